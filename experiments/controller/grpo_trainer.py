@@ -1,0 +1,19 @@
+"""GRPO under the guide's name; it lives in `budgetvlm.controller.grpo` and its neighbours."""
+
+from budgetvlm.controller.grpo import GRPOConfig, compute_advantages, grpo_loss
+from budgetvlm.controller.reward import RewardWeights, constrained_reward, guide_reward
+from budgetvlm.controller.trainer import GRPOTrainer
+from budgetvlm.controller.training import TrainingConfig, TrainingResult, train
+
+__all__ = [
+    "GRPOConfig",
+    "GRPOTrainer",
+    "RewardWeights",
+    "TrainingConfig",
+    "TrainingResult",
+    "compute_advantages",
+    "constrained_reward",
+    "grpo_loss",
+    "guide_reward",
+    "train",
+]

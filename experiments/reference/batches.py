@@ -1,0 +1,103 @@
+"""Packed training batches: many questions behind one image prefix, with a block mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from budgetvlm.tasks import signs
+
+from .build import TOKENS_PER_TILE, vocabulary
+from .labels import GRIDS, tile_labels
+
+_ID = {token: i for i, token in enumerate(vocabulary())}
+IGNORE = -100
+_CONTEXT = _ID["<IMG_CONTEXT>"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed sequences. B scenes, T tokens.
+
+    Attributes:
+        ids: ``[B, T]``; positions: ``[B, T]``; allowed: bool ``[B, 1, T, T]``, who may attend to whom.
+        targets: next token at answer positions, else `IGNORE`, ``[B, T]``.
+        kinds: index of the question's kind at answer positions, ``[B, T]``.
+        scenes: index into the pool, ``[B]``.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    allowed: torch.Tensor
+    targets: torch.Tensor
+    kinds: torch.Tensor
+    scenes: np.ndarray
+    max_crops: int
+
+
+def encode(text: str) -> list[int]:
+    """Token ids of a question or an answer (tested against the tokenizer)."""
+    return [i for word in text.split() for i in ([_ID[word]] if word in _ID else [_ID[c] for c in word])]
+
+
+@dataclass
+class Pool:
+    """Scenes of one stream with their dense labels at every tiling."""
+
+    scenes: list[signs.Scene]
+    labels: dict[int, np.ndarray]
+
+    @classmethod
+    def make(cls, stream: str, count: int, start: int = 0) -> Pool:
+        scenes = [signs.make_scene(signs.scene_seed(stream, start + i)) for i in range(count)]
+        return cls(scenes, {c: np.stack([tile_labels(s, c) for s in scenes]) for c in GRIDS})
+
+    def by_difficulty(self, name: str) -> np.ndarray:
+        return np.array([i for i, s in enumerate(self.scenes) if s.difficulty == name])
+
+
+def pack(
+    pool: Pool,
+    chosen: np.ndarray,
+    max_crops: int,
+    rng: np.random.Generator,
+    questions: int,
+    kinds: tuple[str, ...] | None,
+) -> Batch:
+    """Pack ``questions`` questions for each chosen scene; ``kinds`` restricts them (None: the task's own shares)."""
+    tiles = len(pool.labels[max_crops][0])
+    prefix = [_ID["<img>"], *[_CONTEXT] * (tiles * TOKENS_PER_TILE), _ID["</img>"]]
+    rows = [_pack_scene(pool.scenes[i], prefix, rng, questions, kinds) for i in chosen]
+    length = max(len(row[0]) for row in rows)
+    columns = [np.full((len(rows), length), fill) for fill in (0, 0, -1, IGNORE, 0)]
+    for r, row in enumerate(rows):
+        for column, values in zip(columns, row, strict=True):
+            column[r, : len(values)] = values
+    ids, positions, segments, targets, kind_ids = (torch.from_numpy(c) for c in columns)
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    same = segments[:, :, None] == segments[:, None, :]
+    allowed = (same | (segments == 0)[:, None, :]) & causal
+    return Batch(ids, positions, allowed[:, None], targets, kind_ids, chosen, max_crops)
+
+
+def _pack_scene(
+    scene: signs.Scene, prefix: list[int], rng: np.random.Generator, questions: int, kinds: tuple[str, ...] | None
+) -> tuple[list[int], ...]:
+    start = len(prefix)
+    ids, positions = list(prefix), list(range(start))
+    segments, targets, kind_ids = [0] * start, [IGNORE] * start, [0] * start
+    possible = [k for k in signs.possible_kinds(scene) if kinds is None or k in kinds]
+    for segment in range(1, questions + 1):
+        kind = None if kinds is None else possible[rng.integers(len(possible))]
+        question = signs.ask(scene, rng, kind)
+        prompt = [*encode(question.text), _ID["<a>"]]
+        answer = [*encode(question.answer), _ID["</s>"]]
+        tokens = prompt + answer[:-1]
+        ids += tokens
+        positions += range(start, start + len(tokens))
+        segments += [segment] * len(tokens)
+        targets += [IGNORE] * (len(prompt) - 1) + answer
+        kind_ids += [signs.KINDS.index(question.kind)] * len(tokens)
+    return ids, positions, segments, targets, kind_ids

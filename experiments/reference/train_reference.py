@@ -1,0 +1,127 @@
+"""Train the bundled vision-language model from scratch, from a seed, on a CPU in about two hours.
+
+    python -m experiments.reference.train_reference --output_dir build/reference --threads 2
+
+Every lesson is saved when it ends, and the joint lesson every 250 steps; a second call goes on after the last lesson
+that was finished. ``--export`` writes the model directory that the package ships: bfloat16 weights, tokenizer,
+image processor, knob space and the order in which blocks stay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from budgetvlm._io import atomic_path, write_json
+from budgetvlm.errors import BudgetVLMError, ConfigError
+
+from . import stages
+from .build import KNOB_SPACE, NUM_BLOCKS, PROMPT, build_image_processor, build_model, build_tokenizer
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    torch.set_num_threads(args.threads)
+    try:
+        run(args)
+    except BudgetVLMError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, required=True, help="where the lessons are saved")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2, help="torch threads (default 2)")
+    parser.add_argument("--language_steps", type=int, default=2400)
+    parser.add_argument("--vision_steps", type=int, default=2000)
+    parser.add_argument("--projector_steps", type=int, default=600)
+    parser.add_argument("--joint_steps", type=int, default=4000)
+    parser.add_argument("--joint_lr", type=float, default=1.5e-3)
+    parser.add_argument("--scenes", type=int, default=3000, help="scenes of the joint lesson, 300 kB each")
+    parser.add_argument("--export", type=Path, help="write the newest lesson as a model here and stop")
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    out = args.output_dir
+    model = build_model(args.seed)
+    if args.export:
+        export(model, newest(out), args.export)
+        return
+    log = stages.Log()
+    perfect = _language(model, log, out, args)
+    _vision(model, log, out, args)
+    seen = stages.SeenPool.make(model, "pretrain", args.scenes)
+    held_out = stages.SeenPool.make(model, "pretrain-check", 300)
+    if not _load(model, out / "projector.safetensors"):
+        stages.learn_projector(model, perfect, seen, log, steps=args.projector_steps, seed=args.seed)
+        _save(model, out / "projector.safetensors", log)
+    lesson = stages.learn_joint(
+        model, seen, held_out, log, steps=args.joint_steps, seed=args.seed + 1, lr=args.joint_lr
+    )
+    for _ in lesson:
+        _save(model, out / "joint.safetensors", log)
+
+
+def _language(model: torch.nn.Module, log: stages.Log, out: Path, args: argparse.Namespace) -> torch.nn.Linear:
+    perfect_path = out / "perfect.safetensors"
+    if _load(model, out / "language.safetensors"):
+        perfect = torch.nn.Linear(stages.CONTENT, model.config.text_config.hidden_size, bias=False)
+        perfect.load_state_dict(load_file(perfect_path))
+        return perfect
+    perfect = stages.learn_language(model, log, steps=args.language_steps, scenes=4000, seed=args.seed)
+    save_file(perfect.state_dict(), perfect_path)
+    _save(model, out / "language.safetensors", log)
+    return perfect
+
+
+def _vision(model: torch.nn.Module, log: stages.Log, out: Path, args: argparse.Namespace) -> None:
+    if not _load(model, out / "vision.safetensors"):
+        stages.learn_vision(model, log, steps=args.vision_steps, seed=args.seed)
+        _save(model, out / "vision.safetensors", log)
+
+
+def _load(model: torch.nn.Module, path: Path) -> bool:
+    if not path.exists():
+        return False
+    model.load_state_dict(load_file(path), strict=False)
+    return True
+
+
+def _save(model: torch.nn.Module, path: Path, log: stages.Log) -> None:
+    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with atomic_path(path) as temporary:
+        save_file(weights, temporary)
+    write_json(path.with_suffix(".log.json"), log.records)
+
+
+def newest(out: Path) -> Path:
+    """The last lesson that was saved. Raises ConfigError if there is none."""
+    for name in ("joint", "projector", "vision", "language"):
+        if (out / f"{name}.safetensors").exists():
+            return out / f"{name}.safetensors"
+    raise ConfigError(f"{out} holds no saved lesson; train first, without --export")
+
+
+def export(model: Any, weights: Path, target: Path) -> None:
+    """Write the directory that `budgetvlm.vlm.load_vlm` opens."""
+    model.load_state_dict(load_file(weights), strict=False)
+    model.to(torch.bfloat16).save_pretrained(target)
+    build_tokenizer().save_pretrained(target)
+    build_image_processor().save_pretrained(target)
+    blocks = [0, NUM_BLOCKS - 1, *range(1, NUM_BLOCKS - 1)]
+    document = {"knob_space": KNOB_SPACE, "block_order": blocks, "prompt": PROMPT}
+    (target / "knobs.json").write_text(json.dumps(document, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The commands of `budgetvlm`. Each module has `add_arguments(parser)` and `run(args) -> int`."""

@@ -1,0 +1,66 @@
+"""Answer a question about an image within a budget in milliseconds.
+
+The controller chooses tiles, experts and blocks for this image, this question and this budget.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from budgetvlm.runtime import Answer
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `budgetvlm ask`."""
+    add = parser.add_argument
+    add("--image", required=True, metavar="FILE", help="image file")
+    add("--question", required=True, metavar="TEXT", help="what to ask")
+    add("--budget-ms", required=True, type=float, metavar="N", help="time for the whole request, in ms")
+    add("--checkpoint", metavar="DIR", help="trained controller (default: the one that comes with the model)")
+    add("--model_path", default="reference", metavar="DIR", help="model directory, or 'reference' (default)")
+    add(
+        "--price", type=float, metavar="X", help="accuracy given for one latency of the full setting; 0: use the budget"
+    )
+    add("--max_new_tokens", type=int, default=16, metavar="N", help="longest answer (default: 16)")
+    add("--num_threads", type=int, metavar="N", help="threads of torch (default: torch's own choice)")
+    add("--device", default="cpu", help="torch device (default: cpu)")
+    add("--json", action="store_true", help="one JSON document instead of text")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ask once; what is wrong with the request is found before a model is opened."""
+    from budgetvlm.runtime import AdaptiveVLM, check_request
+    from budgetvlm.vlm.images import open_image
+
+    check_request(args.question, args.budget_ms, args.price)
+    image = open_image(args.image)
+    model = AdaptiveVLM.from_pretrained(
+        args.model_path, args.checkpoint, device=args.device, num_threads=args.num_threads
+    )
+    answer = model.generate(
+        image, args.question, budget_ms=args.budget_ms, price=args.price, max_new_tokens=args.max_new_tokens
+    )
+    print(json.dumps(answer.to_dict(), ensure_ascii=False) if args.json else describe(answer))
+    return 0
+
+
+def describe(answer: Answer) -> str:
+    """A few lines for people."""
+    stages = ", ".join(f"{name} {ms:.1f}" for name, ms in answer.stages_ms.items())
+    bound = "" if answer.predicted_ms is None else f", expected at most {answer.predicted_ms:.1f} ms"
+    lines = [
+        f"answer   {answer.answer}",
+        f"setting  {answer.setting}",
+        f"latency  {answer.latency_ms:.1f} ms ({stages}){bound}",
+        f"budget   {answer.budget_ms:g} ms {'met' if answer.budget_met else 'missed'}",
+    ]
+    if answer.best_effort:
+        lines.append(
+            "note     no setting is expected to keep this budget: best effort with the one expected to be fastest"
+        )
+    if answer.finish_reason == "length":
+        lines.append("note     the answer was cut at max_new_tokens")
+    return "\n".join(lines)

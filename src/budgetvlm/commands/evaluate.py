@@ -1,0 +1,188 @@
+"""Compare a controller with simple policies on held-out samples, under a budget and at equal accuracy.
+
+Several checkpoints (one a seed) are reported as their mean and one by one; without a checkpoint only the simple
+policies and the bounds are reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from budgetvlm.errors import CheckpointError, ConfigError, KnobSpaceError, OutputError
+
+if TYPE_CHECKING:
+    from budgetvlm.evaluate import EvaluationOptions
+    from budgetvlm.features import Features
+    from budgetvlm.policies import Policy
+    from budgetvlm.report import EvaluationReport
+    from budgetvlm.table import ProfileTable
+
+REPORT, PICTURE = "evaluation.json", "evaluation.png"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `budgetvlm evaluate`."""
+    data = parser.add_argument_group("data (either --table and --features, or --data)")
+    data.add_argument("--table", type=Path, metavar="FILE", help="profile table (.parquet)")
+    data.add_argument("--features", type=Path, metavar="FILE", help="its samples' features (.safetensors)")
+    data.add_argument("--data", type=Path, metavar="FILE", help="controller_training_data.json of `budgetvlm prepare`")
+    parser.add_argument(
+        "--checkpoint", type=Path, nargs="+", default=[], metavar="DIR", help="trained controllers, one a seed"
+    )
+    parser.add_argument(
+        "--split", default="test", choices=["test", "validation"], help="samples to report (default: test)"
+    )
+    parser.add_argument(
+        "--budgets", type=float, nargs="+", metavar="SHARE",
+        help="budgets as shares of the full setting's median latency (default: 0.35 0.5 0.6 0.7 0.85 1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--price", type=float, default=0.01, metavar="P",
+        help="of latency while under a budget: accuracy for one full latency, for all policies (default: 0.01)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--labels", nargs="+", default=["kind", "difficulty"], metavar="NAME",
+        help="group labels of the group lookup, where the table has them (default: kind difficulty)",
+    )  # fmt: skip
+    parser.add_argument("--resamples", type=int, default=1000, metavar="N", help="of the bootstrap (default: 1000)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    parser.add_argument("--json", action="store_true", help="one JSON document on standard output, and nothing else")
+    parser.add_argument("--output_dir", type=Path, metavar="DIR", help=f"write {REPORT} and {PICTURE} there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier evaluation in --output_dir")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read, evaluate, report."""
+    options = _options(args)
+    _check_output(args.output_dir, args.overwrite)
+    table, features = _read_data(args)
+    policies = _read_controllers(args.checkpoint, table, features)
+    report = _evaluate(table, features, policies, options)
+    written = _write(report, args.output_dir)
+    _show(report, args.json, written)
+    return 0
+
+
+def _options(args: argparse.Namespace) -> EvaluationOptions:
+    from budgetvlm.evaluate import EvaluationOptions
+
+    default = EvaluationOptions.budget_shares
+    return EvaluationOptions(
+        split=args.split,
+        budget_shares=tuple(sorted(set(args.budgets))) if args.budgets else default,
+        price=args.price,
+        labels=tuple(args.labels),
+        resamples=args.resamples,
+        seed=args.seed,
+    )
+
+
+def _check_output(directory: Path | None, overwrite: bool) -> None:
+    """Raise OutputError before any work is done."""
+    present = [name for name in (REPORT, PICTURE) if directory is not None and (directory / name).exists()]
+    if present and not overwrite:
+        raise OutputError(
+            f"{directory} already holds {' and '.join(present)}; add --overwrite to replace them, or choose another "
+            "--output_dir"
+        )
+
+
+def _read_data(args: argparse.Namespace) -> tuple[ProfileTable, Features]:
+    from budgetvlm.features import Features
+    from budgetvlm.table import ProfileTable
+
+    pair = args.table is not None and args.features is not None
+    if args.data is not None and args.table is None and args.features is None:
+        from budgetvlm.profiling.prepare import load_prepared
+
+        prepared = load_prepared(args.data)
+        return prepared.table, prepared.features
+    if not pair or args.data is not None:
+        raise ConfigError("give either --table and --features, or --data alone; they say what is evaluated")
+    return ProfileTable.load(args.table), Features.load(args.features)
+
+
+def _read_controllers(paths: list[Path], table: ProfileTable, features: Features) -> dict[str, Policy]:
+    """One policy a checkpoint, named after its path.
+
+    Raises:
+        CheckpointError, KnobSpaceError: a checkpoint that cannot be read or does not fit the data.
+    """
+    policies: dict[str, Policy] = {}
+    for path, name in zip(paths, _names(paths), strict=True):
+        policies[name] = _read_controller(path, table, features)
+    return policies
+
+
+def _read_controller(path: Path, table: ProfileTable, features: Features) -> Policy:
+    from budgetvlm.controller.checkpoint import load_controller
+    from budgetvlm.policies import ControllerPolicy
+
+    controller = load_controller(path)
+    if controller.knob_space != table.knob_space:
+        raise KnobSpaceError(
+            f"the checkpoint {path} was trained for another knob space ({controller.knob_space}) than the table's "
+            f"({table.knob_space}); give the table that it was trained on, or train on this one"
+        )
+    wanted = (controller.config["image_feat_dim"], controller.config["lang_feat_dim"])
+    given = (features.image.shape[1], features.language.shape[1])
+    if wanted != given:
+        raise CheckpointError(
+            f"the checkpoint {path} reads {wanted[0]} image and {wanted[1]} language features a sample; the features "
+            f"given have {given[0]} and {given[1]}. Give the features that it was trained on, or train on these."
+        )
+    return ControllerPolicy(controller)
+
+
+def _names(paths: list[Path]) -> list[str]:
+    """The last part of each path, or the whole path where the last parts do not differ."""
+    short = [path.name or str(path) for path in paths]
+    names = short if len(set(short)) == len(paths) else [str(path) for path in paths]
+    if len(set(names)) != len(names):
+        raise ConfigError(f"the same checkpoint is given twice: {', '.join(names)}; give each seed once")
+    return names
+
+
+def _evaluate(
+    table: ProfileTable, features: Features, policies: dict[str, Policy], options: EvaluationOptions
+) -> EvaluationReport:
+    """Evaluate with a line of progress on a terminal's standard error."""
+    from tqdm import tqdm
+
+    from budgetvlm.evaluate import evaluate
+
+    with tqdm(disable=None, bar_format="{desc} ({elapsed})", file=sys.stderr, leave=False) as bar:
+        return evaluate(table, features, policies, options, progress=bar.set_description_str)
+
+
+def _write(report: EvaluationReport, directory: Path | None) -> list[Path]:
+    """Write the document and the picture; their paths."""
+    if directory is None:
+        return []
+    from budgetvlm._io import write_json
+
+    write_json(directory / REPORT, report.to_dict())
+    report.plot(directory / PICTURE)
+    return [directory / REPORT, directory / PICTURE]
+
+
+def _show(report: EvaluationReport, as_json: bool, written: list[Path]) -> None:
+    if as_json:
+        print(json.dumps(report.to_dict(), allow_nan=False, ensure_ascii=False))
+        return
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        from budgetvlm.tables import WIDTH, renderable
+
+        console = Console()
+        console.width = max(console.width, WIDTH)
+        console.print(renderable(report))
+    else:
+        sys.stdout.write(report.table())
+    for path in written:
+        print(path)

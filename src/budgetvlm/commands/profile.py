@@ -1,0 +1,120 @@
+"""Measure accuracy (exp5) or latency (exp6) of the settings of a model's knobs on a data set.
+
+Writes one JSON file a setting. A killed sweep goes on where it was when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from budgetvlm.profiling.sweep import SweepOptions
+
+STRATEGIES = ("full", "balanced", "stratified", "boundary", "lhs")
+DIRECTORIES = {"accuracy": "./results/profiling/exp5_accuracy", "latency": "./results/profiling/exp6_latency"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Two sub-commands with nearly the same flags."""
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="accuracy|latency")
+    for kind, text in (
+        ("accuracy", "exp5: all settings answer all samples, in batches, scored by the task"),
+        ("latency", "exp6: batch 1, all stages timed, settings interleaved in random order"),
+    ):
+        add_sweep_arguments(kinds.add_parser(kind, help=text, description=text), kind)
+
+
+def add_sweep_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
+    """The flags of one sweep."""
+    add = parser.add_argument
+    add("--model_path", default="reference", help="model directory, or the bundled 'reference' (default)")
+    add("--dataset_name", default="signs", help="data set (default: signs)")
+    add("--split", default="train", help="split, or several: train,validation,test (default: train)")
+    add("--output_dir", default=DIRECTORIES[kind], help="where the results go (default: %(default)s)")
+    add(
+        "--num_samples", help="samples: one number for all splits together, or one for each: 800,200,400 (default: all)"
+    )
+    add("--max_new_tokens", type=int, help="longest answer (default: what the data set asks for)")
+    add("--sampling_strategy", choices=STRATEGIES, default="full", help="which settings to measure (default: full)")
+    add("--num_settings", type=int, help="how many settings a strategy draws (default: about a third)")
+    add("--settings", help="the settings to measure, instead of a strategy: '1,8,8;12,2,4' (max_crops,top_k,blocks)")
+    add("--seed", type=int, default=0, help="draws samples, settings and orders (default: 0)")
+    add("--num_threads", type=int, help="threads of torch (default: torch's own choice)")
+    add("--device", default="cpu", help="torch device (default: cpu)")
+    add("--rank", type=int, default=0, help="number of this process, where several share the samples")
+    add("--world_size", type=int, default=1, help="how many processes share the samples")
+    add("--overwrite", action="store_true", help="measure anew what is there, instead of going on with it")
+    if kind == "accuracy":
+        add("--batch_size", type=int, default=32, help="samples answered at once (default: 32)")
+    else:
+        add("--batch_size", type=int, choices=(1,), default=1, help="latency is that of one request: always 1")
+        add("--warmup", type=int, default=2, help="untimed requests at each setting before all (default: 2)")
+        add("--repeats", type=int, default=3, help="requests of each sample at each setting (default: 3)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run a sweep and say where its results are."""
+    return run_sweep(args, args.kind)
+
+
+def run_sweep(args: argparse.Namespace, kind: str) -> int:
+    """One sweep from its parsed flags; returns the exit code."""
+    from budgetvlm.tasks import load_task
+    from budgetvlm.vlm import load_vlm
+
+    options = sweep_options(args)
+    task = load_task(args.dataset_name)
+    vlm = load_vlm(args.model_path, device=args.device, num_threads=args.num_threads)
+    settings = _settings(args, vlm.knob_space)
+    print(f"{kind} of {len(settings)} of {len(vlm.knob_space)} settings of {args.model_path} on {args.dataset_name}")
+    if kind == "accuracy":
+        from budgetvlm.profiling.accuracy import profile_accuracy
+
+        paths = profile_accuracy(vlm, task, settings, options, batch_size=args.batch_size)
+    else:
+        from budgetvlm.profiling.latency import profile_latency
+
+        paths = profile_latency(
+            vlm, task, settings, options, warmup=args.warmup, repeats=args.repeats, device=args.device
+        )
+    print(f"{len(paths)} result files in {paths[0].parent}")
+    return 0
+
+
+def sweep_options(args: argparse.Namespace) -> SweepOptions:
+    """The checked options, from parsed flags."""
+    from pathlib import Path
+
+    from budgetvlm.profiling.extract import model_fingerprint
+    from budgetvlm.profiling.sweep import SweepOptions
+    from budgetvlm.vlm.loading import model_directory
+
+    return SweepOptions(
+        splits=tuple(name.strip() for name in args.split.replace("+", ",").split(",")),
+        output_dir=Path(args.output_dir),
+        num_samples=_whole_numbers(args.num_samples),
+        max_new_tokens=args.max_new_tokens,
+        seed=args.seed,
+        overwrite=args.overwrite,
+        model_fingerprint=model_fingerprint(model_directory(args.model_path)),
+        rank=args.rank,
+        world_size=args.world_size,
+    )
+
+
+def _whole_numbers(text: str | None) -> tuple[int, ...] | None:
+    from budgetvlm.errors import ConfigError
+
+    try:
+        return None if text is None else tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise ConfigError(f"num_samples={text!r} is no number; give one, or one for each split: 800,200") from None
+
+
+def _settings(args: argparse.Namespace, space: Any) -> Any:
+    from budgetvlm.profiling.sampling import choose_settings, parse_settings
+
+    if args.settings is None:
+        return choose_settings(space, args.sampling_strategy, args.num_settings, args.seed)
+    return parse_settings(space, args.settings)

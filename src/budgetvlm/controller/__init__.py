@@ -1,0 +1,1 @@
+"""The controller: its network, its rewards, GRPO, training and checkpoints. Knows nothing of any model."""

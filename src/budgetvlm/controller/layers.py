@@ -1,0 +1,119 @@
+"""Layers of the controller: standardised features, embedded positive numbers (budget, price), a quick dropout."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from budgetvlm.errors import ConfigError
+
+LARGEST_SCORE = 8.0  # standardised features are cut here, so that an odd image cannot blow up the network
+
+
+class Standardiser(nn.Module):
+    """(x - mean) / std, then optionally a projection on ``out_dim`` principal components; all fixed, all buffers.
+
+    A fresh one passes its input through. Raw features go in, so a checkpoint needs no separate preprocessing.
+
+    Args:
+        in_dim: D, width of the raw features.
+        out_dim: number of principal components kept; None keeps all features as they are.
+    """
+
+    mean: Tensor
+    std: Tensor
+    components: Tensor | None
+    component_std: Tensor | None
+
+    def __init__(self, in_dim: int, out_dim: int | None = None):
+        super().__init__()
+        self.in_dim = in_dim
+        self.out_dim = in_dim if out_dim is None else min(out_dim, in_dim)
+        self.register_buffer("mean", torch.zeros(in_dim))
+        self.register_buffer("std", torch.ones(in_dim))
+        self.register_buffer("components", None if out_dim is None else torch.eye(in_dim, self.out_dim))
+        self.register_buffer("component_std", None if out_dim is None else torch.ones(self.out_dim))
+
+    @torch.no_grad()
+    def fit(self, x: Tensor) -> None:
+        """Fit on the training split's features ``[S, D]``.
+
+        Features that never vary get std 1, so they become 0. Components are those of the standardised features,
+        scaled to unit variance; where there are fewer samples than components, the rest stay 0.
+
+        Raises:
+            ConfigError: a feature that is not a finite number.
+        """
+        if not bool(torch.isfinite(x).all()):
+            raise ConfigError("the features hold NaN or infinite numbers; extract them again")
+        wide = x.double()
+        std = wide.std(dim=0, correction=0)
+        std = torch.where(std > 1e-6 * (1.0 + wide.abs().amax(dim=0)), std, torch.ones_like(std))
+        self.mean.copy_(wide.mean(dim=0))
+        self.std.copy_(std)
+        if self.components is not None:
+            self._fit_components((wide - wide.mean(dim=0)) / std)
+
+    def _fit_components(self, z: Tensor) -> None:
+        """Principal components of standardised features ``[S, D]``, from the D x D covariance."""
+        assert self.components is not None and self.component_std is not None
+        values, vectors = torch.linalg.eigh(z.T @ z / len(z))
+        values, vectors = values.flip(0)[: self.out_dim], vectors.flip(1)[:, : self.out_dim]
+        known = values > 1e-9 * values[0].clamp(min=1e-30)
+        largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
+        self.components.copy_(vectors * largest.sign() * known)  # the sign is fixed, so equal data give equal bits
+        self.component_std.copy_(torch.where(known, values.clamp(min=0.0).sqrt(), torch.ones_like(values)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Raw features ``[B, D]`` -> ``[B, out_dim]``."""
+        z = (x - self.mean) / self.std
+        if self.components is not None and self.component_std is not None:
+            z = (z @ self.components) / self.component_std
+        return z.clamp(-LARGEST_SCORE, LARGEST_SCORE)
+
+
+class LogEmbedding(nn.Module):
+    """Embeds the logarithm of a positive ratio: sines and cosines of several frequencies, then a linear layer.
+
+    Args:
+        width: width of the embedding.
+        num_frequencies: frequencies pi/4, pi/2, pi, ... per unit of the natural logarithm.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, width: int, num_frequencies: int = 6):
+        super().__init__()
+        frequencies = math.pi / 4 * 2.0 ** torch.arange(num_frequencies)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.linear = nn.Linear(2 * num_frequencies + 1, width)
+
+    def basis(self, log_ratio: Tensor) -> Tensor:
+        """``[B]`` -> ``[B, 2 * num_frequencies + 1]``; has no parameters, so training computes it once an epoch."""
+        angles = log_ratio[..., None] * self.frequencies
+        return torch.cat([log_ratio[..., None], angles.sin(), angles.cos()], dim=-1)
+
+    def forward(self, basis: Tensor) -> Tensor:
+        """``[B, 2 * num_frequencies + 1]`` -> ``[B, width]``."""
+        return torch.nn.functional.silu(self.linear(basis))
+
+
+class QuickDropout(nn.Module):
+    """Dropout that draws a byte for each number, so ``p`` is rounded to 256ths.
+
+    On a CPU it takes a fifth of the time of `torch.nn.Dropout`, which was a tenth of an update.
+    """
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.dropped = min(round(p * 256), 255)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """In training, zero each number of ``[..., D]`` with probability p and scale the rest to the same mean."""
+        if not self.training or not self.dropped:
+            return x
+        words = torch.empty(-(-x.numel() // 8), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+        kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= self.dropped
+        return x * kept.to(x.dtype).mul_(256 / (256 - self.dropped))

@@ -1,0 +1,353 @@
+"""The controller: (image feature, language feature, budget, price) -> a distribution over the settings.
+
+Shapes: B states, G settings drawn for a state, K settings, N knobs, Di and Dl features. Budgets and latencies in ms.
+
+The policy is softmax over the settings of ``logit_scale * (value(state, setting) - price * latency / reference)``.
+``value`` is on the accuracy scale, a sum of one head a knob and a joint term, so the knobs are chosen together. The
+price enters as what it means, and the network learns only what the features, the budget and the price change. With an
+entropy bonus of 1 / logit_scale the best ``value`` is each setting's expected accuracy (Ziebart et al. 2008: the
+optimum of reward plus t x entropy is softmax(reward / t)), so an untrained controller whose values are the settings'
+mean accuracies is the lookup table, and training starts from there (`start_from`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from budgetvlm.controller.arguments import bounds_tensor, check_arguments, feature_matrix
+from budgetvlm.controller.layers import LogEmbedding, QuickDropout, Standardiser
+from budgetvlm.errors import CheckpointError, InputError, KnobSpaceError
+from budgetvlm.knobs import KnobSpace, Value
+
+GUIDE_KNOBS: dict[str, list[Value]] = {
+    "max_crops": [2, 4, 6, 8, 10, 12],
+    "top_k": [4, 8, 12],
+    "num_active_blocks": [12, 13, 14, 15, 16],
+}
+LARGEST_LOG_RATIO = 4.0  # budgets beyond e**4 (55) times the reference, "no limit" among them, all look the same
+SMALLEST_PRICE = 1e-4
+DEFAULT_LATENCY_REFERENCE_MS = 1000.0
+
+
+class GRPOController(nn.Module):
+    """A policy over the settings of a knob space.
+
+    Args:
+        image_feat_dim, lang_feat_dim: Di and Dl, widths of the raw features.
+        budget_dim: width of the budget's embedding and of the price's.
+        hidden_dim, num_hidden_layers, dropout: the network between features and heads.
+        knob_values: knob name -> allowed values; None means the space of the guide's model (`GUIDE_KNOBS`).
+        feature_dim: keep this many principal components of each feature; None keeps the features as they are.
+        latency_reference_ms: latency of the full setting (median on the training samples); budgets are read as
+            multiples of it, and a price is accuracy given for one such latency.
+        latency_ms: mean latency of each setting ``[K]``; None, for all or for one, means unknown: there a price acts
+            through learning alone.
+        bounds_ms: upper latency bound of each setting ``[K]`` (see `budgetvlm.guard`); None allows every setting, a
+            None among the bounds never allows that one (it was not measured).
+        default_price: the price where none is given.
+        logit_scale: how sharply the policy prefers the better setting.
+
+    Raises:
+        ConfigError: sizes that are not positive and the like, all problems at once.
+        KnobSpaceError: `knob_values` that are no knob space, or a knob with a reserved name.
+    """
+
+    latency_reference_ms: Tensor
+    default_price: Tensor
+    bounds_ms: Tensor
+    latency_ms: Tensor
+    value_matrix: Tensor
+    head_sum: Tensor
+
+    def __init__(
+        self,
+        image_feat_dim: int,
+        lang_feat_dim: int,
+        budget_dim: int = 32,
+        hidden_dim: int = 256,
+        knob_values: Mapping[str, Sequence[Value]] | None = None,
+        num_hidden_layers: int = 2,
+        dropout: float = 0.0,
+        feature_dim: int | None = None,
+        latency_reference_ms: float = DEFAULT_LATENCY_REFERENCE_MS,
+        latency_ms: Sequence[float | None] | None = None,
+        bounds_ms: Sequence[float | None] | None = None,
+        default_price: float = 0.01,
+        logit_scale: float = 20.0,
+    ):
+        super().__init__()
+        self.knob_space = KnobSpace(GUIDE_KNOBS if knob_values is None else knob_values)
+        self._sizes: dict[str, Any] = {
+            "image_feat_dim": image_feat_dim,
+            "lang_feat_dim": lang_feat_dim,
+            "budget_dim": budget_dim,
+            "hidden_dim": hidden_dim,
+            "num_hidden_layers": num_hidden_layers,
+            "dropout": dropout,
+            "feature_dim": feature_dim,
+            "logit_scale": logit_scale,
+        }
+        self.logit_scale = logit_scale
+        check_arguments(self._sizes, self.knob_space, latency_reference_ms, default_price, latency_ms, bounds_ms)
+        self._add_buffers(latency_reference_ms, default_price, latency_ms, bounds_ms)
+        self.image_input = Standardiser(image_feat_dim, feature_dim)
+        self.lang_input = Standardiser(lang_feat_dim, feature_dim)
+        self.budget_embedding = LogEmbedding(budget_dim)
+        self.price_embedding = LogEmbedding(budget_dim)
+        self.feature_layer = nn.Linear(self.image_input.out_dim + self.lang_input.out_dim, hidden_dim)
+        self.context_layer = nn.Linear(2 * budget_dim, hidden_dim)
+        layers: list[nn.Module] = [nn.SiLU(), QuickDropout(dropout)]
+        for _ in range(num_hidden_layers - 1):
+            layers += [nn.Linear(hidden_dim, hidden_dim), nn.SiLU(), QuickDropout(dropout)]
+        self.trunk = nn.Sequential(*layers)
+        self.heads = nn.Linear(hidden_dim, sum(self.knob_space.sizes) + self.num_settings)
+        nn.init.zeros_(self.heads.weight)  # the untrained policy is uniform but for the price
+        nn.init.zeros_(self.heads.bias)
+
+    def _add_buffers(
+        self,
+        reference: float,
+        price: float,
+        latency_ms: Sequence[float | None] | None,
+        bounds_ms: Sequence[float | None] | None,
+    ) -> None:
+        """What is not learnt but has to travel with the weights.
+
+        A latency of 0 is unknown; bounds of 0 allow everything; a bound of infinity allows nothing.
+        """
+        space = self.knob_space
+        unknown: list[float | None] = [None] * self.num_settings
+        self.register_buffer("latency_reference_ms", torch.tensor(float(reference)))
+        self.register_buffer("default_price", torch.tensor(float(price)))
+        self.register_buffer("latency_ms", torch.tensor([ms or 0.0 for ms in latency_ms or unknown]))
+        self.register_buffer(
+            "bounds_ms", torch.zeros(self.num_settings) if bounds_ms is None else bounds_tensor(bounds_ms)
+        )
+        self.register_buffer("value_matrix", torch.from_numpy(space.value_matrix.copy()))
+        head_sum = torch.zeros(sum(space.sizes), space.num_settings)
+        offset = 0
+        for column, size in enumerate(space.sizes):
+            head_sum[offset + torch.from_numpy(space.value_indices[:, column]), torch.arange(len(space))] = 1.0
+            offset += size
+        self.register_buffer("head_sum", head_sum, persistent=False)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write ``config.json`` and ``model.safetensors``. Raises OutputError."""
+        from budgetvlm.controller.checkpoint import save_pretrained
+
+        save_pretrained(self, directory)
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path) -> GRPOController:
+        """The controller that `save_pretrained` or training wrote there, ready for use. Raises CheckpointError."""
+        from budgetvlm.controller.checkpoint import from_pretrained
+
+        return from_pretrained(directory)
+
+    @property
+    def num_settings(self) -> int:
+        return self.knob_space.num_settings
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """JSON-able; ``GRPOController(**controller.config)`` builds the same network, without its weights."""
+        latencies = [ms or None for ms in self.latency_ms.tolist()]
+        bounds = [ms if ms < math.inf else None for ms in self.bounds_ms.tolist()]
+        return {
+            **self._sizes,
+            "knob_values": self.knob_space.to_dict(),
+            "latency_reference_ms": self.latency_reference_ms.item(),
+            "latency_ms": latencies if any(latencies) else None,
+            "bounds_ms": bounds if any(bounds) else None,
+            "default_price": self.default_price.item(),
+        }
+
+    def fit_features(self, image_feat: Tensor, lang_feat: Tensor) -> None:
+        """Fit standardisation (and principal components) on the training split, ``[S, Di]`` and ``[S, Dl]``."""
+        self.image_input.fit(image_feat)
+        self.lang_input.fit(lang_feat)
+
+    @torch.no_grad()
+    def start_from(self, accuracy: Sequence[float]) -> None:
+        """Make the untrained policy the lookup table of these mean accuracies ``[K]``; NaN counts as the lowest."""
+        values = torch.as_tensor(accuracy).to(self.heads.bias)
+        lowest = values[~values.isnan()].min() if bool((~values.isnan()).any()) else 0.0
+        self.heads.bias[self.head_sum.shape[0] :] = values.nan_to_num(nan=float(lowest))
+
+    def forward(
+        self,
+        image_feat: Tensor,
+        lang_feat: Tensor,
+        budget: Tensor | float,
+        price: Tensor | float | None = None,
+    ) -> dict[str, Tensor]:
+        """Logits for a batch of states.
+
+        Args:
+            image_feat, lang_feat: raw features ``[B, Di]`` and ``[B, Dl]``, or ``[Di]`` and ``[Dl]`` for one state.
+            budget: ms, a number, ``[B]`` or ``[B, 1]``; infinity means no limit.
+            price: accuracy for one reference latency, a number, ``[B]`` or ``[B, 1]``; None means `default_price`.
+
+        Returns:
+            ``{knob name: [B, n_values], ..., "joint": [B, K], "feasible": bool [B, K]}``; `setting_logits` adds them
+            up. ``feasible`` is what the bounds allow within the budget, and holds wherever no other mask is given.
+
+        Raises:
+            InputError: features of another width, a budget that is not positive, a price below 0, NaN in either.
+        """
+        image, lang = (
+            feature_matrix(image_feat, "image", self.image_input),
+            feature_matrix(lang_feat, "language", self.lang_input),
+        )
+        if len(image) != len(lang):
+            raise InputError(f"{len(image)} image features but {len(lang)} language features; give one of each a state")
+        budget_B = self._per_state(budget, len(image), "budget")
+        price_B = self._per_state(self.default_price if price is None else price, len(image), "price")
+        raw = self.raw_heads(self.encode(image, lang), self.context_basis(budget_B, price_B))
+        out = self._named(raw)
+        out["joint"] = out["joint"] + self.price_term(price_B)
+        out["feasible"] = self.feasible(budget_B)
+        return out
+
+    def encode(self, image_feat: Tensor, lang_feat: Tensor) -> Tensor:
+        """Raw features -> standardised ``[B, F]``; has no parameters, so training does it once."""
+        return torch.cat([self.image_input(image_feat), self.lang_input(lang_feat)], dim=-1)
+
+    def context_basis(self, budget: Tensor, price: Tensor) -> Tensor:
+        """Budget and price ``[B]`` -> the fixed functions of them that the embeddings read, ``[B, 2, C]``."""
+        largest = self.bounds_ms.masked_fill(self.bounds_ms.isinf(), 0.0).amax()
+        # A budget beyond the largest bound allows what no limit at all allows, so it has to look the same.
+        budget = torch.where(largest > 0, budget.clamp(max=largest), budget)
+        budget_log = (budget / self.latency_reference_ms).log().clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
+        price_log = (price.clamp(min=SMALLEST_PRICE) / 0.1).log().clamp(max=LARGEST_LOG_RATIO)
+        return torch.stack([self.budget_embedding.basis(budget_log), self.price_embedding.basis(price_log)], dim=1)
+
+    def raw_heads(self, encoded: Tensor, basis: Tensor) -> Tensor:
+        """`encode` and `context_basis` -> all heads side by side and the joint term, ``[B, sum(sizes) + K]``."""
+        return self.contextual_heads(self.feature_layer(encoded), basis)
+
+    def contextual_heads(self, hidden: Tensor, basis: Tensor) -> Tensor:
+        """As `raw_heads`, from what `feature_layer` makes of the features ``[B, hidden_dim]``.
+
+        Features and context are added up in the first hidden layer, so many budgets share one pass over the features.
+        """
+        context = torch.cat([self.budget_embedding(basis[:, 0]), self.price_embedding(basis[:, 1])], dim=-1)
+        out: Tensor = self.heads(self.trunk(hidden + self.context_layer(context)))
+        return out * self.logit_scale
+
+    def price_term(self, price: Tensor) -> Tensor:
+        """What the price ``[B]`` takes off each setting's logit, ``[B, K]``."""
+        return price[:, None] * (self.latency_ms * (-self.logit_scale / self.latency_reference_ms))
+
+    def value_logits(self, encoded: Tensor, basis: Tensor) -> Tensor:
+        """Learnt part of the logits, ``[B, K]`` = logit_scale * value; the training loop's lean path."""
+        return self.summed(self.raw_heads(encoded, basis))
+
+    def summed(self, raw: Tensor) -> Tensor:
+        """Heads side by side and joint term ``[B, sum(sizes) + K]`` -> their sum for each setting ``[B, K]``."""
+        split = self.head_sum.shape[0]
+        return torch.addmm(raw[:, split:], raw[:, :split], self.head_sum)
+
+    def _named(self, raw: Tensor) -> dict[str, Tensor]:
+        parts = raw.split([*self.knob_space.sizes, self.num_settings], dim=-1)
+        return dict(zip((*self.knob_space.names, "joint"), parts, strict=True))
+
+    def setting_logits(self, logits: Mapping[str, Tensor]) -> Tensor:
+        """The logits of `forward` added up for each setting, ``[B, K]``; nothing is masked."""
+        heads = torch.cat([logits[name] for name in self.knob_space.names], dim=-1)
+        return torch.addmm(logits["joint"], heads, self.head_sum)
+
+    def feasible(self, budget: Tensor) -> Tensor:
+        """Which settings' bounds lie within each budget ``[B]``, bool ``[B, K]``; a row may be all False."""
+        return (self.bounds_ms <= budget.reshape(-1, 1)) & self.bounds_ms.isfinite()
+
+    def allowed(self, feasible: Tensor) -> Tensor:
+        """A mask ``[B, K]`` whose empty rows allow the setting with the smallest bound instead of nothing."""
+        cheapest = torch.arange(self.num_settings, device=feasible.device) == self.bounds_ms.argmin()
+        return torch.where(feasible.any(dim=-1, keepdim=True), feasible, cheapest)
+
+    def log_policy(self, logits: Mapping[str, Tensor], feasible: Tensor | None = None) -> Tensor:
+        """Log-probability of every setting, ``[B, K]``, -inf where not allowed.
+
+        ``feasible`` None means the mask within ``logits``, if there is one.
+        """
+        total = self.setting_logits(logits)
+        mask = logits.get("feasible") if feasible is None else feasible
+        if mask is not None:
+            if mask.shape[-1] != self.num_settings:
+                raise InputError(
+                    f"the feasible mask has {mask.shape[-1]} columns, but there are {self.num_settings} settings"
+                )
+            total = total.masked_fill(~self.allowed(mask.bool().expand_as(total)), -math.inf)
+        return total.log_softmax(dim=-1)
+
+    def sample_actions(
+        self,
+        logits: Mapping[str, Tensor],
+        deterministic: bool = False,
+        feasible: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Any]:
+        """Choose a setting for each state: the likeliest one, or one drawn from the policy.
+
+        Args:
+            logits: of `forward`.
+            feasible: bool ``[B, K]``, the settings to choose from; None means the mask that `forward` found. A row
+                without any gets the setting with the smallest bound.
+
+        Returns:
+            ``{knob name: values [B], ..., "indices": {knob name: [B]}, "setting_index": [B]}``.
+        """
+        log_policy = self.log_policy(logits, feasible)
+        if deterministic:
+            chosen = log_policy.argmax(dim=-1)
+        else:
+            chosen = torch.multinomial(log_policy.exp(), 1, generator=generator)[:, 0]
+        indices = torch.from_numpy(self.knob_space.value_indices).to(chosen.device)[chosen]
+        actions: dict[str, Any] = {}
+        for column, (name, values) in enumerate(self.knob_space.knobs):
+            actions[name] = torch.tensor(values, device=chosen.device)[indices[:, column]]
+        actions["indices"] = {name: indices[:, column] for column, name in enumerate(self.knob_space.names)}
+        actions["setting_index"] = chosen
+        return actions
+
+    def log_probs(self, logits: Mapping[str, Tensor], setting_index: Tensor, feasible: Tensor | None = None) -> Tensor:
+        """Log-probability of settings ``[B]`` or ``[B, G]``, in the same shape; -inf where not allowed."""
+        log_policy = self.log_policy(logits, feasible)
+        wide = setting_index if setting_index.ndim == 2 else setting_index[:, None]
+        return log_policy.gather(1, wide).reshape(setting_index.shape)
+
+    def _per_state(self, value: Tensor | float, states: int, what: str) -> Tensor:
+        """A budget or price as float32 ``[B]``. Raises InputError."""
+        reference = self.latency_reference_ms
+        tensor = torch.as_tensor(value, device=reference.device).to(reference.dtype).reshape(-1)
+        if tensor.numel() not in (1, states):
+            raise InputError(f"{tensor.numel()} {what}s for {states} states; give one number, or one a state")
+        wrong = ~(tensor > 0) if what == "budget" else ~(tensor >= 0)
+        if bool(wrong.any()):
+            kind, unit = ("a positive number", "ms") if what == "budget" else ("0 or more", "accuracy")
+            raise InputError(f"{what} {tensor[wrong][0].item()} cannot be used; give {kind} ({unit})")
+        return tensor.expand(states)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        """Refuse another knob space or other sizes before anything is copied. Raises CheckpointError."""
+        theirs = state_dict.get(prefix + "value_matrix")
+        if theirs is not None and not torch.equal(theirs.cpu(), self.value_matrix.cpu()):
+            raise KnobSpaceError(
+                f"the checkpoint was trained on another knob space than this controller's ({self.knob_space}); build "
+                'it with GRPOController(**checkpoint["controller_config"])'
+            )
+        for name, mine in self.state_dict().items():
+            given = state_dict.get(prefix + name)
+            if given is not None and given.shape != mine.shape:
+                raise CheckpointError(
+                    f"{name} has shape {list(given.shape)} in the checkpoint but {list(mine.shape)} here. "
+                    'Build it with GRPOController(**checkpoint["controller_config"])'
+                )
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,0 +1,126 @@
+"""The directory of a training run: whether it may be used, what lies there, and TensorBoard's events."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from budgetvlm.controller.checkpoint import BEST, CONFIG, LAST, WEIGHTS, read_checkpoint
+from budgetvlm.errors import ConfigError, OutputError
+
+METRICS, EVENTS = "metrics.json", "tensorboard"
+
+
+def open_output(directory: str | Path, *, resume: bool = False, overwrite: bool = False, remove: bool = True) -> None:
+    """Make the directory, or check that it may be used again; to overwrite removes the earlier run.
+
+    Args:
+        remove: False only checks, so that a mistake shows before long work.
+
+    Raises:
+        OutputError: a run lies there and neither flag was given, or nothing can be written there.
+        ConfigError: both flags.
+    """
+    directory = Path(directory)
+    if resume and overwrite:
+        raise ConfigError("--resume continues the run that lies in --output_dir and --overwrite replaces it; give one")
+    present = [name for name in (BEST, LAST) if (directory / name).exists()]
+    if present and not (resume or overwrite):
+        raise OutputError(
+            f"{directory} already holds a training run ({', '.join(present)}); add --resume to continue it, "
+            "--overwrite to replace it, or give another --output_dir"
+        )
+    _require_writable(directory)
+    if overwrite and remove:
+        _remove_run(directory)
+
+
+def _require_writable(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to {directory}: {error.strerror or error}; give a writable directory as --output_dir"
+        ) from error
+
+
+def _remove_run(directory: Path) -> None:
+    """Remove what an earlier run wrote, and nothing else."""
+    for name in (BEST, LAST, CONFIG, WEIGHTS, METRICS):
+        (directory / name).unlink(missing_ok=True)
+    shutil.rmtree(directory / EVENTS, ignore_errors=True)
+
+
+def read_last(directory: str | Path, origin: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a run needs to go on, or None where none was begun.
+
+    Args:
+        origin: options and data of the run that wants to go on; they have to be those of the earlier one.
+
+    Raises:
+        ConfigError: they differ; the message names what.
+        CheckpointError: the file is damaged.
+    """
+    path = Path(directory) / LAST
+    if not path.exists():
+        return None
+    document = read_checkpoint(path)
+    differing = list(_differences(document.get("origin", {}), origin))
+    if differing:
+        raise ConfigError(
+            f"the run in {directory} cannot be resumed: it had {'; '.join(differing)}. Give the same options and data, "
+            "or --overwrite to start anew."
+        )
+    return document
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    found: list[str] = []
+    for name in sorted({*old, *new}):
+        before, now = old.get(name), new.get(name)
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            found += _differences(before, now)
+        elif before != now and not (isinstance(now, tuple) and list(now) == list(before or [])):
+            found.append("other data" if name == "data" else f"{name} {before} instead of {now}")
+    return found
+
+
+class EventLog:
+    """TensorBoard scalars, one point an epoch.
+
+    Raises:
+        OutputError: the events cannot be written.
+    """
+
+    def __init__(self, directory: str | Path, epoch: int):
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, so only when training
+
+        self.directory = Path(directory) / EVENTS
+        try:
+            self.writer = SummaryWriter(str(self.directory), purge_step=epoch + 1 if epoch else None)
+        except OSError as error:
+            raise self._error(error) from error
+
+    def write(self, figures: Mapping[str, float | None]) -> None:
+        """Write an epoch's figures; the validation's under "validation/", the loss under "train/"."""
+        try:
+            for name, value in figures.items():
+                if value is not None and name != "epoch":
+                    side = "train" if name == "loss" else "validation"
+                    self.writer.add_scalar(f"{side}/{name}", value, int(figures["epoch"] or 0))
+        except OSError as error:
+            raise self._error(error) from error
+
+    def close(self) -> None:
+        try:
+            self.writer.close()
+        except OSError as error:
+            raise self._error(error) from error
+
+    def _error(self, error: OSError) -> OutputError:
+        return OutputError(f"cannot write TensorBoard events to {self.directory}: {error.strerror or error}")

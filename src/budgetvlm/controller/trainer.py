@@ -1,0 +1,212 @@
+"""The training loop: draws states, looks rewards up, updates the controller. Everything stays in tensors.
+
+Each epoch has its own random stream, seeded with (seed, epoch), so a resumed run continues bit by bit.
+
+Shapes: S samples, K settings, N states of an epoch, B states of a batch, G settings drawn for a state.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from budgetvlm.controller.grpo import (
+    NEVER,
+    GRPOConfig,
+    compute_advantages,
+    draw_groups,
+    entropy,
+    exact_loss,
+    grpo_loss,
+    kl_divergence,
+)
+from budgetvlm.controller.network import GRPOController
+from budgetvlm.controller.reward import RewardWeights, constrained_reward, guide_reward
+from budgetvlm.controller.states import Outcomes, StatePlan, States
+
+BLOCK = 4096  # states prepared at once: large enough to spare small operations, small enough for memory
+SEED_STRIDE = 1_000_003  # keeps the streams of neighbouring seeds apart
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B states ready for an update: ``encoded [B, F]``, ``basis [B, 2, C]`` and, ``[B, K]`` each, ``offset`` (price
+    term, and `NEVER` where not allowed) and ``rewards``."""
+
+    encoded: Tensor
+    basis: Tensor
+    offset: Tensor
+    rewards: Tensor
+
+    def __getitem__(self, rows: slice) -> Batch:
+        return Batch(self.encoded[rows], self.basis[rows], self.offset[rows], self.rewards[rows])
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+
+class GRPOTrainer:
+    """Trains a controller on measured outcomes.
+
+    Args:
+        config: the algorithm.
+        controller: its feature statistics, bounds and latencies are already set; it is changed in place.
+        outcomes: accuracy and latency ``[S, K]``.
+        image, language: raw features ``[S, Di]`` and ``[S, Dl]``, in the same order.
+        plan: how states are drawn.
+        weights: of the guide's reward; used by the objective "reward" alone.
+        seed: of everything random.
+    """
+
+    def __init__(
+        self,
+        config: GRPOConfig,
+        controller: GRPOController,
+        outcomes: Outcomes,
+        image: Tensor,
+        language: Tensor,
+        plan: StatePlan | None = None,
+        weights: RewardWeights | None = None,
+        seed: int = 0,
+    ):
+        self.config, self.controller, self.outcomes, self.seed = config, controller, outcomes, seed
+        self.plan, self.weights = plan or StatePlan(), weights or RewardWeights()
+        if config.objective == "reward":  # the guide's reward knows no price
+            self.plan = replace(self.plan, price_share=0.0)
+        self.encoded = controller.encode(image, language)
+        self.complexity = torch.tensor(controller.knob_space.complexity).to(self.encoded)
+        self.parameters: list[Tensor] = list(controller.parameters())
+        matrices = [p for p in self.parameters if p.ndim > 1]
+        vectors = [p for p in self.parameters if p.ndim <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+            lr=config.learning_rate,
+            fused=True,
+        )
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.reference = copy.deepcopy(controller).requires_grad_(False).eval() if config.beta else None
+        self.steps = 0
+
+    def train_epoch(self, epoch: int) -> dict[str, float]:
+        """One pass over freshly drawn states; returns the mean loss."""
+        generator = torch.Generator().manual_seed(self.seed * SEED_STRIDE + epoch)
+        self.controller.train()
+        states = self.plan.draw(self.outcomes, generator)
+        total = torch.zeros((), device=self.encoded.device)
+        count = 0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed * SEED_STRIDE + epoch)  # dropout and drawn groups
+            for batch in self._batches(states):
+                for loss in self._updates(batch):
+                    total += loss
+                    count += 1
+        self.controller.eval()
+        return {"loss": total.item() / max(count, 1)}
+
+    def _batches(self, states: States) -> Iterator[Batch]:
+        size = self.config.batch_size
+        block = max(size, BLOCK // size * size)
+        for start in range(0, len(states), block):
+            prepared = self.prepare(states[start : start + block])
+            for offset in range(0, len(prepared), size):
+                yield prepared[offset : offset + size]
+
+    @torch.no_grad()
+    def prepare(self, states: States) -> Batch:
+        """Look up everything that an update of these states needs."""
+        rows = states.sample
+        accuracy, latency = self.outcomes.accuracy[rows], self.outcomes.latency_ms[rows]
+        measured = self.outcomes.measured[rows]
+        budget, price = states.budget_ms[:, None], states.price[:, None]
+        if self.config.objective == "constrained":
+            allowed = self.controller.allowed(self.controller.feasible(states.budget_ms))
+            rewards = constrained_reward(accuracy, latency, self.controller.latency_reference_ms, price)
+        else:
+            allowed = torch.ones_like(measured)
+            rewards = guide_reward(accuracy, latency, budget, self.complexity, self.weights)
+        offset = self.controller.price_term(states.price)
+        return Batch(
+            self.encoded[rows],
+            self.controller.context_basis(states.budget_ms, states.price),
+            offset.masked_fill(~self.controller.allowed(allowed & measured), NEVER),
+            rewards.masked_fill(~measured, 0.0),
+        )
+
+    def _updates(self, batch: Batch) -> Iterator[Tensor]:
+        """The updates made with one batch; yields each loss."""
+        settings = old_log_probs = None
+        for _ in range(self.config.num_iterations):
+            log_policy = self.log_policy(batch)
+            if self.config.num_generations is not None and settings is None:
+                settings = draw_groups(log_policy, self.config.num_generations)
+                old_log_probs = log_policy.detach().gather(1, settings)
+            loss = self.loss(batch, log_policy, settings, old_log_probs)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            self._update_average()
+            yield loss.detach()
+
+    def log_policy(self, batch: Batch) -> Tensor:
+        """Log-probability of every setting, ``[B, K]``, about `NEVER` where not allowed."""
+        return (self.controller.value_logits(batch.encoded, batch.basis) + batch.offset).log_softmax(dim=1)
+
+    def loss(
+        self, batch: Batch, log_policy: Tensor, settings: Tensor | None = None, old_log_probs: Tensor | None = None
+    ) -> Tensor:
+        """Policy loss of drawn settings ``[B, G]`` (None: all, exactly), and the other terms that are switched on."""
+        config = self.config
+        if settings is None or old_log_probs is None:
+            loss = exact_loss(log_policy, batch.rewards, config.scale_rewards)
+        else:
+            advantages = compute_advantages(batch.rewards.gather(1, settings), config.scale_rewards)
+            log_probs = log_policy.gather(1, settings)
+            loss = grpo_loss(log_probs, old_log_probs, advantages, config.epsilon, config.clip_high, config.loss_type)
+        if self.reference is not None:
+            with torch.no_grad():
+                reference = self.reference.value_logits(batch.encoded, batch.basis) + batch.offset
+            loss = loss + config.beta * kl_divergence(log_policy, reference.log_softmax(dim=1))
+        if config.entropy_coef:
+            loss = loss - config.entropy_coef * entropy(log_policy)
+        return loss
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        """Exponential moving average of the weights, with a short memory at the start."""
+        self.steps += 1
+        decay = min(self.config.ema_decay, self.steps / (self.steps + 10.0))
+        torch._foreach_lerp_(self.average, self.parameters, 1.0 - decay)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The controller has the averaged weights inside the ``with`` block and its own again after it."""
+        own = [parameter.detach().clone() for parameter in self.parameters]
+        self._set(self.average)
+        try:
+            yield
+        finally:
+            self._set(own)
+
+    @torch.no_grad()
+    def _set(self, values: list[Tensor]) -> None:
+        for parameter, value in zip(self.parameters, values, strict=True):
+            parameter.copy_(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed trainer needs besides its arguments; holds references, copy it to keep it."""
+        weights = [parameter.detach() for parameter in self.parameters]
+        optimizer = self.optimizer.state_dict()
+        return {"weights": weights, "average": self.average, "optimizer": optimizer, "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        self._set(state["weights"])
+        self.average = [value.to(p) for value, p in zip(state["average"], self.parameters, strict=True)]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.steps = state["steps"]

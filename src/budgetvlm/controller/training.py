@@ -1,0 +1,334 @@
+"""A whole training run: (profile table, features) -> a directory with the best controller, figures and logs.
+
+The directory holds ``best_checkpoint.pt`` (best validation reward), ``config.json`` and ``model.safetensors`` (the same
+controller), ``last_checkpoint.pt`` (for resuming), ``metrics.json`` (all figures) and ``tensorboard/``.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from budgetvlm._io import write_json
+from budgetvlm.controller.checkpoint import BEST, LAST, controller_document, save_pretrained, write_checkpoint
+from budgetvlm.controller.grpo import GRPOConfig
+from budgetvlm.controller.network import GRPOController
+from budgetvlm.controller.output import METRICS, EventLog, open_output, read_last
+from budgetvlm.controller.reward import RewardWeights
+from budgetvlm.controller.states import Outcomes, StatePlan
+from budgetvlm.controller.trainer import GRPOTrainer
+from budgetvlm.controller.validation import Validation
+from budgetvlm.errors import ConfigError, DataError
+from budgetvlm.expected import Expected
+from budgetvlm.features import Features
+from budgetvlm.guard import StaticGuard
+from budgetvlm.table import ProfileTable
+
+Say = Callable[[str], None]
+SAVE_SECONDS = 5.0  # between two writings of what a resumed run needs
+LEAST_GAIN = 1e-6  # of validation reward, to count as better
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Options of a run; all that is wrong is reported at once.
+
+    Attributes:
+        grpo, weights, plan: the algorithm, the guide's reward, how states are drawn.
+        budget_dim, hidden_dim, num_hidden_layers, dropout, feature_dim: the network, see `GRPOController`.
+        guard_quantile: of the training samples' latencies; a setting is allowed where it lies within the budget.
+        train_split: share of training samples where the table stores no splits; the rest is for validation.
+        patience: epochs without a better validation reward before training stops; None never stops early.
+        seed: of everything random.
+        device: where the tensors live, for example "cpu" or "cuda".
+
+    Raises:
+        ConfigError: options that cannot work.
+    """
+
+    grpo: GRPOConfig = field(default_factory=GRPOConfig)
+    weights: RewardWeights = field(default_factory=RewardWeights)
+    plan: StatePlan = field(default_factory=StatePlan)
+    budget_dim: int = 32
+    hidden_dim: int = 256
+    num_hidden_layers: int = 2
+    dropout: float = 0.5
+    feature_dim: int | None = None
+    guard_quantile: float = 0.95
+    train_split: float = 0.8
+    patience: int | None = 15
+    seed: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not 0 < self.train_split < 1:
+            problems.append(f"train_split={self.train_split!r} leaves a side empty; give a share like 0.8")
+        if not 0 < self.guard_quantile <= 1:
+            problems.append(f"guard_quantile={self.guard_quantile!r} must be in (0, 1]")
+        if self.patience is not None and self.patience < 1:
+            problems.append(f"patience={self.patience!r} must be at least 1 epoch, or None")
+        if self.seed < 0:
+            problems.append(f"seed={self.seed!r} must be 0 or more")
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            problems.append(f"device={self.device!r}: no such device is available here; use 'cpu'")
+        if problems:
+            raise ConfigError("these training options cannot work: " + "; ".join(problems))
+
+    @property
+    def maximised(self) -> str:
+        """One line that says what training maximises."""
+        if self.grpo.objective == "constrained":
+            return (
+                f"maximised (objective constrained): accuracy - {self.plan.default_price:g} x latency / full latency, "
+                "among the settings that the budget allows; the reward weights are not used"
+            )
+        w = self.weights
+        return (
+            f"maximised (objective reward): {w.alpha:g} accuracy - {w.beta:g} sigmoid(10 (l/b - 1)) - {w.gamma:g} "
+            f"max(0, l/b - 1)^2 + {w.delta:g} max(0, 1 - l/b) - {w.epsilon:g} complexity, over all settings"
+        )
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What came out: where it lies, the best epoch (0: the untrained lookup policy) and its figures."""
+
+    output_dir: Path
+    controller: GRPOController
+    best_epoch: int
+    metrics: dict[str, float | None]
+    epochs_run: int
+
+
+def train(
+    table: ProfileTable,
+    features: Features,
+    config: TrainingConfig,
+    output_dir: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    say: Say = tqdm.write,
+    progress: bool = True,
+) -> TrainingResult:
+    """Train a controller on the table's "train" split, keep the best on its "validation" split.
+
+    Equal seeds give equal bits on one machine with one number of threads, also across an interruption and ``resume``.
+
+    Args:
+        table: with splits, or they are drawn by ``config.train_split`` (by image where the table knows images).
+        features: of the table's samples, in any order.
+        output_dir: see the module.
+        resume, overwrite: what to do with an earlier run there: continue it, or replace it.
+        say: takes the lines for the user. progress: show a bar.
+
+    Raises:
+        DataError: a side of the split is empty, or samples lack features.
+        OutputError: an earlier run lies there and neither was chosen, or nothing can be written.
+        ConfigError: a run that is to be resumed had other options or data.
+        KeyboardInterrupt: after saving the last finished epoch.
+    """
+    if table.split is None:
+        table = table.with_splits({"train": config.train_split, "validation": 1 - config.train_split}, config.seed)
+    run = _Run(table, features.aligned(table.sample_ids), config)
+    open_output(output_dir, resume=resume, overwrite=overwrite)
+    last = read_last(output_dir, run.origin) if resume else None
+    say(config.maximised)
+    if last is not None:
+        say(f"resuming after epoch {last['epoch']}")
+        run.restore(last)
+    return _loop(run, config, Path(output_dir), say, progress)
+
+
+class _Run:
+    """The moving parts of a run."""
+
+    def __init__(self, table: ProfileTable, features: Features, config: TrainingConfig):
+        train_table, validation_table = table.subset("train"), table.subset("validation")
+        guard, expected = StaticGuard.fit(train_table.latency_ms, config.guard_quantile), Expected.fit(train_table)
+        image, language = _feature_tensors(features, train_table, config.device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.controller = _new_controller(table, features, config, guard, expected)
+        self.controller.to(config.device)
+        self.controller.fit_features(image, language)
+        outcomes = Outcomes.from_arrays(train_table.accuracy, train_table.latency_ms, config.device)
+        self.trainer = GRPOTrainer(
+            config.grpo, self.controller, outcomes, image, language, config.plan, config.weights, config.seed
+        )
+        encoded = self.controller.encode(*_feature_tensors(features, validation_table, config.device))
+        price = config.plan.default_price
+        self.validation = Validation(
+            validation_table, encoded, expected, guard, config.grpo.objective, config.weights, price
+        )
+        self.guard, self.epoch, self.history = guard, 0, list[dict[str, Any]]()
+        self.best: dict[str, Any] = {}
+        self.best_state: dict[str, torch.Tensor] = {}
+        self.origin = _origin(table, features, config)
+
+    def validate(self, loss: float | None) -> bool:
+        """Measure the averaged weights; True if they are the best so far."""
+        with self.trainer.averaged():
+            metrics = self.validation.measure(self.controller.eval())
+            self.history.append({"epoch": self.epoch, "loss": loss, **metrics})
+            reward = metrics["reward_mean"] or 0.0
+            better = not self.best or reward > self.best["reward_mean"] + LEAST_GAIN
+            if better:
+                self.best = self.history[-1]
+                self.best_state = copy.deepcopy(self.controller.state_dict())
+        return better
+
+    @property
+    def epochs_since_best(self) -> int:
+        return self.epoch - int(self.best["epoch"])
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs, copied."""
+        parts = {"epoch": self.epoch, "trainer": self.trainer.state_dict(), "history": self.history}
+        return copy.deepcopy({**parts, "best": self.best, "best_state": self.best_state})
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.epoch, self.history, self.best = state["epoch"], state["history"], state["best"]
+        self.best_state = state["best_state"]
+        self.trainer.load_state_dict(state["trainer"])
+
+
+def _loop(run: _Run, config: TrainingConfig, output_dir: Path, say: Say, progress: bool) -> TrainingResult:
+    """Epochs until the end, the patience or the user's interruption; what is finished is kept."""
+    writer = _Writer(output_dir, run, config)
+    bar = tqdm(total=config.grpo.num_epochs, initial=run.epoch, desc="training", unit="epoch", disable=not progress)
+    try:
+        with bar:
+            if not run.history:
+                writer.record(run.validate(None), say)
+            while run.epoch < config.grpo.num_epochs and not _out_of_patience(run, config):
+                loss = run.trainer.train_epoch(run.epoch)["loss"]
+                run.epoch += 1
+                writer.record(run.validate(loss), say)
+                bar.update()
+    except KeyboardInterrupt:
+        writer.finish()
+        say(f"interrupted; epoch {writer.saved_epoch} is saved in {output_dir / LAST}, and --resume goes on from there")
+        raise
+    if _out_of_patience(run, config):
+        say(f"stopped after epoch {run.epoch}: no better validation reward in {config.patience} epochs")
+    writer.finish()
+    run.controller.load_state_dict(run.best_state)
+    figures = {name: value for name, value in run.best.items() if name not in ("epoch", "loss")}
+    say(f"best: {_line(run.best)}; saved as {output_dir / BEST}")
+    return TrainingResult(output_dir, run.controller.eval(), run.best["epoch"], figures, run.epoch)
+
+
+def _out_of_patience(run: _Run, config: TrainingConfig) -> bool:
+    return config.patience is not None and run.epochs_since_best >= config.patience
+
+
+class _Writer:
+    """Writes the run's files: the best controller when there is a new one, the rest now and then and at the end."""
+
+    def __init__(self, output_dir: Path, run: _Run, config: TrainingConfig):
+        self.output_dir, self.run, self.config = output_dir, run, config
+        self.events = EventLog(output_dir, run.epoch)
+        self.state = run.state() if run.history else None
+        self.written = time.monotonic()
+
+    @property
+    def saved_epoch(self) -> int:
+        return self.state["epoch"] if self.state else 0
+
+    def record(self, better: bool, say: Say) -> None:
+        """Note a finished epoch."""
+        run = self.run
+        say(_line(run.history[-1]) + ("  (best so far)" if better else ""))
+        self.events.write(run.history[-1])
+        self.state = run.state()
+        if better:
+            self._write_best()
+        if better or time.monotonic() - self.written > SAVE_SECONDS:
+            self._write_last()
+
+    def finish(self) -> None:
+        self._write_last()
+        self.events.close()
+
+    def _write_best(self) -> None:
+        run = self.run
+        figures = {name: value for name, value in run.best.items() if name != "epoch"}
+        document = controller_document(run.controller, run.best_state)
+        extra = {"guard": run.guard.to_dict(), "metrics": figures, "epoch": run.best["epoch"]}
+        write_checkpoint(self.output_dir / BEST, {**document, **extra, "training": asdict(self.config)})
+        with run.trainer.averaged():
+            save_pretrained(run.controller, self.output_dir)
+
+    def _write_last(self) -> None:
+        if self.state is None:
+            return
+        write_checkpoint(self.output_dir / LAST, {**self.state, "origin": self.run.origin})
+        summary = {"schema_version": 1, "maximised": self.config.maximised, "training": asdict(self.config)}
+        write_json(self.output_dir / METRICS, {**summary, "best": self.state["best"], "history": self.state["history"]})
+        self.written = time.monotonic()
+
+
+def _line(figures: dict[str, Any]) -> str:
+    room = "n/a" if figures["room_closed"] is None else f"{figures['room_closed']:.1%}"
+    return (
+        f"epoch {figures['epoch']:3d}  reward_mean {figures['reward_mean']:.4f}  accuracy_mean "
+        f"{figures['accuracy_mean']:.4f}  latency_mean {figures['latency_mean']:.2f} ms  violation_rate "
+        f"{figures['violation_rate']:.2%}  room_closed {room}"
+    )
+
+
+def _origin(table: ProfileTable, features: Features, config: TrainingConfig) -> dict[str, Any]:
+    """Options and data that a resumed run has to share; how long to train may differ."""
+    options = asdict(config)
+    options["grpo"].pop("num_epochs")
+    for name in ("patience", "device"):
+        options.pop(name)
+    return {**options, "data": _fingerprint(table, features)}
+
+
+def _fingerprint(table: ProfileTable, features: Features) -> str:
+    digest = hashlib.sha256(repr((table.knob_space.to_dict(), table.sample_ids, table.split)).encode())
+    for array in (table.accuracy, table.latency_ms, features.image, features.language):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _feature_tensors(features: Features, table: ProfileTable, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Image and language features of a table's samples."""
+    aligned = features.aligned(table.sample_ids)
+    return torch.from_numpy(aligned.image).to(device), torch.from_numpy(aligned.language).to(device)
+
+
+def _new_controller(
+    table: ProfileTable, features: Features, config: TrainingConfig, guard: StaticGuard, expected: Expected
+) -> GRPOController:
+    """An untrained controller that knows the table's latencies and chooses as the lookup table does."""
+    controller = GRPOController(
+        features.image.shape[1],
+        features.language.shape[1],
+        budget_dim=config.budget_dim,
+        hidden_dim=config.hidden_dim,
+        knob_values=table.knob_space.to_dict(),
+        num_hidden_layers=config.num_hidden_layers,
+        dropout=config.dropout,
+        feature_dim=config.feature_dim,
+        latency_reference_ms=expected.reference_ms,
+        latency_ms=[float(ms) if np.isfinite(ms) else None for ms in expected.latency_ms],
+        bounds_ms=[float(ms) if np.isfinite(ms) else None for ms in guard.bounds_ms],
+        default_price=config.plan.default_price,
+    )
+    if not np.isfinite(expected.accuracy).any():
+        raise DataError("no accuracy was measured on the training samples; profile it (exp5) and prepare again")
+    controller.start_from(expected.accuracy.tolist())
+    return controller

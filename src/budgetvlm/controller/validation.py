@@ -1,0 +1,119 @@
+"""What a controller is worth on samples that it was not trained on: figures of the settings that it chose.
+
+Shapes: V validation samples, K settings, C contexts (a budget and a price each).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from budgetvlm.controller.grpo import NEVER, Objective
+from budgetvlm.controller.network import GRPOController
+from budgetvlm.controller.reward import RewardWeights, constrained_reward, guide_reward
+from budgetvlm.controller.states import NO_LIMIT_MS
+from budgetvlm.expected import Expected
+from budgetvlm.guard import StaticGuard
+from budgetvlm.table import ProfileTable
+
+BUDGET_SHARES = (0.35, 0.5, 0.6, 0.7, 0.85, 1.0)  # of the full setting's median latency, at the default price
+PRICES = (0.03, 0.06, 0.1, 0.2, 0.4)  # without a budget
+LEAST_ROOM = 1e-3  # below a tenth of a point of accuracy a share of the room means nothing
+
+
+@dataclass(frozen=True, eq=False)
+class Validation:
+    """Validation samples with the bounds of what can be reached on them.
+
+    Attributes:
+        table: the validation samples.
+        encoded: their features as the controller reads them, ``[V, F]``.
+        expected, guard: of the training samples.
+        objective, weights: what ``reward_mean`` means.
+        default_price: the price at the budgets.
+    """
+
+    table: ProfileTable
+    encoded: Tensor
+    expected: Expected
+    guard: StaticGuard
+    objective: Objective
+    weights: RewardWeights
+    default_price: float
+
+    @property
+    def contexts(self) -> list[tuple[float, float]]:
+        """(budget in ms, price), ``[C]``: the budgets first, then the prices, which only one objective knows."""
+        budgets = [(share * self.expected.reference_ms, self.default_price) for share in BUDGET_SHARES]
+        prices = [(NO_LIMIT_MS, price) for price in PRICES] if self.objective == "constrained" else []
+        return budgets + prices
+
+    def measure(self, controller: GRPOController) -> dict[str, float | None]:
+        """Figures of the controller's likeliest settings among those that the guard allows.
+
+        Returns:
+            ``reward_mean`` over all contexts; ``accuracy_mean``, ``latency_mean`` (ms), ``violation_rate`` and
+            ``room_closed`` over the budgets. Cells that were not measured are left out. ``room_closed`` is None where
+            hindsight has no room.
+        """
+        with torch.no_grad():
+            hidden = controller.feature_layer(self.encoded)
+        chosen = np.stack([_choose(controller, hidden, *context) for context in self.contexts])
+        count = len(BUDGET_SHARES)
+        budgets = np.array([budget for budget, _ in self.contexts[:count]])[:, None]
+        accuracy, latency = self._looked_up(chosen)
+        known = np.isfinite(latency[:count])
+        violated = latency[:count] > budgets
+        return {
+            "reward_mean": float(np.nanmean(self._rewards(chosen, accuracy, latency))),
+            "accuracy_mean": float(np.nanmean(accuracy[:count])),
+            "latency_mean": float(np.nanmean(latency[:count])),
+            "violation_rate": float(violated[known].mean()),
+            "room_closed": self._room_closed(float(np.nanmean(accuracy[:count]))),
+        }
+
+    def _looked_up(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Measured accuracy and latency of settings ``[C, V]``."""
+        rows = np.arange(self.table.num_samples)
+        return self.table.accuracy[rows, chosen], self.table.latency_ms[rows, chosen]
+
+    def _rewards(self, chosen: np.ndarray, accuracy: np.ndarray, latency: np.ndarray) -> np.ndarray:
+        """Reward of each choice ``[C, V]``."""
+        budget, price = (torch.tensor(column)[:, None] for column in zip(*self.contexts, strict=True))
+        a, ms = torch.from_numpy(accuracy), torch.from_numpy(latency)
+        if self.objective == "constrained":
+            return constrained_reward(a, ms, self.expected.reference_ms, price).numpy()
+        complexity = torch.from_numpy(self.table.knob_space.complexity[chosen])
+        return guide_reward(a, ms, budget, complexity, self.weights).numpy()
+
+    def _room_closed(self, accuracy: float) -> float | None:
+        """(controller - lookup) / (oracle - lookup), in mean accuracy over the budgets."""
+        budgets = np.array([budget for budget, _ in self.contexts[: len(BUDGET_SHARES)]])
+        feasible = self.guard.feasible_or_cheapest(budgets)
+        masks = [np.tile(row, (self.table.num_samples, 1)) for row in feasible]
+        means = []
+        for known in (self.expected.accuracy, self.table.accuracy):  # the lookup table, then hindsight
+            chosen = np.stack([self.expected.choose(known, mask, self.default_price) for mask in masks])
+            means.append(float(np.nanmean(self._looked_up(chosen)[0])))
+        low, high = means
+        return (accuracy - low) / (high - low) if high - low >= LEAST_ROOM else None
+
+
+@torch.no_grad()
+def choose(controller: GRPOController, encoded: Tensor, budget_ms: float, price: float) -> np.ndarray:
+    """The likeliest allowed setting for each row of encoded features ``[V, F]`` in one context, int64 ``[V]``."""
+    return _choose(controller, controller.feature_layer(encoded), budget_ms, price)
+
+
+@torch.no_grad()
+def _choose(controller: GRPOController, hidden: Tensor, budget_ms: float, price: float) -> np.ndarray:
+    """As `choose`, from what the controller's first layer makes of the features ``[V, H]``."""
+    budget = torch.tensor([budget_ms], device=hidden.device, dtype=hidden.dtype)
+    prices = torch.tensor([price], device=hidden.device, dtype=hidden.dtype)
+    basis = controller.context_basis(budget, prices)
+    offset = controller.price_term(prices).masked_fill(~controller.allowed(controller.feasible(budget)), NEVER)
+    chosen = (controller.summed(controller.contextual_heads(hidden, basis)) + offset).argmax(dim=1)
+    return np.asarray(chosen.cpu().numpy(), dtype=np.int64)

@@ -1,0 +1,42 @@
+"""The exception tree. Every message says what was given, why it cannot work and what to do.
+
+BudgetVLMError
+├── ConfigError        an option or argument that cannot work
+├── KnobSpaceError     a knob, value or setting outside the knob space; two spaces that differ
+├── InputError         an image, question or budget that cannot be used
+├── DataError          a file that is missing, truncated, foreign or inconsistent
+├── CheckpointError    a checkpoint that does not fit or cannot be read
+└── OutputError        a result that cannot be written, or that already exists
+
+The command line turns any of them into exit code 2 and one message without a traceback.
+"""
+
+
+class BudgetVLMError(Exception):
+    """Base of all errors that a user can cause and mend."""
+
+    exit_code = 2
+
+
+class ConfigError(BudgetVLMError, ValueError):
+    """An option or argument that cannot work."""
+
+
+class KnobSpaceError(BudgetVLMError, ValueError):
+    """A knob, value or setting outside the knob space, or two knob spaces that differ."""
+
+
+class InputError(BudgetVLMError, ValueError):
+    """An image, question or budget that cannot be used."""
+
+
+class DataError(BudgetVLMError, ValueError):
+    """A data file that is missing, truncated, foreign or inconsistent."""
+
+
+class CheckpointError(BudgetVLMError, ValueError):
+    """A checkpoint that cannot be read or does not fit."""
+
+
+class OutputError(BudgetVLMError, OSError):
+    """A result that cannot be written, or that already exists."""

@@ -1,0 +1,79 @@
+"""What is known of each setting on average, and the choice that follows from a score.
+
+Shapes: S samples, K settings, B requests. The averages come from the training split; a price is in accuracy per unit
+of latency / reference, the reference being the full setting's median latency there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from budgetvlm.errors import DataError
+from budgetvlm.table import ProfileTable
+
+
+def column_means(values: np.ndarray) -> np.ndarray:
+    """Mean of each column of ``[S, K]`` over its measured cells, float64 ``[K]``; NaN where nothing was measured."""
+    measured = ~np.isnan(values)
+    total = np.where(measured, values, 0.0).sum(axis=0, dtype=np.float64)
+    count = measured.sum(axis=0)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+@dataclass(frozen=True, eq=False)
+class Expected:
+    """Mean accuracy ``[K]``, mean latency in ms ``[K]`` (NaN: never measured) and the reference latency in ms."""
+
+    accuracy: np.ndarray
+    latency_ms: np.ndarray
+    reference_ms: float
+
+    @classmethod
+    def fit(cls, table: ProfileTable) -> Expected:
+        """Averages over the samples of a table, usually its training split.
+
+        Raises:
+            DataError: the full setting has no measured latency.
+        """
+        full_ms = table.latency_ms[:, -1]
+        if np.isnan(full_ms).all():
+            raise DataError(
+                f"the full setting ({table.knob_space.full}) was not measured on these samples; budgets and prices are "
+                "relative to its latency. Profile it too."
+            )
+        reference_ms = float(np.nanmedian(full_ms))
+        return cls(column_means(table.accuracy), column_means(table.latency_ms), reference_ms)
+
+    @property
+    def measured(self) -> np.ndarray:
+        """Settings with both averages known, bool ``[K]``."""
+        return np.isfinite(self.accuracy) & np.isfinite(self.latency_ms)
+
+    @property
+    def latency_share(self) -> np.ndarray:
+        """Mean latency / reference, ``[K]``."""
+        return self.latency_ms / self.reference_ms
+
+    def choose(self, accuracy: np.ndarray, feasible: np.ndarray, price: np.ndarray | float) -> np.ndarray:
+        """The feasible setting with the largest ``accuracy - price * mean latency / reference``, int64 ``[B]``.
+
+        Args:
+            accuracy: ``[K]`` or ``[B, K]``, what is thought or known of each setting's accuracy.
+            feasible: bool ``[B, K]``.
+            price: number or ``[B]``.
+        """
+        cost = np.asarray(price, dtype=np.float64).reshape(-1, 1) * self.latency_share
+        return argmax_cheapest(accuracy - cost, feasible, self.latency_ms)
+
+
+def argmax_cheapest(score: np.ndarray, feasible: np.ndarray, latency_ms: np.ndarray) -> np.ndarray:
+    """Column of the largest feasible score of each row, int64 ``[B]``; the cheapest (``latency_ms [K]``) wins a tie.
+
+    ``score`` and ``feasible`` are ``[B, K]``. NaN scores are never chosen. A row in which no feasible setting has a
+    score gets the cheapest one.
+    """
+    order = np.argsort(latency_ms, kind="stable")
+    masked = np.where(feasible & ~np.isnan(score), score, -np.inf)[:, order]
+    return order[masked.argmax(axis=1)].astype(np.int64)

@@ -1,0 +1,315 @@
+"""Joining the accuracy files (exp5) and the latency files (exp6) of one data set into arrays.
+
+Shapes: S samples, M measured settings, K settings of the space that the measured values span (M < K where the sweep
+left some out; their columns are NaN).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from budgetvlm.errors import ConfigError, DataError
+from budgetvlm.knobs import KnobSpace, Setting
+from budgetvlm.profiling.files import KNOBS, AccuracyRecord, LatencyRecord, SettingResult, iter_results
+from budgetvlm.profiling.fill import MIN_MEASURED, predict_times
+from budgetvlm.profiling.records import STAGE_FIELDS, TOKEN_COUNTS
+from budgetvlm.table import ProfileTable, first_few
+
+LATENCY_FILLS = ("model", "none")
+LATENCY_SOURCE = "latency_source"  # a label of each sample: "measured", or "predicted" at one setting at least
+_Key = tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class AccuracySide:
+    """What the accuracy files hold: scores ``[S, M]``, token counts ``[S, M, 3]`` or None, labels of the samples."""
+
+    settings: tuple[_Key, ...]
+    sample_ids: tuple[str, ...]
+    scores: np.ndarray
+    tokens: np.ndarray | None
+    groups: dict[str, tuple[str, ...]]
+    config: dict[str, Any]
+    paths: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class TimedSetting:
+    """What the latency files hold of one setting: n samples, times ``[n, T]`` (total first), counts ``[n, 3]``."""
+
+    sample_ids: tuple[str, ...]
+    times_ms: np.ndarray
+    tokens: np.ndarray
+    stages: tuple[str, ...]
+    config: dict[str, Any]
+    paths: tuple[Path, ...]
+
+
+def join(
+    exp5_dir: str | Path, exp6_dir: str | Path, dataset_name: str, *, latency_fill: str = "model"
+) -> tuple[ProfileTable, tuple[str, ...]]:
+    """One table of both sweeps.
+
+    Args:
+        latency_fill: "model" predicts the latency of samples that exp6 did not time from their token counts, and
+            says so in the notes, the labels and the metadata; "none" makes them an error.
+
+    Returns:
+        The table, without splits, and notes for the user.
+
+    Raises:
+        ConfigError: an unknown ``latency_fill``.
+        DataError: files that are missing or unusable, settings or samples of one side that the other lacks.
+    """
+    if latency_fill not in LATENCY_FILLS:
+        raise ConfigError(f"latency_fill={latency_fill!r} is unknown; choose from {', '.join(LATENCY_FILLS)}")
+    accuracy = read_accuracy_side(exp5_dir, dataset_name)
+    timed = read_latency_side(exp6_dir, dataset_name)
+    _check_settings(accuracy, timed)
+    _check_runs(accuracy, timed)
+    stages = _common_stages(timed)
+    times, predicted, errors = _times(accuracy, timed, stages, latency_fill)
+    space = KnobSpace({name: sorted({dict(key)[name] for key in accuracy.settings}) for name in KNOBS})
+    notes, fill = _describe_fill(accuracy, timed, predicted, errors)
+    source = tuple(np.where(predicted.any(axis=1), "predicted", "measured").tolist())
+    table = ProfileTable.from_arrays(
+        space,
+        accuracy.sample_ids,
+        _columns(space, accuracy.settings, np.round(accuracy.scores, 6)),
+        _columns(space, accuracy.settings, times[..., 0]),
+        stages_ms={s: _columns(space, accuracy.settings, times[..., 1 + i]) for i, s in enumerate(stages)},
+        groups=accuracy.groups | {LATENCY_SOURCE: source},
+        metadata=_metadata(dataset_name, accuracy, timed, fill),
+    )
+    return table, notes
+
+
+def read_accuracy_side(exp5_dir: str | Path, dataset_name: str) -> AccuracySide:
+    """All accuracy files of a data set.
+
+    Raises:
+        DataError: unusable files, or settings that were scored on different samples.
+    """
+    rows: dict[str, int] = {}
+    labels: list[dict[str, str]] = []
+    columns, tokens, settings = [], [], []
+    paths: list[Path] = []
+    config: dict[str, Any] = {}
+    for result in iter_results(exp5_dir, dataset_name, "accuracy"):
+        if not rows:
+            rows = {record.sample_id: row for row, record in enumerate(result.records)}
+            labels, config = [record.groups for record in result.records], result.config
+        order = _order(result, rows, paths, labels)
+        columns.append(np.array([record.score for record in order], dtype=np.float64))
+        tokens.append(_token_counts(order))
+        settings.append(tuple(result.knobs.items()))
+        paths += result.paths
+    counted = [count for count in tokens if count is not None]
+    return AccuracySide(
+        settings=tuple(settings),
+        sample_ids=tuple(rows),
+        scores=np.stack(columns, axis=1),
+        tokens=np.stack(counted, axis=1) if len(counted) == len(settings) else None,
+        groups=_label_columns(labels),
+        config=config,
+        paths=tuple(paths),
+    )
+
+
+def read_latency_side(exp6_dir: str | Path, dataset_name: str) -> dict[_Key, TimedSetting]:
+    """All latency files of a data set, by setting.
+
+    Raises:
+        DataError: unusable files.
+    """
+    return {tuple(r.knobs.items()): _timed(r) for r in iter_results(exp6_dir, dataset_name, "latency")}
+
+
+def _timed(result: SettingResult[LatencyRecord]) -> TimedSetting:
+    records = result.records
+    stages = tuple(s for s, name in STAGE_FIELDS.items() if all(getattr(r, name) is not None for r in records))
+    names = ["T_total_ms", *(STAGE_FIELDS[stage] for stage in stages)]
+    return TimedSetting(
+        sample_ids=tuple(record.sample_id for record in records),
+        times_ms=np.array([[getattr(record, name) for name in names] for record in records], dtype=np.float64),
+        tokens=np.array([[getattr(record, name) for name in TOKEN_COUNTS] for record in records], dtype=np.int64),
+        stages=stages,
+        config=result.config,
+        paths=result.paths,
+    )
+
+
+def _order(
+    result: SettingResult[AccuracyRecord], rows: Mapping[str, int], paths: Sequence[Path], labels: list[dict[str, str]]
+) -> list[AccuracyRecord]:
+    """The records in the order of the first setting's; both have to have the same samples and labels."""
+    found = {record.sample_id: record for record in result.records}
+    where = ", ".join(map(str, result.paths))
+    for what, missing in (("lacks", rows.keys() - found.keys()), ("has beyond", found.keys() - rows.keys())):
+        if missing:
+            raise DataError(
+                f"{where} {what} {len(missing)} samples of {paths[0]}: {first_few(missing)}. "
+                "Every setting has to be scored on the same samples; run the accuracy sweep to its end."
+            )
+    order = [found[name] for name in rows]
+    differing = [r.sample_id for r, known in zip(order, labels, strict=True) if r.groups != known]
+    if differing:
+        raise DataError(
+            f"{where}: field groups differs from {paths[0]} in {len(differing)} samples: {first_few(differing)}"
+        )
+    return order
+
+
+def _token_counts(records: Sequence[AccuracyRecord]) -> np.ndarray | None:
+    """Counts ``[S, 3]``, or None where a record lacks one."""
+    counts = [[getattr(record, name) for name in TOKEN_COUNTS] for record in records]
+    return None if any(None in row for row in counts) else np.array(counts, dtype=np.int64)
+
+
+def _label_columns(labels: Sequence[Mapping[str, str]]) -> dict[str, tuple[str, ...]]:
+    """The labels that every sample has."""
+    shared = [name for name in labels[0] if all(name in sample for sample in labels)]
+    return {name: tuple(sample[name] for sample in labels) for name in shared}
+
+
+def _check_settings(accuracy: AccuracySide, timed: Mapping[_Key, TimedSetting]) -> None:
+    for name, missing in (
+        ("exp6 (latency)", set(accuracy.settings) - timed.keys()),
+        ("exp5 (accuracy)", timed.keys() - set(accuracy.settings)),
+    ):
+        if missing:
+            raise DataError(
+                f"settings differ between exp5 and exp6: {name} lacks {len(missing)}: "
+                + "; ".join(str(Setting(key)) for key in sorted(missing)[:5])
+                + (" ..." if len(missing) > 5 else "")
+                + ". Profile both with the same settings, or remove the files that have no twin."
+            )
+
+
+def _check_runs(accuracy: AccuracySide, timed: Mapping[_Key, TimedSetting]) -> None:
+    """Both sweeps have to have run one model, with answers of one length, on samples of the same splits."""
+    for setting in timed.values():
+        where, other = setting.paths[0], accuracy.paths[0]
+        for name in ("max_new_tokens", "model_fingerprint"):
+            ours, theirs = accuracy.config.get(name), setting.config.get(name)
+            if None not in (ours, theirs) and ours != theirs:
+                raise DataError(
+                    f"{where}: field config.{name} is {theirs}, but {other} has {ours}. Latency and accuracy have to be "
+                    "of the same answers of one model; profile again with one value."
+                )
+        beyond = set(split_names(setting.config)) - set(split_names(accuracy.config))
+        if beyond and accuracy.config.get("split"):
+            raise DataError(
+                f"{where}: field config.split is {setting.config['split']!r}, but {other} has "
+                f"{accuracy.config['split']!r}. Profile both on the same splits."
+            )
+
+
+def split_names(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The splits that a sweep ran on: "train+test" or "train,test" are two."""
+    text = str(config.get("split") or "")
+    return tuple(name.strip() for name in text.replace(",", "+").split("+") if name.strip())
+
+
+def _common_stages(timed: Mapping[_Key, TimedSetting]) -> tuple[str, ...]:
+    return tuple(stage for stage in STAGE_FIELDS if all(stage in setting.stages for setting in timed.values()))
+
+
+def _times(
+    accuracy: AccuracySide, timed: Mapping[_Key, TimedSetting], stages: Sequence[str], latency_fill: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Times ``[S, M, 1 + stages]``, which of them are predicted ``[S, M]``, and relative errors of the fits."""
+    rows = {name: row for row, name in enumerate(accuracy.sample_ids)}
+    times = np.full((*accuracy.scores.shape, 1 + len(stages)), np.nan)
+    predicted = np.zeros(accuracy.scores.shape, dtype=bool)
+    errors = []
+    for column, key in enumerate(accuracy.settings):
+        setting = timed[key]
+        wanted = [0, *(1 + setting.stages.index(stage) for stage in stages)]
+        shared = [(rows[name], place) for place, name in enumerate(setting.sample_ids) if name in rows]
+        for row, place in shared:
+            times[row, column] = setting.times_ms[place, wanted]
+        gaps = np.flatnonzero(np.isnan(times[:, column, 0]))
+        _check_samples(accuracy, setting, gaps, len(shared), latency_fill)
+        if len(gaps) and accuracy.tokens is not None:
+            filled = predict_times(setting.tokens, setting.times_ms[:, wanted], accuracy.tokens[gaps, column])
+            times[gaps, column], predicted[gaps, column] = filled.times_ms, True
+            errors.append(filled.relative_errors)
+    return np.round(times, 4), predicted, np.concatenate(errors) if errors else np.zeros(0)
+
+
+def _check_samples(
+    accuracy: AccuracySide, setting: TimedSetting, gaps: np.ndarray, shared: int, latency_fill: str
+) -> None:
+    """Raise unless every sample was timed, or the rest can be predicted."""
+    where, total = setting.paths[0], len(accuracy.sample_ids)
+    if not shared:
+        raise DataError(
+            f"{where} shares no sample with exp5 ({accuracy.paths[0]}): {first_few(setting.sample_ids, 2)} against "
+            f"{first_few(accuracy.sample_ids, 2)}. Profile both on the same split with the same seed."
+        )
+    beyond = set(setting.sample_ids) - set(accuracy.sample_ids)
+    lacking = f"{where} lacks {len(gaps)} of the {total} samples of exp5: " + first_few(
+        accuracy.sample_ids[row] for row in gaps
+    )
+    if latency_fill == "none" and beyond:
+        raise DataError(f"{where} has {len(beyond)} samples that exp5 lacks: {first_few(beyond)}. Profile both alike.")
+    if not len(gaps):
+        return
+    if latency_fill == "none":
+        raise DataError(f"{lacking}. Time them too, or have them predicted with --latency_fill model.")
+    if shared < MIN_MEASURED:
+        raise DataError(
+            f"{lacking}. To predict them, {MIN_MEASURED} have to be timed; {shared} are. Time more samples."
+        )
+    if accuracy.tokens is None:
+        raise DataError(
+            f"{lacking}. They cannot be predicted, because {accuracy.paths[0]} and its like have no field "
+            f"{', '.join(TOKEN_COUNTS)} in every sample. Time all samples."
+        )
+
+
+def _columns(space: KnobSpace, settings: Sequence[_Key], values: np.ndarray) -> np.ndarray:
+    """``[S, M] -> [S, K]``: measured columns at their places, NaN elsewhere."""
+    full = np.full((len(values), space.num_settings), np.nan, dtype=np.float32)
+    full[:, [space.index(dict(key)) for key in settings]] = values
+    return full
+
+
+def _describe_fill(
+    accuracy: AccuracySide, timed: Mapping[_Key, TimedSetting], predicted: np.ndarray, errors: np.ndarray
+) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Notes for the user, and the same for the metadata."""
+    count, total = int(predicted.any(axis=1).sum()), len(accuracy.sample_ids)
+    notes = []
+    fill: dict[str, Any] = {"predicted_samples": count, "predicted_cells": int(predicted.sum())}
+    extra = len({name for s in timed.values() for name in s.sample_ids} - set(accuracy.sample_ids))
+    if count:
+        measured = min(len(setting.sample_ids) for setting in timed.values())
+        fill |= {"fitted_on": measured, "median_relative_error": round(float(np.median(errors)), 4)}
+        notes.append(
+            f"latency of {count} of {total} samples predicted from {measured} measured at each setting "
+            f"(time = a + b x tokens), median error {np.median(errors):.1%} on those measured"
+        )
+    if extra:
+        fill["samples_only_in_exp6"] = extra
+        notes.append(f"{extra} samples of exp6 are not in exp5: they help to fit the latency, but are in no split")
+    return tuple(notes), fill
+
+
+def _metadata(
+    dataset_name: str, accuracy: AccuracySide, timed: Mapping[_Key, TimedSetting], fill: Mapping[str, Any]
+) -> dict[str, Any]:
+    first = timed[accuracy.settings[0]]
+    return {
+        "dataset_name": dataset_name,
+        "measured_settings": len(accuracy.settings),
+        "latency_fill": dict(fill),
+        "exp5_config": accuracy.config,
+        "exp6_config": first.config,
+    }

@@ -1,0 +1,196 @@
+"""The latency sweep (exp6): batch 1, every stage timed, all settings of a sample measured in one go.
+
+For each sample, in each of the repeats, the settings take turns in a new random order, so that what drifts (clock
+rate, neighbours, heat) hits all alike; of the repeats the run with the median total counts. A request goes the way it
+goes behind a controller: the overview is encoded first and reused. Loading or drawing the image is not timed.
+
+One journal holds the finished samples, one a line; the result files, one a setting, are written at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from budgetvlm.errors import ConfigError
+from budgetvlm.knobs import Setting
+from budgetvlm.profiling.files import LatencyRecord, write_latency_result
+from budgetvlm.profiling.journal import Journal
+from budgetvlm.profiling.sweep import (
+    Placed,
+    SweepOptions,
+    blocks_of,
+    collect,
+    describe,
+    is_finished,
+    remove,
+    remove_leftovers,
+    result_paths,
+)
+from budgetvlm.profiling.timing import hardware, median_run
+from budgetvlm.tasks import Task
+from budgetvlm.vlm import VLM, Generation
+
+
+def profile_latency(
+    vlm: VLM,
+    task: Task,
+    settings: Sequence[Setting],
+    options: SweepOptions,
+    *,
+    warmup: int = 2,
+    repeats: int = 3,
+    device: str = "cpu",
+    say: Callable[[str], None] = print,
+) -> list[Path]:
+    """Measure the latency of settings and write one result file each.
+
+    Args:
+        warmup: untimed requests at each setting before the first sample.
+        repeats: requests of each sample at each setting.
+
+    Returns:
+        The paths of all files, also of those that were finished before.
+
+    Raises:
+        ConfigError, KnobSpaceError: options that cannot work.
+        OutputError: results of another sweep are there, or nothing can be written.
+    """
+    _check(warmup, repeats)
+    samples = collect(task, options)
+    config = describe(
+        vlm, task, options, samples,
+        batch_size=1, warmup=warmup, repeats=repeats, statistic="run with the median total of the repeats",
+        path="overview encoded first and reused", hardware=hardware(device),
+    )  # fmt: skip
+    paths = result_paths(settings, task, "latency", options)
+    journal_path = _journal_path(paths, options)
+    if options.overwrite:
+        remove(journal_path)
+    todo = [s for s, path in paths.items() if not is_finished(path, task, "latency", config, options.overwrite)]
+    if len(todo) < len(paths):
+        say(f"{len(paths) - len(todo)} of {len(paths)} settings are finished already")
+    if todo:
+        _sweep(vlm, task, todo, samples, config, options, paths, say)
+    else:
+        remove(journal_path)
+    return list(paths.values())
+
+
+def _check(warmup: int, repeats: int) -> None:
+    problems = [f"warmup={warmup} has to be 0 or more"] if warmup < 0 else []
+    problems += [f"repeats={repeats} has to be 1 at least"] if repeats < 1 else []
+    if problems:
+        raise ConfigError("cannot measure latency: " + "; ".join(problems))
+
+
+def _journal_path(paths: Mapping[Setting, Path], options: SweepOptions) -> Path:
+    rank = "" if options.file_rank is None else f"_rank{options.file_rank}"
+    return next(iter(paths.values())).with_name(f".exp6_latency{rank}.jsonl")
+
+
+def _sweep(
+    vlm: VLM,
+    task: Task,
+    settings: Sequence[Setting],
+    samples: Sequence[Placed],
+    config: Mapping[str, Any],
+    options: SweepOptions,
+    paths: Mapping[Setting, Path],
+    say: Callable[[str], None],
+) -> None:
+    """Measure what the journal lacks, then write the files."""
+    with Journal(_journal_path(paths, options), config) as journal:
+        runs: dict[str, dict[str, Any]] = {place.sample.sample_id: {} for place in samples}
+        for entry in journal.entries:
+            runs[entry["sample_id"]].update(entry["runs"])
+        lacking = {name: [s for s in settings if str(s) not in done] for name, done in runs.items()}
+        left = [(number, place) for number, place in enumerate(samples) if lacking[place.sample.sample_id]]
+        if journal.entries:
+            say(f"going on with {len(samples) - len(left)} of {len(samples)} samples of an earlier run")
+        if left:
+            _warm_up(vlm, samples[0], settings, config)
+        with tqdm(total=len(samples), initial=len(samples) - len(left), desc="latency", unit="sample") as bar:
+            for number, place in left:
+                name = place.sample.sample_id
+                order = np.random.default_rng([options.seed, number])
+                measured = _measure_sample(vlm, task, place, lacking[name], config, order)
+                journal.append({"sample_id": name, "runs": measured})
+                runs[name].update(measured)
+                bar.update()
+        for setting in settings:
+            remove_leftovers(paths[setting])
+            _write(vlm, task, setting, [run[str(setting)] for run in runs.values()], config, options)
+        journal.remove()
+
+
+def _warm_up(vlm: VLM, place: Placed, settings: Sequence[Setting], config: Mapping[str, Any]) -> None:
+    """The first requests are slower: memory is taken, kernels are chosen."""
+    image = place.sample.load_image()
+    for _ in range(int(config["warmup"])):
+        for setting in settings:
+            request(vlm, image, place.sample.question, setting, int(config["max_new_tokens"]))
+
+
+def _measure_sample(
+    vlm: VLM,
+    task: Task,
+    place: Placed,
+    settings: Sequence[Setting],
+    config: Mapping[str, Any],
+    order: np.random.Generator,
+) -> dict[str, dict[str, Any]]:
+    """One sample at all settings: str(setting) -> record."""
+    image = place.sample.load_image()
+    runs: dict[Setting, list[Generation]] = {setting: [] for setting in settings}
+    for _ in range(int(config["repeats"])):
+        for i in order.permutation(len(settings)):
+            setting = settings[i]
+            run = request(vlm, image, place.sample.question, setting, int(config["max_new_tokens"]))
+            runs[setting].append(run)
+    return {str(setting): asdict(_record(task, place, median_run(timed))) for setting, timed in runs.items()}
+
+
+def request(vlm: VLM, image: Any, question: str, setting: Setting, max_new_tokens: int) -> Generation:
+    """One request as a user's: overview first, then the answer."""
+    overview = vlm.encode_overview(image)
+    return vlm.generate(image, question, setting, max_new_tokens=max_new_tokens, overview=overview)
+
+
+def _record(task: Task, place: Placed, run: Generation) -> LatencyRecord:
+    return LatencyRecord(
+        sample_id=place.sample.sample_id,
+        T_total_ms=run.total_ms,
+        T_prefill_ms=run.stages_ms["prefill"],
+        T_decode_ms=run.stages_ms["decode"],
+        T_preprocess_ms=run.stages_ms["preprocess"],
+        T_vision_ms=run.stages_ms["vision"],
+        num_vision_tokens=run.num_vision_tokens,
+        num_language_tokens=run.num_language_tokens,
+        num_output_tokens=run.num_output_tokens,
+        accuracy=float(task.score(run.text, place.sample)),
+    )
+
+
+def _write(
+    vlm: VLM,
+    task: Task,
+    setting: Setting,
+    runs: Sequence[Mapping[str, Any]],
+    config: Mapping[str, Any],
+    options: SweepOptions,
+) -> None:
+    write_latency_result(
+        options.output_dir,
+        task.name,
+        setting,
+        [LatencyRecord(**run) for run in runs],
+        config=config,
+        rank=options.file_rank,
+        **blocks_of(vlm, setting),
+    )

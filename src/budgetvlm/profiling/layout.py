@@ -1,0 +1,106 @@
+"""Names and places of result files, and what one file says of one setting."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+from budgetvlm.errors import KnobSpaceError
+from budgetvlm.knobs import Value
+from budgetvlm.profiling.records import AccuracyRecord, LatencyRecord
+
+SCHEMA_VERSION = 1
+KNOBS = ("max_crops", "top_k", "num_active_blocks")
+Kind = Literal["accuracy", "latency"]
+R = TypeVar("R", AccuracyRecord, LatencyRecord)
+
+
+@dataclass(frozen=True)
+class SettingResult(Generic[R]):
+    """All samples of one setting.
+
+    Attributes:
+        knobs: the setting, in the order of `KNOBS`.
+        records: one a sample, ids unique.
+        config: as stored in the (first) file: dataset_name, split, max_new_tokens, versions and so on.
+        paths: the files it was read from.
+    """
+
+    knobs: dict[str, Value]
+    records: tuple[R, ...]
+    config: dict[str, Any]
+    paths: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Format:
+    """How the files of one kind are called and built.
+
+    Attributes:
+        experiment: stem of the directory's name.
+        stem: stem of the file's name.
+        sample_keys: where the samples may be; the first one is where they are written.
+        record: their type.
+        command: what makes such files.
+    """
+
+    experiment: str
+    stem: str
+    sample_keys: tuple[str, ...]
+    record: type[AccuracyRecord] | type[LatencyRecord]
+    command: str
+
+    @property
+    def pattern(self) -> re.Pattern[str]:
+        """Matches a file name; groups: the three knobs and the rank."""
+        return re.compile(re.escape(self.stem) + r"_crops(\d+)_topk(\d+)_blocks(\d+)(?:_rank(\d+))?\.json")
+
+
+FORMATS: dict[Kind, Format] = {
+    "accuracy": Format(
+        "exp5_accuracy",
+        "exp5_accuracy_results",
+        ("all_samples",),
+        AccuracyRecord,
+        "budgetvlm profile accuracy --dataset_name {dataset} --output_dir {directory}, "
+        "or python experiments/profiling/exp5_accuracy.py with the same flags",
+    ),
+    "latency": Format(
+        "exp6_latency",
+        "exp6_latency",
+        ("per_sample_latencies", "all_samples"),
+        LatencyRecord,
+        "budgetvlm profile latency --dataset_name {dataset} --output_dir {directory}, "
+        "or python experiments/profiling/exp6_latency.py with the same flags",
+    ),
+}
+
+
+def same_dataset(first: str, second: str) -> bool:
+    """Whether two names mean one data set: "text_vqa" is "text-vqa" in directory names."""
+    return first.replace("_", "-") == second.replace("_", "-")
+
+
+def results_directory(directory: str | Path, dataset_name: str, kind: Kind) -> Path:
+    """Where results are written: ``<directory>/exp5_accuracy_<dataset with - for _>`` or its exp6 twin."""
+    return Path(directory) / f"{FORMATS[kind].experiment}_{dataset_name.replace('_', '-')}"
+
+
+def result_path(
+    directory: str | Path, dataset_name: str, kind: Kind, knobs: Mapping[str, Value], rank: int | None = None
+) -> Path:
+    """The file of one setting, of one rank where ``rank`` is given.
+
+    Raises:
+        KnobSpaceError: the knobs are not whole numbers of max_crops, top_k and num_active_blocks.
+    """
+    if set(knobs) != set(KNOBS) or any(int(value) != value for value in knobs.values()):
+        given = ", ".join(f"{name}={value}" for name, value in knobs.items()) or "none"
+        raise KnobSpaceError(f"result files are named by whole numbers of {', '.join(KNOBS)}; given: {given}")
+    crops, top_k, blocks = (int(knobs[name]) for name in KNOBS)
+    suffix = "" if rank is None else f"_rank{rank}"
+    name = f"{FORMATS[kind].stem}_crops{crops}_topk{top_k}_blocks{blocks}{suffix}.json"
+    return results_directory(directory, dataset_name, kind) / name

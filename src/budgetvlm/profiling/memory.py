@@ -1,0 +1,30 @@
+"""When memory runs out: half the batch, and say so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from budgetvlm.errors import ConfigError
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out; on a CPU, torch says so in words only."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def halved(batch_size: int, error: MemoryError | RuntimeError, say: Callable[[str], None]) -> int:
+    """The next batch size after an out-of-memory error; any other error is raised again.
+
+    Raises:
+        ConfigError: a single sample did not fit.
+    """
+    if not is_out_of_memory(error):
+        raise error
+    if batch_size == 1:
+        raise ConfigError("out of memory on one single sample: free memory, or use a smaller model") from error
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    say(f"out of memory: going on with batches of {batch_size // 2} instead of {batch_size}")
+    return batch_size // 2

@@ -1,0 +1,133 @@
+"""Which settings a sweep measures. Shapes: K settings, N knobs, n settings asked for.
+
+Every strategy holds the cheapest and the full setting, because budgets and prices relate to them; the rest is drawn
+with a seed. The result is in the order of the knob space.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+
+from budgetvlm.errors import ConfigError, KnobSpaceError
+from budgetvlm.knobs import KnobSpace, Setting
+
+_LHS_ROUNDS = 50
+
+
+def choose_settings(
+    space: KnobSpace, strategy: str = "full", num_settings: int | None = None, seed: int = 0
+) -> tuple[Setting, ...]:
+    """The settings of one of `STRATEGIES`.
+
+    Args:
+        num_settings: how many, cheapest and full included; None: all for "full" and else about a third, 8 at least.
+
+    Raises:
+        ConfigError: an unknown strategy, or a number of settings that it cannot give.
+    """
+    if strategy not in STRATEGIES:
+        raise ConfigError(f"sampling_strategy={strategy!r} is unknown; choose from {', '.join(STRATEGIES)}")
+    default = len(space) if strategy == "full" else min(len(space), max(8, len(space) // 3))
+    wanted = default if num_settings is None else num_settings
+    least = len({0, len(space) - 1})
+    if not least <= wanted <= len(space):
+        raise ConfigError(
+            f"num_settings={wanted} cannot be drawn from a space of {len(space)}, the cheapest and the full one among "
+            f"them; choose {least} to {len(space)}"
+        )
+    if strategy == "full" and wanted != len(space):
+        raise ConfigError(
+            f"num_settings={wanted} with sampling_strategy 'full', which is all {len(space)}; leave num_settings out, "
+            "or choose balanced, stratified, boundary or lhs"
+        )
+    chosen = STRATEGIES[strategy](space, wanted, np.random.default_rng(seed))
+    return tuple(space.settings[i] for i in sorted(chosen))
+
+
+def parse_settings(space: KnobSpace, text: str) -> tuple[Setting, ...]:
+    """An explicit list such as "1,8,8;12,2,4": values in the order of the knobs, settings parted by semicolons.
+
+    The cheapest and the full setting are added where the list lacks them.
+
+    Raises:
+        KnobSpaceError: something that is no setting of this space.
+    """
+    indices = {0, len(space) - 1}
+    for part in filter(None, (part.strip() for part in text.split(";"))):
+        values = [_number(word, part) for word in part.split(",")]
+        if len(values) != len(space.names):
+            raise KnobSpaceError(f"{part!r} is no setting: give {','.join(space.names)}, for example {_example(space)}")
+        indices.add(space.index(dict(zip(space.names, values, strict=True))))
+    return tuple(space.settings[i] for i in sorted(indices))
+
+
+def full(space: KnobSpace, n: int, rng: np.random.Generator) -> set[int]:
+    """All K settings."""
+    return set(range(len(space)))
+
+
+def balanced(space: KnobSpace, n: int, rng: np.random.Generator) -> set[int]:
+    """Each value of each knob about equally often: always add a setting whose values were taken least."""
+    chosen = {0, len(space) - 1}
+    while len(chosen) < n:
+        taken: Counter[tuple[str, float]] = Counter(item for i in chosen for item in space.settings[i].items_)
+        left = rng.permutation([i for i in range(len(space)) if i not in chosen])
+        chosen.add(int(min(left, key=lambda i: sum(taken[item] for item in space.settings[i].items_))))
+    return chosen
+
+
+def stratified(space: KnobSpace, n: int, rng: np.random.Generator) -> set[int]:
+    """From cheap to dear evenly: settings sorted by complexity and cut into strata of equal size, one from each."""
+    order = np.argsort(space.complexity, kind="stable")
+    inner = order[(order != 0) & (order != len(space) - 1)]
+    strata = np.array_split(inner, max(1, n - 2))
+    return {0, len(space) - 1, *(int(rng.choice(stratum)) for stratum in strata[: n - 2])}
+
+
+def boundary(space: KnobSpace, n: int, rng: np.random.Generator) -> set[int]:
+    """The corners first (every knob at its smallest or largest value), then edges and faces, then the inside."""
+    extreme = (space.value_indices == 0) | (space.value_indices == np.array(space.sizes) - 1)
+    shuffled = rng.permutation(len(space))
+    order = sorted(shuffled, key=lambda i: (i not in (0, len(space) - 1), -int(extreme[i].sum())))
+    return {int(i) for i in order[:n]}
+
+
+def lhs(space: KnobSpace, n: int, rng: np.random.Generator) -> set[int]:
+    """A Latin hypercube (McKay, Beckman and Conover, 1979): each knob's range cut into n slices, each used once.
+
+    On a grid several points fall on one setting; cubes are drawn until there are n settings, and what is then still
+    missing is drawn at random. Cheapest and full replace points of the first cube.
+    """
+    chosen = {0, len(space) - 1}
+    for _ in range(_LHS_ROUNDS):
+        points = np.stack([(rng.permutation(n) + rng.random(n)) / n for _ in space.sizes], axis=1)
+        indices = (points * np.array(space.sizes)).astype(int)
+        for row in np.ravel_multi_index(tuple(indices.T), space.sizes):
+            if len(chosen) == n:
+                return chosen
+            chosen.add(int(row))
+    left = [i for i in range(len(space)) if i not in chosen]
+    return chosen | {int(i) for i in rng.permutation(left)[: n - len(chosen)]}
+
+
+STRATEGIES: dict[str, Callable[[KnobSpace, int, np.random.Generator], set[int]]] = {
+    "full": full,
+    "balanced": balanced,
+    "stratified": stratified,
+    "boundary": boundary,
+    "lhs": lhs,
+}
+
+
+def _number(word: str, part: str) -> float:
+    try:
+        return float(word)
+    except ValueError:
+        raise KnobSpaceError(f"{word.strip()!r} in the setting {part!r} is not a number") from None
+
+
+def _example(space: KnobSpace) -> str:
+    return ",".join(str(value) for value in space.full.values())

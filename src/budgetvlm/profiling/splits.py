@@ -1,0 +1,65 @@
+"""Which profiled samples train the controller, which choose the best checkpoint, which are held out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+from budgetvlm.errors import ConfigError, DataError
+from budgetvlm.table import SPLITS, ProfileTable, draw_splits, first_few
+
+TASK_SPLIT = "split"  # the label by which a sweep over several splits says where a sample comes from
+
+
+def assign_splits(table: ProfileTable, train_split: float, test_split: float, seed: int) -> ProfileTable:
+    """The table with splits, by image where images are known.
+
+    Splits of the task are kept where the samples come from several: test stays test, and train and validation stay
+    as they are if both are there. All else is drawn.
+
+    Args:
+        train_split: share of train in train and validation together.
+        test_split: share of the images that is held out; 0 for none.
+
+    Raises:
+        ConfigError: a share that cannot work or leaves a side empty, or a test split beside that of the task.
+        DataError: a split that is unknown.
+    """
+    given = table.groups.get(TASK_SPLIT, ())
+    if len(set(given)) < 2:
+        return table.with_splits(_fractions(train_split, test_split), seed)
+    unknown = set(given) - set(SPLITS)
+    if unknown:
+        raise DataError(f"field groups.split has unknown splits {first_few(unknown)}; known are {', '.join(SPLITS)}")
+    if test_split and ("test" in given or {"train", "validation"} <= set(given)):
+        raise ConfigError(
+            f"test_split={test_split} cannot be drawn: the samples come from the task's own splits "
+            f"({', '.join(sorted(set(given)))}), which are kept. Leave test_split at 0."
+        )
+    if {"train", "validation"} <= set(given):
+        return replace(table, split=given)
+    units = table.groups.get("image_id", table.sample_ids)
+    rest = [unit for unit, side in zip(units, given, strict=True) if side != "test"]
+    drawn = draw_splits(rest, _fractions(train_split, test_split), seed)
+    return replace(
+        table,
+        split=tuple("test" if side == "test" else drawn[unit] for unit, side in zip(units, given, strict=True)),
+    )
+
+
+def describe_splits(table: ProfileTable) -> dict[str, Any]:
+    """How many samples (and images) each split has, for the file and for the user."""
+    assert table.split is not None
+    images = table.groups.get("image_id")
+    sides = Counter(table.split)
+    counts: dict[str, Any] = {"samples": {name: sides[name] for name in SPLITS if sides[name]}}
+    if images is not None:
+        pairs = Counter(side for side, _ in set(zip(table.split, images, strict=True)))
+        counts["images"] = {name: pairs[name] for name in SPLITS if pairs[name]}
+    return {"by": "sample" if images is None else "image", **counts}
+
+
+def _fractions(train_split: float, test_split: float) -> dict[str, float]:
+    rest = 1 - test_split
+    return {"train": train_split * rest, "validation": (1 - train_split) * rest, "test": test_split}

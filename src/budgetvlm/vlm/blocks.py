@@ -1,0 +1,87 @@
+"""Which transformer blocks stay when only some may run.
+
+`block_order` lists all blocks from the most to the least important; a depth of n runs the first n of it, in their
+usual order. The first and the last block are never skipped: one turns embeddings into features, the other turns
+features into what the head reads. Shapes: L blocks.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import torch
+
+from budgetvlm.errors import ConfigError
+
+
+def active_blocks(order: Sequence[int], num_active_blocks: int) -> tuple[int, ...]:
+    """Indices of the blocks that run at this depth, ascending.
+
+    Raises:
+        ConfigError: fewer than 2 or more than L blocks asked for.
+    """
+    if not 2 <= num_active_blocks <= len(order):
+        raise ConfigError(
+            f"num_active_blocks={num_active_blocks} cannot run: this model has {len(order)} blocks, and the first and "
+            f"the last are always among them. Choose 2 to {len(order)}."
+        )
+    return tuple(sorted(order[:num_active_blocks]))
+
+
+def check_order(order: Sequence[int], num_total_blocks: int) -> tuple[int, ...]:
+    """The order as a tuple.
+
+    Raises:
+        ConfigError: it is not a permutation of the blocks that begins with the first and the last.
+    """
+    ends = {0, num_total_blocks - 1}
+    if sorted(order) != list(range(num_total_blocks)) or set(order[: len(ends)]) != ends:
+        raise ConfigError(
+            f"block_order={list(order)} cannot be used: it must hold each of the blocks 0 to {num_total_blocks - 1} "
+            "once, the first and the last in front"
+        )
+    return tuple(order)
+
+
+def default_order(num_total_blocks: int) -> tuple[int, ...]:
+    """The order where nothing was measured: first, last, then from early to late."""
+    return order_by_importance([float(-i) for i in range(num_total_blocks)])
+
+
+def order_by_importance(importance: Sequence[float]) -> tuple[int, ...]:
+    """The order for an importance of each block ``[L]``: first and last, then the others, most important first."""
+    last = len(importance) - 1
+    inner = sorted(range(1, last), key=lambda block: (-importance[block], block))
+    return tuple(dict.fromkeys([0, last, *inner]))
+
+
+def change_by_block(hidden_states: Sequence[torch.Tensor]) -> list[float]:
+    """How much each block changes its input: 1 - mean cosine of input and output over the tokens, ``[L]``.
+
+    The "block influence" of ShortGPT (Men et al., 2024, arXiv:2403.03853, eq. 1). A block that hardly turns its input
+    can be skipped at little cost.
+
+    Args:
+        hidden_states: L + 1 tensors ``[..., C]``: the input of the first block and the output of every block.
+    """
+    pairs = itertools.pairwise(hidden_states)
+    return [1 - float(torch.cosine_similarity(a.float(), b.float(), dim=-1).mean()) for a, b in pairs]
+
+
+def order_by_score(num_total_blocks: int, score: Callable[[tuple[int, ...]], float]) -> tuple[int, ...]:
+    """Greedy elimination: skip, one after the other, the inner block whose absence leaves the best score.
+
+    Needs about L² / 2 scores. A block skipped early is unimportant, so the order is that of elimination reversed.
+
+    Args:
+        score: quality with only these blocks running (ascending indices), larger is better: accuracy, or minus the
+            negative log-likelihood, on a calibration set that is neither validation nor test.
+    """
+    left = list(range(num_total_blocks))
+    skipped: list[int] = []
+    while len(left) > 2:
+        block = max(left[1:-1], key=lambda b: score(tuple(i for i in left if i != b)))
+        left.remove(block)
+        skipped.append(block)
+    return (*left, *reversed(skipped))

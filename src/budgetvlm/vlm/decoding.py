@@ -1,0 +1,93 @@
+"""Greedy decoding from embeddings, with a cache of keys and values. Shapes: B rows, T tokens, C channels.
+
+A skipped block never writes to the cache. Blocks keep their own place in it (`layer_idx`); Transformers'
+`DynamicCache` makes places as they are needed, and an unused one stays empty. The first block always runs, and it is
+the one that is asked for the length. So nothing has to be renumbered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+
+class Decoder:
+    """A decoder-only language model and its head.
+
+    Args:
+        model: embeddings ``[B, T, C]`` -> hidden states.
+        head: hidden states -> logits.
+        end_ids: ids that end an answer.
+    """
+
+    def __init__(self, model: Any, head: Any, end_ids: Collection[int]) -> None:
+        self.model = model
+        self.head = head
+        self.end_ids = frozenset(end_ids)
+
+    def prefill(self, embeddings: torch.Tensor, **where: torch.Tensor) -> tuple[DynamicCache, torch.Tensor]:
+        """Read a prompt ``[B, T, C]``; returns the cache and the first token of each answer ``[B]``."""
+        cache = DynamicCache()
+        return cache, self._step(embeddings, cache, **where)
+
+    def decode(self, cache: DynamicCache, first: torch.Tensor, max_new_tokens: int) -> list[int]:
+        """The answer of a batch of one, from its first token ``[1]`` on; the end token included if it came."""
+        token, ids = first, [int(first)]
+        while len(ids) < max_new_tokens and ids[-1] not in self.end_ids:
+            token = self._step(self.embed(token[:, None]), cache)
+            ids.append(int(token))
+        return ids
+
+    def decode_batch(self, rows: Sequence[torch.Tensor], max_new_tokens: int) -> list[list[int]]:
+        """The answers to prompts of any lengths, each ``[T_i, C]``; shorter ones are padded on the left and masked."""
+        embeddings, mask, positions = pad_left(rows)
+        cache, token = self.prefill(embeddings, **_where(mask, positions))
+        steps = [token]
+        done = self._ended(token)
+        while len(steps) < max_new_tokens and not done.all():
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            positions = positions[:, -1:] + 1
+            token = self._step(self.embed(token[:, None]), cache, **_where(mask, positions))
+            steps.append(token)
+            done |= self._ended(token)
+        return [self._until_end(row) for row in torch.stack(steps, dim=1).tolist()]
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Token embeddings ``[..., C]``."""
+        return self.model.get_input_embeddings()(ids)
+
+    def logits(
+        self, embeddings: torch.Tensor, cache: DynamicCache | None = None, **where: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits of the last token ``[B, V]``."""
+        hidden = self.model(inputs_embeds=embeddings, past_key_values=cache, use_cache=cache is not None, **where)[0]
+        return self.head(hidden[:, -1])
+
+    def _step(self, embeddings: torch.Tensor, cache: DynamicCache, **where: torch.Tensor) -> torch.Tensor:
+        return self.logits(embeddings, cache, **where).argmax(-1)
+
+    def _ended(self, token: torch.Tensor) -> torch.Tensor:
+        return torch.isin(token, torch.tensor(sorted(self.end_ids), device=token.device))
+
+    def _until_end(self, ids: list[int]) -> list[int]:
+        end = next((i for i, token in enumerate(ids) if token in self.end_ids), len(ids) - 1)
+        return ids[: end + 1]
+
+
+def pad_left(rows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows ``[T_i, C]`` -> embeddings ``[B, T, C]``, mask ``[B, T]`` (1 where real), positions ``[B, T]``."""
+    longest = max(len(row) for row in rows)
+    embeddings = rows[0].new_zeros(len(rows), longest, rows[0].shape[-1])
+    mask = torch.zeros(len(rows), longest, dtype=torch.long, device=rows[0].device)
+    for i, row in enumerate(rows):
+        embeddings[i, longest - len(row) :] = row
+        mask[i, longest - len(row) :] = 1
+    return embeddings, mask, (mask.cumsum(1) - 1).clamp(min=0)
+
+
+def _where(mask: torch.Tensor, positions: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What the model must be told of padding; nothing where there is none, which lets it take its quicker way."""
+    return {} if bool(mask.all()) else {"attention_mask": mask, "position_ids": positions}

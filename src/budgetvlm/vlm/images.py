@@ -1,0 +1,112 @@
+"""From an image to tiles, by Transformers' own tiling for InternVL (`GotOcr2ImageProcessorPil`).
+
+A request may need only the overview, only the other tiles, or all; the processor's own call always makes all of them.
+`Tiles` uses its parts (resize, crop) and gives the same pixels (tested). Shapes: n tiles, `[n, 3, H, W]` float32.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from budgetvlm.errors import InputError
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The image in RGB.
+
+    Raises:
+        InputError: it is not an image, it is empty, or its data cannot be decoded.
+    """
+    if not isinstance(image, Image.Image):
+        raise InputError(
+            f"an image is needed (PIL.Image.Image); given {type(image).__name__}. Open the file with PIL first."
+        )
+    if not image.width or not image.height:
+        raise InputError(
+            f"the image is empty: {image.width} x {image.height} pixels. Give one with at least one pixel."
+        )
+    try:
+        return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise InputError(
+            f"the image cannot be decoded ({error}); it may be truncated. Save it again as PNG."
+        ) from error
+
+
+def open_image(image: str | Path | Image.Image) -> Image.Image:
+    """The decoded image in RGB, upright; an image that is one already is only decoded.
+
+    Raises:
+        InputError: the file is missing, no image, truncated, or too large to be decoded safely.
+    """
+    if isinstance(image, Image.Image):
+        return _decoded(image, "the image")
+    if not isinstance(image, str | Path):
+        raise InputError(f"an image is needed: a file's name or a PIL image; given {type(image).__name__}")
+    try:
+        with Image.open(image) as opened:
+            return _decoded(ImageOps.exif_transpose(opened), str(image))
+    except FileNotFoundError:
+        raise InputError(f"the image {str(image)!r} does not exist. Check the name.") from None
+    except UnidentifiedImageError:
+        raise InputError(f"{str(image)!r} is not an image that Pillow knows; give a PNG or JPEG") from None
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{str(image)!r} is too large ({error}); make it smaller first") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"the image {str(image)!r} cannot be read ({error}); give another or save it again") from None
+
+
+def _decoded(image: Image.Image, name: str) -> Image.Image:
+    try:
+        return to_rgb(image)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+
+
+class Tiles:
+    """Cuts images into tiles.
+
+    Args:
+        processor: a `GotOcr2ImageProcessorPil`; its size, resampling and normalisation are used.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+        self._mean = torch.tensor(processor.image_mean, dtype=torch.float32)[:, None, None]
+        self._std = torch.tensor(processor.image_std, dtype=torch.float32)[:, None, None]
+
+    def overview(self, image: Image.Image) -> torch.Tensor:
+        """The whole image in one tile (the thumbnail), ``[1, 3, H, W]``."""
+        p = self.processor
+        return self._normalise([p.resize(_pixels(image), p.size, resample=p.resample)])
+
+    def details(self, image: Image.Image, max_crops: int) -> torch.Tensor:
+        """The tiles beside the overview, row by row, at most ``max_crops``; none where the overview says it all."""
+        if max_crops == 1:
+            return self._normalise([])
+        p = self.processor
+        crops = p.crop_image_to_patches(
+            _pixels(image), p.min_patches, max_crops, use_thumbnail=False, patch_size=p.size, resample=p.resample
+        )
+        return self._normalise(crops if len(crops) > 1 else [])
+
+    def all(self, image: Image.Image, max_crops: int) -> torch.Tensor:
+        """The tiles in the model's order: details, then the overview."""
+        return torch.cat([self.details(image, max_crops), self.overview(image)])
+
+    def _normalise(self, tiles: list[np.ndarray]) -> torch.Tensor:
+        if not tiles:
+            return torch.empty(0, 3, self.processor.size.height, self.processor.size.width)
+        pixels = torch.from_numpy(np.stack(tiles)).float()
+        return pixels.mul_(self.processor.rescale_factor).sub_(self._mean).div_(self._std)
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    return np.moveaxis(np.asarray(to_rgb(image)), -1, 0)

@@ -1,0 +1,117 @@
+"""What the rest of the project needs of a vision-language model, and nothing more.
+
+A `VLM` answers a question about an image at a chosen `Setting`. It is frozen: a setting is applied for the
+length of a ``with`` block and released at its end, also after an exception.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import torch
+from PIL import Image
+
+from budgetvlm.knobs import KnobSpace, Setting
+
+STAGES = ("preprocess", "vision", "prefill", "decode")
+
+
+@dataclass(frozen=True)
+class Overview:
+    """The overview crop (thumbnail), encoded once: the controller reads it, the model reuses it.
+
+    Attributes:
+        tokens: projected visual tokens of the overview crop, ``[T, C]``.
+        feature: pooled vision feature for the controller, float32 ``[Di]``.
+        preprocess_ms, vision_ms: what it cost.
+    """
+
+    tokens: torch.Tensor
+    feature: torch.Tensor
+    preprocess_ms: float
+    vision_ms: float
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One answer and what it cost.
+
+    Attributes:
+        text: the decoded answer without special tokens.
+        token_ids: generated ids, the end token included if there is one.
+        finish_reason: "stop" (end token) or "length" (max_new_tokens reached).
+        stages_ms: time of each of `STAGES` in ms; empty from `VLM.generate_batch`. A reused overview's own time is
+            counted in "preprocess" and "vision", because the request pays for it once.
+        num_vision_tokens, num_language_tokens, num_output_tokens: counts; the prompt's image markers are language.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    num_vision_tokens: int
+    num_language_tokens: int
+    num_output_tokens: int
+    stages_ms: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def total_ms(self) -> float:
+        return sum(self.stages_ms.values())
+
+
+@runtime_checkable
+class VLM(Protocol):
+    """A frozen vision-language model with knobs."""
+
+    name: str
+    knob_space: KnobSpace
+    num_total_blocks: int
+
+    def active_blocks(self, num_active_blocks: int) -> tuple[int, ...]:
+        """Indices of the blocks that run at this depth, ascending; first and last are always among them."""
+        ...
+
+    def apply(self, setting: Setting) -> AbstractContextManager[None]:
+        """Apply a setting; restored on exit, also after an exception. Threads take turns.
+
+        Raises:
+            KnobSpaceError: the setting is outside `knob_space`.
+        """
+        ...
+
+    def encode_overview(self, image: Image.Image) -> Overview:
+        """Preprocess and encode the overview crop once."""
+        ...
+
+    def question_feature(self, question: str) -> torch.Tensor:
+        """Mean of the prompt's token embeddings, float32 ``[Dl]``."""
+        ...
+
+    def generate(
+        self,
+        image: Image.Image,
+        question: str,
+        setting: Setting,
+        *,
+        max_new_tokens: int = 16,
+        overview: Overview | None = None,
+    ) -> Generation:
+        """Answer one question at batch 1, greedily, with every stage timed and the device synchronised.
+
+        Raises:
+            InputError: an empty question or an image that cannot be used.
+        """
+        ...
+
+    def generate_batch(
+        self,
+        images: Sequence[Image.Image],
+        questions: Sequence[str],
+        setting: Setting,
+        *,
+        max_new_tokens: int = 16,
+    ) -> list[Generation]:
+        """Answer a batch greedily; the same answers as `generate` one by one."""
+        ...

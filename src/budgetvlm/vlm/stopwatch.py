@@ -1,0 +1,30 @@
+"""One clock for every stage of a request, in ms; the device is synchronised at each reading."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done all that was asked of it; a CPU has nothing to wait for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+class Stopwatch:
+    """`lap()` gives the ms since the last lap (or the start)."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        synchronise(device)
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        synchronise(self._device)
+        now = time.perf_counter()
+        elapsed_ms, self._last = (now - self._last) * 1e3, now
+        return elapsed_ms

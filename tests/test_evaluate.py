@@ -1,0 +1,372 @@
+"""Evaluation on a table worked out by hand, and the command line around it.
+
+Settings take 10, 20, 20 and 40 ms. Kind "a" is right with setting 2 or 3, kind "b" with 1 or 3. A policy that sees the
+kind is right at 20 ms; one setting for all is right half of the time there, and needs 40 ms to be always right.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from budgetvlm.cli import main
+from budgetvlm.controller.checkpoint import save_pretrained
+from budgetvlm.controller.network import GRPOController
+from budgetvlm.errors import ConfigError, DataError, OutputError
+from budgetvlm.evaluate import EvaluationOptions, evaluate
+from budgetvlm.features import Features
+from budgetvlm.knobs import KnobSpace
+from budgetvlm.outcomes import Contender, outcomes
+from budgetvlm.policies import States
+from budgetvlm.report import AtBudget, EvaluationReport, PolicyResult
+from budgetvlm.table import ProfileTable
+
+SPACE = KnobSpace({"tiles": [1, 4], "depth": [2, 8]})
+TEST_ROWS = 40
+
+
+def two_kinds(samples: int = 120) -> ProfileTable:
+    """A third each of train, validation and test; two samples share an image."""
+    accuracy = np.tile(np.array([[0, 0, 1, 1], [0, 1, 0, 1]], dtype=np.float32), (samples // 2, 1))
+    return ProfileTable.from_arrays(
+        SPACE,
+        [f"s{i}" for i in range(samples)],
+        accuracy,
+        np.tile(np.array([10.0, 20.0, 20.0, 40.0]), (samples, 1)),
+        groups={
+            "kind": ("a", "b") * (samples // 2),
+            "difficulty": ("easy",) * samples,
+            "image_id": [f"i{i // 2}" for i in range(samples)],
+        },
+        split=np.repeat(["train", "validation", "test"], samples // 3).tolist(),
+    )
+
+
+def features_of(table: ProfileTable) -> Features:
+    noise = np.random.default_rng(0).normal(size=(table.num_samples, 2))
+    return Features(table.sample_ids, noise, noise[:, :1])
+
+
+@dataclass(frozen=True)
+class KnowsKind:
+    """Right at 20 ms wherever that is allowed and worth it; a fixed setting otherwise."""
+
+    name: str = "knows the kind"
+
+    def choose(self, states: States) -> np.ndarray:
+        kind = np.array(states.table.groups["kind"])[states.sample_index]
+        wanted = np.where(kind == "a", 2, 1)
+        worth = states.feasible[:, 1] & (states.price * 10 / 40 < 1)
+        return np.where(worth, wanted, 0)
+
+
+QUICK = EvaluationOptions(resamples=50)
+
+
+@pytest.fixture(scope="module")
+def report() -> EvaluationReport:
+    table = two_kinds()
+    return evaluate(table, features_of(table), {"one": KnowsKind(), "two": KnowsKind()}, QUICK)
+
+
+def at(report: EvaluationReport, name: str, share: float) -> AtBudget:
+    return next(record for record in result(report, name).at_budget if record.budget_share == share)
+
+
+def result(report: EvaluationReport, name: str) -> PolicyResult:
+    found = report.policy(name)
+    assert found is not None, name
+    return found
+
+
+def test_all_policies_are_there(report: EvaluationReport) -> None:
+    assert [result.name for result in report.policies] == [
+        "controller",
+        "controller one",
+        "controller two",
+        "predict + argmax",
+        "lookup table",
+        "full setting",
+        "cheapest",
+        "random feasible",
+        "group lookup",
+        "oracle",
+        "best blind mix",
+    ]
+    assert report.counts["evaluated_samples"] == TEST_ROWS and report.counts["evaluated_images"] == TEST_ROWS // 2
+
+
+def test_accuracy_latency_and_violations_of_the_chosen_settings(report: EvaluationReport) -> None:
+    controller = at(report, "controller", 0.5)
+    assert controller.budget_ms == 20.0
+    assert controller.accuracy.value == 1.0 and controller.mean_ms.value == controller.p95_ms == 20.0
+    assert controller.vs_lookup.value == 0.5 and controller.violation_rate.value == 0.0
+    assert {tuple(chosen.setting.values()): chosen.share for chosen in controller.settings} == {
+        (1, 8): 0.5,
+        (4, 2): 0.5,
+    }
+    assert at(report, "lookup table", 0.5).accuracy.value == 0.5
+    assert at(report, "full setting", 0.85).violation_rate.value == 1.0
+    assert at(report, "full setting", 1.0).violation_rate.value == 0.0
+    assert at(report, "cheapest", 1.0).accuracy.value == 0.0
+
+
+def test_a_budget_below_everything_is_a_violation_and_no_crash(report: EvaluationReport) -> None:
+    table = two_kinds()
+    tight = evaluate(table, features_of(table), {}, replace(QUICK, budget_shares=(0.1,)))
+    lookup = at(tight, "lookup table", 0.1)
+    assert lookup.mean_ms.value == 10.0 and lookup.violation_rate.value == 1.0
+
+
+def test_room_is_the_mean_over_the_named_budgets(report: EvaluationReport) -> None:
+    assert report.room_budget_shares == (0.5, 0.6, 0.7, 0.85)
+    room = result(report, "controller").room
+    assert room is not None and room.visible_room_closed is not None and room.room_closed is not None
+    assert room.accuracy_gain.value == room.visible_room_closed.value * 0.5 == room.room_closed.value * 0.5 == 0.5
+    lookup = result(report, "lookup table").room
+    assert lookup is not None and lookup.room_closed is not None and lookup.room_closed.value == 0.0
+
+
+def test_no_room_is_closed_by_breaking_budgets(report: EvaluationReport) -> None:
+    full = result(report, "full setting").room
+    assert full is not None and full.accuracy_gain.value == 0.5
+    assert full.room_closed is None and full.visible_room_closed is None
+
+
+def test_latency_at_equal_accuracy(report: EvaluationReport) -> None:
+    # Blind: .98 lies 24/25 of the way from (20, .5) to (40, 1). With the kind: from (10, 0) to (20, 1).
+    blind, mine = result(report, "best blind mix").at_accuracy[0], result(report, "controller").at_accuracy[0]
+    assert blind.latency_ms is not None and mine.latency_ms is not None and mine.saved is not None
+    assert blind.latency_ms.value == pytest.approx(39.2) and mine.latency_ms.value == pytest.approx(19.8)
+    assert mine.saved.value == pytest.approx(1 - 19.8 / 39.2)
+    assert mine.visible_saving_closed is not None and mine.visible_saving_closed.value == pytest.approx(1.0)
+    assert mine.reached_share == 1.0
+
+
+def test_an_accuracy_that_is_not_reached_is_none() -> None:
+    @dataclass(frozen=True)
+    class Stuck:
+        name: str = "stuck"
+
+        def choose(self, states: States) -> np.ndarray:
+            return np.ones(len(states.price), dtype=np.int64)
+
+    table = two_kinds()
+    report = evaluate(table, features_of(table), {"stuck": Stuck()}, QUICK)
+    target = result(report, "controller").at_accuracy[0]
+    assert target.latency_ms is None and target.saved is None and target.reached_share == 0.0
+    assert "not reached" in report.table()
+
+
+def test_runs_are_averaged() -> None:
+    @dataclass(frozen=True)
+    class Fixed:
+        column: int
+        name: str = "fixed"
+
+        def choose(self, states: States) -> np.ndarray:
+            return np.full(len(states.price), self.column)
+
+    table = two_kinds()
+    report = evaluate(table, features_of(table), {"low": Fixed(0), "high": Fixed(3)}, QUICK)
+    mean = at(report, "controller", 0.5)
+    assert mean.accuracy.value == 0.5 and mean.mean_ms.value == 25.0 and mean.violation_rate.value == 0.5
+
+
+def test_hindsight_pays_expected_latency() -> None:
+    table = two_kinds(6).subset(np.arange(4))
+    latency = table.latency_ms.copy()
+    latency[:, 1] = [10, 20, 30, 40]
+    noisy = replace(table, latency_ms=latency)
+    always_one = type("One", (), {"name": "one", "choose": lambda self, s: np.ones(len(s.price), dtype=np.int64)})()
+    request = States(noisy, None, np.arange(4), np.full(4, 99.0), np.ones((4, 4), dtype=bool), np.zeros(4))
+    paid = outcomes(Contender("x", "bound", (always_one,), "", charged_expected=True), noisy, [request])
+    measured = outcomes(Contender("x", "policy", (always_one,), ""), noisy, [request])
+    assert paid.latency_ms[0, 0].tolist() == [25.0] * 4
+    assert measured.latency_ms[0, 0].tolist() == [10.0, 20.0, 30.0, 40.0]
+
+
+def test_settings_and_prices_are_not_picked_on_the_evaluated_split() -> None:
+    # On the test split alone the cheapest setting is always right; the lookup table must not know that.
+    table = two_kinds()
+    accuracy = table.accuracy.copy()
+    accuracy[80:] = [1, 0, 0, 0]
+    report = evaluate(replace(table, accuracy=accuracy), features_of(table), {}, QUICK)
+    assert at(report, "lookup table", 1.0).accuracy.value == 0.0
+    assert at(report, "oracle", 1.0).accuracy.value == 1.0
+
+
+def test_samples_with_holes_are_left_out_and_counted() -> None:
+    table = two_kinds()
+    latency = table.latency_ms.copy()
+    latency[100:105, 0] = np.nan
+    report = evaluate(replace(table, latency_ms=latency), features_of(table), {}, QUICK)
+    assert report.counts["evaluated_samples"] == TEST_ROWS - 5 and report.counts["left_out_incomplete"] == 5
+
+
+def test_violations_are_counted_over_timed_samples() -> None:
+    table = two_kinds()
+    latency = table.latency_ms.copy()
+    latency[80:90] = 100.0
+    source = ["measured"] * 100 + ["predicted"] * 20
+    table = replace(table, latency_ms=latency, groups={**table.groups, "latency_source": tuple(source)})
+    report = evaluate(table, features_of(table), {}, QUICK)
+    assert report.counts["evaluated_timed"] == 20
+    assert at(report, "lookup table", 1.0).violation_rate.value == 0.5  # ten of the twenty
+    assert "Latency of 20 samples is predicted" in report.table()
+
+
+def test_a_setting_that_was_never_measured_is_never_chosen() -> None:
+    table = two_kinds()
+    accuracy = table.accuracy.copy()
+    accuracy[:, 1] = np.nan
+    report = evaluate(replace(table, accuracy=accuracy), features_of(table), {}, QUICK)
+    chosen = [s.setting for r in report.policies for a in r.at_budget for s in a.settings]
+    assert report.counts["settings"] == 3 and {"tiles": 1, "depth": 8} not in chosen
+
+
+def test_validation_can_be_reported_without_a_test_split() -> None:
+    table = two_kinds()
+    table = replace(table, split=tuple("train" if s == "test" else s for s in table.split or ()))
+    report = evaluate(table, features_of(table), {}, replace(QUICK, split="validation"))
+    assert report.tuning_split == "train" and report.counts["evaluated_samples"] == TEST_ROWS
+    with pytest.raises(DataError, match="no test samples to evaluate on; this table has: train, validation"):
+        evaluate(table, features_of(table), {}, QUICK)
+
+
+def test_without_labels_there_is_no_group_lookup() -> None:
+    table = replace(two_kinds(), groups={})
+    report = evaluate(table, features_of(table), {"one": KnowsNothing()}, QUICK)
+    room = result(report, "controller").room
+    assert report.policy("group lookup") is None and room is not None and room.visible_room_closed is None
+
+
+@dataclass(frozen=True)
+class KnowsNothing:
+    name: str = "nothing"
+
+    def choose(self, states: States) -> np.ndarray:
+        return np.zeros(len(states.price), dtype=np.int64)
+
+
+def test_equal_seeds_give_equal_reports() -> None:
+    table = two_kinds()
+    reports = [evaluate(table, features_of(table), {}, replace(QUICK, seed=3)).to_dict() for _ in range(2)]
+    assert reports[0] == reports[1]
+
+
+def test_document_and_text(report: EvaluationReport) -> None:
+    document = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert document["schema_version"] == 1 and document["knobs"] == SPACE.to_dict()
+    assert {"budgetvlm", "numpy", "torch", "python"} <= set(document["versions"])
+    text = report.table()
+    assert "100.0 ±0.0" in text and "19.8 ms" in text and "…" not in text and "\x1b" not in text
+
+
+def test_picture_is_written_whole_or_not_at_all(report: EvaluationReport, tmp_path: Path) -> None:
+    report.plot(tmp_path / "deep" / "evaluation.png")
+    assert (tmp_path / "deep" / "evaluation.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError):
+        report.plot(tmp_path / "file" / "evaluation.png")
+
+
+def test_options_say_all_that_is_wrong_at_once() -> None:
+    with pytest.raises(
+        ConfigError, match=r"split='train'.*budgets.*prices.*accuracy shares.*guard_quantile.*resamples"
+    ):
+        EvaluationOptions(
+            split="train", budget_shares=(-1.0,), price=-1.0, accuracy_shares=(2.0,), guard_quantile=0.0, resamples=0
+        )
+
+
+def test_features_of_other_samples_are_refused() -> None:
+    table = two_kinds()
+    with pytest.raises(DataError, match="have no features"):
+        evaluate(table, features_of(table.subset("train")), {}, QUICK)
+
+
+# The command line.
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    table = two_kinds()
+    table.save(tmp_path / "table.parquet")
+    features_of(table).save(tmp_path / "features.safetensors")
+    for seed in range(2):
+        torch.manual_seed(seed)
+        save_pretrained(controller(), tmp_path / f"seed{seed}")
+    return {
+        "table": str(tmp_path / "table.parquet"),
+        "features": str(tmp_path / "features.safetensors"),
+        "directory": str(tmp_path),
+    }
+
+
+def controller(space: KnobSpace = SPACE, width: int = 2) -> GRPOController:
+    return GRPOController(width, 1, hidden_dim=8, knob_values=space.to_dict(), latency_reference_ms=40.0)
+
+
+def words(files: dict[str, str], *more: str) -> list[str]:
+    return ["evaluate", "--table", files["table"], "--features", files["features"], "--resamples", "20", *more]
+
+
+def test_json_is_all_there_is_on_standard_output(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoints = [f"{files['directory']}/seed{seed}" for seed in range(2)]
+    assert main(words(files, "--json", "--budgets", "1", "0.5", "--checkpoint", *checkpoints)) == 0
+    document = json.loads(capsys.readouterr().out)
+    names = [policy["name"] for policy in document["policies"]]
+    assert names[:3] == ["controller", "controller seed0", "controller seed1"]
+    assert document["options"]["budget_shares"] == [0.5, 1.0]
+
+
+def test_output_directory_holds_document_and_picture(
+    files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--output_dir", str(tmp_path / "out"), "--checkpoint", f"{files['directory']}/seed0"]
+    assert main(words(files, *out)) == 0
+    printed = capsys.readouterr().out
+    assert "Accuracy under a budget" in printed and "evaluation.png" in printed
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["split"] == "test"
+    assert main(words(files, *out)) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert main(words(files, *out, "--overwrite")) == 0
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: controller(KnobSpace({"tiles": [1, 4], "depth": [2, 9]})), "another knob space"),
+        (lambda: controller(width=5), "reads 5 image and 1 language features"),
+    ],
+)
+def test_checkpoints_that_do_not_fit(
+    files: dict[str, str], capsys: pytest.CaptureFixture[str], make: Callable[[], GRPOController], message: str
+) -> None:
+    save_pretrained(make(), Path(files["directory"]) / "other")
+    assert main(words(files, "--checkpoint", f"{files['directory']}/other")) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--checkpoint", "nowhere"], "nowhere"),
+        (["--data", "data.json"], "either --table and --features, or --data"),
+        (["--budgets", "0"], "not positive shares"),
+        (["--checkpoint", "same", "same"], "given twice"),
+    ],
+)
+def test_mistakes_are_messages(
+    files: dict[str, str], capsys: pytest.CaptureFixture[str], more: list[str], message: str
+) -> None:
+    assert main(words(files, *more)) == 2
+    assert message in capsys.readouterr().err

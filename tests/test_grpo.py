@@ -1,0 +1,315 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from planted_tables import tiny
+
+from budgetvlm.controller.grpo import (
+    GRPOConfig,
+    compute_advantages,
+    draw_groups,
+    entropy,
+    exact_loss,
+    grpo_loss,
+    kl_divergence,
+)
+from budgetvlm.controller.network import GRPOController
+from budgetvlm.controller.states import Outcomes, StatePlan, States
+from budgetvlm.controller.trainer import GRPOTrainer
+from budgetvlm.errors import ConfigError
+
+KNOBS = {"max_crops": [1, 4], "top_k": [2, 8]}
+LATENCY = np.array([10.0, 20.0, 30.0, 40.0])
+
+
+def test_advantages_are_rewards_less_the_mean_of_their_own_group():
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.2, 0.2, 0.2, 1.0]])
+    wanted = torch.tensor([[0.5, -0.5, -0.5, 0.5], [-0.2, -0.2, -0.2, 0.6]])
+    torch.testing.assert_close(compute_advantages(rewards), wanted)
+    # the groups' own std: sqrt(4 * 0.25 / 3) = 0.5774 and sqrt((3 * 0.04 + 0.36) / 3) = 0.4
+    by_group = wanted / torch.tensor([[math.sqrt(1 / 3) + 1e-4], [0.4 + 1e-4]])
+    torch.testing.assert_close(compute_advantages(rewards, "group"), by_group)
+    torch.testing.assert_close(compute_advantages(rewards, "batch"), wanted / (rewards.std() + 1e-4))
+
+
+def test_states_in_another_order_have_the_same_advantages_in_that_order():
+    """Groups that mixed samples, or advantages sliced onto the wrong rows, would fail here."""
+    generator = torch.Generator().manual_seed(0)
+    rewards = torch.rand(16, 8, generator=generator)
+    order = torch.randperm(16, generator=generator)
+    for scale in ("none", "group", "batch"):
+        torch.testing.assert_close(compute_advantages(rewards[order], scale), compute_advantages(rewards, scale)[order])
+
+
+def test_dividing_by_the_groups_std_turns_a_tie_break_into_a_full_size_advantage():
+    all_right = torch.tensor([[1.0 - 0.002, 1.0 - 0.01]])  # both settings answer; one is cheaper by 0.008
+    assert compute_advantages(all_right)[0, 0].item() == pytest.approx(0.004, rel=1e-3)
+    assert compute_advantages(all_right, "group")[0, 0].item() == pytest.approx(0.695, rel=1e-2)
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (3,), (3, 0)])
+def test_groups_smaller_than_2_are_refused(shape):
+    with pytest.raises(ConfigError, match="no groups"):
+        compute_advantages(torch.zeros(shape))
+
+
+def test_the_clipped_loss_by_hand():
+    old = torch.log(torch.tensor([[0.25, 0.25, 0.25, 0.25]]))
+    new = torch.log(torch.tensor([[0.50, 0.20, 0.50, 0.10]]))  # ratios 2, 0.8, 2, 0.4
+    advantages = torch.tensor([[1.0, 1.0, -1.0, -1.0]])
+    # min(2, 1.2) = 1.2; min(0.8, 0.8) = 0.8; min(-2, -1.2) = -2; min(-0.4, -0.8) = -0.8
+    assert grpo_loss(new, old, advantages, epsilon=0.2).item() == pytest.approx(-(1.2 + 0.8 - 2.0 - 0.8) / 4)
+    assert grpo_loss(new, old, advantages, 0.2, 0.5).item() == pytest.approx(-(1.5 + 0.8 - 2.0 - 0.8) / 4)
+    weights = torch.tensor([1.2, 0.8, 1.2, 0.4])
+    cispo = -(weights * advantages[0] * new[0]).mean().item()
+    assert grpo_loss(new, old, advantages, 0.2, loss_type="cispo").item() == pytest.approx(cispo)
+
+
+def test_no_gradient_flows_through_a_clipped_gain():
+    new = torch.log(torch.tensor([[0.9, 0.25]])).requires_grad_()
+    old = torch.log(torch.tensor([[0.25, 0.25]]))
+    grpo_loss(new, old, torch.tensor([[1.0, 1.0]])).backward()
+    assert new.grad is not None
+    assert new.grad[0].tolist() == pytest.approx([0.0, -0.5])
+
+
+def test_the_exact_loss_has_the_gradient_of_the_expected_reward():
+    """d E[r] / d logit_k = pi_k (r_k - E[r]) for one state."""
+    logits = torch.tensor([[0.0, 1.0, -1.0]], dtype=torch.float64, requires_grad=True)
+    rewards = torch.tensor([[0.2, 0.9, 0.4]], dtype=torch.float64)
+    exact_loss(logits.log_softmax(dim=1), rewards).backward()
+    policy = logits.detach().softmax(dim=1)
+    torch.testing.assert_close(-logits.grad, policy * (rewards - (policy * rewards).sum()))
+
+
+@pytest.mark.parametrize("scale", ["group", "batch"])
+def test_the_scaled_exact_loss_divides_that_gradient_by_the_std_under_the_policy(scale):
+    logits = torch.tensor([[0.0, 1.0, -1.0], [0.5, 0.5, 0.0]], dtype=torch.float64, requires_grad=True)
+    rewards = torch.tensor([[0.2, 0.9, 0.4], [1.0, 1.0, 0.9]], dtype=torch.float64)
+    exact_loss(logits.log_softmax(dim=1), rewards, scale).backward()
+    policy = logits.detach().softmax(dim=1)
+    mean = (policy * rewards).sum(dim=1, keepdim=True)
+    if scale == "group":
+        std = (policy * (rewards - mean).square()).sum(dim=1, keepdim=True).sqrt()
+    else:
+        std = ((policy * rewards.square()).sum() / 2 - mean.mean().square()).sqrt()
+    torch.testing.assert_close(-logits.grad, policy * (rewards - mean) / (std + 1e-4) / 2)
+
+
+def test_kl_and_entropy_by_hand():
+    p, q = torch.tensor([[0.5, 0.5]]), torch.tensor([[0.9, 0.1]])
+    assert kl_divergence(p.log(), q.log()).item() == pytest.approx(0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(5))
+    assert kl_divergence(p.log(), p.log()).item() == 0.0
+    assert entropy(p.log()).item() == pytest.approx(math.log(2))
+    forbidden = torch.tensor([[0.0, -1e9]])  # a setting that is not allowed adds nothing, and no NaN
+    assert entropy(forbidden.log_softmax(dim=1)).item() == 0.0
+
+
+def test_all_wrong_options_are_reported_at_once():
+    with pytest.raises(ConfigError) as caught:
+        GRPOConfig(num_generations=1, scale_rewards="std", epsilon=0.0, batch_size=0, beta=-1.0, ema_decay=1.0)  # type: ignore[arg-type]
+    for word in ("at least 2 settings", "scale_rewards='std'", "epsilon=0.0", "batch_size=0", "beta=-1.0", "ema_decay"):
+        assert word in str(caught.value)
+
+
+def test_group_size_is_another_name_for_num_generations():
+    assert GRPOConfig(group_size=8) == GRPOConfig(num_generations=8)
+    assert GRPOConfig(group_size=8).num_generations == 8
+    assert GRPOConfig().num_generations is None
+    with pytest.raises(ConfigError, match="one thing"):
+        GRPOConfig(group_size=8, num_generations=4)
+    with pytest.raises(ConfigError, match="nothing is drawn"):
+        GRPOConfig(num_iterations=2)
+    with pytest.raises(ConfigError, match="use 'grpo'"):
+        GRPOConfig(loss_type="dr_grpo")  # type: ignore[arg-type]
+
+
+def trainer(
+    accuracy: np.ndarray, config: GRPOConfig, features: np.ndarray | None = None, seed: int = 0, **plan
+) -> GRPOTrainer:
+    """A trainer on outcomes ``[S, 4]``, every setting's latency being `LATENCY`."""
+    image = torch.eye(len(accuracy)) if features is None else torch.from_numpy(features).float()
+    torch.manual_seed(seed)
+    controller = GRPOController(
+        image.shape[1], 1, budget_dim=8, hidden_dim=32, knob_values=KNOBS, latency_reference_ms=40.0,
+        latency_ms=LATENCY.tolist(), bounds_ms=LATENCY.tolist(), logit_scale=1.0,
+    )  # fmt: skip
+    torch.nn.init.normal_(controller.heads.weight, std=0.3)
+    outcomes = Outcomes.from_arrays(accuracy, np.tile(LATENCY, (len(accuracy), 1)))
+    language = torch.zeros(len(accuracy), 1)
+    return GRPOTrainer(config, controller, outcomes, image, language, StatePlan(**plan), seed=seed)
+
+
+def test_drawn_groups_give_the_enumerated_gradient_on_average():
+    """The sampled estimator against the exact one, on a small network in float64.
+
+    A group's own mean as the baseline shrinks the expectation by (G - 1) / G, since each draw is part of its baseline.
+    """
+    accuracy = np.random.default_rng(0).random((5, 4))
+    made = trainer(accuracy, GRPOConfig(num_generations=4, entropy_coef=0.0))
+    made.controller.double()
+    made.encoded = made.encoded.double()
+    states = States(torch.arange(5), torch.tensor([40.0, 30.0, 25.0, math.inf, 15.0]), torch.full((5,), 0.1))
+    batch = made.prepare(states)
+    weight = made.controller.heads.weight
+
+    def gradient(rows: torch.Tensor, group: int | None) -> torch.Tensor:
+        policy = made.log_policy(batch)[rows]
+        part = replace(batch, rewards=batch.rewards[rows])
+        settings = None if group is None else draw_groups(policy, group)
+        old = None if settings is None else policy.detach().gather(1, settings)
+        return torch.autograd.grad(made.loss(part, policy, settings, old), weight)[0]
+
+    exact = gradient(torch.arange(5), None)
+    torch.manual_seed(0)
+    for group in (2, 8):
+        drawn = gradient(torch.arange(5).repeat(40_000 // group), group) * group / (group - 1)
+        assert (drawn - exact).norm() / exact.norm() < 0.03
+
+
+def test_only_allowed_and_measured_settings_count():
+    accuracy = np.array([[0.5, 0.6, 0.7, 0.8], [0.5, np.nan, 0.7, 0.8], [np.nan, 0.6, 0.7, 0.8]])
+    made = trainer(accuracy, GRPOConfig())
+    states = States(torch.arange(3), torch.tensor([30.0, 30.0, 15.0]), torch.tensor([0.1, 0.1, 0.1]))
+    batch = made.prepare(states)
+    assert (made.log_policy(batch) > -1e6).tolist() == [
+        [True, True, True, False],
+        [True, False, True, False],
+        [True, False, False, False],  # nothing allowed was measured: the cheapest, alone, so nothing is learnt
+    ]
+    torch.testing.assert_close(batch.rewards[0], torch.tensor([0.475, 0.55, 0.625, 0.70]))
+    assert batch.rewards[1, 1] == 0.0
+
+
+def test_the_guides_objective_sees_every_setting():
+    made = trainer(np.full((1, 4), 0.5), GRPOConfig(objective="reward"))
+    states = States(torch.tensor([0]), torch.tensor([20.0]), torch.tensor([0.0]))
+    batch = made.prepare(states)
+    assert (made.log_policy(batch) > -1e6).all()
+    assert batch.rewards[0, 3].item() == pytest.approx(0.5 - 0.5 / (1 + math.exp(-10)) - 10 - 0.05, abs=1e-4)
+
+
+def test_states_are_drawn_as_planned():
+    accuracy = np.full((400, 4), 0.5)
+    accuracy[:100, 3] = np.nan
+    outcomes = Outcomes.from_arrays(accuracy, np.tile(LATENCY, (400, 1)))
+    plan = StatePlan(price_share=0.5, price_range=(0.05, 0.5))
+    states = plan.draw(outcomes, torch.Generator().manual_seed(0))
+    assert len(states) == 1200
+    assert torch.bincount(states.sample).tolist() == [3] * 400
+    limited = states.budget_ms[states.budget_ms.isfinite()]
+    allowed = {round(f * ms, 3) for f in (0.8, 1.0, 1.2) for ms in LATENCY.tolist()}
+    assert {round(ms, 3) for ms in limited.tolist()} == allowed
+    first = (states.sample < 100) & states.budget_ms.isfinite()
+    assert states.budget_ms[first].max() == pytest.approx(36.0)  # an unmeasured setting's latency is no budget
+    priced = states.price != plan.default_price
+    assert priced.float().mean() == pytest.approx(0.5, abs=0.05)
+    assert 0.05 <= states.price[priced].min() < 0.06 and 0.45 < states.price[priced].max() <= 0.5
+    assert states.budget_ms[priced].isinf().float().mean() == pytest.approx(0.5, abs=0.06)
+    assert not states.budget_ms[~priced].isinf().any()
+
+
+def test_wrong_plans_are_refused():
+    with pytest.raises(ConfigError, match=r"budget_factors.*price_share=2.*price_range"):
+        StatePlan(budget_factors=(0.8, -1.0), price_share=2.0, price_range=(0.5, 0.1))
+
+
+CLASSES = np.arange(400) % 4
+
+
+def planted_best(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Four visible classes, each answered by one setting alone; noisy features ``[400, 8]``."""
+    rng = np.random.default_rng(seed)
+    features = np.eye(4)[CLASSES] @ rng.normal(size=(4, 8)) * 2 + 0.1 * rng.normal(size=(400, 8))
+    return np.eye(4)[CLASSES], features
+
+
+def chosen_settings(made: GRPOTrainer) -> np.ndarray:
+    states = States(torch.arange(400), torch.full((400,), 40.0), torch.full((400,), 0.01))
+    made.controller.eval()
+    with torch.no_grad(), made.averaged():
+        return made.log_policy(made.prepare(states)).argmax(dim=1).numpy()
+
+
+@pytest.mark.parametrize("group", [None, 8])
+def test_a_planted_best_setting_is_learnt(group):
+    accuracy, features = planted_best(0)
+    config = GRPOConfig(num_generations=group, learning_rate=5e-3, entropy_coef=0.01, num_epochs=12, ema_decay=0.9)
+    made = trainer(accuracy, config, features)
+    for epoch in range(config.num_epochs):
+        made.train_epoch(epoch)
+    assert (chosen_settings(made) == CLASSES).mean() > 0.99
+
+
+def test_dividing_by_the_groups_std_collapses_to_the_cheapest_setting():
+    """Hard or easy whatever the setting, as most questions are: what is left to learn from is the price."""
+    rng = np.random.default_rng(0)
+    # two thirds: all settings right or all wrong; one third: only the dearest is right
+    accuracy = np.where(rng.random((600, 1)) < 0.35, np.array([0.0, 0.0, 0.0, 1.0]), rng.random((600, 1)) < 0.5)
+    features = rng.normal(size=(600, 4))
+    mean_accuracy = {}
+    for scale in ("none", "group"):
+        config = GRPOConfig(num_generations=4, scale_rewards=scale, learning_rate=5e-3, entropy_coef=0.0, ema_decay=0.9)
+        made = trainer(accuracy, config, features, price_share=0.0)
+        for epoch in range(6):
+            made.train_epoch(epoch)
+        chosen = chosen_settings(made)
+        mean_accuracy[scale] = accuracy[np.arange(400), chosen].mean()
+    assert mean_accuracy["none"] > mean_accuracy["group"] + 0.2
+
+
+def test_equal_seeds_give_equal_bits_and_other_seeds_do_not():
+    def weights(seed: int) -> torch.Tensor:
+        accuracy, features = planted_best(0)
+        made = trainer(accuracy, GRPOConfig(num_generations=8), features, seed=seed)
+        made.train_epoch(0)
+        made.train_epoch(1)
+        return torch.cat([p.detach().flatten() for p in made.parameters])
+
+    assert torch.equal(weights(0), weights(0))
+    assert not torch.equal(weights(0), weights(1))
+
+
+def test_kl_to_the_starting_policy_holds_the_policy_back():
+    accuracy, features = planted_best(0)
+    moved = {}
+    for beta in (0.0, 5.0):
+        made = trainer(accuracy, GRPOConfig(beta=beta, learning_rate=3e-3), features)
+        before = made.log_policy(made.prepare(States(torch.arange(400), torch.full((400,), 40.0), torch.zeros(400))))
+        for epoch in range(3):
+            made.train_epoch(epoch)
+        after = made.log_policy(made.prepare(States(torch.arange(400), torch.full((400,), 40.0), torch.zeros(400))))
+        moved[beta] = kl_divergence(after, before).item()
+    assert moved[5.0] < 0.2 * moved[0.0]
+
+
+def test_several_updates_with_one_draw_use_the_probabilities_it_was_drawn_with():
+    accuracy, features = planted_best(0)
+    config = GRPOConfig(num_generations=8, num_iterations=2, learning_rate=5e-3, num_epochs=6, ema_decay=0.9)
+    made = trainer(accuracy, config, features)
+    for epoch in range(6):
+        made.train_epoch(epoch)
+    assert made.steps == 6 * 2 * math.ceil(400 * 3 / 64)
+    assert (chosen_settings(made) == CLASSES).mean() > 0.99
+
+
+def test_averaged_weights_are_lent_and_given_back():
+    accuracy, features = planted_best(0)
+    made = trainer(accuracy, GRPOConfig(), features)
+    made.train_epoch(0)
+    own = [p.detach().clone() for p in made.parameters]
+    with pytest.raises(KeyboardInterrupt), made.averaged():
+        assert all(torch.equal(p, a) for p, a in zip(made.parameters, made.average, strict=True))
+        raise KeyboardInterrupt
+    assert all(torch.equal(p, o) for p, o in zip(made.parameters, own, strict=True))
+
+
+def test_a_table_becomes_outcomes_with_its_gaps():
+    table, _ = tiny(6)
+    accuracy = table.accuracy.copy()
+    accuracy[0, 1] = np.nan
+    outcomes = Outcomes.from_arrays(accuracy, table.latency_ms)
+    assert not outcomes.measured[0, 1] and outcomes.measured.sum() == 23
+    assert outcomes.latency_ms[0, 1] == 0.0

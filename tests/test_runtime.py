@@ -1,0 +1,251 @@
+"""Requests with a budget on a tiny model: what the controller chooses, what is reported, what is refused."""
+
+import json
+import math
+import warnings
+
+import pytest
+import torch
+from PIL import Image
+from tiny_vlm import KNOBS, write_tiny_model
+
+from budgetvlm.cli import main
+from budgetvlm.controller.network import GRPOController
+from budgetvlm.errors import CheckpointError, ConfigError, InputError, KnobSpaceError
+from budgetvlm.knobs import KnobSpace
+from budgetvlm.runtime import AdaptiveVLM
+from budgetvlm.vlm import load_vlm
+from budgetvlm.vlm.images import open_image
+
+SPACE = KnobSpace(KNOBS)
+QUESTION = "what is the red sign"
+BOUNDS = [1000.0 * (k + 1) for k in range(len(SPACE))]  # far above what the tiny model takes
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return write_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def vlm(directory):
+    return load_vlm(str(directory))
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return Image.linear_gradient("L").resize((256, 192)).convert("RGB")
+
+
+def controller(bounds=BOUNDS, best=None, **changes):
+    """Prefers one setting (default: the full one) whatever the state, within its bounds."""
+    made = GRPOController(
+        **{
+            "image_feat_dim": 64,
+            "lang_feat_dim": 32,
+            "knob_values": KNOBS,
+            "bounds_ms": bounds,
+            "hidden_dim": 8,
+            **changes,
+        }
+    )
+    size = made.num_settings
+    accuracy = [k / size for k in range(size)]
+    accuracy[size - 1 if best is None else best] = 2.0
+    made.start_from(accuracy)
+    return made
+
+
+@pytest.fixture(scope="module")
+def model(vlm):
+    return AdaptiveVLM(vlm, controller())
+
+
+def test_ample_budget_takes_the_best_setting_and_says_what_it_cost(model, vlm, picture):
+    answer = model.generate(picture, QUESTION, budget_ms=1e6, max_new_tokens=3)
+    alone = vlm.generate(picture, QUESTION, SPACE.full, max_new_tokens=3)
+    assert answer.setting == SPACE.full
+    assert (answer.answer, answer.num_vision_tokens) == (alone.text, alone.num_vision_tokens)
+    assert (answer.feasible, answer.best_effort, answer.budget_met) == (True, False, True)
+    assert list(answer.stages_ms) == ["preprocess", "vision", "controller", "prefill", "decode"]
+    assert 0 < answer.controller_ms < answer.latency_ms
+    assert sum(answer.stages_ms.values()) <= answer.latency_ms
+    assert answer.predicted_ms == pytest.approx(BOUNDS[-1] + model.controller_ms)
+
+
+def test_the_choice_keeps_its_bound_within_the_budget(model, picture):
+    """The bound of setting k is 1000 (k + 1) ms; of those allowed the last is thought the most accurate."""
+    for budget_ms, expected in ((10_500, 9), (5_900, 4), (1_900, 0)):
+        choice = model.choose(model.vlm.encode_overview(picture), QUESTION, budget_ms)
+        assert SPACE.index(choice.setting) == expected
+        assert choice.feasible and choice.predicted_ms <= budget_ms
+
+
+def test_the_controllers_own_time_is_taken_off_the_budget(vlm, picture):
+    model = AdaptiveVLM(vlm, controller())
+    model.controller_ms = 600.0
+    choice = model.choose(vlm.encode_overview(picture), QUESTION, 5_500)
+    assert SPACE.index(choice.setting) == 3
+    assert choice.predicted_ms == pytest.approx(4_600)
+
+
+def test_a_budget_below_every_bound_is_a_best_effort_that_says_so(model, picture):
+    answer = model.generate(picture, QUESTION, budget_ms=0.01)
+    assert answer.setting == SPACE.cheapest
+    assert (answer.feasible, answer.best_effort, answer.budget_met) == (False, True, False)
+    assert "best effort" in str(answer) and "missed" in str(answer)
+    assert answer.to_dict()["best_effort"] is True
+
+
+def test_the_best_effort_is_the_smallest_bound_not_the_first_setting(vlm, picture):
+    bounds = [*BOUNDS[:5], 10.0, *BOUNDS[6:]]
+    answer = AdaptiveVLM(vlm, controller(bounds)).generate(picture, QUESTION, budget_ms=0.01)
+    assert SPACE.index(answer.setting) == 5
+
+
+def test_settings_never_measured_are_never_chosen(vlm, picture):
+    bounds = [*BOUNDS[:-1], None]
+    answer = AdaptiveVLM(vlm, controller(bounds)).generate(picture, QUESTION, budget_ms=1e6)
+    assert answer.setting == SPACE.settings[-2]
+
+
+def test_without_bounds_nothing_is_predicted(vlm, picture):
+    answer = AdaptiveVLM(vlm, controller(None)).generate(picture, QUESTION, budget_ms=5)
+    assert answer.predicted_ms is None and answer.feasible and answer.setting == SPACE.full
+
+
+def test_a_high_price_buys_less_time(vlm, picture):
+    latency = [float(k + 1) for k in range(len(SPACE))]
+    model = AdaptiveVLM(vlm, controller(latency_ms=latency, latency_reference_ms=27.0))
+    cheap = model.choose(vlm.encode_overview(picture), QUESTION, 1e6, price=100.0)
+    assert cheap.setting == SPACE.cheapest
+    assert model.choose(vlm.encode_overview(picture), QUESTION, 1e6, price=0.0).setting == SPACE.full
+
+
+def test_the_controller_sees_this_requests_features(vlm, picture, monkeypatch):
+    model, seen = AdaptiveVLM(vlm, controller()), []
+    forward = model.controller.forward
+    monkeypatch.setattr(model.controller, "forward", lambda *args: seen.append(args) or forward(*args))
+    model.generate(picture, QUESTION, budget_ms=5e4, price=0.5)
+    image, language, budget_ms, price = seen[0]
+    assert torch.equal(image, vlm.encode_overview(picture).feature)
+    assert torch.equal(language, vlm.question_feature(QUESTION))
+    assert budget_ms == pytest.approx(5e4 - model.controller_ms) and price == 0.5
+
+
+def test_the_overview_is_encoded_once(vlm, picture, monkeypatch):
+    model, tiles = AdaptiveVLM(vlm, controller()), []
+    encode = vlm._encode
+    monkeypatch.setattr(vlm, "_encode", lambda pixels: tiles.append(len(pixels)) or encode(pixels))
+    model.generate(picture, QUESTION, budget_ms=1e6)
+    assert tiles == [1, 4]
+
+
+def test_files_are_opened_upright_and_in_colour(model, picture, tmp_path):
+    turned = picture.rotate(90, expand=True)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+    turned.save(tmp_path / "turned.png", exif=exif)
+    assert open_image(tmp_path / "turned.png").size == picture.size
+    picture.convert("RGBA").save(tmp_path / "plain.png")
+    from_file = model.generate(str(tmp_path / "plain.png"), QUESTION, budget_ms=1e6)
+    assert from_file.answer == model.generate(picture, QUESTION, budget_ms=1e6).answer
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("none.png", None, "does not exist"),
+        ("text.png", b"not an image", "not an image that Pillow knows"),
+        ("empty.png", b"", "not an image that Pillow knows"),
+    ],
+)
+def test_files_that_are_no_images(model, tmp_path, name, data, message):
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError, match=message):
+        model.generate(tmp_path / name, QUESTION, budget_ms=50)
+
+
+def test_truncated_directories_and_bombs(model, picture, tmp_path, monkeypatch):
+    picture.save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:-200])
+    with pytest.raises(InputError, match=r"cut\.png"):
+        open_image(tmp_path / "cut.png")
+    with pytest.raises(InputError, match="cannot be read"):
+        open_image(tmp_path)
+    with pytest.raises(InputError, match="given int"):
+        model.generate(3, QUESTION, budget_ms=50)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with warnings.catch_warnings(), pytest.raises(InputError, match="too large"):
+        warnings.simplefilter("ignore")
+        open_image(tmp_path / "whole.png")
+
+
+@pytest.mark.parametrize("budget", [0, -5, math.nan, math.inf, "40", None, True])
+def test_budgets_that_are_none(model, picture, budget):
+    with pytest.raises(InputError, match="not a positive number of milliseconds"):
+        model.generate(picture, QUESTION, budget_ms=budget)
+
+
+@pytest.mark.parametrize("price", [-0.1, math.nan, "1"])
+def test_prices_that_are_none(model, picture, price):
+    with pytest.raises(InputError, match="price="):
+        model.generate(picture, QUESTION, budget_ms=50, price=price)
+
+
+def test_all_that_is_wrong_is_said_at_once(model, picture):
+    with pytest.raises(InputError, match=r"question is empty.*budget_ms=0.*price=-1"):
+        model.generate(picture, " ", budget_ms=0, price=-1)
+
+
+def test_a_controller_of_another_space_or_other_features(vlm):
+    with pytest.raises(KnobSpaceError, match="trained on this model's profiles"):
+        AdaptiveVLM(vlm, controller(None, knob_values={**KNOBS, "top_k": [1, 3]}))
+    with pytest.raises(KnobSpaceError):
+        AdaptiveVLM(vlm, controller(None, knob_values={"max_crops": [1, 2]}))
+    with pytest.raises(CheckpointError, match="does not fit the model"):
+        AdaptiveVLM(vlm, controller(image_feat_dim=63))
+
+
+def test_a_controller_of_a_part_of_the_space_is_welcome(vlm, picture):
+    part = controller(None, knob_values={"max_crops": [1, 4], "top_k": [4], "num_active_blocks": [2, 4]})
+    answer = AdaptiveVLM(vlm, part).generate(picture, QUESTION, budget_ms=1e6)
+    assert answer.setting == SPACE.full
+
+
+def test_no_controller_says_how_to_train_one(directory):
+    with pytest.raises(ConfigError, match="budgetvlm quickstart"):
+        AdaptiveVLM.from_pretrained(str(directory))
+
+
+def test_the_command_answers_in_text_and_in_json(directory, picture, tmp_path, capsys):
+    controller().save_pretrained(tmp_path / "controller")
+    picture.save(tmp_path / "photo.png")
+    words = ["ask", "--image", str(tmp_path / "photo.png"), "--question", QUESTION, "--model_path", str(directory)]
+    words += ["--checkpoint", str(tmp_path / "controller")]
+    assert main([*words, "--budget-ms", "100000", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["setting"] == dict(SPACE.full) and document["budget_met"] is True
+    assert document["stages_ms"]["controller"] > 0
+    assert main([*words, "--budget-ms", "1"]) == 0
+    assert "best effort" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"--image": "nowhere.png"}, "'nowhere.png' does not exist"),
+        ({"--question": ""}, "the question is empty"),
+        ({"--budget-ms": "-3"}, "budget_ms=-3.0 is not a positive number"),
+        ({"--budget-ms": "nan"}, "budget_ms=nan is not a positive number"),
+        ({"--checkpoint": "nowhere"}, "nowhere"),
+        ({}, "brings none"),
+    ],
+)
+def test_mistakes_are_one_message_and_exit_code_2(directory, picture, tmp_path, capsys, changes, message):
+    picture.save(tmp_path / "photo.png")
+    flags = {"--image": str(tmp_path / "photo.png"), "--question": "what", "--budget-ms": "40", **changes}
+    assert main(["ask", "--model_path", str(directory), *(f"{name}={value}" for name, value in flags.items())]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ") and message in error and len(error.splitlines()) == 1
