@@ -129,7 +129,7 @@ def test_an_interruption_ends_with_130(script, tmp_path, monkeypatch):
 
 def test_as_a_program_missing_results_are_one_message_without_a_traceback(run_script, tmp_path):
     done = run_script(SCRIPT, "--exp5_dir", tmp_path / "none", "--exp6_dir", tmp_path / "none",
-                      "--dataset_name", "signs", "--output_data_path", tmp_path / "d.json")  # fmt: skip
+                      "--dataset_name", "signs", "--output_data_path", tmp_path / "d.json", timeout=300)  # fmt: skip
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr

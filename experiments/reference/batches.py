@@ -14,6 +14,7 @@ from .labels import GRIDS, tile_labels
 
 _ID = {token: i for i, token in enumerate(vocabulary())}
 IGNORE = -100
+BY_CODE = ("price", "price", "origin", "digits", "sum", "sum")
 _CONTEXT = _ID["<IMG_CONTEXT>"]
 
 
@@ -65,11 +66,16 @@ def pack(
     rng: np.random.Generator,
     questions: int,
     kinds: tuple[str, ...] | None,
+    by_code: float = 0.0,
 ) -> Batch:
-    """Pack ``questions`` questions for each chosen scene; ``kinds`` restricts them (None: the task's own shares)."""
+    """Pack ``questions`` questions for each chosen scene; ``kinds`` restricts them (None: the task's own shares).
+
+    ``by_code`` is the share of questions that name a code instead of a colour ("how much is K37"): facts and sums
+    can be learnt from those without looking, and sooner.
+    """
     tiles = len(pool.labels[max_crops][0])
     prefix = [_ID["<img>"], *[_CONTEXT] * (tiles * TOKENS_PER_TILE), _ID["</img>"]]
-    rows = [_pack_scene(pool.scenes[i], prefix, rng, questions, kinds) for i in chosen]
+    rows = [_pack_scene(pool.scenes[i], prefix, rng, questions, kinds, by_code) for i in chosen]
     length = max(len(row[0]) for row in rows)
     columns = [np.full((len(rows), length), fill) for fill in (0, 0, -1, IGNORE, 0)]
     for r, row in enumerate(rows):
@@ -83,15 +89,22 @@ def pack(
 
 
 def _pack_scene(
-    scene: signs.Scene, prefix: list[int], rng: np.random.Generator, questions: int, kinds: tuple[str, ...] | None
+    scene: signs.Scene,
+    prefix: list[int],
+    rng: np.random.Generator,
+    questions: int,
+    kinds: tuple[str, ...] | None,
+    by_code: float,
 ) -> tuple[list[int], ...]:
     start = len(prefix)
     ids, positions = list(prefix), list(range(start))
     segments, targets, kind_ids = [0] * start, [IGNORE] * start, [0] * start
     possible = [k for k in signs.possible_kinds(scene) if kinds is None or k in kinds]
     for segment in range(1, questions + 1):
-        kind = None if kinds is None else possible[rng.integers(len(possible))]
-        question = signs.ask(scene, rng, kind)
+        if rng.random() < by_code:
+            question = ask_by_code(rng)
+        else:
+            question = signs.ask(scene, rng, None if kinds is None else possible[rng.integers(len(possible))])
         prompt = [*encode(question.text), _ID["<a>"]]
         answer = [*encode(question.answer), _ID["</s>"]]
         tokens = prompt + answer[:-1]
@@ -101,3 +114,16 @@ def _pack_scene(
         targets += [IGNORE] * (len(prompt) - 1) + answer
         kind_ids += [signs.KINDS.index(question.kind)] * len(tokens)
     return ids, positions, segments, targets, kind_ids
+
+
+def ask_by_code(rng: np.random.Generator) -> signs.Question:
+    """A question about items named by their codes, which needs no picture."""
+    codes = list(signs.catalogue())
+    a, b = (codes[i] for i in rng.choice(len(codes), 2, replace=False))
+    kind = BY_CODE[rng.integers(len(BY_CODE))]
+    text = signs.PHRASES[kind][rng.integers(2)].format(a=a, b=b)
+    if kind == "sum":
+        return signs.Question(kind, text, str(int(a[1:]) + int(b[1:])))
+    price, town = signs.catalogue()[a]
+    answers = {"price": price, "origin": town, "digits": str(int(a[1]) + int(a[2]))}
+    return signs.Question(kind, text, answers[kind])

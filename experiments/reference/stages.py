@@ -33,6 +33,7 @@ CONTENT = 168
 # Lookup must come before what builds on it, and hard kinds get more practice.
 FIRST_KINDS = ("read", "read", "shape")
 ALL_KINDS = ("shape", *["read"] * 3, *["price"] * 3, *["origin"] * 2, *["digits"] * 2, *["sum"] * 3, *["largest"] * 2)
+BY_CODE_SHARE = 0.4
 CROPS = (1, 1, 1, 1, 1, 4, 4, 4, 12, 12)
 EXPERTS = (8, 8, 8, 8, 8, 8, 8, 3, 3, 1)
 DEPTHS = (2, 2, 3, 4, 4, 6)
@@ -85,7 +86,9 @@ def draw_batch(pool: Pool, rng: np.random.Generator, size: int, first: bool) -> 
         difficulty = signs.DIFFICULTIES[rng.integers(3)]
     count = {1: size, 4: size * 2 // 3, 12: size // 3}[crops]
     chosen = rng.choice(pool.by_difficulty(difficulty), count)
-    return pack(pool, chosen, crops, rng, 8, FIRST_KINDS if first else ALL_KINDS)
+    if first:
+        return pack(pool, chosen, crops, rng, 8, FIRST_KINDS)
+    return pack(pool, chosen, crops, rng, 10, ALL_KINDS, BY_CODE_SHARE)
 
 
 def language_steps(
@@ -122,10 +125,11 @@ def language_steps(
 
 @torch.no_grad()
 def accuracy(
-    model: nn.Module, visual: Visual, pool: Pool, crops: int, difficulty: str, top_k: int
+    model: nn.Module, visual: Visual, pool: Pool, crops: int, difficulty: str, top_k: int, by_code: float = 0.0
 ) -> dict[int, list[float]]:
     """Accuracy of whole answers by kind, and over the task's own shares (last), for each depth of the knob space."""
-    batch = pack(pool, pool.by_difficulty(difficulty)[:60], crops, np.random.default_rng(1), 14, signs.KINDS)
+    chosen = pool.by_difficulty(difficulty)[:60]
+    batch = pack(pool, chosen, crops, np.random.default_rng(1), 14, signs.KINDS, by_code)
     set_top_k(model, top_k)
     out = {}
     shares = np.array(signs.KIND_SHARES[difficulty])
@@ -139,6 +143,8 @@ def accuracy(
 
 def report(model: nn.Module, visual: Visual, pool: Pool, log: Log, stage: str, step: int, loss: float) -> None:
     """Log accuracy at the corners that matter."""
+    told = accuracy(model, visual, pool, 1, "large", FULL_TOP_K, by_code=1.0)
+    log.add(stage, step, loss=round(loss, 3), by_code={n: [told[n][i] for i in (2, 3, 4, 5)] for n in told})
     for crops, difficulty in ((1, "large"), (4, "medium"), (12, "small")):
         for top_k in KNOB_SPACE["top_k"]:
             by_depth = accuracy(model, visual, pool, crops, difficulty, top_k)

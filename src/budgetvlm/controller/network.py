@@ -32,7 +32,6 @@ GUIDE_KNOBS: dict[str, list[Value]] = {
 }
 LARGEST_LOG_RATIO = 4.0  # budgets beyond e**4 (55) times the reference, "no limit" among them, all look the same
 SMALLEST_PRICE = 1e-4
-DEFAULT_LATENCY_REFERENCE_MS = 1000.0
 
 
 class GRPOController(nn.Module):
@@ -75,7 +74,7 @@ class GRPOController(nn.Module):
         num_hidden_layers: int = 2,
         dropout: float = 0.0,
         feature_dim: int | None = None,
-        latency_reference_ms: float = DEFAULT_LATENCY_REFERENCE_MS,
+        latency_reference_ms: float = 1000.0,
         latency_ms: Sequence[float | None] | None = None,
         bounds_ms: Sequence[float | None] | None = None,
         default_price: float = 0.01,
@@ -177,8 +176,7 @@ class GRPOController(nn.Module):
     def start_from(self, accuracy: Sequence[float]) -> None:
         """Make the untrained policy the lookup table of these mean accuracies ``[K]``; NaN counts as the lowest."""
         values = torch.as_tensor(accuracy).to(self.heads.bias)
-        lowest = values[~values.isnan()].min() if bool((~values.isnan()).any()) else 0.0
-        self.heads.bias[self.head_sum.shape[0] :] = values.nan_to_num(nan=float(lowest))
+        self.heads.bias[self.head_sum.shape[0] :] = values.nan_to_num(nan=float(values.nan_to_num(nan=1.0).min()))
 
     def forward(
         self,
@@ -297,7 +295,6 @@ class GRPOController(nn.Module):
         """Choose a setting for each state: the likeliest one, or one drawn from the policy.
 
         Args:
-            logits: of `forward`.
             feasible: bool ``[B, K]``, the settings to choose from; None means the mask that `forward` found. A row
                 without any gets the setting with the smallest bound.
 
@@ -325,8 +322,8 @@ class GRPOController(nn.Module):
 
     def _per_state(self, value: Tensor | float, states: int, what: str) -> Tensor:
         """A budget or price as float32 ``[B]``. Raises InputError."""
-        reference = self.latency_reference_ms
-        tensor = torch.as_tensor(value, device=reference.device).to(reference.dtype).reshape(-1)
+        like = self.latency_reference_ms
+        tensor = torch.as_tensor(value).to(like).reshape(-1)
         if tensor.numel() not in (1, states):
             raise InputError(f"{tensor.numel()} {what}s for {states} states; give one number, or one a state")
         wrong = ~(tensor > 0) if what == "budget" else ~(tensor >= 0)

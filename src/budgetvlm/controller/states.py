@@ -61,6 +61,8 @@ class StatePlan:
     Attributes:
         budget_factors: every sample gets one state a factor; its budget is factor x the sample's latency at a
             measured setting drawn at random.
+        wide_share: share of the states that get a budget drawn uniformly from ``wide_range`` x the reference latency
+            instead. Most settings are cheap, so without it large budgets would be rare.
         default_price: the price of an ordinary state.
         price_share: share of the states that get a price drawn log-uniformly from ``price_range`` instead; half of
             these have no budget, so that one controller serves both faces of the trade.
@@ -70,6 +72,8 @@ class StatePlan:
     """
 
     budget_factors: tuple[float, ...] = (0.8, 1.0, 1.2)
+    wide_share: float = 0.5
+    wide_range: tuple[float, float] = (0.3, 1.3)
     default_price: float = 0.01
     price_share: float = 0.4
     price_range: tuple[float, float] = (0.01, 1.0)
@@ -80,14 +84,17 @@ class StatePlan:
             problems.append(f"budget_factors={self.budget_factors!r} must be positive numbers, one at least")
         if not 0 <= self.default_price < math.inf:
             problems.append(f"default_price={self.default_price!r} must be 0 or more")
-        if not 0 <= self.price_share <= 1:
-            problems.append(f"price_share={self.price_share!r} must be between 0 and 1")
-        if len(self.price_range) != 2 or not 0 < self.price_range[0] <= self.price_range[1] < math.inf:
-            problems.append(f"price_range={self.price_range!r} must be two positive numbers, the smaller first")
+        for name in ("wide_share", "price_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                problems.append(f"{name}={getattr(self, name)!r} must be between 0 and 1")
+        for name in ("wide_range", "price_range"):
+            ends = getattr(self, name)
+            if len(ends) != 2 or not 0 < ends[0] <= ends[1] < math.inf:
+                problems.append(f"{name}={ends!r} must be two positive numbers, the smaller first")
         if problems:
             raise ConfigError("states cannot be drawn like this: " + "; ".join(problems))
 
-    def draw(self, outcomes: Outcomes, generator: torch.Generator) -> States:
+    def draw(self, outcomes: Outcomes, reference_ms: float, generator: torch.Generator) -> States:
         """One epoch of states in random order, N = S x number of factors, S being the samples with a measured cell."""
         rows = outcomes.measured.any(dim=1).nonzero()[:, 0]
         factors = torch.tensor(self.budget_factors)
@@ -97,10 +104,13 @@ class StatePlan:
         order = torch.randperm(setting.numel(), generator=generator)
         budget = (latency * factors).reshape(-1)[order]
         sample = rows.cpu().repeat_interleave(len(factors))[order]
-        draws = torch.rand(3, len(order), generator=generator)
+        draws = torch.rand(5, len(order), generator=generator)
+        low, high = self.wide_range
+        wide = (low + (high - low) * draws[1]) * reference_ms
+        budget = torch.where(draws[0] < self.wide_share, wide, budget)
         low, high = self.price_range
-        priced = draws[0] < self.price_share
-        price = torch.where(priced, low * (high / low) ** draws[1], torch.full_like(budget, self.default_price))
-        budget = torch.where(priced & (draws[2] < 0.5), torch.full_like(budget, NO_LIMIT_MS), budget)
+        priced = draws[2] < self.price_share
+        price = torch.where(priced, low * (high / low) ** draws[3], torch.full_like(budget, self.default_price))
+        budget = torch.where(priced & (draws[4] < 0.5), torch.full_like(budget, NO_LIMIT_MS), budget)
         device = outcomes.accuracy.device
         return States(sample.to(device), budget.to(device), price.to(device))

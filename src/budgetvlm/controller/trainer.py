@@ -97,7 +97,7 @@ class GRPOTrainer:
         """One pass over freshly drawn states; returns the mean loss."""
         generator = torch.Generator().manual_seed(self.seed * SEED_STRIDE + epoch)
         self.controller.train()
-        states = self.plan.draw(self.outcomes, generator)
+        states = self.plan.draw(self.outcomes, self.controller.latency_reference_ms.item(), generator)
         total = torch.zeros((), device=self.encoded.device)
         count = 0
         with torch.random.fork_rng(devices=[]):

@@ -199,8 +199,8 @@ def _check_runs(accuracy: AccuracySide, timed: Mapping[_Key, TimedSetting]) -> N
             ours, theirs = accuracy.config.get(name), setting.config.get(name)
             if None not in (ours, theirs) and ours != theirs:
                 raise DataError(
-                    f"{where}: field config.{name} is {theirs}, but {other} has {ours}. Latency and accuracy have to be "
-                    "of the same answers of one model; profile again with one value."
+                    f"{where}: field config.{name} is {theirs}, but {other} has {ours}. Latency and accuracy have "
+                    "to be of the same answers of one model; profile again with one value."
                 )
         beyond = set(split_names(setting.config)) - set(split_names(accuracy.config))
         if beyond and accuracy.config.get("split"):
