@@ -195,8 +195,8 @@ def test_states_are_drawn_as_planned():
     accuracy = np.full((400, 4), 0.5)
     accuracy[:100, 3] = np.nan
     outcomes = Outcomes.from_arrays(accuracy, np.tile(LATENCY, (400, 1)))
-    plan = StatePlan(price_share=0.5, price_range=(0.05, 0.5))
-    states = plan.draw(outcomes, torch.Generator().manual_seed(0))
+    plan = StatePlan(wide_share=0.0, price_share=0.5, price_range=(0.05, 0.5))
+    states = plan.draw(outcomes, 40.0, torch.Generator().manual_seed(0))
     assert len(states) == 1200
     assert torch.bincount(states.sample).tolist() == [3] * 400
     limited = states.budget_ms[states.budget_ms.isfinite()]
@@ -209,6 +209,16 @@ def test_states_are_drawn_as_planned():
     assert 0.05 <= states.price[priced].min() < 0.06 and 0.45 < states.price[priced].max() <= 0.5
     assert states.budget_ms[priced].isinf().float().mean() == pytest.approx(0.5, abs=0.06)
     assert not states.budget_ms[~priced].isinf().any()
+
+
+def test_wide_budgets_cover_the_range_whatever_the_settings_cost():
+    outcomes = Outcomes.from_arrays(np.full((400, 4), 0.5), np.full((400, 4), 1.0))
+    plan = StatePlan(wide_share=0.5, wide_range=(0.3, 1.3), price_share=0.0)
+    budgets = plan.draw(outcomes, 40.0, torch.Generator().manual_seed(0)).budget_ms
+    wide = budgets[budgets > 2.0]
+    assert len(wide) / len(budgets) == pytest.approx(0.5, abs=0.05)
+    assert 12.0 <= wide.min() < 12.5 and 51.5 < wide.max() <= 52.0
+    assert wide.mean() == pytest.approx(32.0, abs=1.5)
 
 
 def test_wrong_plans_are_refused():

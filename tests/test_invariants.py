@@ -3,6 +3,8 @@
 import ast
 import re
 import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -117,3 +119,14 @@ def test_no_file_speaks_of_the_machine_it_was_written_on():
         lines = data.decode("utf-8").splitlines()
         found += [f"{name}:{number}" for number, line in enumerate(lines, 1) if machine.search(line)]
     assert found == []
+
+
+@pytest.mark.parametrize(("folder", "extra"), [("src", ()), ("experiments", ()), ("tests", ("dev",))])
+def test_every_package_that_is_imported_is_declared(folder, extra):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = project["dependencies"] + [line for name in extra for line in project["optional-dependencies"][name]]
+    declared = {re.split(r"[^\w-]", line)[0].replace("pillow", "PIL") for line in wanted}
+    own = {"budgetvlm", "experiments"} | {path.stem for path in sources("tests", "experiments")}
+    own |= {path.name for path in (ROOT / "experiments").iterdir()}
+    imported = {name for path in sources(folder) for name in packages_imported(path) if name}
+    assert imported - own - set(sys.stdlib_module_names) <= declared

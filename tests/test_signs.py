@@ -63,7 +63,7 @@ def _answer_from_words(scene, question):
         return sorted(scene.signs, key=lambda s: int(s.code[1:]))[-1].code
     if question.kind == "sum":
         assert len(named) == 2
-        return str(sum(int(sign.code[1:]) for sign in named.values()))
+        return str(sum(int(sign.code[2]) for sign in named.values()))
     (sign,) = named.values()
     price, town = signs.catalogue()[sign.code]
     digits = str(int(sign.code[1]) + int(sign.code[2]))

@@ -123,7 +123,7 @@ def ask_by_code(rng: np.random.Generator) -> signs.Question:
     kind = BY_CODE[rng.integers(len(BY_CODE))]
     text = signs.PHRASES[kind][rng.integers(2)].format(a=a, b=b)
     if kind == "sum":
-        return signs.Question(kind, text, str(int(a[1:]) + int(b[1:])))
+        return signs.Question(kind, text, str(int(a[2]) + int(b[2])))
     price, town = signs.catalogue()[a]
     answers = {"price": price, "origin": town, "digits": str(int(a[1]) + int(a[2]))}
     return signs.Question(kind, text, answers[kind])

@@ -160,7 +160,7 @@ def learn_language(model: nn.Module, log: Log, *, steps: int, scenes: int, seed:
     torch.manual_seed(seed)
     perfect = nn.Linear(CONTENT, model.config.text_config.hidden_size, bias=False)
     nn.init.normal_(perfect.weight, 0, 0.3)
-    pool, held_out = Pool.make("pretrain", scenes), Pool.make("pretrain-check", 400)
+    pool, held_out = Pool.make("pretrain", scenes), Pool.make("pretrain-check", max(24, scenes // 10))
 
     def visual_of(pool: Pool) -> Visual:
         return lambda b: perfect(one_hot(torch.from_numpy(pool.labels[b.max_crops][b.scenes])).flatten(1, 2))

@@ -46,7 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--projector_steps", type=int, default=600)
     parser.add_argument("--joint_steps", type=int, default=4000)
     parser.add_argument("--joint_lr", type=float, default=1.5e-3)
-    parser.add_argument("--scenes", type=int, default=3000, help="scenes of the joint lesson, 300 kB each")
+    parser.add_argument(
+        "--scenes", type=int, default=3000, help="scenes to learn from; 300 kB each in the joint lesson"
+    )
     parser.add_argument("--export", type=Path, help="write the newest lesson as a model here and stop")
     return parser
 
@@ -61,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
     perfect = _language(model, log, out, args)
     _vision(model, log, out, args)
     seen = stages.SeenPool.make(model, "pretrain", args.scenes)
-    held_out = stages.SeenPool.make(model, "pretrain-check", 300)
+    held_out = stages.SeenPool.make(model, "pretrain-check", max(24, args.scenes // 10))
     if not _load(model, out / "projector.safetensors"):
         stages.learn_projector(model, perfect, seen, log, steps=args.projector_steps, seed=args.seed)
         _save(model, out / "projector.safetensors", log)
@@ -78,7 +80,7 @@ def _language(model: torch.nn.Module, log: stages.Log, out: Path, args: argparse
         perfect = torch.nn.Linear(stages.CONTENT, model.config.text_config.hidden_size, bias=False)
         perfect.load_state_dict(load_file(perfect_path))
         return perfect
-    perfect = stages.learn_language(model, log, steps=args.language_steps, scenes=4000, seed=args.seed)
+    perfect = stages.learn_language(model, log, steps=args.language_steps, scenes=args.scenes, seed=args.seed)
     save_file(perfect.state_dict(), perfect_path)
     _save(model, out / "language.safetensors", log)
     return perfect

@@ -48,7 +48,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "budgetvlm evaluate --table T.parquet --features F.safetensors --checkpoint ./checkpoints/controller --json",
     ),
     "ask": (
-        'budgetvlm ask --image photo.png --question "what does the red sign say" --budget-ms 40 \\\n'
+        'budgetvlm ask --image photo.png --question "read the sign in red" --budget-ms 40 \\\n'
         "      --checkpoint ./checkpoints/controller",
     ),
 }

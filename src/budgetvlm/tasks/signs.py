@@ -14,7 +14,7 @@ Seven kinds of questions ask for different things of a model:
     price     the catalogue's price of an item    knowledge learnt by heart (and resolution)
     origin    the town an item comes from         knowledge learnt by heart (and resolution)
     digits    the sum of a number's two digits    a step of arithmetic (and resolution)
-    sum       the sum of two signs' numbers       several steps of arithmetic (and resolution)
+    sum       the sum of two signs' last digits   look up twice, then arithmetic (and resolution)
     largest   the code with the largest number    comparison of all signs (and resolution)
 
 Everything follows from integer seeds: nothing is stored, splits are fixed and share no image.
@@ -67,7 +67,7 @@ PHRASES = {
     "price": ("price of the item in {a}", "how much is {a}"),
     "origin": ("origin of the item in {a}", "where is it from {a}"),
     "digits": ("add the digits on {a}", "digit sum of {a}"),
-    "sum": ("add the numbers on {a} and {b}", "sum of {a} and {b}"),
+    "sum": ("add the last digits of {a} and {b}", "last digits of {a} plus {b}"),
     "largest": ("read the sign with the largest number", "which sign has the largest number"),
 }
 SPLIT_SIZES = {"train": 8000, "validation": 2000, "test": 4000}
@@ -157,7 +157,8 @@ def make_scene(seed: int, difficulty: str | None = None) -> Scene:
 
 def _draw_codes(rng: np.random.Generator, count: int) -> list[str]:
     """Codes with distinct numbers, so that "the largest" is well defined."""
-    codes, numbers = [], set()
+    codes: list[str] = []
+    numbers: set[str] = set()
     everything = list(catalogue())
     while len(codes) < count:
         code = everything[rng.integers(len(everything))]
@@ -274,7 +275,7 @@ def ask(scene: Scene, rng: np.random.Generator, kind: str | None = None) -> Ques
         return Question(kind, phrase.format(a=shape.name), shape.colour)
     first, *others = (scene.signs[i] for i in rng.permutation(len(scene.signs)))
     if kind == "sum":
-        return Question(kind, phrase.format(a=first.colour, b=others[0].colour), str(first.number + others[0].number))
+        return Question(kind, phrase.format(a=first.colour, b=others[0].colour), str(first.number % 10 + others[0].number % 10))
     if kind == "largest":
         return Question(kind, phrase, max(scene.signs, key=lambda sign: sign.number).code)
     return Question(kind, phrase.format(a=first.colour), _answer(kind, first))
@@ -313,7 +314,7 @@ class SignsTask:
         count = total if num_samples is None else num_samples
         if not 1 <= count <= total:
             raise ConfigError(f"{count} samples asked of signs/{split}, which has {total}; choose 1 to {total}")
-        images = range(total // QUESTIONS_PER_IMAGE)
+        images = list(range(total // QUESTIONS_PER_IMAGE))
         if count < total:
             needed = -(-count // QUESTIONS_PER_IMAGE)
             rng = np.random.default_rng([seed, *split.encode()])

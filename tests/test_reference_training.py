@@ -1,0 +1,125 @@
+"""How the bundled model is made: labels, packing, the training pass, and the lessons run through with tiny numbers."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from budgetvlm.tasks import signs
+from budgetvlm.vlm import load_vlm
+from experiments.reference import batches, build, forward, labels, stages
+
+ROOT = Path(__file__).parents[1]
+
+
+def scene(*placed: signs.Sign, shapes: tuple[signs.Shape, ...] = ()) -> signs.Scene:
+    return signs.Scene("large", placed, shapes, 0)
+
+
+def test_the_training_vocabulary_is_the_tokenizers():
+    tokenizer = build.build_tokenizer()
+    rng = np.random.default_rng(0)
+    for seed in range(60):
+        question = signs.ask(signs.make_scene(seed), rng)
+        for text in (question.text, question.answer):
+            ids = tokenizer.encode(text, add_special_tokens=False)
+            assert ids == batches.encode(text) and tokenizer.unk_token_id not in ids
+        assert tokenizer.decode(batches.encode(question.answer)) == question.answer
+
+
+def test_a_shape_is_labelled_where_it_lies():
+    shape = signs.Shape("square", "red", (0.0, 0.0, 64.0, 48.0))  # the overview's upper left 16 x 16 pixels
+    (tile,) = labels.tile_labels(scene(shapes=(shape,)), 1)
+    expected = np.zeros((8, 8), np.int8)
+    expected[:2, :2] = signs.SHAPES.index("square") + 1
+    assert np.array_equal(tile[..., 3], expected)
+    assert set(tile[:2, :2, 4].ravel()) == {list(signs.COLOURS).index("red") + 1}
+
+
+def test_small_print_is_unreadable_until_there_are_enough_tiles():
+    small = next(s for s in map(signs.make_scene, range(99)) if s.difficulty == "small")
+    assert (labels.tile_labels(small, 1)[..., 0] <= 0).all() and (labels.tile_labels(small, 4)[..., 0] <= 0).all()
+    read = labels.tile_labels(small, 12)[..., 0]
+    codes = {labels.CHARS.index(c) + 1 for sign in small.signs for c in sign.code}
+    assert set(read[read > 0]) == codes
+
+
+def test_tiles_and_positions_are_in_the_models_order():
+    """A mark travels through the labels and through InternVL's own pixel shuffle to the same place."""
+    model = build.build_model(0)
+    marked = torch.zeros(1, 8, 8, 5, dtype=torch.int8)
+    marked[0, 5, 2, 4] = 1
+    features = torch.zeros(1, 8, 8, 1)
+    features[0, 5, 2, 0] = 1.0
+    shuffled = model.model.pixel_shuffle(features, scale_factor=0.5).reshape(1, 16, 4)
+    content = labels.one_hot(marked).unflatten(-1, (4, -1)).sum(-1)
+    assert torch.equal(content, shuffled)
+
+
+def test_packed_questions_do_not_see_each_other():
+    model = build.build_model(0).eval()
+    pool = batches.Pool.make("pretrain-check", 6)
+    rng = np.random.default_rng(0)
+    both = batches.pack(pool, np.array([0]), 1, rng, 2, None)
+    visual = torch.randn(1, 16, 128)
+    with torch.no_grad():
+        before = forward.answer_logits(model, both, visual, (8,))[8]
+        first = both.positions[0].tolist().index(18)  # the first question starts behind the image's 18 tokens
+        both.ids[0, first] = 9
+        after = forward.answer_logits(model, both, visual, (8,))[8]
+    changed = (before - after).abs().amax(-1) > 1e-6
+    split = int((both.targets[0, : both.positions[0].tolist().index(18, first + 1)] >= 0).sum())
+    assert changed[:split].all() and not changed[split:].any()
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return load_vlm("reference")
+
+
+def test_training_counts_as_right_what_the_adapter_answers_right(reference):
+    """Teacher-forced packed training and greedy decoding through the adapter agree, at reduced settings too."""
+    model = reference.model
+    setting = reference.knob_space.setting(
+        max_crops=4, top_k=reference.knob_space.values("top_k")[1], num_active_blocks=4
+    )
+    seen = stages.SeenPool.make(model, "pretrain-check", 12)
+    forward.set_top_k(model, int(setting["top_k"]))
+    trained, answered = [], []
+    try:
+        for i, drawn in enumerate(seen.pool.scenes):
+            batch = batches.pack(seen.pool, np.array([i]), 4, np.random.default_rng(i), 1, None)
+            question = signs.ask(drawn, np.random.default_rng(i))
+            visual = stages.project(model, seen.features[4][[i]]).flatten(1, 2)
+            with torch.no_grad():
+                hits, _ = forward.question_hits(forward.answer_logits(model, batch, visual, (4,))[4], batch)
+            trained.append(bool(hits[0]))
+            answer = reference.generate(signs.draw(drawn), question.text, setting, max_new_tokens=4)
+            answered.append(answer.text == question.answer)
+    finally:
+        forward.set_top_k(model, stages.FULL_TOP_K)
+    assert trained == answered and any(trained)
+
+
+def test_the_shipped_weights_are_of_the_documented_size():
+    files = list((ROOT / "src/budgetvlm/vlm/reference").rglob("*.safetensors"))
+    assert files and sum(f.stat().st_size for f in files) <= 12 * 2**20
+
+
+def test_all_lessons_run_and_resume(tmp_path):
+    command = [
+        sys.executable, "-m", "experiments.reference.train_reference", "--output_dir", str(tmp_path), "--threads", "1",
+        "--language_steps", "2", "--vision_steps", "2", "--projector_steps", "2", "--joint_steps", "2", "--scenes", "40",
+    ]  # fmt: skip
+    for _ in range(2):
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        stamps = {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("*.safetensors")}
+        assert {"language.safetensors", "vision.safetensors", "projector.safetensors", "joint.safetensors"} <= set(
+            stamps
+        )
+    export = [*command[:5], "--export", str(tmp_path / "model")]
+    subprocess.run(export, cwd=ROOT, check=True, capture_output=True)
+    assert load_vlm(str(tmp_path / "model")).knob_space.to_dict() == build.KNOB_SPACE
