@@ -64,8 +64,7 @@ def run(args: argparse.Namespace) -> int:
         args.output_data_path,
         train_split=args.train_split,
         force_recompute=args.force_recompute,
-        seed=args.seed,
-        device=args.device,
+        device=args.device,  # the seed is training's alone: runs with several seeds share one split
     )
     if args.output_dir is None:
         print(f"the data is ready; train with:\n\n{training_command(args)}\n")

@@ -65,4 +65,6 @@ def read_json(path: str | Path) -> Any:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not valid JSON ({error}); it may be truncated. Remove it and make it again.") from None
+        raise DataError(
+            f"{path} is not valid JSON ({error}); it may be truncated. Remove it and make it again."
+        ) from None

@@ -130,9 +130,8 @@ class KnobSpace:
             KnobSpaceError: a knob is missing or unknown, or a value is outside the space; never a nearest match.
         """
         if set(setting) != set(self.names):
-            raise KnobSpaceError(
-                f"a setting needs exactly the knobs {', '.join(self.names)}; given: {', '.join(map(str, setting)) or 'none'}"
-            )
+            given = ", ".join(map(str, setting)) or "none"
+            raise KnobSpaceError(f"a setting needs exactly the knobs {', '.join(self.names)}; given: {given}")
         number = 0
         for name, values in self.knobs:
             if setting[name] not in values:

@@ -155,7 +155,7 @@ class _Run:
 
     def __init__(self, table: ProfileTable, features: Features, config: TrainingConfig):
         train_table, validation_table = table.subset("train"), table.subset("validation")
-        guard, expected = StaticGuard.fit(train_table.latency_ms, config.guard_quantile), Expected.fit(train_table)
+        guard, expected = StaticGuard.fit_table(train_table, config.guard_quantile), Expected.fit(train_table)
         image, language = _feature_tensors(features, train_table, config.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)

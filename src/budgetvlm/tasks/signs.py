@@ -275,7 +275,9 @@ def ask(scene: Scene, rng: np.random.Generator, kind: str | None = None) -> Ques
         return Question(kind, phrase.format(a=shape.name), shape.colour)
     first, *others = (scene.signs[i] for i in rng.permutation(len(scene.signs)))
     if kind == "sum":
-        return Question(kind, phrase.format(a=first.colour, b=others[0].colour), str(first.number % 10 + others[0].number % 10))
+        return Question(
+            kind, phrase.format(a=first.colour, b=others[0].colour), str(first.number % 10 + others[0].number % 10)
+        )
     if kind == "largest":
         return Question(kind, phrase, max(scene.signs, key=lambda sign: sign.number).code)
     return Question(kind, phrase.format(a=first.colour), _answer(kind, first))
