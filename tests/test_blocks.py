@@ -6,9 +6,11 @@ import torch
 from budgetvlm.errors import ConfigError
 from budgetvlm.vlm.blocks import (
     active_blocks,
+    best_order,
     change_by_block,
     check_order,
     default_order,
+    order_by_addition,
     order_by_importance,
     order_by_score,
 )
@@ -63,3 +65,17 @@ def test_elimination_sees_blocks_that_only_work_together():
 
     assert order_by_score(5, score)[:2] == (0, 4)
     assert set(order_by_score(5, score)[2:4]) == {1, 2}
+
+
+def test_addition_starts_from_the_ends_and_adds_what_helps_most():
+    gain = {1: 1.0, 2: 5.0, 3: 3.0}
+    order = order_by_addition(5, lambda active: sum(gain.get(b, 0.0) for b in active))
+    assert order == (0, 4, 2, 3, 1)
+
+
+def test_the_best_order_is_best_at_the_depths_in_use():
+    """Blocks 1 and 2 help only together: the order that has both at depth 4 wins at 4, and loses nothing at 5."""
+    pair = {(0, 1, 2, 4): 9.0}
+    orders = [(0, 4, 3, 1, 2), (0, 4, 1, 2, 3)]
+    assert best_order(orders, [4, 5], lambda active: pair.get(active, 0.0)) == orders[1]
+    assert best_order(orders, [5], lambda active: pair.get(active, 0.0)) == orders[0]

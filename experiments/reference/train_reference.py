@@ -15,14 +15,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
 from budgetvlm._io import atomic_path, write_json
 from budgetvlm.errors import BudgetVLMError, ConfigError
+from budgetvlm.tasks import signs
+from budgetvlm.vlm import load_vlm
+from budgetvlm.vlm.blocks import best_order, default_order, order_by_addition, order_by_score
+from budgetvlm.vlm.calibration import likelihood
 
 from . import stages
-from .build import KNOB_SPACE, NUM_BLOCKS, PROMPT, build_image_processor, build_model, build_tokenizer
+from .build import KNOB_SPACE, PROMPT, build_image_processor, build_model, build_tokenizer
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -115,14 +120,32 @@ def newest(out: Path) -> Path:
 
 
 def export(model: Any, weights: Path, target: Path) -> None:
-    """Write the directory that `budgetvlm.vlm.load_vlm` opens."""
+    """Write the directory that `budgetvlm.vlm.load_vlm` opens; the order of the blocks is measured on it."""
     model.load_state_dict(load_file(weights), strict=False)
     model.to(torch.bfloat16).save_pretrained(target)
+    (target / "model.safetensors").chmod(0o644)
     build_tokenizer().save_pretrained(target)
     build_image_processor().save_pretrained(target)
-    blocks = [0, NUM_BLOCKS - 1, *range(1, NUM_BLOCKS - 1)]
-    document = {"knob_space": KNOB_SPACE, "block_order": blocks, "prompt": PROMPT}
-    (target / "knobs.json").write_text(json.dumps(document, indent=2) + "\n")
+    document: dict[str, Any] = {"knob_space": KNOB_SPACE, "prompt": PROMPT}
+    _write_knobs(target, document)
+    document["block_order"] = list(measured_order(load_vlm(str(target))))
+    _write_knobs(target, document)
+    print(f"wrote {target}; blocks, most important first: {document['block_order']}")
+
+
+def _write_knobs(target: Path, document: dict[str, Any]) -> None:
+    (target / "knobs.json").write_text(json.dumps(document) + "\n")
+
+
+def measured_order(vlm: Any, num_scenes: int = 64) -> tuple[int, ...]:
+    """The best of three orders of the blocks, by the likelihood of answers to questions about training scenes."""
+    scenes = [signs.make_scene(signs.scene_seed("pretrain", i)) for i in range(num_scenes)]
+    questions = [signs.ask(scene, np.random.default_rng(i)) for i, scene in enumerate(scenes)]
+    images = [signs.draw(scene) for scene in scenes]
+    score = likelihood(vlm, images, [q.text for q in questions], [q.answer for q in questions])
+    count = vlm.num_total_blocks
+    orders = (default_order(count), order_by_score(count, score), order_by_addition(count, score))
+    return best_order(orders, KNOB_SPACE["num_active_blocks"], score)
 
 
 if __name__ == "__main__":

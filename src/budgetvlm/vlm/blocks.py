@@ -85,3 +85,23 @@ def order_by_score(num_total_blocks: int, score: Callable[[tuple[int, ...]], flo
         left.remove(block)
         skipped.append(block)
     return (*left, *reversed(skipped))
+
+
+def order_by_addition(num_total_blocks: int, score: Callable[[tuple[int, ...]], float]) -> tuple[int, ...]:
+    """Greedy addition: from the first and the last block, add the one whose presence gives the best score.
+
+    Elimination judges small depths by what little is lost near the full depth; addition starts from them. For a model
+    trained to run at few blocks the two can differ much, see `best_order`. Needs about L² / 2 scores.
+    """
+    order = [0, num_total_blocks - 1]
+    while len(order) < num_total_blocks:
+        rest = [b for b in range(num_total_blocks) if b not in order]
+        order.append(max(rest, key=lambda b: score(tuple(sorted([*order, b])))))
+    return tuple(order)
+
+
+def best_order(
+    orders: Sequence[Sequence[int]], depths: Sequence[int], score: Callable[[tuple[int, ...]], float]
+) -> tuple[int, ...]:
+    """The order with the best mean score over the depths that will be used; the first of equals."""
+    return tuple(max(orders, key=lambda order: sum(score(active_blocks(order, depth)) for depth in depths)))
