@@ -1,0 +1,111 @@
+"""Speed that the project promises, measured and asserted here and nowhere else. Run it on an idle machine.
+
+    python benchmarks/speed.py            a line a figure; exit code 1 if one misses its limit
+    python benchmarks/speed.py --json     one document
+
+Training: 100 epochs over 4,000 samples x 3 budgets x 27 settings at the guide's defaults (batch 64, groups of 8), from
+the time of 3 of them. Setting: applying and releasing a setting of the bundled model. Decision: features in hand to
+setting out, guard included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from budgetvlm.controller.grpo import GRPOConfig
+from budgetvlm.controller.network import GRPOController
+from budgetvlm.controller.training import TrainingConfig, train
+from budgetvlm.features import Features
+from budgetvlm.knobs import KnobSpace
+from budgetvlm.table import ProfileTable
+from budgetvlm.vlm import load_vlm
+
+LIMITS = {"training_100_epochs_s": 60.0, "setting_change_us": 100.0}
+EPOCHS = 3
+
+
+def percentiles(call: Callable[[], object], repeats: int) -> dict[str, float]:
+    """Microseconds of a call: median, 5th and 95th percentile."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        times.append((time.perf_counter() - start) * 1e6)
+    q = statistics.quantiles(times, n=20)
+    return {"p50": round(statistics.median(times), 1), "p5": round(q[0], 1), "p95": round(q[-1], 1)}
+
+
+def training_seconds() -> dict[str, float]:
+    """Seconds of 100 epochs, from `EPOCHS` epochs of 4,000 samples and 500 to validate on."""
+    rng = np.random.default_rng(0)
+    space = KnobSpace({"max_crops": [1, 4, 12], "top_k": [1, 3, 8], "num_active_blocks": [2, 4, 8]})
+    count = 4500
+    ids = [str(i) for i in range(count)]
+    latency = np.linspace(10, 80, 27) * rng.uniform(0.95, 1.05, (count, 27))
+    split = ["train"] * 4000 + ["validation"] * 500
+    table = ProfileTable.from_arrays(space, ids, rng.integers(0, 2, (count, 27)), latency, split=split)
+    features = Features(tuple(ids), rng.normal(size=(count, 256)), rng.normal(size=(count, 128)))
+    seconds = []
+    for repeat in range(3):
+        config = TrainingConfig(grpo=GRPOConfig(num_epochs=EPOCHS, group_size=8), patience=None, seed=repeat)
+        with tempfile.TemporaryDirectory() as directory:
+            start = time.perf_counter()
+            train(table, features, config, directory, overwrite=True, say=lambda _line: None, progress=False)
+            seconds.append((time.perf_counter() - start) / EPOCHS * 100)
+    return {"p50": round(statistics.median(seconds), 1), "p5": round(min(seconds), 1), "p95": round(max(seconds), 1)}
+
+
+def setting_change() -> dict[str, float]:
+    vlm = load_vlm("reference")
+    setting = vlm.knob_space.cheapest
+
+    def change() -> None:
+        with vlm.apply(setting):
+            pass
+
+    return percentiles(change, 2000)
+
+
+def decision() -> dict[str, float]:
+    controller = GRPOController(256, 128).eval()
+    image, language, budget = torch.randn(1, 256), torch.randn(1, 128), torch.tensor([500.0])
+
+    @torch.inference_mode()
+    def decide() -> None:
+        controller.sample_actions(controller(image, language, budget), deterministic=True)
+
+    return percentiles(decide, 1000)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+    parser.add_argument("--threads", type=int, default=2, help="torch threads (default 2)")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    figures = {
+        "training_100_epochs_s": training_seconds(),
+        "setting_change_us": setting_change(),
+        "decision_us": decision(),
+    }
+    missed = [name for name, limit in LIMITS.items() if figures[name]["p50"] > limit]
+    if args.json:
+        print(json.dumps({"figures": figures, "limits": LIMITS, "missed": missed, "threads": args.threads}))
+    else:
+        for name, values in figures.items():
+            limit = f"  limit {LIMITS[name]:g}" if name in LIMITS else ""
+            print(f"{name:24} p50 {values['p50']:<8g} p5 {values['p5']:<8g} p95 {values['p95']:<8g}{limit}")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
