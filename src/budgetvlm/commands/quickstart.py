@@ -40,8 +40,8 @@ class Options:
     """
 
     model_path: str = "reference"
-    num_samples: int = 1500
-    num_timed: int = 60
+    num_samples: int = 1100
+    num_timed: int = 45
     num_epochs: int = 100
     seed: int = 0
 

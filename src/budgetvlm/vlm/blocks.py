@@ -104,4 +104,8 @@ def best_order(
     orders: Sequence[Sequence[int]], depths: Sequence[int], score: Callable[[tuple[int, ...]], float]
 ) -> tuple[int, ...]:
     """The order with the best mean score over the depths that will be used; the first of equals."""
-    return tuple(max(orders, key=lambda order: sum(score(active_blocks(order, depth)) for depth in depths)))
+
+    def total(order: Sequence[int]) -> float:
+        return sum(score(active_blocks(order, depth)) for depth in depths)
+
+    return tuple(max(orders, key=total))
