@@ -108,4 +108,5 @@ def best_order(
     def total(order: Sequence[int]) -> float:
         return sum(score(active_blocks(order, depth)) for depth in depths)
 
-    return tuple(max(orders, key=total))
+    best = max(orders, key=total)
+    return tuple(best)
