@@ -121,6 +121,6 @@ def test_all_lessons_run_and_resume(tmp_path):
         assert {"language.safetensors", "vision.safetensors", "projector.safetensors", "joint.safetensors"} <= set(
             stamps
         )
-    export = [*command[:5], "--export", str(tmp_path / "model")]
+    export = [*command[:5], "--export", str(tmp_path / "model"), "--order_scenes", "2"]
     subprocess.run(export, cwd=ROOT, check=True, capture_output=True)
     assert load_vlm(str(tmp_path / "model")).knob_space.to_dict() == build.KNOB_SPACE

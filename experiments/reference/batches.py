@@ -101,7 +101,7 @@ def _pack_scene(
     segments, targets, kind_ids = [0] * start, [IGNORE] * start, [0] * start
     possible = [k for k in signs.possible_kinds(scene) if kinds is None or k in kinds]
     for segment in range(1, questions + 1):
-        if rng.random() < by_code:
+        if by_code and rng.random() < by_code:
             question = ask_by_code(rng)
         else:
             question = signs.ask(scene, rng, None if kinds is None else possible[rng.integers(len(possible))])

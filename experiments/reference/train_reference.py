@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         "--scenes", type=int, default=3000, help="scenes to learn from; 300 kB each in the joint lesson"
     )
     parser.add_argument("--export", type=Path, help="write the newest lesson as a model here and stop")
+    parser.add_argument("--order_scenes", type=int, default=64, help="--export: scenes to measure the blocks on")
     return parser
 
 
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
     out = args.output_dir
     model = build_model(args.seed)
     if args.export:
-        export(model, newest(out), args.export)
+        export(model, newest(out), args.export, args.order_scenes)
         return
     log = stages.Log()
     perfect = _language(model, log, out, args)
@@ -119,7 +120,7 @@ def newest(out: Path) -> Path:
     raise ConfigError(f"{out} holds no saved lesson; train first, without --export")
 
 
-def export(model: Any, weights: Path, target: Path) -> None:
+def export(model: Any, weights: Path, target: Path, order_scenes: int) -> None:
     """Write the directory that `budgetvlm.vlm.load_vlm` opens; the order of the blocks is measured on it."""
     model.load_state_dict(load_file(weights), strict=False)
     model.to(torch.bfloat16).save_pretrained(target)
@@ -128,7 +129,7 @@ def export(model: Any, weights: Path, target: Path) -> None:
     build_image_processor().save_pretrained(target)
     document: dict[str, Any] = {"knob_space": KNOB_SPACE, "prompt": PROMPT}
     _write_knobs(target, document)
-    document["block_order"] = list(measured_order(load_vlm(str(target))))
+    document["block_order"] = list(measured_order(load_vlm(str(target)), order_scenes))
     _write_knobs(target, document)
     print(f"wrote {target}; blocks, most important first: {document['block_order']}")
 
@@ -137,7 +138,7 @@ def _write_knobs(target: Path, document: dict[str, Any]) -> None:
     (target / "knobs.json").write_text(json.dumps(document) + "\n")
 
 
-def measured_order(vlm: Any, num_scenes: int = 64) -> tuple[int, ...]:
+def measured_order(vlm: Any, num_scenes: int) -> tuple[int, ...]:
     """The best of three orders of the blocks, by the likelihood of answers to questions about training scenes."""
     scenes = [signs.make_scene(signs.scene_seed("pretrain", i)) for i in range(num_scenes)]
     questions = [signs.ask(scene, np.random.default_rng(i)) for i, scene in enumerate(scenes)]
