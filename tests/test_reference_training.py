@@ -61,9 +61,7 @@ def test_tiles_and_positions_are_in_the_models_order():
 
 def test_packed_questions_do_not_see_each_other():
     model = build.build_model(0).eval()
-    pool = batches.Pool.make("pretrain-check", 6)
-    rng = np.random.default_rng(0)
-    both = batches.pack(pool, np.array([0]), 1, rng, 2, None)
+    both = batches.pack([signs.make_scene(0)], 1, np.random.default_rng(0), 2, None)
     visual = torch.randn(1, 16, 128)
     with torch.no_grad():
         before = forward.answer_logits(model, both, visual, (8,))[8]
@@ -86,15 +84,15 @@ def test_training_counts_as_right_what_the_adapter_answers_right(reference):
     setting = reference.knob_space.setting(
         max_crops=4, top_k=reference.knob_space.values("top_k")[1], num_active_blocks=4
     )
-    seen = stages.SeenPool.make(model, "pretrain-check", 12)
+    scenes = [signs.make_scene(signs.scene_seed("pretrain-check", i)) for i in range(12)]
     forward.set_top_k(model, int(setting["top_k"]))
     trained, answered = [], []
     try:
-        for i, drawn in enumerate(seen.pool.scenes):
-            batch = batches.pack(seen.pool, np.array([i]), 4, np.random.default_rng(i), 1, None)
+        for i, drawn in enumerate(scenes):
+            batch = batches.pack([drawn], 4, np.random.default_rng(i), 1, None)
             question = signs.ask(drawn, np.random.default_rng(i))
-            visual = stages.project(model, seen.features[4][[i]]).flatten(1, 2)
             with torch.no_grad():
+                visual = model.get_image_features(stages.pictures([drawn], 4)[0]).pooler_output.flatten(0, 1)[None]
                 hits, _ = forward.question_hits(forward.answer_logits(model, batch, visual, (4,))[4], batch)
             trained.append(bool(hits[0]))
             answer = reference.generate(signs.draw(drawn), question.text, setting, max_new_tokens=4)
@@ -102,6 +100,58 @@ def test_training_counts_as_right_what_the_adapter_answers_right(reference):
     finally:
         forward.set_top_k(model, stages.FULL_TOP_K)
     assert trained == answered and any(trained)
+
+
+def test_training_sees_what_the_model_sees(reference):
+    """The training pass takes pictures to visual tokens as `get_image_features` does, up to bfloat16."""
+    pixels = stages.pictures([signs.make_scene(1)], 4)
+    with torch.no_grad():
+        seen = stages.seen_tokens(reference.model)(pixels)[0]
+        expected = reference.model.get_image_features(pixels[0]).pooler_output.flatten(0, 1)
+    assert torch.nn.functional.cosine_similarity(seen, expected, dim=-1).min() > 0.99
+
+
+@pytest.mark.parametrize("top_k", [1, 4])
+def test_dense_experts_are_the_chosen_experts(top_k):
+    model = build.build_model(0)
+    forward.set_top_k(model, top_k)
+    block = model.model.language_model.layers[0].mlp
+    hidden = torch.randn(1, 7, 128)
+    looped = block(hidden).detach()
+    with forward.dense_experts(model):
+        dense = block(hidden)
+    assert torch.allclose(dense, looped, atol=0.02 * float(looped.abs().max()))
+    assert torch.equal(block(hidden), looped)
+
+
+def test_a_stream_uses_its_scenes_again():
+    stream = stages.Stream(stages.true_labels, "pretrain-check", reuse=2, keep=20)
+    rng = np.random.default_rng(0)
+    drawn = []
+    for _ in range(40):
+        scenes, content = stream.draw(rng, 4, "medium", 6)
+        assert len({s.seed for s in scenes}) == 6 and {s.difficulty for s in scenes} == {"medium"}
+        assert torch.equal(content, stages.true_labels(scenes, 4))
+        drawn += [s.seed for s in scenes]
+    assert 1.6 < len(drawn) / len(set(drawn)) < 2.4
+    held_out = stages.Stream(stages.true_labels, "pretrain-check", reuse=np.inf, keep=6)
+    first, second = ({s.seed for s in held_out.draw(rng, 1, "large", 6)[0]} for _ in range(2))
+    assert first == second
+
+
+def test_sums_with_one_sign_to_look_up():
+    drawn = signs.make_scene(3)
+    by_colour = {sign.colour: sign.code for sign in drawn.signs}
+    rng = np.random.default_rng(0)
+    looked_up = 0
+    for _ in range(300):
+        question = batches.ask_by_code(rng, drawn)
+        if question.kind == "sum":
+            named = [w for w in question.text.split() if w in by_colour or w in signs.catalogue()]
+            assert len(named) == 2 and sum(w in by_colour for w in named) <= 1
+            looked_up += any(w in by_colour for w in named)
+            assert question.answer == str(sum(int(by_colour.get(w, w)[2]) for w in named))
+    assert looked_up > 20
 
 
 def test_the_shipped_weights_are_of_the_documented_size():

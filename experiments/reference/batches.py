@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,11 +11,11 @@ import torch
 from budgetvlm.tasks import signs
 
 from .build import TOKENS_PER_TILE, vocabulary
-from .labels import GRIDS, tile_labels
+from .labels import num_tiles
 
 _ID = {token: i for i, token in enumerate(vocabulary())}
 IGNORE = -100
-BY_CODE = ("price", "price", "origin", "digits", "sum", "sum")
+BY_CODE = ("price", "price", "origin", "digits", "sum", "sum", "sum")
 _CONTEXT = _ID["<IMG_CONTEXT>"]
 
 
@@ -26,7 +27,6 @@ class Batch:
         ids: ``[B, T]``; positions: ``[B, T]``; allowed: bool ``[B, 1, T, T]``, who may attend to whom.
         targets: next token at answer positions, else `IGNORE`, ``[B, T]``.
         kinds: index of the question's kind at answer positions, ``[B, T]``.
-        scenes: index into the pool, ``[B]``.
     """
 
     ids: torch.Tensor
@@ -34,8 +34,6 @@ class Batch:
     allowed: torch.Tensor
     targets: torch.Tensor
     kinds: torch.Tensor
-    scenes: np.ndarray
-    max_crops: int
 
 
 def encode(text: str) -> list[int]:
@@ -43,39 +41,21 @@ def encode(text: str) -> list[int]:
     return [i for word in text.split() for i in ([_ID[word]] if word in _ID else [_ID[c] for c in word])]
 
 
-@dataclass
-class Pool:
-    """Scenes of one stream with their dense labels at every tiling."""
-
-    scenes: list[signs.Scene]
-    labels: dict[int, np.ndarray]
-
-    @classmethod
-    def make(cls, stream: str, count: int, start: int = 0) -> Pool:
-        scenes = [signs.make_scene(signs.scene_seed(stream, start + i)) for i in range(count)]
-        return cls(scenes, {c: np.stack([tile_labels(s, c) for s in scenes]) for c in GRIDS})
-
-    def by_difficulty(self, name: str) -> np.ndarray:
-        return np.array([i for i, s in enumerate(self.scenes) if s.difficulty == name])
-
-
 def pack(
-    pool: Pool,
-    chosen: np.ndarray,
+    scenes: Sequence[signs.Scene],
     max_crops: int,
     rng: np.random.Generator,
     questions: int,
     kinds: tuple[str, ...] | None,
     by_code: float = 0.0,
 ) -> Batch:
-    """Pack ``questions`` questions for each chosen scene; ``kinds`` restricts them (None: the task's own shares).
+    """Pack ``questions`` questions for each scene; ``kinds`` restricts them (None: the task's own shares).
 
     ``by_code`` is the share of questions that name a code instead of a colour ("how much is K37"): facts and sums
     can be learnt from those without looking, and sooner.
     """
-    tiles = len(pool.labels[max_crops][0])
-    prefix = [_ID["<img>"], *[_CONTEXT] * (tiles * TOKENS_PER_TILE), _ID["</img>"]]
-    rows = [_pack_scene(pool.scenes[i], prefix, rng, questions, kinds, by_code) for i in chosen]
+    prefix = [_ID["<img>"], *[_CONTEXT] * (num_tiles(max_crops) * TOKENS_PER_TILE), _ID["</img>"]]
+    rows = [_pack_scene(scene, prefix, rng, questions, kinds, by_code) for scene in scenes]
     length = max(len(row[0]) for row in rows)
     columns = [np.full((len(rows), length), fill) for fill in (0, 0, -1, IGNORE, 0)]
     for r, row in enumerate(rows):
@@ -85,7 +65,7 @@ def pack(
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     same = segments[:, :, None] == segments[:, None, :]
     allowed = (same | (segments == 0)[:, None, :]) & causal
-    return Batch(ids, positions, allowed[:, None], targets, kind_ids, chosen, max_crops)
+    return Batch(ids, positions, allowed[:, None], targets, kind_ids)
 
 
 def _pack_scene(
@@ -102,7 +82,7 @@ def _pack_scene(
     possible = [k for k in signs.possible_kinds(scene) if kinds is None or k in kinds]
     for segment in range(1, questions + 1):
         if by_code and rng.random() < by_code:
-            question = ask_by_code(rng)
+            question = ask_by_code(rng, scene)
         else:
             question = signs.ask(scene, rng, None if kinds is None else possible[rng.integers(len(possible))])
         prompt = [*encode(question.text), _ID["<a>"]]
@@ -116,14 +96,22 @@ def _pack_scene(
     return ids, positions, segments, targets, kind_ids
 
 
-def ask_by_code(rng: np.random.Generator) -> signs.Question:
-    """A question about items named by their codes, which needs no picture."""
+def ask_by_code(rng: np.random.Generator, scene: signs.Scene) -> signs.Question:
+    """A question about items named by their codes. One of a sum's two is named by the colour of its sign at times.
+
+    So the sum of two signs is learnt in steps: no look at the picture, one, two.
+    """
     codes = list(signs.catalogue())
     a, b = (codes[i] for i in rng.choice(len(codes), 2, replace=False))
     kind = BY_CODE[rng.integers(len(BY_CODE))]
-    text = signs.PHRASES[kind][rng.integers(2)].format(a=a, b=b)
+    phrase = signs.PHRASES[kind][rng.integers(2)]
     if kind == "sum":
-        return signs.Question(kind, text, str(int(a[2]) + int(b[2])))
+        names = [a, b]
+        if rng.random() < 0.7:
+            sign, place = scene.signs[rng.integers(len(scene.signs))], rng.integers(2)
+            names[place] = sign.colour
+            a, b = (sign.code, b) if place == 0 else (a, sign.code)
+        return signs.Question(kind, phrase.format(a=names[0], b=names[1]), str(int(a[2]) + int(b[2])))
     price, town = signs.catalogue()[a]
     answers = {"price": price, "origin": town, "digits": str(int(a[1]) + int(a[2]))}
-    return signs.Question(kind, text, answers[kind])
+    return signs.Question(kind, phrase.format(a=a), answers[kind])

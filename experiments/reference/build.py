@@ -20,7 +20,7 @@ from budgetvlm.tasks import signs
 TILE = 64
 TOKENS_PER_TILE = 16
 NUM_BLOCKS = 8
-KNOB_SPACE = {"max_crops": [1, 4, 12], "top_k": [1, 3, 8], "num_active_blocks": [2, 4, 8]}
+KNOB_SPACE = {"max_crops": [1, 4, 12], "top_k": [1, 4, 12], "num_active_blocks": [2, 4, 8]}
 SPECIAL = ["<pad>", "<unk>", "</s>", "<img>", "</img>", "<IMG_CONTEXT>", "<a>"]
 PROMPT = "<img>{image}</img>{question}<a>"
 
@@ -76,12 +76,12 @@ def build_model(seed: int) -> InternVLForConditionalGeneration:
     text = OlmoeConfig(
         vocab_size=len(vocab),
         hidden_size=128,
-        intermediate_size=48,
+        intermediate_size=32,
         num_hidden_layers=NUM_BLOCKS,
         num_attention_heads=4,
         num_key_value_heads=4,
-        num_experts=16,
-        num_experts_per_tok=8,
+        num_experts=24,
+        num_experts_per_tok=12,
         norm_topk_prob=True,
         max_position_embeddings=512,
         pad_token_id=vocab.index("<pad>"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import nn
@@ -13,6 +14,33 @@ from .batches import IGNORE, Batch
 from .build import NUM_BLOCKS
 
 LAST = NUM_BLOCKS - 1
+
+
+def _dense_experts(
+    experts: nn.Module, hidden: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+) -> torch.Tensor:
+    count, double, width = experts.gate_up_proj.shape
+    gate_up = F.linear(hidden.bfloat16(), experts.gate_up_proj.reshape(count * double, width).bfloat16()).float()
+    gate, up = gate_up.view(-1, count, double).chunk(2, dim=-1)
+    weights = torch.zeros(len(hidden), count).scatter(1, top_k_index, top_k_weights)
+    inner = (F.silu(gate) * up * weights[..., None]).flatten(1).bfloat16()
+    return (inner @ experts.down_proj.transpose(1, 2).reshape(count * double // 2, width).bfloat16()).float()
+
+
+@contextmanager
+def dense_experts(model: nn.Module) -> Iterator[None]:
+    """Compute all experts at once, the unchosen ones with weight 0: the same sum as Transformers' loop over experts.
+
+    With half of the small experts chosen, three large bfloat16 products cost half of 24 small ones with their gathers.
+    """
+    experts = [layer.mlp.experts for layer in model.model.language_model.layers]
+    try:
+        for module in experts:
+            module.forward = partial(_dense_experts, module)
+        yield
+    finally:
+        for module in experts:
+            vars(module).pop("forward", None)
 
 
 def set_top_k(model: nn.Module, top_k: int) -> None:
@@ -56,11 +84,23 @@ def answer_logits(
     def run(block: int, hidden: torch.Tensor) -> torch.Tensor:
         return lm.layers[block](hidden, attention_mask=mask, position_embeddings=rotary, position_ids=batch.positions)
 
+    def answers(hidden: torch.Tensor) -> torch.Tensor:
+        """The last block, whose feed-forward layer is needed at the answer positions only."""
+        last = lm.layers[LAST]
+        attended = last.self_attn(
+            last.input_layernorm(hidden),
+            attention_mask=mask,
+            position_embeddings=rotary,
+            position_ids=batch.positions,
+        )
+        hidden = (hidden + attended[0])[at]
+        return hidden + last.mlp(last.post_attention_layernorm(hidden)[None])[0]
+
     logits = {}
     for depth in range(1, NUM_BLOCKS):
         hidden = run(depth - 1, hidden)
         if depth + 1 in depths:
-            logits[depth + 1] = model.lm_head(lm.norm(run(LAST, hidden)[at]))
+            logits[depth + 1] = model.lm_head(lm.norm(answers(hidden)))
     return logits
 
 

@@ -22,6 +22,12 @@ UNREADABLE = -1
 _COLOUR = {name: i + 1 for i, name in enumerate(signs.COLOURS)}
 
 
+def num_tiles(max_crops: int) -> int:
+    """Tiles of a picture, the overview included."""
+    columns, rows = GRIDS[max_crops]
+    return columns * rows + (max_crops > 1)
+
+
 def tile_labels(scene: signs.Scene, max_crops: int) -> np.ndarray:
     """Labels of all tiles of a scene, the overview last; unreadable characters are `UNREADABLE`."""
     columns, rows = GRIDS[max_crops]

@@ -4,7 +4,7 @@
                   Sequences are short and need no pictures, so looking-up, arithmetic and facts are learnt cheaply.
     2. vision     the tower on dense labels (what lies under each position), on crowded scenes.
     3. projector  the projector learns to produce the very embeddings that the language model was taught with.
-    4. joint      projector and language model together on the frozen tower's features of real pictures.
+    4. joint      everything together on pictures, the tower at a smaller rate.
 
 In 1 and 4 the number of tiles, of experts and of blocks is drawn anew at each step.
 """
@@ -12,7 +12,7 @@ In 1 and 4 the number of tiles, of experts and of blocks is drawn anew at each s
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,23 +24,25 @@ from tqdm import tqdm
 from budgetvlm.tasks import signs
 
 from . import vision
-from .batches import Batch, Pool, pack
+from .batches import Batch, pack
 from .build import KNOB_SPACE, NUM_BLOCKS
-from .forward import answer_logits, answer_loss, question_hits, router_logits, router_loss, set_top_k
-from .labels import one_hot
+from .forward import answer_logits, answer_loss, dense_experts, question_hits, router_logits, router_loss, set_top_k
+from .labels import one_hot, tile_labels
 
 CONTENT = 168
 # Lookup must come before what builds on it, and hard kinds get more practice.
 FIRST_KINDS = ("read", "read", "shape")
-ALL_KINDS = ("shape", *["read"] * 3, *["price"] * 3, *["origin"] * 2, *["digits"] * 2, *["sum"] * 3, *["largest"] * 2)
-BY_CODE_SHARE = 0.4
+ALL_KINDS = ("shape", *["read"] * 3, *["price"] * 2, *["origin"] * 2, *["digits"] * 2, *["sum"] * 4, *["largest"] * 3)
 CROPS = (1, 1, 1, 1, 1, 4, 4, 4, 12, 12)
-EXPERTS = (8, 8, 8, 8, 8, 8, 8, 3, 3, 1)
+EXPERTS = (*[12] * 10, 4, 4, 1)
 DEPTHS = (2, 2, 3, 4, 4, 6)
 READABLE = {1: ("large",), 4: ("large", "medium"), 12: ("large", "medium", "small")}
 FULL_TOP_K = max(KNOB_SPACE["top_k"])
 
-Visual = Callable[[Batch], torch.Tensor]
+LEARNT_TO_LOOK_UP = 0.2  # nats; guessing costs about 2
+CHECKED = 40
+
+Visual = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass
@@ -56,84 +58,150 @@ class Log:
         tqdm.write(" ".join(f"{k}={v}" for k, v in record.items()))
 
 
-def adamw(modules: list[nn.Module], lr: float) -> torch.optim.AdamW:
-    params = list({id(p): p for m in modules for p in m.parameters() if p.requires_grad}.values())
-    matrices, vectors = [p for p in params if p.dim() > 1], [p for p in params if p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": 0.02}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
+def adamw(modules: dict[float, list[nn.Module]]) -> torch.optim.AdamW:
+    """AdamW over modules by learning rate; vectors are not decayed."""
+    groups = []
+    for lr, members in modules.items():
+        params = list({id(p): p for m in members for p in m.parameters() if p.requires_grad}.values())
+        groups.append({"params": [p for p in params if p.dim() > 1], "peak": lr, "weight_decay": 0.02})
+        groups.append({"params": [p for p in params if p.dim() < 2], "peak": lr, "weight_decay": 0.0})
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98))
 
 
-def step_with(optimizer: torch.optim.Optimizer, loss: torch.Tensor, lr: float) -> None:
+def step_with(optimizer: torch.optim.Optimizer, loss: torch.Tensor, share: float) -> None:
+    """One clipped step at ``share`` of each group's peak learning rate."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = group["peak"] * share
     optimizer.step()
 
 
-def schedule(lr: float, step: int, steps: int, warm_up: int = 100, hold: float = 0.4) -> float:
-    """Linear warm-up, constant, then linear decay to a fiftieth."""
+def schedule(step: int, steps: int, warm_up: int = 100, hold: float = 0.4) -> float:
+    """Linear warm-up, constant, then linear decay to a fiftieth, as a share of the peak."""
     decay = 1 - max(0.0, (step / steps - hold) / (1 - hold))
-    return lr * min(1.0, (step + 1) / warm_up) * max(0.02, decay)
+    return min(1.0, (step + 1) / warm_up) * max(0.02, decay)
 
 
-def draw_batch(pool: Pool, rng: np.random.Generator, size: int, first: bool) -> Batch:
-    """A packed batch at a random tiling, mostly of scenes that can be read at it."""
-    crops = 1 if first else int(rng.choice(CROPS))
+@dataclass
+class Stream:
+    """Endless scenes with what is needed to make their visual tokens. Each scene is used ``reuse`` times on average.
+
+    Args:
+        content: scenes, max_crops -> ``[B, tiles, ...]``: true labels or pixels.
+        name: names the seeds; streams of different names share no scene.
+        keep: number of scenes of a kind to choose old ones from.
+    """
+
+    content: Callable[[Sequence[signs.Scene], int], torch.Tensor]
+    name: str
+    reuse: float = 2.0
+    keep: int = 200
+    drawn: int = 0
+    kept: dict[tuple[int, str], list[tuple[signs.Scene, torch.Tensor]]] = field(default_factory=dict)
+
+    def draw(
+        self, rng: np.random.Generator, max_crops: int, difficulty: str, count: int
+    ) -> tuple[list[signs.Scene], torch.Tensor]:
+        kept = self.kept.setdefault((max_crops, difficulty), [])
+        fresh = max(count - len(kept), int(count / self.reuse + rng.random()))
+        old = [kept[i] for i in rng.choice(len(kept), count - fresh, replace=False)] if fresh < count else []
+        scenes = [signs.make_scene(signs.scene_seed(self.name, self.drawn + i), difficulty) for i in range(fresh)]
+        self.drawn += fresh
+        new = list(zip(scenes, self.content(scenes, max_crops), strict=True)) if scenes else []
+        kept.extend(new)
+        del kept[: -self.keep]
+        return [scene for scene, _ in new + old], torch.stack([content for _, content in new + old])
+
+
+def true_labels(scenes: Sequence[signs.Scene], max_crops: int) -> torch.Tensor:
+    return torch.from_numpy(np.stack([tile_labels(scene, max_crops) for scene in scenes]))
+
+
+def pictures(scenes: Sequence[signs.Scene], max_crops: int) -> torch.Tensor:
+    return torch.from_numpy(np.stack([vision.pixels(signs.draw(scene), max_crops) for scene in scenes]))
+
+
+def perfect_tokens(perfect: nn.Linear) -> Visual:
+    return lambda labels: perfect(one_hot(labels)).flatten(1, 2)
+
+
+def seen_tokens(model: nn.Module) -> Visual:
+    """Pixels ``[B, tiles, 3, 64, 64]`` -> visual tokens ``[B, tokens, H]``; the tower runs in bfloat16."""
+
+    def visual(pixels: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = model.model.vision_tower(pixels.flatten(0, 1)).last_hidden_state
+        return project(model, hidden).unflatten(0, pixels.shape[:2]).flatten(1, 2)
+
+    return visual
+
+
+def draw_batch(
+    stream: Stream, rng: np.random.Generator, size: int, by_code: float | None
+) -> tuple[Batch, torch.Tensor]:
+    """A packed batch at a random tiling, mostly of scenes that can be read at it; ``by_code`` None: the first steps."""
+    crops = 1 if by_code is None else int(rng.choice(CROPS))
     difficulty = READABLE[crops][rng.integers(len(READABLE[crops]))]
-    if rng.random() < 0.08 and not first:
+    if rng.random() < 0.08 and by_code is not None:
         difficulty = signs.DIFFICULTIES[rng.integers(3)]
-    count = {1: size, 4: size * 2 // 3, 12: size // 3}[crops]
-    chosen = rng.choice(pool.by_difficulty(difficulty), count)
-    if first:
-        return pack(pool, chosen, crops, rng, 8, FIRST_KINDS)
-    return pack(pool, chosen, crops, rng, 10, ALL_KINDS, BY_CODE_SHARE)
+    scenes, content = stream.draw(rng, crops, difficulty, {1: size, 4: size * 2 // 3, 12: size // 3}[crops])
+    if by_code is None:
+        return pack(scenes, crops, rng, 8, FIRST_KINDS), content
+    return pack(scenes, crops, rng, 10, ALL_KINDS, by_code), content
 
 
 def language_steps(
     model: nn.Module,
     visual: Visual,
-    extra: nn.Module,
-    pool: Pool,
+    optimizer: torch.optim.Optimizer,
+    stream: Stream,
     *,
     steps: int,
     first: int,
-    lr: float,
+    by_code: tuple[float, float],
     seed: int,
-    size: int,
+    size: int = 20,
 ) -> Iterator[tuple[int, float]]:
-    """Train the language model and ``extra`` (what makes the visual tokens); yields (step, full-depth loss).
+    """Train the language model and what makes its visual tokens; yields (step, full-depth loss).
 
-    Every step trains the full depth and one reduced depth, as in slimmable networks' sandwich rule.
+    Every step trains the full depth and one reduced depth, as in slimmable networks' sandwich rule. At most ``first``
+    steps ask for reading alone; they end as soon as it has been learnt. The share of questions by code goes linearly
+    from one number to the other.
     """
     rng = np.random.default_rng(seed)
-    optimizer = adamw([model.model.language_model, extra], lr)
+    recent = 1.0
     for step in tqdm(range(steps), desc="language", mininterval=5):
-        batch = draw_batch(pool, rng, size, step < first)
+        first = step if recent < LEARNT_TO_LOOK_UP else first
+        by_code_now = by_code[0] + (by_code[1] - by_code[0]) * step / steps
+        batch, content = draw_batch(stream, rng, size, None if step < first else by_code_now)
         top_k = FULL_TOP_K if step < first else int(rng.choice(EXPERTS))
         depth = int(rng.choice(DEPTHS))
         set_top_k(model, top_k)
         with router_logits(model) as routed:
-            logits = answer_logits(model, batch, visual(batch), (depth, NUM_BLOCKS))
+            logits = answer_logits(model, batch, visual(content), (depth, NUM_BLOCKS))
         full = answer_loss(logits[NUM_BLOCKS], batch)
         loss = full + 0.5 * answer_loss(logits[depth], batch) + router_loss(routed, top_k)
-        step_with(optimizer, loss, schedule(lr, step, steps))
+        step_with(optimizer, loss, schedule(step, steps))
+        recent = 0.95 * recent + 0.05 * full.item()
         yield step, full.item()
     set_top_k(model, FULL_TOP_K)
 
 
 @torch.no_grad()
 def accuracy(
-    model: nn.Module, visual: Visual, pool: Pool, crops: int, difficulty: str, top_k: int, by_code: float = 0.0
+    model: nn.Module, visual: Visual, held_out: Stream, crops: int, difficulty: str, top_k: int, by_code: float = 0.0
 ) -> dict[int, list[float]]:
     """Accuracy of whole answers by kind, and over the task's own shares (last), for each depth of the knob space."""
-    chosen = pool.by_difficulty(difficulty)[:60]
-    batch = pack(pool, chosen, crops, np.random.default_rng(1), 14, signs.KINDS, by_code)
+    rng = np.random.default_rng(1)
+    scenes, content = held_out.draw(rng, crops, difficulty, CHECKED)
+    batch = pack(scenes, crops, rng, 14, signs.KINDS, by_code)
     set_top_k(model, top_k)
     out = {}
     shares = np.array(signs.KIND_SHARES[difficulty])
-    for depth, logits in answer_logits(model, batch, visual(batch), KNOB_SPACE["num_active_blocks"]).items():
+    logits_at = answer_logits(model, batch, visual(content), KNOB_SPACE["num_active_blocks"])
+    for depth, logits in logits_at.items():
         hits, kinds = question_hits(logits, batch)
         by_kind = [float(hits[kinds == i].float().mean()) for i in range(len(signs.KINDS))]
         out[depth] = [round(v, 2) for v in (*by_kind, float(np.dot(by_kind, shares)))]
@@ -141,13 +209,13 @@ def accuracy(
     return out
 
 
-def report(model: nn.Module, visual: Visual, pool: Pool, log: Log, stage: str, step: int, loss: float) -> None:
+def report(model: nn.Module, visual: Visual, held_out: Stream, log: Log, stage: str, step: int, loss: float) -> None:
     """Log accuracy at the corners that matter."""
-    told = accuracy(model, visual, pool, 1, "large", FULL_TOP_K, by_code=1.0)
+    told = accuracy(model, visual, held_out, 1, "large", FULL_TOP_K, by_code=1.0)
     log.add(stage, step, loss=round(loss, 3), by_code={n: [told[n][i] for i in (2, 3, 4, 5)] for n in told})
-    for crops, difficulty in ((1, "large"), (4, "medium"), (12, "small")):
+    for crops, difficulty in ((1, "large"), (4, "medium"), (12, "large"), (12, "small")):
         for top_k in KNOB_SPACE["top_k"]:
-            by_depth = accuracy(model, visual, pool, crops, difficulty, top_k)
+            by_depth = accuracy(model, visual, held_out, crops, difficulty, top_k)
             depths = by_depth if top_k == FULL_TOP_K else {NUM_BLOCKS: by_depth[NUM_BLOCKS]}
             for depth, values in depths.items():
                 log.add(
@@ -155,24 +223,30 @@ def report(model: nn.Module, visual: Visual, pool: Pool, log: Log, stage: str, s
                 )
 
 
-def learn_language(model: nn.Module, log: Log, *, steps: int, scenes: int, seed: int) -> nn.Linear:
+def learn_language(model: nn.Module, log: Log, *, steps: int, seed: int) -> nn.Linear:
     """Lesson 1. Returns the map from true labels to visual tokens, for lesson 3."""
     torch.manual_seed(seed)
     perfect = nn.Linear(CONTENT, model.config.text_config.hidden_size, bias=False)
     nn.init.normal_(perfect.weight, 0, 0.3)
-    pool, held_out = Pool.make("pretrain", scenes), Pool.make("pretrain-check", max(24, scenes // 10))
-
-    def visual_of(pool: Pool) -> Visual:
-        return lambda b: perfect(one_hot(torch.from_numpy(pool.labels[b.max_crops][b.scenes])).flatten(1, 2))
-
+    visual = perfect_tokens(perfect)
+    held_out = Stream(true_labels, "pretrain-check", reuse=np.inf, keep=CHECKED)
+    optimizer = adamw({2e-3: [model.model.language_model, model.lm_head, perfect]})
     recent: list[float] = []
     running = language_steps(
-        model, visual_of(pool), perfect, pool, steps=steps, first=min(900, steps // 2), lr=2e-3, seed=seed, size=20
+        model,
+        visual,
+        optimizer,
+        Stream(true_labels, "pretrain"),
+        steps=steps,
+        first=steps // 2,
+        by_code=(0.4, 0.4),
+        seed=seed,
     )
-    for step, loss in running:
-        recent = [*recent[-49:], loss]
-        if (step + 1) % 400 == 0 or step + 1 == steps:
-            report(model, visual_of(held_out), held_out, log, "language", step + 1, float(np.mean(recent)))
+    with dense_experts(model):
+        for step, loss in running:
+            recent = [*recent[-49:], loss]
+            if (step + 1) % 400 == 0 or step + 1 == steps:
+                report(model, visual, held_out, log, "language", step + 1, float(np.mean(recent)))
     return perfect
 
 
@@ -182,7 +256,7 @@ def learn_vision(model: nn.Module, log: Log, *, steps: int, seed: int, batch: in
     rng = np.random.default_rng(seed)
     tower = model.model.vision_tower
     heads = vision.DenseHeads(tower.config.embed_dim * 2 ** (len(tower.config.depths) - 1))
-    optimizer = adamw([tower, heads], 2.5e-3)
+    optimizer = adamw({2.5e-3: [tower, heads]})
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     for step in tqdm(range(steps), desc="vision", mininterval=5):
         if step % 2 == 0 or len(seen) < 12:
@@ -191,7 +265,7 @@ def learn_vision(model: nn.Module, log: Log, *, steps: int, seed: int, batch: in
         pixels, labels = seen[-1 if step % 2 == 0 else int(rng.integers(len(seen)))]
         part = torch.from_numpy(rng.permutation(len(pixels))[:batch])
         loss = vision.dense_loss(heads(tower(pixels[part]).last_hidden_state), labels[part])
-        step_with(optimizer, loss, schedule(2.5e-3, step, steps))
+        step_with(optimizer, loss, schedule(step, steps))
         if (step + 1) % 400 == 0 or step + 1 == steps:
             log.add("vision", step + 1, loss=round(loss.item(), 3), right=_check_vision(tower, heads))
 
@@ -209,29 +283,6 @@ def _check_vision(tower: nn.Module, heads: nn.Module) -> dict[str, list[float]]:
     return out
 
 
-@dataclass
-class SeenPool:
-    """A pool with the frozen tower's features of its pictures: float16 ``[S, tiles, 64, C]`` at every tiling."""
-
-    pool: Pool
-    features: dict[int, torch.Tensor]
-
-    @classmethod
-    @torch.inference_mode()
-    def make(cls, model: nn.Module, stream: str, count: int) -> SeenPool:
-        pool = Pool.make(stream, count)
-        tower = model.model.vision_tower
-        features: dict[int, list[torch.Tensor]] = {crops: [] for crops in pool.labels}
-        for scene in tqdm(pool.scenes, desc="looking", mininterval=5):
-            picture = signs.draw(scene)
-            tiles = {crops: torch.from_numpy(vision.pixels(picture, crops)) for crops in features}
-            overview = tower(tiles.pop(1)).last_hidden_state.half()
-            features[1].append(overview)
-            for crops, pixels in tiles.items():
-                features[crops].append(torch.cat([tower(pixels[:-1]).last_hidden_state.half(), overview]))
-        return cls(pool, {crops: torch.stack(parts) for crops, parts in features.items()})
-
-
 def project(model: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     """Tower output ``[..., 64, C]`` -> visual tokens ``[..., 16, H]``, as InternVL's `get_image_features` does it."""
     lead, (positions, width) = hidden.shape[:-2], hidden.shape[-2:]
@@ -241,47 +292,43 @@ def project(model: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     return model.model.multi_modal_projector(grid.reshape(*lead, positions // 4, 4 * width))
 
 
-def learn_projector(model: nn.Module, perfect: nn.Linear, seen: SeenPool, log: Log, *, steps: int, seed: int) -> None:
+def learn_projector(model: nn.Module, perfect: nn.Linear, log: Log, *, steps: int, seed: int) -> None:
     """Lesson 3: regress the perfect tokens from what the tower sees."""
     rng = np.random.default_rng(seed)
-    projector = model.model.multi_modal_projector
-    optimizer = adamw([projector], 2e-3)
+    optimizer = adamw({2e-3: [model.model.multi_modal_projector]})
+    visual = seen_tokens(model)
+    stream = Stream(pictures, "pretrain-projector", reuse=4)
     for step in tqdm(range(steps), desc="projector", mininterval=5):
         crops = int(rng.choice((1, 4, 12)))
-        chosen = rng.choice(len(seen.pool.scenes), {1: 96, 4: 24, 12: 10}[crops])
+        difficulty = READABLE[crops][rng.integers(len(READABLE[crops]))]
+        scenes, pixels = stream.draw(rng, crops, difficulty, {1: 60, 4: 16, 12: 8}[crops])
         with torch.no_grad():
-            wanted = perfect(one_hot(torch.from_numpy(seen.pool.labels[crops][chosen])))
-        got = project(model, seen.features[crops][torch.from_numpy(chosen)])
+            wanted = perfect_tokens(perfect)(true_labels(scenes, crops))
+        got = visual(pixels)
         busy = (wanted.abs().sum(-1, keepdim=True) > 0).float() + 0.1
         loss = ((got - wanted).square() * busy).mean() / wanted.square().mul(busy).mean()
-        step_with(optimizer, loss, schedule(2e-3, step, steps, hold=0.3))
-        if (step + 1) % 200 == 0 or step + 1 == steps:
+        step_with(optimizer, loss, schedule(step, steps, hold=0.3))
+        if (step + 1) % 100 == 0 or step + 1 == steps:
             log.add("projector", step + 1, unexplained=round(loss.item(), 3))
 
 
-def learn_joint(
-    model: nn.Module, seen: SeenPool, held_out: SeenPool, log: Log, *, steps: int, seed: int, lr: float = 1.5e-3
-) -> Iterator[int]:
-    """Lesson 4: projector and language model on real features. Yields after each check, so that the caller can save."""
-
-    def visual_of(pool: SeenPool) -> Visual:
-        return lambda b: project(model, pool.features[b.max_crops][torch.from_numpy(b.scenes)]).flatten(1, 2)
-
+def learn_joint(model: nn.Module, log: Log, *, steps: int, seed: int) -> Iterator[int]:
+    """Lesson 4: everything, on pictures. Yields after each check, so that the caller can save."""
+    visual = seen_tokens(model)
+    held_out = Stream(pictures, "pretrain-check", reuse=np.inf, keep=CHECKED)
+    optimizer = adamw(
+        {
+            1.5e-3: [model.model.language_model, model.lm_head, model.model.multi_modal_projector],
+            4e-4: [model.model.vision_tower],
+        }
+    )
     recent: list[float] = []
     running = language_steps(
-        model,
-        visual_of(seen),
-        model.model.multi_modal_projector,
-        seen.pool,
-        steps=steps,
-        first=0,
-        lr=lr,
-        seed=seed,
-        size=20,
+        model, visual, optimizer, Stream(pictures, "pretrain"), steps=steps, first=0, by_code=(0.4, 0.1), seed=seed
     )
-    for step, loss in running:
-        recent = [*recent[-49:], loss]
-        if (step + 1) % 250 == 0 or step + 1 == steps:
-            with torch.no_grad():
-                report(model, visual_of(held_out), held_out.pool, log, "joint", step + 1, float(np.mean(recent)))
-            yield step + 1
+    with dense_experts(model):
+        for step, loss in running:
+            recent = [*recent[-49:], loss]
+            if (step + 1) % 500 == 0 or step + 1 == steps:
+                report(model, visual, held_out, log, "joint", step + 1, float(np.mean(recent)))
+                yield step + 1

@@ -2,9 +2,11 @@
 
     python -m experiments.reference.train_reference --output_dir build/reference --threads 2
 
-Every lesson is saved when it ends, and the joint lesson every 250 steps; a second call goes on after the last lesson
-that was finished. ``--export`` writes the model directory that the package ships: bfloat16 weights, tokenizer,
-image processor, knob space and the order in which blocks stay.
+Every lesson is saved when it ends, and the joint lesson every 500 steps; a second call goes on after the last lesson
+that was finished. The first two lessons need nothing from each other: ``--lessons language --threads 1`` and
+``--lessons vision --threads 1`` side by side, then the rest, take less time than all in turn. ``--export`` writes the
+model directory that the package ships: bfloat16 weights, tokenizer, image processor, knob space and the order in which
+blocks stay.
 """
 
 from __future__ import annotations
@@ -29,6 +31,15 @@ from budgetvlm.vlm.calibration import likelihood
 from . import stages
 from .build import KNOB_SPACE, PROMPT, build_image_processor, build_model, build_tokenizer
 
+LESSONS = ("language", "vision", "joint")
+# What each saved file holds; the joint lesson saves everything.
+PARTS = {
+    "language": ("model.language_model.", "lm_head."),
+    "vision": ("model.vision_tower.",),
+    "projector": ("model.multi_modal_projector.",),
+    "joint": ("",),
+}
+
 
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
@@ -46,14 +57,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output_dir", type=Path, required=True, help="where the lessons are saved")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="torch threads (default 2)")
-    parser.add_argument("--language_steps", type=int, default=2400)
-    parser.add_argument("--vision_steps", type=int, default=2000)
-    parser.add_argument("--projector_steps", type=int, default=600)
+    parser.add_argument("--lessons", nargs="+", choices=LESSONS, default=list(LESSONS), help="default: all, in order")
+    parser.add_argument("--language_steps", type=int, default=1600)
+    parser.add_argument("--vision_steps", type=int, default=2200)
+    parser.add_argument("--projector_steps", type=int, default=500)
     parser.add_argument("--joint_steps", type=int, default=4000)
-    parser.add_argument("--joint_lr", type=float, default=1.5e-3)
-    parser.add_argument(
-        "--scenes", type=int, default=3000, help="scenes to learn from; 300 kB each in the joint lesson"
-    )
     parser.add_argument("--export", type=Path, help="write the newest lesson as a model here and stop")
     parser.add_argument("--order_scenes", type=int, default=64, help="--export: scenes to measure the blocks on")
     return parser
@@ -66,50 +74,53 @@ def run(args: argparse.Namespace) -> None:
         export(model, newest(out), args.export, args.order_scenes)
         return
     log = stages.Log()
-    perfect = _language(model, log, out, args)
-    _vision(model, log, out, args)
-    seen = stages.SeenPool.make(model, "pretrain", args.scenes)
-    held_out = stages.SeenPool.make(model, "pretrain-check", max(24, args.scenes // 10))
-    if not _load(model, out / "projector.safetensors"):
-        stages.learn_projector(model, perfect, seen, log, steps=args.projector_steps, seed=args.seed)
-        _save(model, out / "projector.safetensors", log)
-    lesson = stages.learn_joint(
-        model, seen, held_out, log, steps=args.joint_steps, seed=args.seed + 1, lr=args.joint_lr
-    )
-    for _ in lesson:
-        _save(model, out / "joint.safetensors", log)
+    if "language" in args.lessons:
+        _language(model, log, out, args)
+    if "vision" in args.lessons:
+        _vision(model, log, out, args)
+    if "joint" in args.lessons:
+        _joint(model, log, out, args)
 
 
-def _language(model: torch.nn.Module, log: stages.Log, out: Path, args: argparse.Namespace) -> torch.nn.Linear:
-    perfect_path = out / "perfect.safetensors"
-    if _load(model, out / "language.safetensors"):
-        perfect = torch.nn.Linear(stages.CONTENT, model.config.text_config.hidden_size, bias=False)
-        perfect.load_state_dict(load_file(perfect_path))
-        return perfect
-    perfect = stages.learn_language(model, log, steps=args.language_steps, scenes=args.scenes, seed=args.seed)
-    save_file(perfect.state_dict(), perfect_path)
-    _save(model, out / "language.safetensors", log)
-    return perfect
+def _language(model: torch.nn.Module, log: stages.Log, out: Path, args: argparse.Namespace) -> None:
+    if not _load(model, out, "language"):
+        perfect = stages.learn_language(model, log, steps=args.language_steps, seed=args.seed)
+        save_file(perfect.state_dict(), out / "perfect.safetensors")
+        _save(model, out, "language", log)
 
 
 def _vision(model: torch.nn.Module, log: stages.Log, out: Path, args: argparse.Namespace) -> None:
-    if not _load(model, out / "vision.safetensors"):
+    if not _load(model, out, "vision"):
         stages.learn_vision(model, log, steps=args.vision_steps, seed=args.seed)
-        _save(model, out / "vision.safetensors", log)
+        _save(model, out, "vision", log)
 
 
-def _load(model: torch.nn.Module, path: Path) -> bool:
+def _joint(model: torch.nn.Module, log: stages.Log, out: Path, args: argparse.Namespace) -> None:
+    for needed in ("language", "vision"):
+        if not _load(model, out, needed):
+            raise ConfigError(f"{out} holds no lesson {needed!r}, which the joint lesson needs; run --lessons {needed}")
+    perfect = torch.nn.Linear(stages.CONTENT, model.config.text_config.hidden_size, bias=False)
+    perfect.load_state_dict(load_file(out / "perfect.safetensors"))
+    if not _load(model, out, "projector"):
+        stages.learn_projector(model, perfect, log, steps=args.projector_steps, seed=args.seed)
+        _save(model, out, "projector", log)
+    for _ in stages.learn_joint(model, log, steps=args.joint_steps, seed=args.seed + 1):
+        _save(model, out, "joint", log)
+
+
+def _load(model: torch.nn.Module, out: Path, lesson: str) -> bool:
+    path = out / f"{lesson}.safetensors"
     if not path.exists():
         return False
     model.load_state_dict(load_file(path), strict=False)
     return True
 
 
-def _save(model: torch.nn.Module, path: Path, log: stages.Log) -> None:
-    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
-    with atomic_path(path) as temporary:
+def _save(model: torch.nn.Module, out: Path, lesson: str, log: stages.Log) -> None:
+    weights = {n: p.detach().clone() for n, p in model.named_parameters() if n.startswith(PARTS[lesson])}
+    with atomic_path(out / f"{lesson}.safetensors") as temporary:
         save_file(weights, temporary)
-    write_json(path.with_suffix(".log.json"), log.records)
+    write_json(out / f"{lesson}.log.json", log.records)
 
 
 def newest(out: Path) -> Path:

@@ -7,6 +7,7 @@ Writes controller_training_data.json, and beside it the features (.features.safe
 from __future__ import annotations
 
 import argparse
+import shlex
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,8 +43,5 @@ def run(args: argparse.Namespace) -> int:
     from budgetvlm.profiling.prepare import prepare
 
     prepared = prepare(**arguments(args))  # type: ignore[arg-type]
-    print(
-        "train with: budgetvlm train --table "
-        f"{prepared.table_path} --features {prepared.features_path} --output_dir ./checkpoints/controller"
-    )
+    print(f"next: budgetvlm train --data {shlex.quote(str(prepared.path))} --output_dir ./checkpoints/controller")
     return 0
