@@ -157,6 +157,7 @@ def language_steps(
     visual: Visual,
     optimizer: torch.optim.Optimizer,
     stream: Stream,
+    name: str,
     *,
     steps: int,
     first: int,
@@ -172,7 +173,7 @@ def language_steps(
     """
     rng = np.random.default_rng(seed)
     recent = 1.0
-    for step in tqdm(range(steps), desc="language", mininterval=5):
+    for step in tqdm(range(steps), desc=name, mininterval=5):
         first = step if recent < LEARNT_TO_LOOK_UP else first
         by_code_now = by_code[0] + (by_code[1] - by_code[0]) * step / steps
         batch, content = draw_batch(stream, rng, size, None if step < first else by_code_now)
@@ -237,6 +238,7 @@ def learn_language(model: nn.Module, log: Log, *, steps: int, seed: int) -> nn.L
         visual,
         optimizer,
         Stream(true_labels, "pretrain"),
+        "language",
         steps=steps,
         first=steps // 2,
         by_code=(0.4, 0.4),
@@ -324,7 +326,15 @@ def learn_joint(model: nn.Module, log: Log, *, steps: int, seed: int) -> Iterato
     )
     recent: list[float] = []
     running = language_steps(
-        model, visual, optimizer, Stream(pictures, "pretrain"), steps=steps, first=0, by_code=(0.4, 0.1), seed=seed
+        model,
+        visual,
+        optimizer,
+        Stream(pictures, "pretrain"),
+        "joint",
+        steps=steps,
+        first=0,
+        by_code=(0.4, 0.1),
+        seed=seed,
     )
     with dense_experts(model):
         for step, loss in running:

@@ -101,6 +101,9 @@ class GRPOController(nn.Module):
         self.price_embedding = LogEmbedding(budget_dim)
         self.feature_layer = nn.Linear(self.image_input.out_dim + self.lang_input.out_dim, hidden_dim)
         self.context_layer = nn.Linear(2 * budget_dim, hidden_dim)
+        # Mask and price term already say what budget and price mean; the values start out independent of both.
+        nn.init.zeros_(self.context_layer.weight)
+        nn.init.zeros_(self.context_layer.bias)
         layers: list[nn.Module] = [nn.SiLU(), QuickDropout(dropout)]
         for _ in range(num_hidden_layers - 1):
             layers += [nn.Linear(hidden_dim, hidden_dim), nn.SiLU(), QuickDropout(dropout)]
