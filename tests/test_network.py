@@ -15,12 +15,13 @@ LATENCY = [10.0, 20.0, 30.0, 40.0]
 
 
 def controller(seed: int = 0, random: bool = True, **options) -> GRPOController:
-    """A small controller; its heads are random unless told otherwise, as if it had been trained."""
+    """A small controller; heads and context layer are random unless told otherwise, as if it had been trained."""
     torch.manual_seed(seed)
     given = {"knob_values": KNOBS, "latency_reference_ms": 40.0, "latency_ms": LATENCY, "bounds_ms": LATENCY, **options}
     made = GRPOController(3, 2, budget_dim=4, hidden_dim=8, **given).eval()
     if random:
         torch.nn.init.normal_(made.heads.weight)
+        torch.nn.init.normal_(made.context_layer.weight)
     return made
 
 

@@ -163,7 +163,6 @@ def test_all_lessons_run_and_resume(tmp_path):
     command = [
         sys.executable, "-m", "experiments.reference.train_reference", "--output_dir", str(tmp_path), "--threads", "1",
         "--language_steps", "2", "--vision_steps", "2", "--projector_steps", "2", "--joint_steps", "2",
-        "--scenes", "40",
     ]  # fmt: skip
     for _ in range(2):
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)

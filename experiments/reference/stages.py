@@ -34,8 +34,9 @@ CONTENT = 168
 FIRST_KINDS = ("read", "read", "shape")
 ALL_KINDS = ("shape", *["read"] * 3, *["price"] * 2, *["origin"] * 2, *["digits"] * 2, *["sum"] * 4, *["largest"] * 3)
 CROPS = (1, 1, 1, 1, 1, 4, 4, 4, 12, 12)
-EXPERTS = (*[12] * 10, 4, 4, 1)
-DEPTHS = (2, 2, 3, 4, 4, 6)
+# Reduced settings get few steps: after many they answer as well as the full one, and knobs would not matter.
+EXPERTS = (*[12] * 14, 4, 4, 4, 1)
+DEPTHS = (2, 3, 4, 4, 6, 6)
 READABLE = {1: ("large",), 4: ("large", "medium"), 12: ("large", "medium", "small")}
 FULL_TOP_K = max(KNOB_SPACE["top_k"])
 
