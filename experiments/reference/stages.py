@@ -43,6 +43,7 @@ FULL_TOP_K = max(KNOB_SPACE["top_k"])
 LEARNT_TO_LOOK_UP = 0.2  # nats; guessing costs about 2
 CHECKED = 40
 
+Content = Callable[[Sequence[signs.Scene], int], torch.Tensor]
 Visual = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -95,7 +96,7 @@ class Stream:
         keep: number of scenes of a kind to choose old ones from.
     """
 
-    content: Callable[[Sequence[signs.Scene], int], torch.Tensor]
+    content: Content
     name: str
     reuse: float = 2.0
     keep: int = 200
@@ -156,39 +157,45 @@ def draw_batch(
 def language_steps(
     model: nn.Module,
     visual: Visual,
+    content: Content,
     optimizer: torch.optim.Optimizer,
-    stream: Stream,
+    log: Log,
     name: str,
     *,
     steps: int,
     first: int,
     by_code: tuple[float, float],
     seed: int,
+    check_every: int,
     size: int = 20,
-) -> Iterator[tuple[int, float]]:
-    """Train the language model and what makes its visual tokens; yields (step, full-depth loss).
+) -> Iterator[int]:
+    """Train the language model and what makes its visual tokens; yields the step after each check.
 
     Every step trains the full depth and one reduced depth, as in slimmable networks' sandwich rule. At most ``first``
     steps ask for reading alone; they end as soon as it has been learnt. The share of questions by code goes linearly
     from one number to the other.
     """
     rng = np.random.default_rng(seed)
+    stream, held_out = Stream(content, "pretrain"), Stream(content, "pretrain-check", reuse=np.inf, keep=CHECKED)
     recent = 1.0
-    for step in tqdm(range(steps), desc=name, mininterval=5):
-        first = step if recent < LEARNT_TO_LOOK_UP else first
-        by_code_now = by_code[0] + (by_code[1] - by_code[0]) * step / steps
-        batch, content = draw_batch(stream, rng, size, None if step < first else by_code_now)
-        top_k = FULL_TOP_K if step < first else int(rng.choice(EXPERTS))
-        depth = int(rng.choice(DEPTHS))
-        set_top_k(model, top_k)
-        with router_logits(model) as routed:
-            logits = answer_logits(model, batch, visual(content), (depth, NUM_BLOCKS))
-        full = answer_loss(logits[NUM_BLOCKS], batch)
-        loss = full + 0.5 * answer_loss(logits[depth], batch) + router_loss(routed, top_k)
-        step_with(optimizer, loss, schedule(step, steps))
-        recent = 0.95 * recent + 0.05 * full.item()
-        yield step, full.item()
-    set_top_k(model, FULL_TOP_K)
+    with dense_experts(model):
+        for step in tqdm(range(steps), desc=name, mininterval=5):
+            first = step if recent < LEARNT_TO_LOOK_UP else first
+            by_code_now = by_code[0] + (by_code[1] - by_code[0]) * step / steps
+            batch, seen = draw_batch(stream, rng, size, None if step < first else by_code_now)
+            top_k = FULL_TOP_K if step < first else int(rng.choice(EXPERTS))
+            depth = int(rng.choice(DEPTHS))
+            set_top_k(model, top_k)
+            with router_logits(model) as routed:
+                logits = answer_logits(model, batch, visual(seen), (depth, NUM_BLOCKS))
+            full = answer_loss(logits[NUM_BLOCKS], batch)
+            loss = full + 0.5 * answer_loss(logits[depth], batch) + router_loss(routed, top_k)
+            step_with(optimizer, loss, schedule(step, steps))
+            recent = 0.95 * recent + 0.05 * full.item()
+            if (step + 1) % check_every == 0 or step + 1 == steps:
+                set_top_k(model, FULL_TOP_K)
+                report(model, visual, held_out, log, name, step + 1, recent)
+                yield step + 1
 
 
 @torch.no_grad()
@@ -230,26 +237,10 @@ def learn_language(model: nn.Module, log: Log, *, steps: int, seed: int) -> nn.L
     torch.manual_seed(seed)
     perfect = nn.Linear(CONTENT, model.config.text_config.hidden_size, bias=False)
     nn.init.normal_(perfect.weight, 0, 0.3)
-    visual = perfect_tokens(perfect)
-    held_out = Stream(true_labels, "pretrain-check", reuse=np.inf, keep=CHECKED)
     optimizer = adamw({2e-3: [model.model.language_model, model.lm_head, perfect]})
-    recent: list[float] = []
-    running = language_steps(
-        model,
-        visual,
-        optimizer,
-        Stream(true_labels, "pretrain"),
-        "language",
-        steps=steps,
-        first=steps // 2,
-        by_code=(0.4, 0.4),
-        seed=seed,
-    )
-    with dense_experts(model):
-        for step, loss in running:
-            recent = [*recent[-49:], loss]
-            if (step + 1) % 400 == 0 or step + 1 == steps:
-                report(model, visual, held_out, log, "language", step + 1, float(np.mean(recent)))
+    how = {"steps": steps, "first": steps // 2, "by_code": (0.4, 0.4), "seed": seed, "check_every": 400}
+    for _ in language_steps(model, perfect_tokens(perfect), true_labels, optimizer, log, "language", **how):
+        pass
     return perfect
 
 
@@ -317,29 +308,7 @@ def learn_projector(model: nn.Module, perfect: nn.Linear, log: Log, *, steps: in
 
 def learn_joint(model: nn.Module, log: Log, *, steps: int, seed: int) -> Iterator[int]:
     """Lesson 4: everything, on pictures. Yields after each check, so that the caller can save."""
-    visual = seen_tokens(model)
-    held_out = Stream(pictures, "pretrain-check", reuse=np.inf, keep=CHECKED)
-    optimizer = adamw(
-        {
-            1.5e-3: [model.model.language_model, model.lm_head, model.model.multi_modal_projector],
-            4e-4: [model.model.vision_tower],
-        }
-    )
-    recent: list[float] = []
-    running = language_steps(
-        model,
-        visual,
-        optimizer,
-        Stream(pictures, "pretrain"),
-        "joint",
-        steps=steps,
-        first=0,
-        by_code=(0.4, 0.1),
-        seed=seed,
-    )
-    with dense_experts(model):
-        for step, loss in running:
-            recent = [*recent[-49:], loss]
-            if (step + 1) % 500 == 0 or step + 1 == steps:
-                report(model, visual, held_out, log, "joint", step + 1, float(np.mean(recent)))
-                yield step + 1
+    language = [model.model.language_model, model.lm_head, model.model.multi_modal_projector]
+    optimizer = adamw({1.5e-3: language, 4e-4: [model.model.vision_tower]})
+    how = {"steps": steps, "first": 0, "by_code": (0.4, 0.1), "seed": seed, "check_every": 500}
+    yield from language_steps(model, seen_tokens(model), pictures, optimizer, log, "joint", **how)
