@@ -124,12 +124,12 @@ def test_a_high_price_buys_less_time(vlm, picture):
 
 def test_the_controller_sees_this_requests_features(vlm, picture, monkeypatch):
     model, seen = AdaptiveVLM(vlm, controller()), []
-    forward = model.controller.forward
-    monkeypatch.setattr(model.controller, "forward", lambda *args: seen.append(args) or forward(*args))
+    choose = model.decider.choose
+    monkeypatch.setattr(model.decider, "choose", lambda *args: seen.append(args) or choose(*args))
     model.generate(picture, QUESTION, budget_ms=5e4, price=0.5)
-    image, language, budget_ms, price = seen[0]
-    assert torch.equal(image, vlm.encode_overview(picture).feature)
-    assert torch.equal(language, vlm.question_feature(QUESTION))
+    image, language, budget_ms, price, _feasible = seen[0]
+    assert torch.equal(torch.from_numpy(image), vlm.encode_overview(picture).feature)
+    assert torch.equal(torch.from_numpy(language), vlm.question_feature(QUESTION))
     assert budget_ms == pytest.approx(5e4 - model.controller_ms) and price == 0.5
 
 

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from budgetvlm.controller.checkpoint import load_controller
+from budgetvlm.controller.decision import Decider
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.errors import CheckpointError, ConfigError, InputError, KnobSpaceError
 from budgetvlm.knobs import Setting
@@ -107,7 +108,7 @@ class AdaptiveVLM:
     """
 
     def __init__(self, vlm: VLM, controller: GRPOController, *, warm_up: bool = True) -> None:
-        self.vlm, self.controller = vlm, controller.eval()
+        self.vlm, self.controller, self.decider = vlm, controller.eval(), Decider(controller)
         _check_settings(vlm, controller)
         self.controller_ms = self._rehearse(*(_DECISIONS, _ANSWERS) if warm_up else (1, 0))
 
@@ -174,14 +175,14 @@ class AdaptiveVLM:
         The budget that the controller sees is what remains when its own time is taken off.
         """
         left_ms = max(budget_ms - self.controller_ms, 1e-3)
-        features = overview.feature, self.vlm.question_feature(question)
-        logits = self.controller(*features, left_ms, price)
-        index = int(self.controller.sample_actions(logits, deterministic=True)["setting_index"])
+        feasible = self.decider.feasible(left_ms)
+        question_feature = self.vlm.question_feature(question)
+        index = self.decider.choose(overview.feature.numpy(), question_feature.numpy(), left_ms, price, feasible)
         bound = float(self.controller.bounds_ms[index])
         known = 0 < bound < math.inf
         return Choice(
             setting=self.controller.knob_space.settings[index],
-            feasible=bool(logits["feasible"].any()),
+            feasible=bool(feasible.any()),
             predicted_ms=bound + self.controller_ms if known else None,
         )
 
