@@ -126,6 +126,7 @@ def test_the_whole_way(toy):
     np.testing.assert_array_equal(data.table.latency_ms[:4, 1], [22, 24, 26, 22])
     np.testing.assert_array_equal(data.table.stages_ms["decode"][:4, 3], [2, 4, 6, 2])
     assert set(data.table.stages_ms) == {"prefill", "decode"}
+    np.testing.assert_array_equal(data.table.tokens["output"][:4, 0], [1, 2, 3, 1])
     np.testing.assert_array_equal(data.features.image[:, 0], np.repeat(np.arange(16), 2))  # image n is of brightness n
     np.testing.assert_array_equal(data.features.language[:2, 0], [len("what"), len("how many are there")])
     assert data.features.sample_ids == data.table.sample_ids
@@ -138,7 +139,7 @@ def test_the_document_holds_it_all(toy):
     write_profiles(toy.root)
     data = toy()
     document = json.loads(data.path.read_text())
-    assert document["schema_version"] == 1
+    assert document["schema_version"] == 2
     assert document["knob_space"] == SPACE.to_dict()
     assert document["budgets"]["multipliers"] == [0.8, 1.0, 1.2]
     assert document["splits"] == {
@@ -161,6 +162,7 @@ def test_it_comes_back_from_the_document_and_from_the_table(toy):
         np.testing.assert_array_equal(table.latency_ms, data.table.latency_ms)
         np.testing.assert_array_equal(table.accuracy, data.table.accuracy)
         np.testing.assert_array_equal(table.stages_ms["prefill"], data.table.stages_ms["prefill"])
+        np.testing.assert_array_equal(table.tokens["output"], data.table.tokens["output"])
         assert (table.split, table.groups) == (data.table.split, data.table.groups)
     np.testing.assert_array_equal(Features.load(data.features_path).image, data.features.image)
 

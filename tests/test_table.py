@@ -20,6 +20,7 @@ def make_table(samples=10, **changes):
         "accuracy": rng.random((samples, 6)),
         "latency_ms": rng.random((samples, 6)) + 1,
         "stages_ms": {"decode": rng.random((samples, 6))},
+        "tokens": {"output": rng.integers(1, 5, (samples, 6))},
         "groups": {"image_id": [row // 2 for row in range(samples)], "kind": ["read"] * samples},
         "metadata": {"made": "by hand"},
     } | changes
@@ -42,6 +43,7 @@ def test_a_table_survives_the_disk(tmp_path):
     np.testing.assert_array_equal(loaded.accuracy, table.accuracy)
     np.testing.assert_array_equal(loaded.latency_ms, latency.astype(np.float32))
     np.testing.assert_array_equal(loaded.stages_ms["decode"], table.stages_ms["decode"])
+    np.testing.assert_array_equal(loaded.tokens["output"], table.tokens["output"])
     assert (loaded.groups, loaded.split, loaded.metadata) == (table.groups, table.split, {"made": "by hand"})
     assert loaded.accuracy.flags.writeable  # a reader may hand it to torch.from_numpy
 
@@ -59,6 +61,7 @@ def test_columns_are_the_settings_in_order():
         ({"latency_ms": with_entry(0.0)}, r"latency_ms\[3, 2\] is 0.0; it has to be above 0"),
         ({"latency_ms": with_entry(np.inf)}, r"latency_ms\[3, 2\] is inf"),
         ({"stages_ms": {"decode": with_entry(-1.0)}}, r"stage decode\[3, 2\] is -1.0"),
+        ({"tokens": {"output": with_entry(-1.0)}}, r"tokens output\[3, 2\] is -1.0"),
         ({"accuracy": np.zeros((10, 5))}, r"accuracy has shape \(10, 5\); 10 samples x 6 settings need \(10, 6\)"),
         ({"accuracy": [["a"]]}, "accuracy is not an array of numbers"),
         ({"groups": {"kind": ["read"]}}, "group 'kind' has 1 labels for 10 samples"),
@@ -85,6 +88,7 @@ def test_subsets():
     assert by_row.sample_ids == ("4", "0")
     assert by_row.groups["image_id"] == ("2", "0")
     np.testing.assert_array_equal(by_row.stages_ms["decode"], table.stages_ms["decode"][[4, 0]])
+    np.testing.assert_array_equal(by_row.tokens["output"], table.tokens["output"][[4, 0]])
 
 
 @pytest.mark.parametrize(

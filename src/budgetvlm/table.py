@@ -37,6 +37,7 @@ class ProfileTable:
         accuracy: float32 ``[S, K]``, 0 to 1, NaN where not measured.
         latency_ms: float32 ``[S, K]``, end to end, above 0, NaN where not measured.
         stages_ms: stage -> float32 ``[S, K]``, 0 or more, NaN where not measured.
+        tokens: kind -> float32 ``[S, K]`` counts, for example "vision", "language", "output"; NaN where not known.
         groups: label -> ``[S]`` strings, for example "image_id", "kind", "difficulty".
         split: ``[S]`` of `SPLITS`, or None. Splits never share an "image_id".
         metadata: how it was made; JSON-able.
@@ -50,6 +51,7 @@ class ProfileTable:
     accuracy: np.ndarray
     latency_ms: np.ndarray
     stages_ms: dict[str, np.ndarray] = field(default_factory=dict)
+    tokens: dict[str, np.ndarray] = field(default_factory=dict)
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
     split: tuple[str, ...] | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -68,6 +70,7 @@ class ProfileTable:
         latency_ms: Any,
         *,
         stages_ms: Mapping[str, Any] | None = None,
+        tokens: Mapping[str, Any] | None = None,
         groups: Mapping[str, Sequence[Any]] | None = None,
         split: Sequence[str] | None = None,
         metadata: Mapping[str, Any] | None = None,
@@ -83,6 +86,7 @@ class ProfileTable:
             accuracy=_float32(accuracy, "accuracy"),
             latency_ms=_float32(latency_ms, "latency_ms"),
             stages_ms={name: _float32(values, f"stage {name}") for name, values in (stages_ms or {}).items()},
+            tokens={name: _float32(values, f"tokens {name}") for name, values in (tokens or {}).items()},
             groups={name: tuple(str(label) for label in labels) for name, labels in (groups or {}).items()},
             split=None if split is None else tuple(str(name) for name in split),
             metadata=dict(metadata or {}),
@@ -114,6 +118,7 @@ class ProfileTable:
             accuracy=self.accuracy[rows],
             latency_ms=self.latency_ms[rows],
             stages_ms={name: values[rows] for name, values in self.stages_ms.items()},
+            tokens={name: values[rows] for name, values in self.tokens.items()},
             groups={name: _take(labels, rows) for name, labels in self.groups.items()},
             split=None if self.split is None else _take(self.split, rows),
         )
@@ -225,6 +230,8 @@ def _problems(table: ProfileTable) -> Iterator[str]:
     yield from _number_problems("latency_ms", table.latency_ms, shape, "above 0", float(np.finfo("f4").tiny), np.inf)
     for name, values in table.stages_ms.items():
         yield from _number_problems(f"stage {name}", values, shape, "0 or more", 0.0, np.inf)
+    for name, values in table.tokens.items():
+        yield from _number_problems(f"tokens {name}", values, shape, "0 or more", 0.0, np.inf)
     for name, labels in table.groups.items():
         if len(labels) != table.num_samples:
             yield f"group {name!r} has {len(labels)} labels for {table.num_samples} samples"
@@ -280,6 +287,7 @@ def _to_arrow(table: ProfileTable) -> pa.Table:
         columns[f"group.{name}"] = pa.array(labels, pa.string())
     matrices = {"accuracy": table.accuracy, "latency_ms": table.latency_ms}
     matrices |= {f"stage.{name}": values for name, values in table.stages_ms.items()}
+    matrices |= {f"tokens.{name}": values for name, values in table.tokens.items()}
     for name, values in matrices.items():
         columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), table.num_settings)
     header = {"schema_version": SCHEMA_VERSION, "knobs": table.knob_space.to_dict(), "metadata": table.metadata}
@@ -318,12 +326,16 @@ def _from_arrow(arrow: pa.Table, header: Mapping[str, Any]) -> ProfileTable:
         flat = arrow[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         return np.array(flat, dtype=np.float32).reshape(arrow.num_rows, -1)  # a copy: Arrow's buffers are read-only
 
+    def matrices(prefix: str) -> dict[str, np.ndarray]:
+        return {name.removeprefix(prefix): matrix(name) for name in names if name.startswith(prefix)}
+
     return ProfileTable.from_arrays(
         space,
         arrow["sample_id"].to_pylist(),
         matrix("accuracy"),
         matrix("latency_ms"),
-        stages_ms={name.removeprefix("stage."): matrix(name) for name in names if name.startswith("stage.")},
+        stages_ms=matrices("stage."),
+        tokens=matrices("tokens."),
         groups={name.removeprefix("group."): arrow[name].to_pylist() for name in names if name.startswith("group.")},
         split=arrow["split"].to_pylist() if "split" in names else None,
         metadata=header["metadata"],

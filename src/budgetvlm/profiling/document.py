@@ -19,7 +19,7 @@ from budgetvlm.knobs import KnobSpace
 from budgetvlm.profiling.splits import describe_splits
 from budgetvlm.table import ProfileTable
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUDGET_MULTIPLIERS = (0.8, 1.0, 1.2)
 REMEDY = "Make it again with budgetvlm prepare --force_recompute."
 
@@ -42,6 +42,7 @@ def to_document(table: ProfileTable, how: Mapping[str, Any]) -> dict[str, Any]:
                 "accuracy": _numbers(table.accuracy[:, k], 6),
                 "latency_ms": _numbers(table.latency_ms[:, k], 4),
                 "stages_ms": {stage: _numbers(table.stages_ms[stage][:, k], 4) for stage in stages},
+                "tokens": {kind: _numbers(count[:, k], 1) for kind, count in sorted(table.tokens.items())},
             }
             for k, setting in enumerate(table.knob_space.settings)
         ],
@@ -83,10 +84,8 @@ def to_table(document: Mapping[str, Any], path: str | Path) -> ProfileTable:
             [sample["sample_id"] for sample in samples],
             _matrix([setting["accuracy"] for setting in settings]),
             _matrix([setting["latency_ms"] for setting in settings]),
-            stages_ms={
-                stage: _matrix([setting["stages_ms"][stage] for setting in settings])
-                for stage in settings[0]["stages_ms"]
-            },
+            stages_ms=_matrices(settings, "stages_ms"),
+            tokens=_matrices(settings, "tokens"),
             groups={name: [sample["groups"][name] for sample in samples] for name in samples[0]["groups"]},
             split=[sample["split"] for sample in samples],
             metadata=document["metadata"],
@@ -115,6 +114,10 @@ def _numbers(values: np.ndarray, digits: int) -> list[float | None] | None:
         return None
     rounded: list[float] = np.round(values.astype(np.float64), digits).tolist()
     return [None if math.isnan(value) else value for value in rounded]
+
+
+def _matrices(settings: list[dict[str, Any]], field: str) -> dict[str, np.ndarray]:
+    return {name: _matrix([setting[field][name] for setting in settings]) for name in settings[0][field]}
 
 
 def _matrix(columns: list[list[float | None] | None]) -> np.ndarray:

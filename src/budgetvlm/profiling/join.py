@@ -17,7 +17,7 @@ from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.knobs import KnobSpace, Setting
 from budgetvlm.profiling.files import KNOBS, AccuracyRecord, LatencyRecord, SettingResult, iter_results
 from budgetvlm.profiling.fill import MIN_MEASURED, predict_times
-from budgetvlm.profiling.records import STAGE_FIELDS, TOKEN_COUNTS
+from budgetvlm.profiling.records import STAGE_FIELDS, TOKEN_COUNTS, TOKEN_KINDS
 from budgetvlm.table import ProfileTable, first_few
 
 LATENCY_FILLS = ("model", "none")
@@ -83,6 +83,7 @@ def join(
         _columns(space, accuracy.settings, np.round(accuracy.scores, 6)),
         _columns(space, accuracy.settings, times[..., 0]),
         stages_ms={s: _columns(space, accuracy.settings, times[..., 1 + i]) for i, s in enumerate(stages)},
+        tokens=_token_columns(space, accuracy),
         groups=accuracy.groups | {LATENCY_SOURCE: source},
         metadata=_metadata(dataset_name, accuracy, timed, fill),
     )
@@ -169,6 +170,14 @@ def _token_counts(records: Sequence[AccuracyRecord]) -> np.ndarray | None:
     """Counts ``[S, 3]``, or None where a record lacks one."""
     counts = [[getattr(record, name) for name in TOKEN_COUNTS] for record in records]
     return None if any(None in row for row in counts) else np.array(counts, dtype=np.int64)
+
+
+def _token_columns(space: KnobSpace, accuracy: AccuracySide) -> dict[str, np.ndarray]:
+    """Counts ``[S, K]`` by kind, where exp5 has them."""
+    if accuracy.tokens is None:
+        return {}
+    counts = np.moveaxis(accuracy.tokens, -1, 0)
+    return {kind: _columns(space, accuracy.settings, c) for kind, c in zip(TOKEN_KINDS, counts, strict=True)}
 
 
 def _label_columns(labels: Sequence[Mapping[str, str]]) -> dict[str, tuple[str, ...]]:

@@ -9,7 +9,8 @@ from typing import Any
 
 from budgetvlm.errors import DataError
 
-TOKEN_COUNTS = ("num_vision_tokens", "num_language_tokens", "num_output_tokens")
+TOKEN_KINDS = ("vision", "language", "output")
+TOKEN_COUNTS = tuple(f"num_{kind}_tokens" for kind in TOKEN_KINDS)
 STAGE_FIELDS = {
     "preprocess": "T_preprocess_ms",
     "vision": "T_vision_ms",
