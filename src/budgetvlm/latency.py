@@ -1,0 +1,323 @@
+"""The latency model: the time of every setting for a request, stage by stage, before anything runs.
+
+Each stage's time is a sum of non-negative terms, shaped like the machine: a fixed part, a part for each token, for
+each block, for each expert of each block, and so on. So it says something sensible of settings that were never
+measured. A setting that was measured also has a correction, the ratio of what was measured to what the terms give,
+drawn towards 1 where few samples support it.
+
+A term is (a product of some knobs' values, each as a share of the largest) x (a function of the request's size):
+
+    fixed                   one
+    vision                  visual tokens v
+    context, context^2      all prompt tokens t = v + l, l being the language tokens
+    steps, steps x context  decoding steps n - 1 after the first of n output tokens, and the context each attends to
+
+A knob that only changes the number of visual tokens acts through them and is in no product.
+
+Shapes: S samples, K settings, M functions of size, P products of knobs, R rows. Times in ms.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from scipy.linalg import cholesky, solve_triangular
+from scipy.optimize import nnls
+
+from budgetvlm.errors import DataError, KnobSpaceError
+from budgetvlm.knobs import KnobSpace
+from budgetvlm.table import ProfileTable
+
+SCHEMA_VERSION = 1
+SIZES = ("fixed", "vision", "context", "context^2", "steps", "steps x context")
+# Which functions of size a stage's time can depend on, and whether the knobs do more to it than change the tokens.
+_SHAPES: dict[str, tuple[tuple[str, ...], bool]] = {
+    "preprocess": (("fixed", "vision"), False),
+    "vision": (("fixed", "vision"), False),
+    "prefill": (("fixed", "context", "context^2"), True),
+    "decode": (("fixed", "steps", "steps x context"), True),
+}
+_REST = "rest"  # what the stages do not account for; everything, where the table knows no stages
+PSEUDO_SAMPLES = 2.0  # that vote for a setting's correction being 1
+ROUNDS = 4  # of reweighting, until outliers have lost their pull
+HUBER = 1.5  # in robust standard deviations
+
+
+@dataclass(frozen=True, eq=False)
+class Sizes:
+    """Token counts of requests at every setting, float64 ``[S, K]`` each; zeros where a table does not know them."""
+
+    vision: np.ndarray
+    language: np.ndarray
+    output: np.ndarray
+
+    @classmethod
+    def of_table(cls, table: ProfileTable) -> Sizes:
+        """The counts of a table; a setting that was not counted gets those of the same sample at others."""
+        shape = (table.num_samples, table.num_settings)
+        counts = (table.tokens.get(kind, np.zeros(shape)) for kind in ("vision", "language", "output"))
+        vision, language, output = (np.asarray(c, dtype=np.float64) for c in counts)
+        return cls(_filled_vision(vision, table.knob_space), _filled(language), _filled(output))
+
+    def functions(self) -> np.ndarray:
+        """The functions of size, in the order of `SIZES`, ``[M, S, K]``."""
+        context, steps = self.vision + self.language, np.maximum(self.output - 1, 0)
+        return np.stack([np.ones_like(context), self.vision, context, context**2, steps, steps * context])
+
+
+@dataclass(frozen=True, eq=False)
+class LatencyModel:
+    """Predicts times of settings.
+
+    Attributes:
+        knob_space: of the table it was fitted on.
+        compute_knobs: the knobs in the products; the others act through the visual tokens alone.
+        stages: names, in the order of the weights.
+        weights: non-negative, in ms, ``[stages, P, M]``; products are those of `knob_products`.
+        correction: ``[K]``, above 0; 1 for settings that were not measured.
+    """
+
+    knob_space: KnobSpace
+    compute_knobs: tuple[str, ...]
+    stages: tuple[str, ...]
+    weights: np.ndarray
+    correction: np.ndarray
+
+    @classmethod
+    def fit(cls, table: ProfileTable, max_rows: int = 200_000) -> LatencyModel:
+        """Fit on the measured cells of a table; relative errors count alike, outliers lose their weight.
+
+        Args:
+            max_rows: of more cells than this an evenly spread part is used.
+
+        Raises:
+            DataError: no latency was measured.
+        """
+        measured = np.isfinite(table.latency_ms)
+        if not measured.any():
+            raise DataError("no latency was measured on these samples; profile it (exp6) and prepare again")
+        sizes = Sizes.of_table(table)
+        compute = _compute_knobs(table.knob_space, sizes.vision)
+        rows, columns = np.nonzero(measured)
+        if len(rows) > max_rows:
+            keep = np.linspace(0, len(rows) - 1, max_rows).astype(int)
+            rows, columns = rows[keep], columns[keep]
+        functions = sizes.functions()[:, rows, columns]
+        products = knob_products(table.knob_space, table.knob_space, compute)[:, columns]
+        total = table.latency_ms[rows, columns].astype(np.float64)
+        stages = dict(_stage_times(table, rows, columns, total))
+        weights = np.stack([_fit_stage(name, ms, total, functions, products) for name, ms in stages.items()])
+        model = cls(table.knob_space, compute, tuple(stages), weights, np.ones(table.num_settings))
+        predicted = np.einsum("spm,pr,mr->r", weights, products, functions)
+        return model._corrected(_corrections(total / predicted, columns, table.num_settings))
+
+    def _corrected(self, correction: np.ndarray) -> LatencyModel:
+        return LatencyModel(self.knob_space, self.compute_knobs, self.stages, self.weights, correction)
+
+    def predict(self, sizes: Sizes) -> np.ndarray:
+        """Total time of requests at every setting of the model's own knob space, ``[S, K]``."""
+        per_size = self._per_size.sum(axis=0)
+        out: np.ndarray = np.einsum("mk,msk->sk", per_size, sizes.functions()) * self.correction
+        return out
+
+    def predict_stages(self, sizes: Sizes) -> dict[str, np.ndarray]:
+        """As `predict`, by stage; they add up to it."""
+        values = np.einsum("gmk,msk->gsk", self._per_size, sizes.functions()) * self.correction
+        return dict(zip(self.stages, values, strict=True))
+
+    def predict_table(self, table: ProfileTable) -> np.ndarray:
+        """`predict` for the samples of a table of the same knob space. Raises KnobSpaceError."""
+        table.knob_space.require_equal(self.knob_space, "the table")
+        return self.predict(Sizes.of_table(table))
+
+    @cached_property
+    def _per_size(self) -> np.ndarray:
+        """Weight of each function of size at each setting, ``[stages, M, K]``."""
+        products = knob_products(self.knob_space, self.knob_space, self.compute_knobs)
+        return np.einsum("gpm,pk->gmk", self.weights, products)
+
+    def for_space(self, space: KnobSpace) -> LatencyModel:
+        """The same machine with other values of the same knobs; corrections hold for the settings both spaces have.
+
+        Raises:
+            KnobSpaceError: a knob is missing or unknown.
+        """
+        if space.names != self.knob_space.names:
+            raise KnobSpaceError(f"the latency model knows the knobs {self.knob_space}, not those of {space}")
+        known = {setting: k for k, setting in enumerate(self.knob_space.settings)}
+        correction = np.array([self.correction[known[s]] if s in known else 1.0 for s in space.settings])
+        scale = knob_products(space, self.knob_space, self.compute_knobs)[:, -1]
+        return LatencyModel(space, self.compute_knobs, self.stages, self.weights * scale[None, :, None], correction)
+
+    def quick(self) -> QuickLatency:
+        """The model compiled for one request at a time."""
+        return QuickLatency(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able document; `from_dict` takes it back."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "knobs": self.knob_space.to_dict(),
+            "compute_knobs": list(self.compute_knobs),
+            "stages": list(self.stages),
+            "weights": self.weights.tolist(),
+            "correction": self.correction.tolist(),
+        }
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> LatencyModel:
+        """The model of a `to_dict` document.
+
+        Raises:
+            DataError: another schema version, a field that is missing or cannot be.
+        """
+        if document.get("schema_version") != SCHEMA_VERSION:
+            raise DataError(
+                f"a latency model of schema version {document.get('schema_version')!r} cannot be read; this version "
+                f"reads {SCHEMA_VERSION}. Train again."
+            )
+        try:
+            space = KnobSpace(document["knobs"])
+            compute, stages = tuple(document["compute_knobs"]), tuple(document["stages"])
+            weights, correction = np.array(document["weights"]), np.array(document["correction"])
+        except KeyError as error:
+            raise DataError(f"the latency model lacks the field {error.args[0]}; train again") from None
+        shape = (len(stages), 2 ** len(compute), len(SIZES))
+        if weights.shape != shape or correction.shape != (len(space),):
+            raise DataError(f"the latency model's weights have shape {weights.shape}, not {shape}; train again")
+        return cls(space, compute, stages, weights, correction)
+
+
+class QuickLatency:
+    """Times of all settings for one request, in a few operations on ``[K]``."""
+
+    def __init__(self, model: LatencyModel) -> None:
+        per_size = model._per_size.sum(axis=0) * model.correction
+        self._fixed, self._vision, self._context, self._square, self._step, self._step_context = per_size
+
+    def fixed(self, vision: np.ndarray, language: float) -> tuple[np.ndarray, np.ndarray]:
+        """The time until the first token and that of each further one, ``[K]`` each.
+
+        Args:
+            vision: visual tokens at each setting ``[K]``. language: the prompt's other tokens.
+        """
+        context = vision + language
+        first = self._fixed + vision * self._vision + context * (self._context + context * self._square)
+        return first, self._step + context * self._step_context
+
+    def total(self, vision: np.ndarray, language: float, output: float) -> np.ndarray:
+        """The time of an answer of ``output`` tokens at each setting, ``[K]``."""
+        first, step = self.fixed(vision, language)
+        return first + max(output - 1.0, 0.0) * step
+
+
+def knob_products(space: KnobSpace, reference: KnobSpace, names: Sequence[str]) -> np.ndarray:
+    """Products of every subset of the named knobs' values, as shares of ``reference``'s largest, ``[P, K]``."""
+    shares = np.stack(
+        [space.value_matrix[:, space.names.index(n)] / max(reference.values(n)) for n in names]
+        or [np.ones(space.num_settings)]
+    )
+    subsets = itertools.chain.from_iterable(itertools.combinations(range(len(names)), n) for n in range(len(names) + 1))
+    return np.stack([shares[list(subset)].prod(axis=0) for subset in subsets])
+
+
+def relative_errors(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
+    """|predicted - measured| / measured of the measured cells, in one row."""
+    known = np.isfinite(measured)
+    out: np.ndarray = np.abs(predicted[known] - measured[known]) / measured[known]
+    return out
+
+
+def _compute_knobs(space: KnobSpace, vision: np.ndarray) -> tuple[str, ...]:
+    """The knobs that visual tokens do not tell; all of them where no tokens are known."""
+    counts = vision.mean(axis=0).reshape(space.sizes)
+    return tuple(n for axis, n in enumerate(space.names) if not np.ptp(counts, axis=axis).max() > 0)
+
+
+def _stage_times(
+    table: ProfileTable, rows: np.ndarray, columns: np.ndarray, total: np.ndarray
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Each stage's times ``[R]``, and what they leave of the total."""
+    rest = total.copy()
+    for name, values in table.stages_ms.items():
+        times = values[rows, columns].astype(np.float64)
+        if np.isfinite(times).all():
+            rest -= times
+            yield name, times
+    if np.median(rest / total) > 1e-3:
+        yield _REST, np.maximum(rest, 0.0)
+
+
+def _fit_stage(
+    name: str, times: np.ndarray, total: np.ndarray, functions: np.ndarray, products: np.ndarray
+) -> np.ndarray:
+    """Weights of one stage ``[P, M]`` from times ``[R]``, by non-negative least squares on errors / total."""
+    sizes, knobs_matter = _SHAPES.get(name, (SIZES, True))
+    used = np.array([size in sizes for size in SIZES])
+    design = np.stack(
+        [products[p] * functions[m] for p in range(len(products) if knobs_matter else 1) for m in np.flatnonzero(used)],
+        axis=1,
+    )
+    solution = _robust_nnls(design / total[:, None], times / total)
+    weights = np.zeros((len(products), len(SIZES)))
+    weights[: len(products) if knobs_matter else 1, used] = solution.reshape(-1, int(used.sum()))
+    return weights
+
+
+def _robust_nnls(design: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """argmin over x >= 0 of a Huber loss of design x - target, by reweighting (Holland and Welsch 1977)."""
+    weight = np.ones(len(target))
+    for _ in range(ROUNDS):
+        solution = _nnls(design * weight[:, None], target * weight)
+        residual = np.abs(design @ solution - target)
+        scale = 1.4826 * np.median(residual)
+        if scale <= 1e-9:
+            break
+        weight = np.sqrt(np.minimum(1.0, HUBER * scale / np.maximum(residual, 1e-12)))
+    return solution
+
+
+def _nnls(design: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """argmin over x >= 0 of ||design x - target||, from the normal equations: many rows, few columns."""
+    norm = np.sqrt(np.einsum("rc,rc->c", design, design))
+    norm = np.where(norm > 0, norm, 1.0)
+    gram = (design / norm).T @ (design / norm)
+    upper = cholesky(gram + 1e-9 * np.eye(len(gram)))
+    found: np.ndarray = nnls(upper, solve_triangular(upper, (design / norm).T @ target, trans="T"))[0] / norm
+    return found
+
+
+def _corrections(ratio: np.ndarray, columns: np.ndarray, num_settings: int) -> np.ndarray:
+    """exp of the median log ratio of each setting, drawn towards 1 by `PSEUDO_SAMPLES`, ``[K]``."""
+    logs = np.log(np.maximum(ratio, 1e-6))
+    order = np.argsort(columns, kind="stable")
+    correction = np.ones(num_settings)
+    for group in np.split(order, np.flatnonzero(np.diff(columns[order])) + 1):
+        share = len(group) / (len(group) + PSEUDO_SAMPLES)
+        correction[columns[group[0]]] = np.exp(share * np.median(logs[group]))
+    return correction
+
+
+def _filled(counts: np.ndarray) -> np.ndarray:
+    """Counts ``[S, K]`` with a sample's mean where one is not known; 0 where none is."""
+    known = np.isfinite(counts)
+    mean = np.where(known, counts, 0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
+    return np.where(known, counts, mean[:, None])
+
+
+def _filled_vision(counts: np.ndarray, space: KnobSpace) -> np.ndarray:
+    """As `_filled`, but from settings that share the value of a knob which the visual tokens follow."""
+    for axis, name in enumerate(space.names):
+        column = space.value_indices[:, axis]
+        for index in range(len(space.values(name))):
+            block = counts[:, column == index]
+            known = np.isfinite(block)
+            spread = np.where(known, block, -np.inf).max(axis=1) - np.where(known, block, np.inf).min(axis=1)
+            if known.any(axis=1).all() and (spread <= 0).all():
+                counts[:, column == index] = _filled(block)
+    return _filled(counts)

@@ -1,0 +1,90 @@
+"""Calibration of the whole procedure: the promise holds for the setting that is chosen, on every kind of noise."""
+
+import numpy as np
+import pytest
+
+from budgetvlm.conformal import FACTORS, choose_factor, losses, samples_needed
+from budgetvlm.errors import ConfigError, DataError
+
+TIMES = np.array([10.0, 20.0, 30.0, 45.0, 60.0])
+ALIKE = np.full(40, 20.0)  # many settings of one price leave a policy much to choose from
+ALPHA = 0.1
+
+
+def requests(count, rng, tail, times=TIMES):
+    """(values, predicted, measured, budgets) of a policy that likes just the settings whose time is predicted too low.
+
+    Noise is Student's t with ``tail`` degrees of freedom on the logarithm: 2 has no variance. The prediction errs by
+    another factor for each request and setting, and the policy can see it (values grow with the error).
+    """
+    error = 0.4 * rng.standard_normal((count, len(times)))
+    measured = times * np.exp(0.1 * rng.standard_t(tail, (count, len(times))) + error)
+    budgets = rng.uniform(0.8 * times.min(), 1.5 * times.max() + 10, (count, 3))
+    values = np.repeat((np.linspace(0, 0.5, len(times)) + 2 * error)[:, None, :], 3, axis=1)
+    return values, np.tile(times, (count, 1)), measured, budgets
+
+
+def violation_rate(factor, values, predicted, measured, budgets):
+    """Share of requests over budget at this factor; those for which nothing is allowed are none."""
+    allowed = factor * predicted[:, None, :] <= budgets[:, :, None]
+    chosen = np.where(allowed, values, -np.inf).argmax(axis=2)
+    over = np.take_along_axis(measured, chosen, axis=1) > budgets
+    return (over & allowed.any(axis=2)).mean()
+
+
+@pytest.mark.parametrize(("tail", "times"), [(2, TIMES), (5, TIMES), (2, ALIKE)])
+def test_the_promise_holds_over_200_seeds(tail, times):
+    rates = []
+    for seed in range(200):
+        rng = np.random.default_rng([tail, seed])
+        factor = choose_factor(losses(*requests(60, rng, tail, times)), ALPHA)
+        rates.append(violation_rate(factor, *requests(400, rng, tail, times)))
+    standard_error = np.std(rates) / np.sqrt(len(rates))
+    assert np.mean(rates) <= ALPHA + 2 * standard_error
+    assert np.mean(rates) > ALPHA / 3  # and it is no empty promise
+
+
+def test_a_bound_that_holds_for_each_fixed_setting_does_not_hold_for_the_chosen_one():
+    """Each setting alone stays below its 90% quantile in 90% of the requests; the policy finds the other 10%."""
+    rng = np.random.default_rng(0)
+    _, predicted, measured, _ = requests(2000, rng, 5, ALIKE)
+    factor = np.quantile(measured / predicted, 1 - ALPHA)
+    assert violation_rate(factor, *requests(2000, rng, 5, ALIKE)) > 2 * ALPHA
+
+
+def test_losses_of_one_request_by_hand():
+    """Two settings predicted at 10 and 20 ms that take 10 and 40 ms, budget 30 ms: the second is liked and too slow.
+
+    It is allowed up to a factor of 1.5; after that the first is chosen, which keeps the budget.
+    """
+    loss = losses(
+        np.array([[[0.1, 0.9]]]), np.array([[10.0, 20.0]]), np.array([[10.0, 40.0]]), np.array([[30.0]])
+    )  # fmt: skip
+    np.testing.assert_array_equal(loss[0], FACTORS <= 1.5)
+
+
+def test_a_loss_never_grows_with_the_factor_even_if_violations_come_back():
+    """At a large factor only the cheap setting is left, and it is the one that breaks the budget."""
+    loss = losses(np.array([[[0.1, 0.9]]]), np.array([[10.0, 20.0]]), np.array([[99.0, 20.0]]), np.array([[30.0]]))
+    np.testing.assert_array_equal(loss[0], FACTORS <= 3.0)
+
+
+def test_the_smallest_factor_that_will_do():
+    loss = np.zeros((19, len(FACTORS)))
+    assert choose_factor(loss, 0.05) == FACTORS[0]
+    loss[0, :100] = 1.0  # one of 19 calibration requests is over: (1 + 1) / 20 is too many
+    assert choose_factor(loss, 0.05) == FACTORS[100]
+    assert choose_factor(loss, 0.1) == FACTORS[0]
+
+
+def test_too_few_requests_say_how_many_it_takes():
+    assert [samples_needed(alpha) for alpha in (0.5, 0.1, 0.05, 0.01)] == [1, 9, 19, 99]
+    with pytest.raises(DataError, match=r"18 calibration requests .* takes 19 .* can promise is 0.0526"):
+        choose_factor(np.zeros((18, len(FACTORS))), 0.05)
+
+
+def test_rates_and_models_that_cannot_work():
+    with pytest.raises(ConfigError, match=r"alpha=1\.5"):
+        samples_needed(1.5)
+    with pytest.raises(DataError, match="does not fit this machine"):
+        choose_factor(np.ones((99, len(FACTORS))), 0.05)
