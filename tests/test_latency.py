@@ -7,7 +7,7 @@ import pytest
 
 from budgetvlm.errors import DataError, KnobSpaceError
 from budgetvlm.knobs import KnobSpace
-from budgetvlm.latency import LatencyModel, Sizes, relative_errors
+from budgetvlm.latency import LatencyModel, QuickLatency, Sizes, relative_errors
 from budgetvlm.table import ProfileTable
 
 SPACE = KnobSpace({"max_crops": [1, 4, 12], "top_k": [1, 4, 12], "num_active_blocks": [2, 4, 8]})
@@ -75,10 +75,12 @@ def test_stages_add_up_and_a_request_alone_takes_what_it_takes_in_a_table():
     stages = model.predict_stages(sizes)
     assert set(stages) == {"preprocess", "vision", "prefill", "decode"}
     np.testing.assert_allclose(sum(stages.values()), total)
-    quick = model.quick()
+    quick = QuickLatency(model)
     for row in (0, 7):
         alone = quick.total(sizes.vision[row], sizes.language[row, 0], sizes.output[row, 0])
         np.testing.assert_allclose(alone, total[row])
+        by_stage = model.stages_of(5, sizes.vision[row, 5], sizes.language[row, 0], sizes.output[row, 0])
+        np.testing.assert_allclose(by_stage, [values[row, 5] for values in stages.values()])
 
 
 def test_outliers_have_no_pull():

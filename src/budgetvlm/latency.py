@@ -121,13 +121,13 @@ class LatencyModel:
 
     def predict(self, sizes: Sizes) -> np.ndarray:
         """Total time of requests at every setting of the model's own knob space, ``[S, K]``."""
-        per_size = self._per_size.sum(axis=0)
+        per_size = self.per_size.sum(axis=0)
         out: np.ndarray = np.einsum("mk,msk->sk", per_size, sizes.functions()) * self.correction
         return out
 
     def predict_stages(self, sizes: Sizes) -> dict[str, np.ndarray]:
         """As `predict`, by stage; they add up to it."""
-        values = np.einsum("gmk,msk->gsk", self._per_size, sizes.functions()) * self.correction
+        values = np.einsum("gmk,msk->gsk", self.per_size, sizes.functions()) * self.correction
         return dict(zip(self.stages, values, strict=True))
 
     def predict_table(self, table: ProfileTable) -> np.ndarray:
@@ -136,7 +136,7 @@ class LatencyModel:
         return self.predict(Sizes.of_table(table))
 
     @cached_property
-    def _per_size(self) -> np.ndarray:
+    def per_size(self) -> np.ndarray:
         """Weight of each function of size at each setting, ``[stages, M, K]``."""
         products = knob_products(self.knob_space, self.knob_space, self.compute_knobs)
         return np.einsum("gpm,pk->gmk", self.weights, products)
@@ -154,9 +154,11 @@ class LatencyModel:
         scale = knob_products(space, self.knob_space, self.compute_knobs)[:, -1]
         return LatencyModel(space, self.compute_knobs, self.stages, self.weights * scale[None, :, None], correction)
 
-    def quick(self) -> QuickLatency:
-        """The model compiled for one request at a time."""
-        return QuickLatency(self)
+    def stages_of(self, index: int, vision: float, language: float, output: float) -> np.ndarray:
+        """The time of each stage of one request at one setting, ``[stages]``."""
+        size = Sizes(*(np.asarray(float(count)) for count in (vision, language, output)))
+        out: np.ndarray = self.per_size[:, :, index] @ size.functions() * self.correction[index]
+        return out
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able document; `from_dict` takes it back."""
@@ -194,13 +196,18 @@ class LatencyModel:
 
 
 class QuickLatency:
-    """Times of all settings for one request, in a few operations on ``[K]``."""
+    """Times of all settings for one request, in a few operations on ``[K]``.
 
-    def __init__(self, model: LatencyModel) -> None:
-        per_size = model._per_size.sum(axis=0) * model.correction
+    Args:
+        stage_scale: how much longer each stage takes on this machine, ``[stages]``; None: as in the profile.
+    """
+
+    def __init__(self, model: LatencyModel, stage_scale: np.ndarray | None = None) -> None:
+        scale = np.ones(len(model.stages)) if stage_scale is None else stage_scale
+        per_size = np.tensordot(scale, model.per_size, 1) * model.correction
         self._fixed, self._vision, self._context, self._square, self._step, self._step_context = per_size
 
-    def fixed(self, vision: np.ndarray, language: float) -> tuple[np.ndarray, np.ndarray]:
+    def parts(self, vision: np.ndarray, language: float) -> tuple[np.ndarray, np.ndarray]:
         """The time until the first token and that of each further one, ``[K]`` each.
 
         Args:
@@ -212,7 +219,7 @@ class QuickLatency:
 
     def total(self, vision: np.ndarray, language: float, output: float) -> np.ndarray:
         """The time of an answer of ``output`` tokens at each setting, ``[K]``."""
-        first, step = self.fixed(vision, language)
+        first, step = self.parts(vision, language)
         return first + max(output - 1.0, 0.0) * step
 
 

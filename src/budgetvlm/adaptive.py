@@ -1,0 +1,225 @@
+"""The guard at run time: bounds on every setting's latency for one request, that learn from each finished one.
+
+A bound is exp(q) u. Here u is the predicted time with an answer as long as all but a share alpha / 2 are expected to
+be, each stage scaled by how fast this machine runs it now; q belongs to the request's group (visual tokens, length).
+After a request the scales move towards what was measured, and q follows adaptive conformal inference
+
+    q <- q + step (violated - target)
+
+(Gibbs and Candes 2021, arXiv 2106.00170, here on the logarithm of the bound). Whatever the world does, over T requests
+of a group the share of violations differs from the target by at most (range of q + step) / (step T). Where the bounds
+start comes from calibration (`budgetvlm.conformal`).
+
+Shapes: K settings, M functions of size. Times in ms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from budgetvlm.conformal import samples_needed
+from budgetvlm.errors import ConfigError, DataError
+from budgetvlm.latency import LatencyModel, QuickLatency
+from budgetvlm.lengths import LengthModel
+
+SCHEMA_VERSION = 1
+OTHER = "other"  # what a request costs beside the model's stages: features, the controller, the guard
+STEP = 0.05  # of q
+SCALE_RATE = 0.05  # share of the way that a scale goes towards one request's ratio
+LARGEST_JUMP = 1.0  # of a log ratio, so that one hiccup of the machine is not taken for its new speed
+LEAST_Q, MOST_Q = math.log(0.7), math.log(20.0)
+TARGET_SHARE = 0.85  # of alpha: the promise is "at most", and q wanders a little
+DRIFTED = math.log(1.2)  # a scale this far from that of the calibration is reported
+
+Group = str
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What is known of a request before anything runs.
+
+    Attributes:
+        vision: visual tokens at each setting, float64 ``[K]``.
+        language: the prompt's other tokens.
+        feature: language feature ``[Dl]``.
+    """
+
+    vision: np.ndarray
+    language: float
+    feature: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Bounds:
+    """What the guard says of one request.
+
+    Attributes:
+        bounds_ms: upper bound on each setting's time, ``[K]``.
+        predicted_ms: its time with an answer of the expected length, ``[K]``.
+        step_ms: one decoding step of it, ``[K]``.
+        slowdown: time of the full setting on this machine now / when it was profiled.
+        group: the requests that share this one's calibration.
+    """
+
+    bounds_ms: np.ndarray
+    predicted_ms: np.ndarray
+    step_ms: np.ndarray
+    slowdown: float
+    group: Group
+
+    def allowed(self, budget_ms: float) -> np.ndarray:
+        """Which settings a budget allows, bool ``[K]``; maybe none."""
+        out: np.ndarray = self.bounds_ms <= budget_ms
+        return out
+
+    @property
+    def fastest(self) -> int:
+        """The setting with the smallest bound."""
+        return int(self.bounds_ms.argmin())
+
+
+class AdaptiveGuard:
+    """See the module.
+
+    Args:
+        latency: predicts times.
+        lengths: predicts how long answers are.
+        alpha: the share of requests that may break their budgets.
+        factor: what calibration multiplies the predicted times by, to begin with.
+        other_ms: the cost of features, controller and guard, to begin with.
+
+    Raises:
+        ConfigError: an alpha outside (0, 1), a factor or cost that cannot be.
+    """
+
+    def __init__(
+        self,
+        latency: LatencyModel,
+        lengths: LengthModel,
+        alpha: float = 0.05,
+        factor: float = 1.0,
+        other_ms: float = 0.0,
+    ) -> None:
+        samples_needed(alpha)
+        if not 0 < factor < math.inf or not 0 <= other_ms < math.inf:
+            raise ConfigError(f"factor={factor!r} has to be above 0 and other_ms={other_ms!r} 0 or more")
+        self.latency, self.lengths, self.alpha = latency, lengths, alpha
+        self.start = _limited(math.log(factor))
+        self.q: dict[Group, float] = {}
+        self.counts: dict[Group, list[int]] = {}  # requests, violations
+        self.log_scale = np.zeros(len(latency.stages))
+        self.calibrated_scale = self.log_scale.copy()
+        self.other_ms = other_ms
+        self._profiled = QuickLatency(latency)
+        self._compile()
+
+    def _compile(self) -> None:
+        self._quick = QuickLatency(self.latency, np.exp(self.log_scale))
+
+    def bounds(self, request: Request) -> Bounds:
+        """Bounds on the time of every setting."""
+        probabilities, lengths = self.lengths.probabilities(request.feature), self.lengths.lengths
+        long = lengths[min(int((probabilities.cumsum() < 1 - self.alpha / 2).sum()), len(lengths) - 1)]
+        expected = max(float(probabilities @ lengths), 1.0)
+        first, step = self._quick.parts(request.vision, request.language)
+        typical, upper = first + (expected - 1) * step, first + (long - 1) * step
+        slowdown = typical[-1] / self._profiled.total(request.vision, request.language, expected)[-1]
+        group = f"{int(request.vision.max())} visual tokens, up to {int(long)} output tokens"
+        factor = math.exp(self.q.get(group, self.start))
+        return Bounds(factor * (upper + self.other_ms), typical + self.other_ms, step, float(slowdown), group)
+
+    def update(
+        self,
+        request: Request,
+        bounds: Bounds,
+        setting_index: int,
+        stages_ms: Mapping[str, float],
+        output_tokens: int,
+        violated: bool,
+        promised: bool = True,
+    ) -> None:
+        """Learn from a finished request.
+
+        Args:
+            stages_ms: what each stage took; those the latency model does not know count as other costs.
+            violated: it broke its budget. promised: a setting was allowed, so that this counts.
+
+        Raises:
+            DataError: a time that is negative or no number; nothing is learnt from it.
+        """
+        wrong = {name: ms for name, ms in stages_ms.items() if not 0 <= ms < math.inf}
+        if wrong:
+            raise DataError(f"times have to be numbers of ms of 0 or more, given {wrong}; has the clock jumped?")
+        self._follow(request, setting_index, stages_ms, output_tokens)
+        # Where nothing is allowed no promise can be broken; the bound shrinks, so that something is allowed again.
+        error = float(violated and promised)
+        q = self.q.get(bounds.group, self.start) + STEP * (error - TARGET_SHARE * self.alpha)
+        self.q[bounds.group] = _limited(q)
+        count = self.counts.setdefault(bounds.group, [0, 0])
+        count[0] += 1
+        count[1] += int(violated and promised)
+
+    def _follow(self, request: Request, index: int, stages_ms: Mapping[str, float], output_tokens: int) -> None:
+        """Move the scales towards this request's speed."""
+        predicted = self.latency.stages_of(index, request.vision[index], request.language, output_tokens)
+        for g, stage in enumerate(self.latency.stages):
+            if stages_ms.get(stage, 0.0) > 0 and predicted[g] > 0:
+                ratio = math.log(stages_ms[stage] / predicted[g]) - self.log_scale[g]
+                self.log_scale[g] += SCALE_RATE * max(-LARGEST_JUMP, min(ratio, LARGEST_JUMP))
+        other = sum(ms for stage, ms in stages_ms.items() if stage not in self.latency.stages)
+        self.other_ms += SCALE_RATE * (min(other, 4 * self.other_ms + 1.0) - self.other_ms)
+        self._compile()
+
+    def settle(self) -> None:
+        """Take the machine's present speed for the normal one; drift is reported against it."""
+        self.calibrated_scale = self.log_scale.copy()
+
+    @property
+    def drift(self) -> dict[str, float]:
+        """Stages that run at another speed than when calibrated: stage -> factor (2: takes twice as long)."""
+        moved = self.log_scale - self.calibrated_scale
+        return {s: float(math.exp(m)) for s, m in zip(self.latency.stages, moved, strict=True) if abs(m) > DRIFTED}
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able document with all that was learnt; `from_dict` takes it back."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "latency": self.latency.to_dict(),
+            "lengths": self.lengths.to_dict(),
+            "alpha": self.alpha,
+            "start": self.start,
+            "q": dict(self.q),
+            "log_scale": self.log_scale.tolist(),
+            "calibrated_scale": self.calibrated_scale.tolist(),
+            "other_ms": self.other_ms,
+        }
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> AdaptiveGuard:
+        """The guard of a `to_dict` document. Raises DataError."""
+        if document.get("schema_version") != SCHEMA_VERSION:
+            raise DataError(
+                f"a guard of schema version {document.get('schema_version')!r} cannot be read; this version reads "
+                f"{SCHEMA_VERSION}. Calibrate again."
+            )
+        try:
+            latency, lengths = LatencyModel.from_dict(document["latency"]), LengthModel.from_dict(document["lengths"])
+            guard = cls(latency, lengths, document["alpha"], math.exp(document["start"]), document["other_ms"])
+            guard.q = {str(group): _limited(float(q)) for group, q in document["q"].items()}
+            guard.log_scale = np.array(document["log_scale"], dtype=np.float64)
+            guard.calibrated_scale = np.array(document["calibrated_scale"], dtype=np.float64)
+        except KeyError as error:
+            raise DataError(f"the guard lacks the field {error.args[0]}; calibrate again") from None
+        if guard.log_scale.shape != (len(latency.stages),) or not np.isfinite(guard.log_scale).all():
+            raise DataError(f"the guard's scales {guard.log_scale} do not fit its latency model; calibrate again")
+        guard._compile()
+        return guard
+
+
+def _limited(q: float) -> float:
+    return max(LEAST_Q, min(q, MOST_Q))

@@ -1,0 +1,116 @@
+"""The guard at run time, on a made-up machine whose speed is known and may change."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from test_latency import SPACE, machine, measured
+
+from budgetvlm.adaptive import AdaptiveGuard, Request
+from budgetvlm.errors import ConfigError, DataError
+from budgetvlm.latency import LatencyModel
+from budgetvlm.lengths import LengthModel
+
+LATENCY = LatencyModel.fit(measured(noise=0.05))
+TOKENS, STAGES = machine(SPACE, 2000, seed=9)
+# The first feature tells how long answers are, give or take one token.
+FEATURES = np.column_stack([TOKENS["output"][:, 0] + np.random.default_rng(0).integers(-1, 2, 2000), np.ones(2000)])
+LENGTHS = LengthModel.fit(FEATURES, TOKENS["output"][:, 0])
+
+
+def guard(**options) -> AdaptiveGuard:
+    return AdaptiveGuard(LATENCY, LENGTHS, **{"other_ms": 0.5, **options})
+
+
+def requests(made: AdaptiveGuard, speed, seed=1, noise=0.08):
+    """Run requests one by one, the dearest allowed setting each; yields (violated, time of the setting, promised).
+
+    Args:
+        speed: number of the request -> how many times as long everything takes.
+    """
+    rng = np.random.default_rng(seed)
+    for row in range(2000):
+        request = Request(TOKENS["vision"][row], TOKENS["language"][row, 0], FEATURES[row])
+        bounds = made.bounds(request)
+        budget = rng.uniform(20, 130) * speed(row)
+        allowed = bounds.allowed(budget)
+        k = int(np.where(allowed, bounds.predicted_ms, -np.inf).argmax()) if allowed.any() else bounds.fastest
+        slow = speed(row) * math.exp(noise * rng.standard_t(4))
+        stages = {name: slow * times[row, k] for name, times in STAGES.items()} | {"controller": 0.5}
+        total = sum(stages.values())
+        made.update(request, bounds, k, stages, int(TOKENS["output"][row, k]), total > budget, allowed.any())
+        yield total > budget, total / budget, bool(allowed.any())
+
+
+def violation_rate(results) -> float:
+    return float(np.mean([violated and promised for violated, _, promised in results]))
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.05, 0.2])
+def test_at_most_alpha_of_the_requests_break_their_budget(alpha):
+    results = list(requests(guard(alpha=alpha), lambda row: 1.0))
+    assert 0.3 * alpha < violation_rate(results) <= 1.1 * alpha
+    assert np.mean([promised for _, _, promised in results]) > 0.8
+    assert np.median([used for _, used, _ in results]) > 0.7  # it is not kept by leaving most of the budget unused
+
+
+@pytest.mark.parametrize("factor", [0.7, 1.5])
+def test_a_bad_start_is_made_up_for(factor):
+    results = list(requests(guard(factor=factor), lambda row: 1.0))
+    assert violation_rate(results[500:]) <= 0.06
+    assert np.median([used for _, used, _ in results[500:]]) > 0.7
+
+
+def test_a_slow_spell_is_absorbed_and_forgotten():
+    """The machine takes twice as long from request 700 to 1400; budgets are as large as before."""
+    made, results = guard(), []
+    for number, result in enumerate(requests(made, lambda row: 2.0 if 700 <= row < 1400 else 1.0)):
+        results.append(result)
+        if number == 1399:
+            assert set(made.drift) == set(LATENCY.stages)
+            assert made.drift["decode"] == pytest.approx(2.0, rel=0.15)
+    assert violation_rate(results[900:1400]) <= 0.07
+    assert violation_rate(results[1600:]) <= 0.07
+    assert np.median([used for _, used, _ in results[1700:]]) > 0.7
+    assert made.drift == {}
+
+
+def test_a_slower_machine_is_seen_as_one():
+    made = guard()
+    list(requests(made, lambda row: 1.5))
+    request = Request(TOKENS["vision"][0], TOKENS["language"][0, 0], FEATURES[0])
+    assert made.bounds(request).slowdown == pytest.approx(1.5, rel=0.1)
+    made.settle()
+    assert made.drift == {}
+
+
+def test_what_was_learnt_survives_json():
+    made = guard()
+    list(requests(made, lambda row: 1.3))
+    again = AdaptiveGuard.from_dict(json.loads(json.dumps(made.to_dict())))
+    for row in range(20):
+        request = Request(TOKENS["vision"][row], TOKENS["language"][row, 0], FEATURES[row])
+        np.testing.assert_allclose(again.bounds(request).bounds_ms, made.bounds(request).bounds_ms)
+    with pytest.raises(DataError, match="lacks the field q"):
+        AdaptiveGuard.from_dict({k: v for k, v in made.to_dict().items() if k != "q"})
+    with pytest.raises(DataError, match="schema version 7"):
+        AdaptiveGuard.from_dict({**made.to_dict(), "schema_version": 7})
+    with pytest.raises(DataError, match="do not fit its latency model"):
+        AdaptiveGuard.from_dict({**made.to_dict(), "log_scale": [0.0]})
+
+
+@pytest.mark.parametrize("ms", [-1.0, math.nan, math.inf])
+def test_a_clock_that_jumps_teaches_nothing(ms):
+    made = guard()
+    request = Request(TOKENS["vision"][0], TOKENS["language"][0, 0], FEATURES[0])
+    bounds = made.bounds(request)
+    with pytest.raises(DataError, match="clock"):
+        made.update(request, bounds, 0, {"prefill": ms}, 1, False)
+    np.testing.assert_array_equal(made.bounds(request).bounds_ms, bounds.bounds_ms)
+
+
+@pytest.mark.parametrize("options", [{"alpha": 0.0}, {"factor": 0.0}, {"other_ms": -1.0}])
+def test_options_that_cannot_work(options):
+    with pytest.raises(ConfigError):
+        guard(**options)
