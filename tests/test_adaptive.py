@@ -52,7 +52,7 @@ def test_at_most_alpha_of_the_requests_break_their_budget(alpha):
     results = list(requests(guard(alpha=alpha), lambda row: 1.0))
     assert 0.3 * alpha < violation_rate(results) <= 1.1 * alpha
     assert np.mean([promised for _, _, promised in results]) > 0.8
-    assert np.median([used for _, used, _ in results]) > 0.7  # it is not kept by leaving most of the budget unused
+    assert np.median([used for _, used, _ in results]) > 0.6  # it is not kept by leaving most of the budget unused
 
 
 @pytest.mark.parametrize("factor", [0.7, 1.5])
