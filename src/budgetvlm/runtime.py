@@ -1,32 +1,39 @@
 """A model that answers within a budget: the controller chooses the knobs of each request.
 
-A request runs so: the overview crop is encoded; the controller reads its pooled features, the question's embeddings
-and the budget, and chooses a setting; the model answers at that setting and reuses the overview. The clock runs from
-the decoded image to the last token, the controller's time included. Times in ms.
+A request runs so: the guard bounds the time of every setting from the image's size and the question; the overview crop
+is encoded; the controller reads its pooled features, the question's embeddings and the budget, and chooses among the
+settings whose bound keeps it; the model answers at that setting and reuses the overview; the guard learns from what it
+took. The clock runs from the decoded image (or from when the request arrived) to the last token, all included. Times
+in ms.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-import torch
+import numpy as np
 from PIL import Image
 
+from budgetvlm._io import read_json
+from budgetvlm.adaptive import AdaptiveGuard, Bounds, Request
 from budgetvlm.controller.checkpoint import load_controller
 from budgetvlm.controller.decision import Decider
 from budgetvlm.controller.network import GRPOController
-from budgetvlm.errors import CheckpointError, ConfigError, InputError, KnobSpaceError
+from budgetvlm.errors import CheckpointError, ConfigError, DataError, InputError, KnobSpaceError
 from budgetvlm.knobs import Setting
-from budgetvlm.vlm import STAGES, VLM, Generation, Overview, load_vlm
+from budgetvlm.vlm import STAGES, VLM, Deadline, Generation, Overview, load_vlm
 from budgetvlm.vlm.images import open_image
 
 _BLANK = (256, 192)  # pixels of the image that the model is warmed up with
 _DECISIONS, _ANSWERS = 9, 2  # rehearsed before the first request
+GUARD = "guard.json"  # beside the controller
+Infeasible = Literal["fastest", "reject", "best_effort"]
 
 
 @dataclass(frozen=True)
@@ -36,15 +43,15 @@ class Answer:
     Attributes:
         answer: the text.
         setting: the knobs that were chosen.
-        latency_ms: from the decoded image to the last token, all included.
+        latency_ms: from the decoded image, or the request's arrival, to the last token, all included.
         stages_ms: "preprocess", "vision", "controller", "prefill", "decode"; the controller's share is its own, the
             features that it needs beyond the model's included.
         predicted_ms: the bound on the latency that the choice relied on; None where the controller has no bounds.
         budget_ms: what was asked for.
         budget_met: whether ``latency_ms`` kept it.
-        feasible: whether any setting was expected to keep it. If not, this is the best effort: the setting with the
-            smallest bound.
-        finish_reason: "stop" (the answer ended) or "length" (it was cut at max_new_tokens).
+        feasible: whether any setting was expected to keep it. If not, this is the best effort.
+        finish_reason: "stop" (the answer ended), "length" (it was cut at max_new_tokens) or "budget" (it was cut where
+            the budget would not have held another token).
         num_vision_tokens, num_language_tokens, num_output_tokens: counts.
     """
 
@@ -86,11 +93,24 @@ class Answer:
 
 @dataclass(frozen=True)
 class Choice:
-    """What the controller chose: the setting, whether the budget allows any, the bound it relied on."""
+    """What the controller chose: the setting and its number, whether the budget allows any, the bound it relied on."""
 
     setting: Setting
+    index: int
     feasible: bool
     predicted_ms: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Outlook:
+    """What is known of a request before the model runs: its size and question feature, and what the guard says."""
+
+    request: Request
+    bounds: Bounds
+
+    def allowed(self, budget_ms: float) -> np.ndarray:
+        """Settings expected to keep the budget, bool ``[K]``."""
+        return self.bounds.allowed(budget_ms)
 
 
 class AdaptiveVLM:
@@ -99,18 +119,29 @@ class AdaptiveVLM:
     Args:
         vlm: the model.
         controller: trained on profiles of this model.
+        guard: bounds each request's latency and learns from it; None: the controller's own fixed bounds.
         warm_up: run a few requests on a blank image, so that the first real one is not the slowest, and so that the
-            controller's own time is known: it is taken off each budget before the controller sees it.
+            controller's own time is known.
 
     Raises:
-        KnobSpaceError: the controller knows a setting that the model does not.
+        KnobSpaceError: the controller or the guard knows other settings than the model.
         CheckpointError: the controller was trained on features of another model.
     """
 
-    def __init__(self, vlm: VLM, controller: GRPOController, *, warm_up: bool = True) -> None:
+    def __init__(
+        self, vlm: VLM, controller: GRPOController, guard: AdaptiveGuard | None = None, *, warm_up: bool = True
+    ) -> None:
         self.vlm, self.controller, self.decider = vlm, controller.eval(), Decider(controller)
         _check_settings(vlm, controller)
+        if guard is not None:
+            controller.knob_space.require_equal(guard.latency.knob_space, "the guard")
+        self._columns = [vlm.knob_space.index(setting) for setting in controller.knob_space.settings]
+        self._lock = threading.Lock()
+        self.guard = None  # the rehearsal is not to be learnt from
         self.controller_ms = self._rehearse(*(_DECISIONS, _ANSWERS) if warm_up else (1, 0))
+        self.guard = guard
+        if guard is not None and not guard.other_ms:
+            guard.other_ms = self.controller_ms
 
     @classmethod
     def from_pretrained(
@@ -118,6 +149,7 @@ class AdaptiveVLM:
         model_path: str = "reference",
         controller: str | Path | GRPOController | None = None,
         *,
+        guard: AdaptiveGuard | None = None,
         device: str = "cpu",
         num_threads: int | None = None,
     ) -> AdaptiveVLM:
@@ -127,13 +159,15 @@ class AdaptiveVLM:
             model_path: "reference" or a model's directory.
             controller: a training directory, a checkpoint, a controller; None: ``controller/`` in the model's
                 directory.
+            guard: None: the one that lies beside the controller, if there is one.
 
         Raises:
             ConfigError, CheckpointError, KnobSpaceError: either cannot be used, or they do not fit.
         """
         if not isinstance(controller, GRPOController):
-            controller = load_controller(_controller_path(model_path, controller))
-        return cls(load_vlm(model_path, device=device, num_threads=num_threads), controller)
+            path = _controller_path(model_path, controller)
+            controller, guard = load_controller(path), guard or load_guard(path)
+        return cls(load_vlm(model_path, device=device, num_threads=num_threads), controller, guard)
 
     def generate(
         self,
@@ -143,6 +177,8 @@ class AdaptiveVLM:
         budget_ms: float,
         price: float | None = None,
         max_new_tokens: int = 16,
+        when_infeasible: Infeasible = "fastest",
+        arrived_s: float | None = None,
     ) -> Answer:
         """Answer a question about an image within a budget.
 
@@ -151,40 +187,113 @@ class AdaptiveVLM:
             budget_ms: a ceiling for the whole request.
             price: accuracy given for one latency of the full setting; None: the controller's own default; 0: use what
                 the budget allows.
+            when_infeasible: what to do where no setting is expected to keep the budget. "fastest": take the one with
+                the smallest bound. "best_effort": choose among those that keep it on average, if there are any.
+                "reject": raise before the model runs. Whatever is done, the answer says so.
+            arrived_s: when the request arrived, on the clock of `time.perf_counter`; its waiting then counts.
 
         Raises:
-            InputError: an image that cannot be read, an empty question, a budget or price that is not usable.
+            InputError: an image that cannot be read, an empty question, a budget or price that is not usable, a
+                budget that nothing keeps and "reject".
         """
-        check_request(question, budget_ms, price)
+        check_request(question, budget_ms, price, when_infeasible)
         picture = open_image(image)
-        start = time.perf_counter()
+        start = time.perf_counter() if arrived_s is None else arrived_s
+        began = time.perf_counter()
+        left_ms = budget_ms - (began - start) * 1e3
+        outlook = self.look(picture, question)
+        allowed = self._allowed(outlook, left_ms, budget_ms, when_infeasible)
+        planning_ms = (time.perf_counter() - began) * 1e3
         overview = self.vlm.encode_overview(picture)
         choosing = time.perf_counter()
-        choice = self.choose(overview, question, budget_ms, price)
-        controller_ms = (time.perf_counter() - choosing) * 1e3
+        choice = self._choose(overview, outlook, left_ms, price, allowed)
+        controller_ms = planning_ms + (time.perf_counter() - choosing) * 1e3
+        deadline = Deadline(start + budget_ms / 1e3, float(outlook.bounds.step_ms[choice.index]))
         generation = self.vlm.generate(
-            picture, question, choice.setting, max_new_tokens=max_new_tokens, overview=overview
+            picture,
+            question,
+            choice.setting,
+            max_new_tokens=max_new_tokens,
+            overview=overview,
+            deadline=deadline if self.guard is not None else None,
         )
         latency_ms = (time.perf_counter() - start) * 1e3
-        return _answer(choice, generation, controller_ms, latency_ms, budget_ms)
+        answer = _answer(choice, generation, controller_ms, latency_ms, budget_ms)
+        self._learn(outlook, choice, answer)
+        return answer
 
-    @torch.inference_mode()
     def choose(self, overview: Overview, question: str, budget_ms: float, price: float | None = None) -> Choice:
-        """The controller's decision for one request, without answering.
+        """The controller's decision for an image whose overview is given, by the fixed bounds, without answering."""
+        request = Request(np.zeros(len(self._columns)), 0, self._question_feature(question))
+        outlook = Outlook(request, self._fixed_bounds())
+        return self._choose(overview, outlook, budget_ms, price, outlook.allowed(budget_ms))
 
-        The budget that the controller sees is what remains when its own time is taken off.
-        """
-        left_ms = max(budget_ms - self.controller_ms, 1e-3)
-        feasible = self.decider.feasible(left_ms)
-        question_feature = self.vlm.question_feature(question)
-        index = self.decider.choose(overview.feature.numpy(), question_feature.numpy(), left_ms, price, feasible)
-        bound = float(self.controller.bounds_ms[index])
-        known = 0 < bound < math.inf
+    def look(self, image: Image.Image, question: str) -> Outlook:
+        """What can be said of a request before the model runs."""
+        feature = self._question_feature(question)
+        if self.guard is None:
+            return Outlook(Request(np.zeros(len(self._columns)), 0, feature), self._fixed_bounds())
+        vision, language = self.vlm.prompt_size(image, question)
+        request = Request(vision[self._columns], language, feature)
+        with self._lock:
+            return Outlook(request, self.guard.bounds(request))
+
+    def _question_feature(self, question: str) -> np.ndarray:
+        feature: np.ndarray = self.vlm.question_feature(question).numpy()
+        return feature
+
+    def _fixed_bounds(self) -> Bounds:
+        """The controller's own bounds and, beside them, its own time."""
+        bounds = self.controller.bounds_ms.numpy().astype(np.float64)
+        bounds = np.where(bounds > 0, bounds + self.controller_ms, 0.0)
+        return Bounds(bounds, bounds, np.zeros_like(bounds), 1.0, "all")
+
+    def _allowed(self, outlook: Outlook, left_ms: float, budget_ms: float, when_infeasible: Infeasible) -> np.ndarray:
+        """The settings to choose from, none where the fastest is to be taken. Raises InputError for "reject"."""
+        allowed = outlook.allowed(left_ms)
+        if allowed.any() or when_infeasible == "fastest":
+            return allowed
+        if when_infeasible == "reject":
+            raise InputError(
+                f"budget_ms={budget_ms:g} cannot be kept: the fastest setting is expected to take up to "
+                f"{outlook.bounds.bounds_ms.min():.1f} ms, and {max(left_ms, 0):.1f} ms are left. Give more time, or "
+                'another when_infeasible ("fastest", "best_effort")'
+            )
+        likely: np.ndarray = outlook.bounds.predicted_ms <= left_ms
+        return likely
+
+    def _choose(
+        self, overview: Overview, outlook: Outlook, left_ms: float, price: float | None, allowed: np.ndarray
+    ) -> Choice:
+        """The controller sees the budget as it would be on the machine that was profiled."""
+        bounds = outlook.bounds
+        own_ms = self.guard.other_ms if self.guard is not None else self.controller_ms
+        budget_ms = max((left_ms - own_ms) / bounds.slowdown, 1e-3)
+        index = bounds.fastest
+        if allowed.any():
+            features = overview.feature.numpy(), outlook.request.feature
+            index = self.decider.choose(*features, budget_ms, price, allowed)
+        bound = float(bounds.bounds_ms[index])
         return Choice(
             setting=self.controller.knob_space.settings[index],
-            feasible=bool(feasible.any()),
-            predicted_ms=bound + self.controller_ms if known else None,
+            index=index,
+            feasible=bool(outlook.allowed(left_ms).any()),
+            predicted_ms=bound if 0 < bound < math.inf else None,
         )
+
+    def _learn(self, outlook: Outlook, choice: Choice, answer: Answer) -> None:
+        if self.guard is None:
+            return
+        with self._lock:
+            self.guard.update(
+                outlook.request,
+                outlook.bounds,
+                choice.index,
+                answer.stages_ms,
+                answer.num_output_tokens,
+                violated=not answer.budget_met,
+                promised=choice.feasible,
+            )
 
     def _rehearse(self, decisions: int, answers: int) -> float:
         """Warm up, check that the features fit, and time the controller: the median of its decisions in ms."""
@@ -233,13 +342,30 @@ def _check_settings(vlm: VLM, controller: GRPOController) -> None:
         )
 
 
-def check_request(question: str, budget_ms: float, price: float | None = None) -> None:
+def load_guard(path: Path) -> AdaptiveGuard | None:
+    """The guard beside a controller (a directory or a file in it), or None. Raises CheckpointError."""
+    file = (path if path.is_dir() else path.parent) / GUARD
+    if not file.exists():
+        return None
+    try:
+        return AdaptiveGuard.from_dict(read_json(file))
+    except DataError as error:
+        raise CheckpointError(f"{file} is not usable: {error}") from None
+
+
+def check_request(
+    question: str, budget_ms: float, price: float | None = None, when_infeasible: str = "fastest"
+) -> None:
     """What can be told of a request without a model.
 
     Raises:
         InputError: an empty question, a budget or a price that is not usable; all problems at once.
     """
     problems = list(_request_problems(question, budget_ms, price))
+    if when_infeasible not in get_args(Infeasible):
+        problems.append(
+            f"when_infeasible={when_infeasible!r} is unknown; choose from {', '.join(get_args(Infeasible))}"
+        )
     if problems:
         raise InputError("; ".join(problems))
 

@@ -1,8 +1,8 @@
 """The model under control."""
 
-from budgetvlm.vlm.protocol import STAGES, VLM, Generation, Overview
+from budgetvlm.vlm.protocol import STAGES, VLM, Deadline, Generation, Overview
 
-__all__ = ["STAGES", "VLM", "Generation", "Overview", "load_vlm"]
+__all__ = ["STAGES", "VLM", "Deadline", "Generation", "Overview", "load_vlm"]
 
 
 def load_vlm(model_path: str, *, device: str = "cpu", num_threads: int | None = None) -> VLM:

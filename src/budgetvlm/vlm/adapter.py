@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import nn
@@ -22,7 +23,7 @@ from budgetvlm.vlm import blocks, internvl
 from budgetvlm.vlm.decoding import Decoder
 from budgetvlm.vlm.images import Tiles
 from budgetvlm.vlm.prompt import Prompt
-from budgetvlm.vlm.protocol import Generation, Overview
+from budgetvlm.vlm.protocol import Deadline, Generation, Overview
 from budgetvlm.vlm.stopwatch import Stopwatch
 
 KNOBS = ("max_crops", "top_k", "num_active_blocks")
@@ -64,6 +65,9 @@ class InternVLAdapter:
         self._order = blocks.check_order(block_order, self.num_total_blocks)
         self._check_knobs()
         self._layers = {n: self._layer_list(n) for n in self._depths()}
+        self._setting_crops = [self._max_crops(setting) for setting in knob_space.settings]
+        self._crops = set(self._setting_crops)
+        self._tokens_per_tile = int(model.config.image_seq_length)
         self.decoder = Decoder(self._language, model.lm_head, end_ids)
         self._lock = threading.RLock()
 
@@ -145,6 +149,12 @@ class InternVLAdapter:
         """Mean of the embeddings of the question's tokens, float32 ``[Dl]``; what every prompt has is left out."""
         return self._embed(self.prompt.question_ids(question)).float().mean(0).cpu()
 
+    def prompt_size(self, image: Image.Image, question: str) -> tuple[np.ndarray, int]:
+        """Visual tokens at each setting ``[K]`` and the prompt's other tokens, without running the model."""
+        tokens = {crops: self.tiles.count(image, crops) * self._tokens_per_tile for crops in self._crops}
+        vision = np.array([tokens[crops] for crops in self._setting_crops], dtype=np.float64)
+        return vision, len(self.prompt.question_ids(question)) + self.prompt.num_fixed
+
     @torch.inference_mode()
     def encode_tiles(self, images: Sequence[Image.Image], max_crops: int) -> list[torch.Tensor]:
         """Visual tokens of each image ``[n_i * T, C]`` at one tiling, for `generate_batch` at many settings."""
@@ -162,6 +172,7 @@ class InternVLAdapter:
         *,
         max_new_tokens: int = 16,
         overview: Overview | None = None,
+        deadline: Deadline | None = None,
     ) -> Generation:
         """Answer one question at batch 1, greedily, with every stage timed and the device synchronised."""
         _check_length(max_new_tokens)
@@ -174,9 +185,9 @@ class InternVLAdapter:
             stages["vision"] = watch.lap() + (overview.vision_ms if overview else 0.0)
             cache, first = self.decoder.prefill(self.assemble(visual, question_ids)[None])
             stages["prefill"] = watch.lap()
-            ids = self.decoder.decode(cache, first, max_new_tokens)
+            ids = self.decoder.decode(cache, first, max_new_tokens, deadline)
             stages["decode"] = watch.lap()
-        return self._generation(ids, len(visual), len(question_ids), stages)
+        return self._generation(ids, len(visual), len(question_ids), stages, max_new_tokens)
 
     @torch.inference_mode()
     def generate_batch(
@@ -201,7 +212,10 @@ class InternVLAdapter:
             visual = self.encode_tiles(images, self._max_crops(setting)) if visual is None else visual
             pairs = list(zip(visual, questions_ids, strict=True))
             answers = self.decoder.decode_batch([self.assemble(v, q) for v, q in pairs], max_new_tokens)
-        return [self._generation(ids, len(v), len(q), {}) for ids, (v, q) in zip(answers, pairs, strict=True)]
+        return [
+            self._generation(ids, len(v), len(q), {}, max_new_tokens)
+            for ids, (v, q) in zip(answers, pairs, strict=True)
+        ]
 
     def assemble(self, visual: torch.Tensor, question_ids: Sequence[int]) -> torch.Tensor:
         """Embeddings of the whole prompt ``[T, C]``."""
@@ -225,11 +239,14 @@ class InternVLAdapter:
     def _embed(self, ids: Sequence[int]) -> torch.Tensor:
         return self.decoder.embed(torch.tensor(ids, device=self.device))
 
-    def _generation(self, ids: list[int], num_vision: int, num_question: int, stages: dict[str, float]) -> Generation:
+    def _generation(
+        self, ids: list[int], num_vision: int, num_question: int, stages: dict[str, float], max_new_tokens: int
+    ) -> Generation:
+        cut = "length" if len(ids) == max_new_tokens else "budget"
         return Generation(
             text=self.prompt.tokenizer.decode(ids, skip_special_tokens=True).strip(),
             token_ids=tuple(ids),
-            finish_reason="stop" if ids[-1] in self.decoder.end_ids else "length",
+            finish_reason="stop" if ids[-1] in self.decoder.end_ids else cut,
             num_vision_tokens=num_vision,
             num_language_tokens=num_question + self.prompt.num_fixed,
             num_output_tokens=len(ids),

@@ -7,11 +7,16 @@ the one that is asked for the length. So nothing has to be renumbered.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from transformers import DynamicCache
+
+from budgetvlm.vlm.protocol import Deadline
+
+MARGIN = 1.1  # a next token may take this many times as long as the slowest before it
 
 
 class Decoder:
@@ -33,12 +38,23 @@ class Decoder:
         cache = DynamicCache()
         return cache, self._step(embeddings, cache, **where)
 
-    def decode(self, cache: DynamicCache, first: torch.Tensor, max_new_tokens: int) -> list[int]:
-        """The answer of a batch of one, from its first token ``[1]`` on; the end token included if it came."""
+    def decode(
+        self, cache: DynamicCache, first: torch.Tensor, max_new_tokens: int, deadline: Deadline | None = None
+    ) -> list[int]:
+        """The answer of a batch of one, from its first token ``[1]`` on; the end token included if it came.
+
+        With a deadline it stops before a token that would not be there in time; what is there is the answer.
+        """
         token, ids = first, [int(first)]
+        step_s = MARGIN * deadline.step_ms / 1e3 if deadline else 0.0
+        started = time.perf_counter()
         while len(ids) < max_new_tokens and ids[-1] not in self.end_ids:
+            if deadline and started + step_s > deadline.at_s:
+                break
             token = self._step(self.embed(token[:, None]), cache)
             ids.append(int(token))
+            now = time.perf_counter()
+            step_s, started = max(step_s, MARGIN * (now - started)), now
         return ids
 
     def decode_batch(self, rows: Sequence[torch.Tensor], max_new_tokens: int) -> list[list[int]]:

@@ -101,6 +101,11 @@ class Tiles:
         """The tiles in the model's order: details, then the overview."""
         return torch.cat([self.details(image, max_crops), self.overview(image)])
 
+    def count(self, image: Image.Image, max_crops: int) -> int:
+        """Number of tiles that `all` cuts, without cutting."""
+        options = {"crop_to_patches": True, "max_patches": max_crops}
+        return int(self.processor.get_number_of_image_patches(image.height, image.width, options))
+
     def _normalise(self, tiles: list[np.ndarray]) -> torch.Tensor:
         if not tiles:
             return torch.empty(0, 3, self.processor.size.height, self.processor.size.width)

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -36,13 +37,27 @@ class Overview:
 
 
 @dataclass(frozen=True)
+class Deadline:
+    """When an answer has to be there.
+
+    Attributes:
+        at_s: on the clock of `time.perf_counter`.
+        step_ms: what one more token is expected to take; where a step took longer, that counts.
+    """
+
+    at_s: float
+    step_ms: float
+
+
+@dataclass(frozen=True)
 class Generation:
     """One answer and what it cost.
 
     Attributes:
         text: the decoded answer without special tokens.
         token_ids: generated ids, the end token included if there is one.
-        finish_reason: "stop" (end token) or "length" (max_new_tokens reached).
+        finish_reason: "stop" (end token), "length" (max_new_tokens reached) or "budget" (the deadline did not hold
+            another token).
         stages_ms: time of each of `STAGES` in ms; empty from `VLM.generate_batch`. A reused overview's own time is
             counted in "preprocess" and "vision", because the request pays for it once.
         num_vision_tokens, num_language_tokens, num_output_tokens: counts; the prompt's image markers are language.
@@ -89,6 +104,14 @@ class VLM(Protocol):
         """Mean of the prompt's token embeddings, float32 ``[Dl]``."""
         ...
 
+    def prompt_size(self, image: Image.Image, question: str) -> tuple[np.ndarray, int]:
+        """Visual tokens at each setting ``[K]`` and the prompt's other tokens, without running the model.
+
+        Raises:
+            InputError: an empty question.
+        """
+        ...
+
     def generate(
         self,
         image: Image.Image,
@@ -97,6 +120,7 @@ class VLM(Protocol):
         *,
         max_new_tokens: int = 16,
         overview: Overview | None = None,
+        deadline: Deadline | None = None,
     ) -> Generation:
         """Answer one question at batch 1, greedily, with every stage timed and the device synchronised.
 
