@@ -17,15 +17,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from budgetvlm.conformal import samples_needed
 from budgetvlm.errors import ConfigError, DataError
-from budgetvlm.latency import LatencyModel, QuickLatency
+from budgetvlm.features import Features
+from budgetvlm.guard import timed_rows
+from budgetvlm.latency import LatencyModel, QuickLatency, Sizes
 from budgetvlm.lengths import LengthModel
+from budgetvlm.table import ProfileTable
 
 SCHEMA_VERSION = 1
 OTHER = "other"  # what a request costs beside the model's stages: features, the controller, the guard
@@ -118,6 +121,29 @@ class AdaptiveGuard:
         self._profiled = QuickLatency(latency)
         self._compile()
 
+    @classmethod
+    def fit(cls, table: ProfileTable, features: Features, alpha: float = 0.05) -> AdaptiveGuard:
+        """A guard from profiles alone; the factor is the quantile of measured / predicted on the same samples.
+
+        It promises nothing before it is calibrated on requests that it was not fitted on (`budgetvlm.calibrate`).
+
+        Args:
+            table: profiled samples, usually the training split; those that were timed are fitted on.
+            features: of these samples.
+
+        Raises:
+            DataError: no latency was measured.
+        """
+        timed = timed_rows(table)
+        measured = table.subset(timed) if timed.any() else table
+        latency = LatencyModel.fit(measured)
+        lengths = LengthModel.fit(features.aligned(table.sample_ids).language, answer_lengths(table))
+        sizes = Sizes.of_table(measured)
+        long = lengths.quantile(features.aligned(measured.sample_ids).language, 1 - alpha / 2)
+        upper = latency.predict(replace(sizes, output=np.broadcast_to(long[:, None], sizes.output.shape)))
+        ratio = measured.latency_ms / upper
+        return cls(latency, lengths, alpha, float(np.quantile(ratio[np.isfinite(ratio)], 1 - alpha)))
+
     def _compile(self) -> None:
         self._quick = QuickLatency(self.latency, np.exp(self.log_scale))
 
@@ -175,9 +201,11 @@ class AdaptiveGuard:
         self.other_ms += SCALE_RATE * (min(other, 4 * self.other_ms + 1.0) - self.other_ms)
         self._compile()
 
-    def settle(self) -> None:
-        """Take the machine's present speed for the normal one; drift is reported against it."""
+    def set_scales(self, log_scale: np.ndarray) -> None:
+        """Take these logarithms of the stages' scales for this machine's normal speed; drift is reported against it."""
+        self.log_scale = np.array(log_scale, dtype=np.float64)
         self.calibrated_scale = self.log_scale.copy()
+        self._compile()
 
     @property
     def drift(self) -> dict[str, float]:
@@ -219,6 +247,12 @@ class AdaptiveGuard:
             raise DataError(f"the guard's scales {guard.log_scale} do not fit its latency model; calibrate again")
         guard._compile()
         return guard
+
+
+def answer_lengths(table: ProfileTable) -> np.ndarray:
+    """Output tokens of each sample at the full setting, ``[S]``; 1 where a table does not know them."""
+    tokens = Sizes.of_table(table).output[:, -1]
+    return np.maximum(np.round(tokens), 1.0)
 
 
 def _limited(q: float) -> float:

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "profile": ("budgetvlm.commands.profile", "measure accuracy or latency of every setting of the knobs"),
     "prepare": ("budgetvlm.commands.prepare", "join both profiles into a table and extract the features"),
     "train": ("budgetvlm.commands.train", "train a controller with GRPO on a table and its features"),
+    "calibrate": ("budgetvlm.commands.calibrate", "fit the guard to this machine from a few requests"),
     "evaluate": ("budgetvlm.commands.evaluate", "compare the controller with simple policies on held-out samples"),
     "ask": ("budgetvlm.commands.ask", "answer a question about an image within a budget"),
 }
@@ -43,9 +44,14 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "budgetvlm train --data ./data/controller_training_data.json --output_dir ./checkpoints/controller",
         "budgetvlm train --table T.parquet --features F.safetensors --output_dir ./checkpoints/controller",
     ),
+    "calibrate": (
+        "budgetvlm calibrate --checkpoint ./checkpoints/controller --data ./data/controller_training_data.json \\\n"
+        "      --samples 50 --alpha 0.05",
+    ),
     "evaluate": (
         "budgetvlm evaluate --data ./data/controller_training_data.json --checkpoint ./checkpoints/controller",
         "budgetvlm evaluate --table T.parquet --features F.safetensors --checkpoint ./checkpoints/controller --json",
+        "budgetvlm evaluate --live --checkpoint ./checkpoints/controller --num_requests 1500",
     ),
     "ask": (
         'budgetvlm ask --image photo.png --question "read the sign in red" --budget-ms 40 \\\n'

@@ -22,7 +22,7 @@ from PIL import Image
 
 from budgetvlm._io import read_json
 from budgetvlm.adaptive import AdaptiveGuard, Bounds, Request
-from budgetvlm.controller.checkpoint import load_controller
+from budgetvlm.controller.checkpoint import GUARD, load_controller
 from budgetvlm.controller.decision import Decider
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.errors import CheckpointError, ConfigError, DataError, InputError, KnobSpaceError
@@ -32,7 +32,6 @@ from budgetvlm.vlm.images import open_image
 
 _BLANK = (256, 192)  # pixels of the image that the model is warmed up with
 _DECISIONS, _ANSWERS = 9, 2  # rehearsed before the first request
-GUARD = "guard.json"  # beside the controller
 Infeasible = Literal["fastest", "reject", "best_effort"]
 
 
@@ -230,11 +229,10 @@ class AdaptiveVLM:
 
     def look(self, image: Image.Image, question: str) -> Outlook:
         """What can be said of a request before the model runs."""
-        feature = self._question_feature(question)
-        if self.guard is None:
-            return Outlook(Request(np.zeros(len(self._columns)), 0, feature), self._fixed_bounds())
         vision, language = self.vlm.prompt_size(image, question)
-        request = Request(vision[self._columns], language, feature)
+        request = Request(vision[self._columns], language, self._question_feature(question))
+        if self.guard is None:
+            return Outlook(request, self._fixed_bounds())
         with self._lock:
             return Outlook(request, self.guard.bounds(request))
 

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from budgetvlm.commands import live
 from budgetvlm.errors import CheckpointError, ConfigError, KnobSpaceError, OutputError
 
 if TYPE_CHECKING:
@@ -53,10 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output, and nothing else")
     parser.add_argument("--output_dir", type=Path, metavar="DIR", help=f"write {REPORT} and {PICTURE} there")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier evaluation in --output_dir")
+    live.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Read, evaluate, report."""
+    if args.live:
+        return live.run(args)
     options = _options(args)
     _check_output(args.output_dir, args.overwrite)
     table, features = _read_data(args)

@@ -28,6 +28,7 @@ from budgetvlm.errors import BudgetVLMError, CheckpointError, DataError
 SCHEMA_VERSION = 1
 BEST, LAST = "best_checkpoint.pt", "last_checkpoint.pt"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+GUARD = "guard.json"  # what bounds latencies at run time; see `budgetvlm.adaptive`
 FEATURE_STATISTICS = ("image_input.", "lang_input.")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from budgetvlm.controller.checkpoint import BEST, CONFIG, LAST, WEIGHTS, read_checkpoint
+from budgetvlm.controller.checkpoint import BEST, CONFIG, GUARD, LAST, WEIGHTS, read_checkpoint
 from budgetvlm.errors import ConfigError, OutputError
 
 METRICS, EVENTS = "metrics.json", "tensorboard"
@@ -51,7 +51,7 @@ def _require_writable(directory: Path) -> None:
 
 def _remove_run(directory: Path) -> None:
     """Remove what an earlier run wrote, and nothing else."""
-    for name in (BEST, LAST, CONFIG, WEIGHTS, METRICS):
+    for name in (BEST, LAST, CONFIG, WEIGHTS, METRICS, GUARD):
         (directory / name).unlink(missing_ok=True)
     shutil.rmtree(directory / EVENTS, ignore_errors=True)
 

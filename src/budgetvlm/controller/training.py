@@ -1,7 +1,8 @@
 """A whole training run: (profile table, features) -> a directory with the best controller, figures and logs.
 
 The directory holds ``best_checkpoint.pt`` (best validation reward), ``config.json`` and ``model.safetensors`` (the same
-controller), ``last_checkpoint.pt`` (for resuming), ``metrics.json`` (all figures) and ``tensorboard/``.
+controller), ``guard.json`` (bounds on latency, not calibrated yet), ``last_checkpoint.pt`` (for resuming),
+``metrics.json`` (all figures) and ``tensorboard/``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import torch
 from tqdm import tqdm
 
 from budgetvlm._io import write_json
-from budgetvlm.controller.checkpoint import BEST, LAST, controller_document, save_pretrained, write_checkpoint
+from budgetvlm.adaptive import AdaptiveGuard
+from budgetvlm.controller.checkpoint import BEST, GUARD, LAST, controller_document, save_pretrained, write_checkpoint
 from budgetvlm.controller.grpo import GRPOConfig
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.output import METRICS, EventLog, open_output, read_last
@@ -46,6 +48,7 @@ class TrainingConfig:
         grpo, weights, plan: the algorithm, the guide's reward, how states are drawn.
         budget_dim, hidden_dim, num_hidden_layers, dropout, feature_dim: the network, see `GRPOController`.
         guard_quantile: of the training samples' latencies; a setting is allowed where it lies within the budget.
+        alpha: share of the requests that may break their budgets at run time; see `budgetvlm.adaptive`.
         train_split: share of training samples where the table stores no splits; the rest is for validation.
         patience: epochs without a better validation reward before training stops; None never stops early.
         seed: of everything random.
@@ -64,6 +67,7 @@ class TrainingConfig:
     dropout: float = 0.5
     feature_dim: int | None = None
     guard_quantile: float = 0.95
+    alpha: float = 0.05
     train_split: float = 0.8
     patience: int | None = 15
     seed: int = 0
@@ -75,6 +79,8 @@ class TrainingConfig:
             problems.append(f"train_split={self.train_split!r} leaves a side empty; give a share like 0.8")
         if not 0 < self.guard_quantile <= 1:
             problems.append(f"guard_quantile={self.guard_quantile!r} must be in (0, 1]")
+        if not 0 < self.alpha < 1:
+            problems.append(f"alpha={self.alpha!r} must be in (0, 1)")
         if self.patience is not None and self.patience < 1:
             problems.append(f"patience={self.patience!r} must be at least 1 epoch, or None")
         if self.seed < 0:
@@ -144,6 +150,8 @@ def train(
     open_output(output_dir, resume=resume, overwrite=overwrite)
     last = read_last(output_dir, run.origin) if resume else None
     say(config.maximised)
+    guard = AdaptiveGuard.fit(table.subset("train"), features, config.alpha)
+    write_json(Path(output_dir) / GUARD, guard.to_dict())
     if last is not None:
         say(f"resuming after epoch {last['epoch']}")
         run.restore(last)
@@ -292,7 +300,7 @@ def _origin(table: ProfileTable, features: Features, config: TrainingConfig) -> 
     """Options and data that a resumed run has to share; how long to train may differ."""
     options = asdict(config)
     options["grpo"].pop("num_epochs")
-    for name in ("patience", "device"):
+    for name in ("patience", "device", "alpha"):
         options.pop(name)
     return {**options, "data": _fingerprint(table, features)}
 

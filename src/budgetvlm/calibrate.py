@@ -1,0 +1,127 @@
+"""Calibrating a guard on the machine that it is to work on: measure a few requests, refit scales and bounds.
+
+The controller is not trained again: it sees budgets as they would be on the machine that was profiled. Each request is
+measured once at every setting, in random order, as single requests are: the median of repeats would hide the tail that
+the promise is about. A part of the requests gives the stages' scales; the rest, which neither these nor the controller
+nor the latency model have seen, gives the factor, with the controller's choice in the loop (`budgetvlm.conformal`).
+
+Shapes: n requests, K settings, P budgets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm import tqdm
+
+from budgetvlm.adaptive import AdaptiveGuard, Request
+from budgetvlm.conformal import choose_factor, losses, samples_needed
+from budgetvlm.controller.validation import BUDGET_SHARES
+from budgetvlm.errors import DataError
+from budgetvlm.profiling.latency import request
+from budgetvlm.runtime import AdaptiveVLM
+from budgetvlm.tasks import Sample
+
+SCALE_SHARE = 1 / 3  # of the requests, for the scales
+LEAST_FOR_SCALES = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Requests measured at every setting: their sizes, image features ``[n, Di]``, output tokens ``[n, K]`` and times
+    in ms, ``[n, K]`` in all and by stage."""
+
+    requests: tuple[Request, ...]
+    image: np.ndarray
+    output: np.ndarray
+    latency_ms: np.ndarray
+    stages_ms: dict[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+
+def requests_needed(alpha: float) -> int:
+    """The fewest requests that calibrate a guard for this alpha. Raises ConfigError."""
+    rest = samples_needed(alpha)
+    total = rest + max(LEAST_FOR_SCALES, int(rest * SCALE_SHARE / (1 - SCALE_SHARE)))
+    return total + (total - _for_scales(total) < rest)
+
+
+def measure(
+    model: AdaptiveVLM, samples: Sequence[Sample], max_new_tokens: int, seed: int = 0, progress: bool = True
+) -> Measured:
+    """Answer each sample once at every setting of the controller's space, in an order drawn anew each time."""
+    settings, rng = model.controller.knob_space.settings, np.random.default_rng(seed)
+    shape = (len(samples), len(settings))
+    requests, images = [], []
+    output, latency = np.zeros(shape), np.zeros(shape)
+    stages: dict[str, np.ndarray] = {}
+    for row, sample in enumerate(tqdm(samples, desc="calibration", unit="request", disable=not progress)):
+        image = sample.load_image()
+        requests.append(model.look(image, sample.question).request)
+        images.append(model.vlm.encode_overview(image).feature.numpy())
+        for k in rng.permutation(len(settings)):
+            answer = request(model.vlm, image, sample.question, settings[k], max_new_tokens)
+            output[row, k], latency[row, k] = answer.num_output_tokens, answer.total_ms
+            for stage, ms in answer.stages_ms.items():
+                stages.setdefault(stage, np.zeros(shape))[row, k] = ms
+    return Measured(tuple(requests), np.stack(images), output, latency, stages)
+
+
+def calibrated(model: AdaptiveVLM, guard: AdaptiveGuard, measured: Measured, alpha: float) -> AdaptiveGuard:
+    """A guard for this machine.
+
+    Args:
+        guard: its latency model and lengths are kept, what it learnt is not.
+
+    Raises:
+        DataError: too few requests for this alpha.
+    """
+    needed = requests_needed(alpha)
+    if len(measured) < needed:
+        raise DataError(
+            f"{len(measured)} requests cannot calibrate a violation rate of {alpha:g}: that takes {needed}. Give "
+            f"--samples {needed} or more, or a larger --alpha."
+        )
+    fresh = AdaptiveGuard(guard.latency, guard.lengths, alpha, other_ms=model.controller_ms)
+    count = _for_scales(len(measured))
+    fresh.set_scales(_log_scales(fresh, measured, range(count)))
+    rest = range(count, len(measured))
+    bounds = [fresh.bounds(measured.requests[row]) for row in rest]
+    upper = np.stack([b.bounds_ms for b in bounds])
+    slowdown = np.array([b.slowdown for b in bounds])
+    reference_ms = float(model.controller.latency_reference_ms)
+    profiled_budgets = reference_ms * np.tile(np.array(BUDGET_SHARES), (len(rest), 1))
+    values = np.stack([_values(model, measured, row, profiled_budgets[0]) for row in rest])
+    latency = measured.latency_ms[count:] + model.controller_ms
+    loss = losses(values, upper, latency, profiled_budgets * slowdown[:, None])
+    done = AdaptiveGuard(guard.latency, guard.lengths, alpha, choose_factor(loss, alpha), model.controller_ms)
+    done.set_scales(fresh.log_scale)
+    return done
+
+
+def _for_scales(count: int) -> int:
+    return max(LEAST_FOR_SCALES, int(count * SCALE_SHARE))
+
+
+def _values(model: AdaptiveVLM, measured: Measured, row: int, budgets_ms: np.ndarray) -> np.ndarray:
+    """What the controller prefers for one request at each budget, ``[P, K]``."""
+    image, language = measured.image[row], measured.requests[row].feature
+    return np.stack([model.decider.values(image, language, budget, None) for budget in budgets_ms])
+
+
+def _log_scales(guard: AdaptiveGuard, measured: Measured, rows: range) -> np.ndarray:
+    """Median log ratio of measured to predicted time of each stage, ``[stages]``."""
+    ratios: list[list[float]] = [[] for _ in guard.latency.stages]
+    for row in rows:
+        size = measured.requests[row]
+        for k in range(measured.latency_ms.shape[1]):
+            predicted = guard.latency.stages_of(k, size.vision[k], size.language, measured.output[row, k])
+            for g, stage in enumerate(guard.latency.stages):
+                ms = measured.stages_ms[stage][row, k] if stage in measured.stages_ms else 0.0
+                if ms > 0 and predicted[g] > 0:
+                    ratios[g].append(float(np.log(ms / predicted[g])))
+    return np.array([np.median(found) if found else 0.0 for found in ratios])

@@ -1,0 +1,115 @@
+"""`budgetvlm evaluate --live`: the whole system on the real clock."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from budgetvlm.commands.calibrate import fresh_samples, open_system
+from budgetvlm.errors import ConfigError, OutputError
+
+if TYPE_CHECKING:
+    from budgetvlm.runtime import AdaptiveVLM
+    from budgetvlm.tasks import Sample
+
+LIVE_REPORT = "live.json"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags that only matter with --live."""
+    live = parser.add_argument_group("on the real clock (--live)")
+    live.add_argument("--live", action="store_true", help="run the whole system on held-out samples, with its guard")
+    live.add_argument("--model_path", default="reference", metavar="DIR", help="model directory (default: reference)")
+    live.add_argument("--dataset_name", default="signs", help="data set (default: signs)")
+    live.add_argument("--num_requests", type=int, default=1500, metavar="N", help="requests (default: 1500)")
+    live.add_argument("--load", type=int, default=0, metavar="N", help="busy processes beside the middle third")
+    live.add_argument("--num_threads", type=int, metavar="N", help="threads of torch (default: torch's own choice)")
+    live.add_argument("--device", default="cpu", help="torch device (default: cpu)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run, report."""
+    from dataclasses import asdict
+
+    from budgetvlm._io import write_json
+    from budgetvlm.live import run_live, summary
+    from budgetvlm.profiling.timing import hardware, versions
+
+    if not args.checkpoint:
+        raise ConfigError("--live needs a trained controller; give --checkpoint DIR")
+    _check(args)
+    model, task = open_system(args)
+    guard = model.guard
+    assert guard is not None
+    available = min(args.num_requests, task.num_samples(args.split))
+    samples = fresh_samples(task, args.split, available, args.seed, None)
+    reference_ms = reference_on_this_machine(model, samples)
+    records = run_live(
+        model, task, samples, num_requests=args.num_requests, reference_ms=reference_ms, load=args.load, seed=args.seed
+    )
+    found = summary(records, guard.alpha) | {
+        "reference_ms": reference_ms,
+        "load": args.load,
+        "drift": guard.drift,
+        "hardware": hardware(args.device),
+        "versions": versions(),
+    }
+    if args.output_dir:
+        write_json(args.output_dir / LIVE_REPORT, {**found, "records": [asdict(record) for record in records]})
+    print(json.dumps(found) if args.json else describe(found))
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise ConfigError or OutputError before any work is done."""
+    if args.num_requests < 1 or args.load < 0:
+        raise ConfigError(f"--num_requests {args.num_requests} has to be 1 or more and --load {args.load} 0 or more")
+    path: Path | None = args.output_dir / LIVE_REPORT if args.output_dir else None
+    if path is not None and path.exists() and not args.overwrite:
+        raise OutputError(f"{path} exists; add --overwrite to replace it, or choose another --output_dir")
+
+
+def reference_on_this_machine(model: AdaptiveVLM, samples: list[Sample]) -> float:
+    """The full setting's time here: that of the profile times how much slower this machine runs it now."""
+    import numpy as np
+
+    slowdown = [model.look(s.load_image(), s.question).bounds.slowdown for s in samples[:20]]
+    return float(model.controller.latency_reference_ms) * float(np.median(slowdown))
+
+
+def describe(found: dict[str, Any]) -> str:
+    """Tables for people."""
+    systems = found["systems"]
+    lines = [
+        f"{found['requests']} requests on the real clock, budgets 0.35 to 1 x {found['reference_ms']:.1f} ms; at most "
+        f"{found['alpha']:.1%} may be late",
+        "",
+        f"{'':24} {'late':>6} {'95% interval':>15} {'accuracy':>9} {'mean ms':>8} {'budget used':>12} {'cut':>5} "
+        f"{'nothing fits':>13}",
+    ]
+    for name, figures in systems.items():
+        lines.append(_row(name, figures["all"]))
+        phases = figures["by_phase"] if len(figures["by_phase"]) > 1 else {}
+        lines += [_row(f"  {phase}", part) for phase, part in phases.items()]
+        lines += [_row(f"  budget {share}", part) for share, part in figures["by_budget"].items()]
+        worst = figures["worst_group"]
+        if worst:
+            lines.append(_row(f"  worst: {worst['label']} {worst['name']}", worst))
+    own = systems["guarded"]["all"]
+    share = own["controller_ms"] / own["latency_ms"]
+    lines += ["", f"features, controller and guard: {own['controller_ms']:.2f} ms a request ({share:.1%} of its time)"]
+    if found["drift"]:
+        stages = ", ".join(f"{stage} x {factor:.2f}" for stage, factor in found["drift"].items())
+        lines.append(f"drift since calibration: {stages}")
+    return "\n".join(lines)
+
+
+def _row(name: str, figures: dict[str, Any]) -> str:
+    low, high = figures["interval"]
+    used = "" if figures["used_median"] is None else f"{figures['used_median']:.0%}"
+    return (
+        f"{name:24} {figures['violation_rate']:6.1%} {f'{low:.1%} to {high:.1%}':>15} {figures['accuracy']:9.1%} "
+        f"{figures['latency_ms']:8.1f} {used:>12} {figures['cut']:5d} {figures['infeasible']:13d}"
+    )

@@ -1,0 +1,240 @@
+"""Evaluation on the clock: the whole system answers held-out questions, and every budget is checked on the real clock.
+
+Two systems take turns on each request, in random order: one with its guard, one without (a setting is allowed if it is
+expected to keep the budget on average, and nothing is learnt). Budgets are drawn at random from a grid, samples come in
+random order. Busy processes may run beside it in the middle third, to see what the guard does about them.
+
+Shapes: R requests. Times in ms.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from scipy.stats import binomtest
+from tqdm import tqdm
+
+from budgetvlm.adaptive import AdaptiveGuard, Bounds, Request
+from budgetvlm.controller.validation import BUDGET_SHARES
+from budgetvlm.runtime import AdaptiveVLM, Answer
+from budgetvlm.tasks import Sample, Task
+
+System = Literal["guarded", "unguarded"]
+Phase = Literal["before", "loaded", "after"]
+LEAST_GROUP = 200  # requests that a group needs to be judged alone
+
+
+class Unguarded(AdaptiveGuard):
+    """Allows what is expected to keep the budget on average, and learns nothing: what is done without a guard."""
+
+    def bounds(self, request: Request) -> Bounds:
+        bounds = super().bounds(request)
+        return replace(bounds, bounds_ms=bounds.predicted_ms)
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class LiveRecord:
+    """One request: what was asked for and what came of it.
+
+    Attributes:
+        number: place in the run. phase: whether busy processes ran beside it.
+        groups: labels of the sample, and "length" as the guard sees it.
+    """
+
+    system: System
+    number: int
+    phase: Phase
+    sample_id: str
+    groups: dict[str, str]
+    budget_share: float
+    budget_ms: float
+    latency_ms: float
+    controller_ms: float
+    promised: bool
+    violated: bool
+    accuracy: float
+    finish_reason: str
+    setting: dict[str, Any]
+
+
+def run_live(
+    guarded: AdaptiveVLM,
+    task: Task,
+    samples: Sequence[Sample],
+    *,
+    num_requests: int,
+    reference_ms: float,
+    budget_shares: Sequence[float] = BUDGET_SHARES,
+    load: int = 0,
+    seed: int = 0,
+    progress: bool = True,
+) -> list[LiveRecord]:
+    """Answer requests with both systems.
+
+    Args:
+        guarded: its guard learns on.
+        samples: drawn from at random, without replacement while they last.
+        num_requests: of each system.
+        reference_ms: the full setting's time on this machine; budgets are shares of it.
+        load: busy processes beside the middle third.
+    """
+    assert guarded.guard is not None
+    rng = np.random.default_rng(seed)
+    frozen = Unguarded.from_dict(guarded.guard.to_dict())
+    systems: dict[System, AdaptiveVLM] = {
+        "guarded": guarded,
+        "unguarded": AdaptiveVLM(guarded.vlm, guarded.controller, frozen),
+    }
+    order = np.concatenate([rng.permutation(len(samples)) for _ in range(-(-num_requests // len(samples)))])
+    records = []
+    bar = tqdm(total=num_requests, desc="live", unit="request", disable=not progress)
+    with bar, _Load(load) as busy:
+        for number in range(num_requests):
+            phase = _phase(number, num_requests, load)
+            busy.set(phase == "loaded")
+            sample, share = samples[order[number]], float(rng.choice(np.asarray(budget_shares)))
+            image = sample.load_image()
+            for name in rng.permutation(list(systems)):
+                system = systems[name]
+                budget_ms = share * reference_ms
+                answer = system.generate(
+                    image, sample.question, budget_ms=budget_ms, max_new_tokens=task.max_new_tokens
+                )
+                records.append(_record(name, number, phase, sample, share, answer, task))
+            bar.update()
+    return records
+
+
+def _record(
+    system: System, number: int, phase: Phase, sample: Sample, share: float, answer: Answer, task: Task
+) -> LiveRecord:
+    return LiveRecord(
+        system=system,
+        number=number,
+        phase=phase,
+        sample_id=sample.sample_id,
+        groups={**sample.groups, "vision tokens": str(answer.num_vision_tokens)},
+        budget_share=share,
+        budget_ms=answer.budget_ms,
+        latency_ms=answer.latency_ms,
+        controller_ms=answer.controller_ms,
+        promised=answer.feasible,
+        violated=not answer.budget_met,
+        accuracy=task.score(answer.answer, sample),
+        finish_reason=answer.finish_reason,
+        setting=dict(answer.setting),
+    )
+
+
+def _phase(number: int, total: int, load: int) -> Phase:
+    if not load or number < total // 3:
+        return "before"
+    return "loaded" if number < 2 * total // 3 else "after"
+
+
+class _Load:
+    """Busy processes that can be switched on and off; none is left behind."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._on = multiprocessing.get_context("spawn").Event()
+        self._processes: list[Any] = []
+
+    def __enter__(self) -> _Load:
+        context = multiprocessing.get_context("spawn")
+        self._processes = [context.Process(target=_spin, args=(self._on,), daemon=True) for _ in range(self._count)]
+        for process in self._processes:
+            process.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for process in self._processes:
+            process.terminate()
+            process.join()
+
+    def set(self, on: bool) -> None:
+        """Spin, or wait."""
+        if on != self._on.is_set():
+            (self._on.set if on else self._on.clear)()
+
+
+def _spin(on: Any) -> None:
+    while True:
+        on.wait()
+        for _ in range(100_000):
+            pass
+
+
+def summary(records: Sequence[LiveRecord], alpha: float) -> dict[str, Any]:
+    """Violations with binomial intervals, accuracy and use of the budget; for both systems, JSON-able.
+
+    A violation is a request over its budget although a setting was expected to keep it. Requests for which none was
+    are counted as "infeasible", and whether they were over is told apart.
+    """
+    return {
+        "alpha": alpha,
+        "requests": sum(r.system == "guarded" for r in records),
+        "systems": {
+            name: _system([r for r in records if r.system == name]) for name in dict.fromkeys(r.system for r in records)
+        },
+    }
+
+
+def _system(records: Sequence[LiveRecord]) -> dict[str, Any]:
+    labels = sorted({name for r in records for name in r.groups} - {"image_id", "split"})
+    return {
+        "all": _figures(records),
+        "by_budget": _by(records, lambda r: f"{r.budget_share:g}"),
+        "by_phase": _by(records, lambda r: r.phase),
+        "by_group": {label: _by_label(records, label) for label in labels},
+        "worst_group": _worst(records, labels),
+        "stretches": [_figures(records[i : i + 100]) for i in range(0, len(records), 100)],
+    }
+
+
+def _by(records: Sequence[LiveRecord], key: Callable[[LiveRecord], str]) -> dict[str, Any]:
+    names = dict.fromkeys(sorted(key(r) for r in records))
+    return {name: _figures([r for r in records if key(r) == name]) for name in names}
+
+
+def _by_label(records: Sequence[LiveRecord], label: str) -> dict[str, Any]:
+    return _by(records, lambda r: r.groups.get(label, ""))
+
+
+def _worst(records: Sequence[LiveRecord], labels: Sequence[str]) -> dict[str, Any] | None:
+    """The group of at least `LEAST_GROUP` requests with the highest violation rate."""
+    found = [
+        {"label": label, "name": name, **figures}
+        for label in labels
+        for name, figures in _by_label(records, label).items()
+        if figures["requests"] >= LEAST_GROUP
+    ]
+    return max(found, key=lambda group: group["violation_rate"], default=None)
+
+
+def _figures(records: Sequence[LiveRecord]) -> dict[str, Any]:
+    """The figures of some requests."""
+    violations = sum(r.violated and r.promised for r in records)
+    interval = binomtest(violations, len(records)).proportion_ci(method="wilson")
+    promised = [r for r in records if r.promised]
+    used = [r.latency_ms / r.budget_ms for r in promised]
+    return {
+        "requests": len(records),
+        "violations": violations,
+        "violation_rate": violations / len(records),
+        "interval": [float(interval.low), float(interval.high)],
+        "infeasible": len(records) - len(promised),
+        "infeasible_over": sum(r.violated and not r.promised for r in records),
+        "cut": sum(r.finish_reason == "budget" for r in records),
+        "accuracy": float(np.mean([r.accuracy for r in records])),
+        "latency_ms": float(np.mean([r.latency_ms for r in records])),
+        "used_median": float(np.median(used)) if used else None,
+        "controller_ms": float(np.median([r.controller_ms for r in records])),
+    }

@@ -1,0 +1,216 @@
+"""Calibration and evaluation on the clock, with a tiny model: what is measured, counted and said."""
+
+import json
+
+import numpy as np
+import pytest
+from tiny_vlm import write_tiny_model
+
+from budgetvlm.adaptive import AdaptiveGuard
+from budgetvlm.calibrate import calibrated, measure, requests_needed
+from budgetvlm.cli import main
+from budgetvlm.controller.network import GRPOController
+from budgetvlm.errors import DataError, InputError
+from budgetvlm.features import Features
+from budgetvlm.knobs import KnobSpace
+from budgetvlm.live import LiveRecord, run_live, summary
+from budgetvlm.runtime import AdaptiveVLM
+from budgetvlm.table import ProfileTable
+from budgetvlm.tasks import load_task
+from budgetvlm.vlm import load_vlm
+
+SPACE = KnobSpace({"max_crops": [1, 4], "top_k": [4], "num_active_blocks": [2, 4]})
+TASK = load_task("signs")
+REQUESTS = 30
+
+
+def controller(reference_ms=20.0):
+    """Likes the dearer setting better, and knows part of the model's space."""
+    made = GRPOController(
+        image_feat_dim=64, lang_feat_dim=32, hidden_dim=8, knob_values=SPACE.to_dict(),
+        latency_reference_ms=reference_ms, default_price=0.0,
+    )  # fmt: skip
+    made.start_from([0.1, 0.3, 0.5, 0.9])
+    return made
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """A tiny model that reads the words of the bundled task, for what it is worth."""
+    return write_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def vlm(directory):
+    return load_vlm(str(directory))
+
+
+@pytest.fixture(scope="module")
+def measured(vlm):
+    samples = list(TASK.samples("train", REQUESTS))
+    return measure(AdaptiveVLM(vlm, controller()), samples, 4, progress=False)
+
+
+@pytest.fixture(scope="module")
+def guard(measured):
+    """A guard fitted on what was measured, as training does it."""
+    shape = measured.latency_ms.shape
+    language = np.broadcast_to([[r.language] for r in measured.requests], shape)
+    tokens = {"vision": [r.vision for r in measured.requests], "language": language, "output": measured.output}
+    table = ProfileTable.from_arrays(
+        SPACE, range(REQUESTS), np.zeros(shape), measured.latency_ms, stages_ms=measured.stages_ms, tokens=tokens
+    )
+    features = Features(table.sample_ids, measured.image, np.stack([r.feature for r in measured.requests]))
+    return AdaptiveGuard.fit(table, features)
+
+
+@pytest.fixture
+def system(vlm, guard, measured):
+    reference_ms = float(np.median(measured.latency_ms[:, -1]))
+    return AdaptiveVLM(vlm, controller(reference_ms), AdaptiveGuard.from_dict(guard.to_dict()))
+
+
+def test_measured_is_what_the_requests_are(measured):
+    assert measured.latency_ms.shape == (REQUESTS, 4) and (measured.latency_ms > 0).all()
+    np.testing.assert_allclose(sum(measured.stages_ms.values()), measured.latency_ms)
+    assert measured.requests[0].vision.tolist() == [4, 4, 20, 20]
+    assert ((measured.output >= 1) & (measured.output <= 4)).all()
+
+
+def test_calibration_refits_this_machines_speed_and_needs_enough_requests(system, guard, measured):
+    twice = {name: 2 * ms for name, ms in measured.stages_ms.items()}
+    slower = type(measured)(measured.requests, measured.image, measured.output, 2 * measured.latency_ms, twice)
+    found = calibrated(system, guard, slower, 0.05)
+    np.testing.assert_allclose(np.exp(found.log_scale), 2.0, rtol=0.25)
+    assert found.bounds(measured.requests[0]).slowdown == pytest.approx(2.0, rel=0.25)
+    assert found.drift == {} and found.start != 0.0
+    assert (requests_needed(0.05), requests_needed(0.01)) == (28, 148)
+    with pytest.raises(DataError, match=r"30 requests cannot calibrate a violation rate of 0\.01: that takes 148"):
+        calibrated(system, guard, measured, 0.01)
+
+
+def test_requests_are_bounded_and_learnt_from(system, measured):
+    sample = next(TASK.samples("train", 2))
+    ample = system.generate(sample.load_image(), sample.question, budget_ms=1e5, max_new_tokens=4)
+    assert ample.feasible and ample.budget_met and ample.setting == SPACE.full
+    assert 0 < ample.predicted_ms < 1e5
+    assert sum(count for count, _ in system.guard.counts.values()) == 1
+    before = system.guard.bounds(measured.requests[0]).bounds_ms
+    system.generate(sample.load_image(), sample.question, budget_ms=1e5, max_new_tokens=4)
+    assert (system.guard.bounds(measured.requests[0]).bounds_ms != before).any()
+
+
+def test_what_is_done_where_nothing_fits(system, monkeypatch):
+    sample = next(TASK.samples("train", 2))
+    request = sample.load_image(), sample.question
+    fastest = system.generate(*request, budget_ms=0.5)
+    assert fastest.best_effort and not fastest.budget_met and fastest.setting == SPACE.cheapest
+    monkeypatch.setattr(system.vlm, "encode_overview", lambda image: pytest.fail("the model ran"))
+    with pytest.raises(InputError, match=r"budget_ms=0.5 cannot be kept.*fastest setting is expected"):
+        system.generate(*request, budget_ms=0.5, when_infeasible="reject")
+    with pytest.raises(InputError, match="when_infeasible='never' is unknown"):
+        system.generate(*request, budget_ms=50, when_infeasible="never")
+
+
+def test_best_effort_takes_what_keeps_the_budget_on_average(system, measured):
+    """Bounds are ten times what is expected, so nothing is promised; the dearest setting is still likely to fit."""
+    system.guard.start = np.log(10.0)
+    sample = next(TASK.samples("train", 2))
+    outlook = system.look(sample.load_image(), sample.question)
+    budget = 2 * outlook.bounds.predicted_ms.max()
+    assert not outlook.allowed(budget).any()
+    allowed = system._allowed(outlook, budget, budget, "best_effort")
+    assert allowed.all()
+    assert not system._allowed(outlook, budget, budget, "fastest").any()
+
+
+def test_waiting_counts(system):
+    import time
+
+    sample = next(TASK.samples("train", 2))
+    answer = system.generate(
+        sample.load_image(), sample.question, budget_ms=300.0, max_new_tokens=2, arrived_s=time.perf_counter() - 10
+    )
+    assert answer.latency_ms > 10_000 and not answer.budget_met and answer.best_effort
+
+
+def test_an_answer_stops_before_the_token_that_would_be_late(system):
+    """Every step is expected to take longer than there is left after the first token."""
+    from budgetvlm.vlm import Deadline
+
+    sample = next(TASK.samples("train", 2))
+    full = system.vlm.generate(sample.load_image(), sample.question, SPACE.full, max_new_tokens=4)
+    late = Deadline(at_s=0.0, step_ms=1.0)
+    cut = system.vlm.generate(sample.load_image(), sample.question, SPACE.full, max_new_tokens=4, deadline=late)
+    if full.num_output_tokens == 1:
+        assert cut.token_ids == full.token_ids and cut.finish_reason == "stop"
+    else:
+        assert cut.token_ids == full.token_ids[:1] and cut.finish_reason == "budget"
+    ample = Deadline(at_s=1e12, step_ms=1.0)
+    again = system.vlm.generate(sample.load_image(), sample.question, SPACE.full, max_new_tokens=4, deadline=ample)
+    assert (again.token_ids, again.finish_reason) == (full.token_ids, full.finish_reason)
+
+
+def test_both_systems_get_the_same_requests(system, measured):
+    samples = list(TASK.samples("validation", 12))
+    reference_ms = float(np.median(measured.latency_ms[:, -1]))
+    records = run_live(system, TASK, samples, num_requests=20, reference_ms=reference_ms, load=1, progress=False)
+    assert len(records) == 40
+    by_number = {n: {r.system: r for r in records if r.number == n} for n in range(20)}
+    for pair in by_number.values():
+        assert pair["guarded"].sample_id == pair["unguarded"].sample_id
+        assert pair["guarded"].budget_ms == pair["unguarded"].budget_ms
+    assert [pair["guarded"].phase for pair in by_number.values()] == ["before"] * 6 + ["loaded"] * 7 + ["after"] * 7
+    found = summary(records, 0.05)
+    assert found["requests"] == 20 and set(found["systems"]) == {"guarded", "unguarded"}
+    json.dumps(found, allow_nan=False)
+
+
+def record(number, violated, promised=True, **changes):
+    return LiveRecord(
+        **{
+            "system": "guarded", "number": number, "phase": "before", "sample_id": str(number),
+            "groups": {"kind": "a" if number % 2 else "b"}, "budget_share": 0.5, "budget_ms": 50.0,
+            "latency_ms": 60.0 if violated else 40.0, "controller_ms": 0.5, "promised": promised,
+            "violated": violated, "accuracy": 1.0, "finish_reason": "stop", "setting": {}, **changes,
+        }
+    )  # fmt: skip
+
+
+def test_violations_are_of_promises_alone():
+    records = [record(n, violated=n < 10, promised=n >= 5) for n in range(100)]
+    figures = summary(records, 0.05)["systems"]["guarded"]["all"]
+    assert (figures["violations"], figures["violation_rate"]) == (5, 0.05)
+    assert (figures["infeasible"], figures["infeasible_over"]) == (5, 5)
+    low, high = figures["interval"]
+    assert low == pytest.approx(0.0215, abs=1e-3) and high == pytest.approx(0.1118, abs=1e-3)  # Wilson 1927
+    assert figures["used_median"] == pytest.approx(0.8)
+
+
+def test_the_worst_group_is_one_that_is_large_enough():
+    records = [record(n, violated=n % 2 == 1 and n < 100) for n in range(500)]
+    records += [record(n, violated=True, groups={"kind": "rare"}) for n in range(500, 510)]
+    worst = summary(records, 0.05)["systems"]["guarded"]["worst_group"]
+    assert (worst["label"], worst["name"], worst["violations"], worst["requests"]) == ("kind", "a", 50, 250)
+
+
+def test_the_commands(system, directory, tmp_path, capsys):
+    system.controller.save_pretrained(tmp_path / "controller")
+    where = ["--model_path", str(directory), "--checkpoint", str(tmp_path / "controller")]
+    assert main(["calibrate", *where, "--samples", "28"]) == 2
+    assert "no guard.json lies beside the controller" in capsys.readouterr().err
+    (tmp_path / "controller" / "guard.json").write_text(json.dumps(system.guard.to_dict()))
+    assert main(["calibrate", *where, "--samples", "20"]) == 2
+    assert "--samples 20 cannot promise a violation rate of 0.05: that takes 28" in capsys.readouterr().err
+    assert main(["calibrate", *where, "--samples", "28", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert set(document["stages"]) == {"preprocess", "vision", "prefill", "decode"} and document["alpha"] == 0.05
+    live = ["evaluate", "--live", *where, "--num_requests", "10", "--output_dir", str(tmp_path / "out")]
+    assert main(live) == 0
+    out = capsys.readouterr().out
+    assert "10 requests on the real clock" in out and "guarded" in out and "unguarded" in out
+    assert len(json.loads((tmp_path / "out" / "live.json").read_text())["records"]) == 20
+    assert main(live) == 2
+    assert "add --overwrite" in capsys.readouterr().err
+    assert main(["evaluate", "--live"]) == 2
+    assert "needs a trained controller" in capsys.readouterr().err
