@@ -113,8 +113,8 @@ def test_what_is_done_where_nothing_fits(system, monkeypatch):
 
 
 def test_best_effort_takes_what_keeps_the_budget_on_average(system, measured):
-    """Bounds are ten times what is expected, so nothing is promised; the dearest setting is still likely to fit."""
-    system.guard.start = np.log(10.0)
+    """Bounds are far above what is expected, so nothing is promised; every setting is still likely to fit."""
+    system.guard.start = np.log(1e4)
     sample = next(TASK.samples("train", 2))
     outlook = system.look(sample.load_image(), sample.question)
     budget = 2 * outlook.bounds.predicted_ms.max()
