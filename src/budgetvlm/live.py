@@ -19,8 +19,9 @@ from scipy.stats import binomtest
 from tqdm import tqdm
 
 from budgetvlm.adaptive import AdaptiveGuard, Bounds, Request
+from budgetvlm.answer import Answer
 from budgetvlm.controller.validation import BUDGET_SHARES
-from budgetvlm.runtime import AdaptiveVLM, Answer
+from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.tasks import Sample, Task
 
 System = Literal["guarded", "unguarded"]

@@ -10,7 +10,7 @@ import json
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from budgetvlm.runtime import Answer
+    from budgetvlm.answer import Answer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--price", type=float, metavar="X", help="accuracy given for one latency of the full setting; 0: use the budget"
     )
+    add(
+        "--when-infeasible", default="fastest", choices=["fastest", "reject", "best_effort"],
+        help="where no setting is expected to keep the budget: take the fastest (default), refuse, or take one that "
+        "keeps it on average",
+    )  # fmt: skip
     add("--max_new_tokens", type=int, default=16, metavar="N", help="longest answer (default: 16)")
     add("--num_threads", type=int, metavar="N", help="threads of torch (default: torch's own choice)")
     add("--device", default="cpu", help="torch device (default: cpu)")
@@ -32,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask once; what is wrong with the request is found before a model is opened."""
-    from budgetvlm.runtime import AdaptiveVLM, check_request
+    from budgetvlm.answer import check_request
+    from budgetvlm.runtime import AdaptiveVLM
     from budgetvlm.vlm.images import open_image
 
     check_request(args.question, args.budget_ms, args.price)
@@ -41,7 +47,12 @@ def run(args: argparse.Namespace) -> int:
         args.model_path, args.checkpoint, device=args.device, num_threads=args.num_threads
     )
     answer = model.generate(
-        image, args.question, budget_ms=args.budget_ms, price=args.price, max_new_tokens=args.max_new_tokens
+        image,
+        args.question,
+        budget_ms=args.budget_ms,
+        price=args.price,
+        max_new_tokens=args.max_new_tokens,
+        when_infeasible=args.when_infeasible,
     )
     print(json.dumps(answer.to_dict(), ensure_ascii=False) if args.json else describe(answer))
     return 0
@@ -58,9 +69,9 @@ def describe(answer: Answer) -> str:
         f"budget   {answer.budget_ms:g} ms {'met' if answer.budget_met else 'missed'}",
     ]
     if answer.best_effort:
-        lines.append(
-            "note     no setting is expected to keep this budget: best effort with the one expected to be fastest"
-        )
+        lines.append("note     no setting is expected to keep this budget: best effort")
     if answer.finish_reason == "length":
         lines.append("note     the answer was cut at max_new_tokens")
+    if answer.finish_reason == "budget":
+        lines.append("note     the answer was cut where the budget would not have held another token")
     return "\n".join(lines)

@@ -1,0 +1,133 @@
+"""A request and its answer: what may be asked, what was chosen, what came of it and what it cost. Times in ms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from budgetvlm.errors import InputError
+from budgetvlm.knobs import Setting
+from budgetvlm.vlm import STAGES, Generation
+
+Infeasible = Literal["fastest", "reject", "best_effort"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer within a budget, and what it cost.
+
+    Attributes:
+        answer: the text.
+        setting: the knobs that were chosen.
+        latency_ms: from the decoded image, or the request's arrival, to the last token, all included.
+        stages_ms: "preprocess", "vision", "controller", "prefill", "decode"; the controller's share is its own, the
+            features that it needs beyond the model's included.
+        predicted_ms: the bound on the latency that the choice relied on; None where the controller has no bounds.
+        budget_ms: what was asked for.
+        budget_met: whether ``latency_ms`` kept it.
+        feasible: whether any setting was expected to keep it. If not, this is the best effort.
+        finish_reason: "stop" (the answer ended), "length" (it was cut at max_new_tokens) or "budget" (it was cut where
+            the budget would not have held another token).
+        num_vision_tokens, num_language_tokens, num_output_tokens: counts.
+    """
+
+    answer: str
+    setting: Setting
+    latency_ms: float
+    stages_ms: dict[str, float]
+    predicted_ms: float | None
+    budget_ms: float
+    budget_met: bool
+    feasible: bool
+    finish_reason: str
+    num_vision_tokens: int
+    num_language_tokens: int
+    num_output_tokens: int
+
+    @property
+    def best_effort(self) -> bool:
+        """The budget is below what the cheapest setting is expected to take."""
+        return not self.feasible
+
+    @property
+    def controller_ms(self) -> float:
+        """The controller's own time."""
+        return self.stages_ms["controller"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {**vars(self), "setting": dict(self.setting), "best_effort": self.best_effort}
+
+    def __str__(self) -> str:
+        met = "met" if self.budget_met else "missed"
+        effort = ", best effort: below the cheapest setting's time" if self.best_effort else ""
+        return (
+            f"{self.answer!r} in {self.latency_ms:.1f} ms, budget {self.budget_ms:.1f} ms {met}{effort}; "
+            f"{self.setting}; controller {self.controller_ms:.1f} ms"
+        )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the controller chose: the setting and its number, whether the budget allows any, the bound it relied on."""
+
+    setting: Setting
+    index: int
+    feasible: bool
+    predicted_ms: float | None
+
+
+def check_request(
+    question: str, budget_ms: float, price: float | None = None, when_infeasible: str = "fastest"
+) -> None:
+    """What can be told of a request without a model.
+
+    Raises:
+        InputError: an empty question, a budget or a price that is not usable; all problems at once.
+    """
+    problems = list(_request_problems(question, budget_ms, price))
+    if when_infeasible not in get_args(Infeasible):
+        problems.append(
+            f"when_infeasible={when_infeasible!r} is unknown; choose from {', '.join(get_args(Infeasible))}"
+        )
+    if problems:
+        raise InputError("; ".join(problems))
+
+
+def _request_problems(question: Any, budget_ms: Any, price: Any) -> Iterator[str]:
+    if not isinstance(question, str) or not question.strip():
+        yield f"the question is empty ({question!r}); ask something about the image"
+    if not _is_number(budget_ms) or budget_ms <= 0:
+        yield f"budget_ms={budget_ms!r} is not a positive number of milliseconds; give one, for example 40"
+    if price is not None and (not _is_number(price) or price < 0):
+        yield f"price={price!r} is not a number of 0 or more; 0 means: use what the budget allows"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def make_answer(
+    choice: Choice, generation: Generation, controller_ms: float, latency_ms: float, budget_ms: float
+) -> Answer:
+    """The answer to a request from what its parts say; the controller's time is a stage beside the model's."""
+    before, after = STAGES[:2], STAGES[2:]
+    stages = {stage: generation.stages_ms[stage] for stage in before}
+    stages["controller"] = controller_ms
+    stages |= {stage: generation.stages_ms[stage] for stage in after}
+    return Answer(
+        answer=generation.text,
+        setting=choice.setting,
+        latency_ms=latency_ms,
+        stages_ms=stages,
+        predicted_ms=choice.predicted_ms,
+        budget_ms=budget_ms,
+        budget_met=latency_ms <= budget_ms,
+        feasible=choice.feasible,
+        finish_reason=generation.finish_reason,
+        num_vision_tokens=generation.num_vision_tokens,
+        num_language_tokens=generation.num_language_tokens,
+        num_output_tokens=generation.num_output_tokens,
+    )
