@@ -20,7 +20,7 @@ from budgetvlm.tasks import signs
 TILE = 64
 TOKENS_PER_TILE = 16
 NUM_BLOCKS = 8
-KNOB_SPACE = {"max_crops": [1, 4, 12], "top_k": [1, 4, 12], "num_active_blocks": [2, 4, 8]}
+KNOB_SPACE = {"max_crops": [1, 4, 12], "top_k": [1, 2, 12], "num_active_blocks": [3, 4, 8]}
 SPECIAL = ["<pad>", "<unk>", "</s>", "<img>", "</img>", "<IMG_CONTEXT>", "<a>"]
 PROMPT = "<img>{image}</img>{question}<a>"
 

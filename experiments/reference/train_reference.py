@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--language_steps", type=int, default=1600)
     parser.add_argument("--vision_steps", type=int, default=2200)
     parser.add_argument("--projector_steps", type=int, default=500)
-    parser.add_argument("--joint_steps", type=int, default=2000)
+    parser.add_argument("--joint_steps", type=int, default=1700)
     parser.add_argument("--export", type=Path, help="write the newest lesson as a model here and stop")
     parser.add_argument("--order_scenes", type=int, default=64, help="--export: scenes to measure the blocks on")
     return parser

@@ -76,14 +76,21 @@ def crowded_scene(rng: np.random.Generator) -> signs.Scene:
     return signs.Scene(difficulty, tuple(placed), shapes, int(rng.integers(2**40) + low))
 
 
+# Shares of the scenes in this lesson; small print takes the most practice.
+LESSON_SHARES = (0.5, 0.22, 0.28)
 READABLE_AT = {"large": (1, 4, 12), "medium": (4, 12), "small": (12,)}
+
+
+def _scene(seed: int) -> signs.Scene:
+    """A scene of the task, its difficulty by `LESSON_SHARES`."""
+    return signs.make_scene(seed, signs.DIFFICULTIES[np.random.default_rng(seed).choice(3, p=LESSON_SHARES)])
 
 
 def lesson(rng: np.random.Generator, tiles: int) -> tuple[torch.Tensor, torch.Tensor]:
     """A batch of tiles with something to read: pixels ``[B, 3, 64, 64]`` and labels ``[B, 8, 8, 5]``."""
     pictures, labels, count = [], [], 0
     while count < tiles:
-        scene = crowded_scene(rng) if rng.random() < 0.7 else signs.make_scene(int(rng.integers(2**50)))
+        scene = crowded_scene(rng) if rng.random() < 0.7 else _scene(int(rng.integers(2**50)))
         options = READABLE_AT[scene.difficulty]
         crops = int(rng.choice(options)) if rng.random() < 0.9 else int(rng.choice((1, 4, 12)))
         y = tile_labels(scene, crops)

@@ -54,7 +54,7 @@ FONT_SIZES = {"large": (34, 42), "medium": (18, 22), "small": (11, 13)}
 DIFFICULTIES = tuple(FONT_SIZES)
 NUM_SIGNS = {"large": (2, 3), "medium": (2, 4), "small": (2, 4)}
 SIGN_MARGIN = {"large": 12.0, "medium": 6.0, "small": 4.0}
-DIFFICULTY_SHARES = (0.50, 0.22, 0.28)
+DIFFICULTY_SHARES = (0.5, 0.3, 0.2)
 KINDS = ("shape", "read", "price", "origin", "digits", "sum", "largest")
 KIND_SHARES = {
     "large": (0.05, 0.08, 0.20, 0.17, 0.14, 0.20, 0.16),
