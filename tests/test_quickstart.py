@@ -1,4 +1,4 @@
-"""The quickstart on a tiny model: all five steps, three decisions, and a second run that measures nothing again."""
+"""The quickstart on a tiny model: all six steps, three decisions, and a second run that measures nothing again."""
 
 import json
 
@@ -22,11 +22,11 @@ def model(tmp_path_factory):
 def test_from_nothing_to_a_picture_and_again(model, tmp_path, capsys):
     output = tmp_path / "quickstart"
     words = ["quickstart", "--model_path", str(model), "--output_dir", str(output)]
-    small = ["--num_samples", "36", "--num_timed", "9", "--num_epochs", "1"]
+    small = ["--num_samples", "36", "--num_timed", "9", "--num_epochs", "1", "--num_calibrated", "28"]
 
     assert cli.main([*words, *small]) == 0
     first = capsys.readouterr().out
-    assert [f"[{n}/5]" in first for n in range(1, 6)] == [True] * 5
+    assert [f"[{n}/6]" in first for n in range(1, 7)] == [True] * 6
     assert "Accuracy under a budget" in first
     assert first.count("   answer   ") == first.count("   budget   ") == 3
     assert first.rstrip().endswith(f"Picture: {output / 'evaluation.png'}")
@@ -35,7 +35,8 @@ def test_from_nothing_to_a_picture_and_again(model, tmp_path, capsys):
     measured = {path: path.stat().st_mtime_ns for path in output.glob("exp*/**/*.json")}
     assert len(measured) == 2 * 8
     assert cli.main([*words, *small]) == 0
-    assert "8 of 8 settings are finished already" in capsys.readouterr().out
+    second = capsys.readouterr().out
+    assert "8 of 8 settings are finished already" in second and "it is calibrated already" in second
     assert {path: path.stat().st_mtime_ns for path in output.glob("exp*/**/*.json")} == measured
 
     assert cli.main([*words, "--num_samples", "40", *small[2:]]) == 2

@@ -95,6 +95,7 @@ class AdaptiveGuard:
         alpha: the share of requests that may break their budgets.
         factor: what calibration multiplies the predicted times by, to begin with.
         other_ms: the cost of features, controller and guard, to begin with.
+        calibrated_on: how many requests calibrated it; without any it promises nothing.
 
     Raises:
         ConfigError: an alpha outside (0, 1), a factor or cost that cannot be.
@@ -107,11 +108,13 @@ class AdaptiveGuard:
         alpha: float = 0.05,
         factor: float = 1.0,
         other_ms: float = 0.0,
+        calibrated_on: int = 0,
     ) -> None:
         samples_needed(alpha)
         if not 0 < factor < math.inf or not 0 <= other_ms < math.inf:
             raise ConfigError(f"factor={factor!r} has to be above 0 and other_ms={other_ms!r} 0 or more")
         self.latency, self.lengths, self.alpha = latency, lengths, alpha
+        self.calibrated_on = calibrated_on
         self.start = _limited(math.log(factor))
         self.q: dict[Group, float] = {}
         self.counts: dict[Group, list[int]] = {}  # requests, violations
@@ -220,6 +223,7 @@ class AdaptiveGuard:
             "latency": self.latency.to_dict(),
             "lengths": self.lengths.to_dict(),
             "alpha": self.alpha,
+            "calibrated_on": self.calibrated_on,
             "start": self.start,
             "q": dict(self.q),
             "log_scale": self.log_scale.tolist(),
@@ -237,7 +241,8 @@ class AdaptiveGuard:
             )
         try:
             latency, lengths = LatencyModel.from_dict(document["latency"]), LengthModel.from_dict(document["lengths"])
-            guard = cls(latency, lengths, document["alpha"], math.exp(document["start"]), document["other_ms"])
+            factor = math.exp(document["start"])
+            guard = cls(latency, lengths, document["alpha"], factor, document["other_ms"], document["calibrated_on"])
             guard.q = {str(group): _limited(float(q)) for group, q in document["q"].items()}
             guard.log_scale = np.array(document["log_scale"], dtype=np.float64)
             guard.calibrated_scale = np.array(document["calibrated_scale"], dtype=np.float64)

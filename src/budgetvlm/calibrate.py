@@ -98,7 +98,8 @@ def calibrated(model: AdaptiveVLM, guard: AdaptiveGuard, measured: Measured, alp
     values = np.stack([_values(model, measured, row, profiled_budgets[0]) for row in rest])
     latency = measured.latency_ms[count:] + model.controller_ms
     loss = losses(values, upper, latency, profiled_budgets * slowdown[:, None])
-    done = AdaptiveGuard(guard.latency, guard.lengths, alpha, choose_factor(loss, alpha), model.controller_ms)
+    factor = choose_factor(loss, alpha)
+    done = AdaptiveGuard(guard.latency, guard.lengths, alpha, factor, model.controller_ms, len(measured))
     done.set_scales(fresh.log_scale)
     return done
 

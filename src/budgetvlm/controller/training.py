@@ -150,8 +150,9 @@ def train(
     open_output(output_dir, resume=resume, overwrite=overwrite)
     last = read_last(output_dir, run.origin) if resume else None
     say(config.maximised)
-    guard = AdaptiveGuard.fit(table.subset("train"), features, config.alpha)
-    write_json(Path(output_dir) / GUARD, guard.to_dict())
+    guard_path = Path(output_dir) / GUARD
+    if not guard_path.exists():  # a run that is resumed may have been calibrated
+        write_json(guard_path, AdaptiveGuard.fit(table.subset("train"), features, config.alpha).to_dict())
     if last is not None:
         say(f"resuming after epoch {last['epoch']}")
         run.restore(last)
