@@ -32,8 +32,8 @@ def requests(made: AdaptiveGuard, speed, seed=1, noise=0.08):
     rng = np.random.default_rng(seed)
     for row in range(2000):
         request = Request(TOKENS["vision"][row], TOKENS["language"][row, 0], FEATURES[row])
-        bounds = made.bounds(request)
         budget = rng.uniform(20, 130) * speed(row)
+        bounds = made.bounds(request, budget)
         allowed = bounds.allowed(budget)
         k = int(np.where(allowed, bounds.predicted_ms, -np.inf).argmax()) if allowed.any() else bounds.fastest
         slow = speed(row) * math.exp(noise * rng.standard_t(4))
@@ -80,7 +80,7 @@ def test_a_slower_machine_is_seen_as_one():
     made = guard()
     list(requests(made, lambda row: 1.5))
     request = Request(TOKENS["vision"][0], TOKENS["language"][0, 0], FEATURES[0])
-    assert made.bounds(request).slowdown == pytest.approx(1.5, rel=0.1)
+    assert made.bounds(request, 60.0).slowdown == pytest.approx(1.5, rel=0.1)
     made.set_scales(made.log_scale)
     assert made.drift == {}
 
@@ -91,9 +91,9 @@ def test_what_was_learnt_survives_json():
     again = AdaptiveGuard.from_dict(json.loads(json.dumps(made.to_dict())))
     for row in range(20):
         request = Request(TOKENS["vision"][row], TOKENS["language"][row, 0], FEATURES[row])
-        np.testing.assert_allclose(again.bounds(request).bounds_ms, made.bounds(request).bounds_ms)
-    with pytest.raises(DataError, match="lacks the field q"):
-        AdaptiveGuard.from_dict({k: v for k, v in made.to_dict().items() if k != "q"})
+        np.testing.assert_allclose(again.bounds(request, 60.0).bounds_ms, made.bounds(request, 60.0).bounds_ms)
+    with pytest.raises(DataError, match="lacks the field parts"):
+        AdaptiveGuard.from_dict({k: v for k, v in made.to_dict().items() if k != "parts"})
     with pytest.raises(DataError, match="schema version 7"):
         AdaptiveGuard.from_dict({**made.to_dict(), "schema_version": 7})
     with pytest.raises(DataError, match="do not fit its latency model"):
@@ -104,10 +104,10 @@ def test_what_was_learnt_survives_json():
 def test_a_clock_that_jumps_teaches_nothing(ms):
     made = guard()
     request = Request(TOKENS["vision"][0], TOKENS["language"][0, 0], FEATURES[0])
-    bounds = made.bounds(request)
+    bounds = made.bounds(request, 60.0)
     with pytest.raises(DataError, match="clock"):
         made.update(request, bounds, 0, {"prefill": ms}, 1, False)
-    np.testing.assert_array_equal(made.bounds(request).bounds_ms, bounds.bounds_ms)
+    np.testing.assert_array_equal(made.bounds(request, 60.0).bounds_ms, bounds.bounds_ms)
 
 
 @pytest.mark.parametrize("options", [{"alpha": 0.0}, {"factor": 0.0}, {"other_ms": -1.0}])

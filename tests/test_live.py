@@ -1,6 +1,7 @@
 """Calibration and evaluation on the clock, with a tiny model: what is measured, counted and said."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from budgetvlm.controller.network import GRPOController
 from budgetvlm.errors import DataError, InputError
 from budgetvlm.features import Features
 from budgetvlm.knobs import KnobSpace
-from budgetvlm.live import LiveRecord, run_live, summary
+from budgetvlm.live import LiveRecord, price_of_guarantee, run_live, summary
 from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.table import ProfileTable
 from budgetvlm.tasks import load_task
@@ -48,7 +49,7 @@ def vlm(directory):
 @pytest.fixture(scope="module")
 def measured(vlm):
     samples = list(TASK.samples("train", REQUESTS))
-    return measure(AdaptiveVLM(vlm, controller()), samples, 4, progress=False)
+    return measure(AdaptiveVLM(vlm, controller()), TASK, samples, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +80,11 @@ def test_measured_is_what_the_requests_are(measured):
 
 def test_calibration_refits_this_machines_speed_and_needs_enough_requests(system, guard, measured):
     twice = {name: 2 * ms for name, ms in measured.stages_ms.items()}
-    slower = type(measured)(measured.requests, measured.image, measured.output, 2 * measured.latency_ms, twice)
+    slower = replace(measured, latency_ms=2 * measured.latency_ms, stages_ms=twice)
     here, found = calibrated(system, guard, measured, 0.05), calibrated(system, guard, slower, 0.05)
     np.testing.assert_allclose(np.exp(found.log_scale - here.log_scale), 2.0)
     request = measured.requests[0]
-    assert found.bounds(request).slowdown == pytest.approx(2 * here.bounds(request).slowdown)
+    assert found.bounds(request, 50.0).slowdown == pytest.approx(2 * here.bounds(request, 50.0).slowdown)
     assert found.drift == {} and found.start != 0.0
     assert (requests_needed(0.05), requests_needed(0.01)) == (28, 148)
     with pytest.raises(DataError, match=r"30 requests cannot calibrate a violation rate of 0\.01: that takes 148"):
@@ -95,10 +96,10 @@ def test_requests_are_bounded_and_learnt_from(system, measured):
     ample = system.generate(sample.load_image(), sample.question, budget_ms=1e5, max_new_tokens=4)
     assert ample.feasible and ample.budget_met and ample.setting == SPACE.full
     assert 0 < ample.predicted_ms < 1e5
-    assert sum(count for count, _ in system.guard.counts.values()) == 1
-    before = system.guard.bounds(measured.requests[0]).bounds_ms
+    assert [count for count, _ in system.guard.counts.values()] == [1, 1]
+    before = system.guard.bounds(measured.requests[0], 1e5).bounds_ms
     system.generate(sample.load_image(), sample.question, budget_ms=1e5, max_new_tokens=4)
-    assert (system.guard.bounds(measured.requests[0]).bounds_ms != before).any()
+    assert (system.guard.bounds(measured.requests[0], 1e5).bounds_ms != before).any()
 
 
 def test_what_is_done_where_nothing_fits(system, monkeypatch):
@@ -167,6 +168,16 @@ def test_both_systems_get_the_same_requests(system, measured):
     json.dumps(found, allow_nan=False)
 
 
+def test_the_price_of_the_guarantee_by_hand(system, measured):
+    """Only the dearest setting is right. It takes 30 ms of the budget's 40, which the guard's bound does not allow."""
+    system.guard.start = np.log(10.0)
+    right = np.tile([0.0, 0.0, 0.0, 1.0], (REQUESTS, 1))
+    scale = 30.0 / measured.latency_ms[:, -1:]
+    known = replace(measured, accuracy=right, latency_ms=measured.latency_ms * 0 + scale * measured.latency_ms[:, -1:])
+    found = price_of_guarantee(system, known, 40.0, (1.0,))
+    assert found["true latencies"] == 1.0 and found["guard"] < 1.0 and found["late"] == 0.0
+
+
 def record(number, violated, promised=True, **changes):
     return LiveRecord(
         **{
@@ -206,7 +217,7 @@ def test_the_commands(system, directory, tmp_path, capsys):
     assert main(["calibrate", *where, "--samples", "28", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert set(document["stages"]) == {"preprocess", "vision", "prefill", "decode"} and document["alpha"] == 0.05
-    live = ["evaluate", "--live", *where, "--num_requests", "10", "--output_dir", str(tmp_path / "out")]
+    live = ["evaluate", "--live", *where, "--num_requests", "10", "--truth", "3", "--output_dir", str(tmp_path / "out")]
     assert main(live) == 0
     out = capsys.readouterr().out
     assert "10 requests on the real clock" in out and "guarded" in out and "unguarded" in out

@@ -1,16 +1,19 @@
 """The guard at run time: bounds on every setting's latency for one request, that learn from each finished one.
 
 A bound is exp(q) u. Here u is the predicted time with an answer as long as all but a share alpha / 2 are expected to
-be, each stage scaled by how fast this machine runs it now; q belongs to the request's group (visual tokens, length).
-After a request the scales move towards what was measured, and q follows adaptive conformal inference
+be, each stage scaled by how fast this machine runs it now. A request belongs to several groups, one by the length of
+its answer, one by its budget (as a share of the full setting's predicted time); q is the calibrated start and the sum
+of the groups' parts. After a request the scales move towards what was measured, and every part follows adaptive
+conformal inference
 
-    q <- q + step (violated - target)
+    part <- part + step (missed - target)
 
-(Gibbs and Candes 2021, arXiv 2106.00170, here on the logarithm of the bound). Whatever the world does, over T requests
-of a group the share of violations differs from the target by at most (range of q + step) / (step T). Where the bounds
-start comes from calibration (`budgetvlm.conformal`).
+(Gibbs and Candes 2021, arXiv 2106.00170, on the logarithm of the bound; groups that overlap: Gibbs, Cherian and Candes
+2023, arXiv 2305.12616). Missed means late, or cut short to be in time. A part is a sum over its group's requests, so
+over T of them, whatever the world does, the share missed differs from the target by at most (range of the part) /
+(step T). Where the bounds start comes from calibration (`budgetvlm.conformal`).
 
-Shapes: K settings, M functions of size. Times in ms.
+Shapes: K settings. Times in ms.
 """
 
 from __future__ import annotations
@@ -39,7 +42,9 @@ LEAST_Q, MOST_Q = math.log(0.7), math.log(20.0)
 TARGET_SHARE = 0.85  # of alpha: the promise is "at most", and q wanders a little
 DRIFTED = math.log(1.2)  # a scale this far from that of the calibration is reported
 
-Group = str
+BUDGET_RATIO = 1.25  # budgets this far apart are in different groups
+
+Groups = tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,14 +71,14 @@ class Bounds:
         predicted_ms: its time with an answer of the expected length, ``[K]``.
         step_ms: one decoding step of it, ``[K]``.
         slowdown: time of the full setting on this machine now / when it was profiled.
-        group: the requests that share this one's calibration.
+        groups: the requests that share parts of this one's calibration.
     """
 
     bounds_ms: np.ndarray
     predicted_ms: np.ndarray
     step_ms: np.ndarray
     slowdown: float
-    group: Group
+    groups: Groups
 
     def allowed(self, budget_ms: float) -> np.ndarray:
         """Which settings a budget allows, bool ``[K]``; maybe none."""
@@ -87,7 +92,7 @@ class Bounds:
 
 
 class AdaptiveGuard:
-    """See the module.
+    """See the module. ``cuts``: whether answers stop before a token that would be late.
 
     Args:
         latency: predicts times.
@@ -100,6 +105,8 @@ class AdaptiveGuard:
     Raises:
         ConfigError: an alpha outside (0, 1), a factor or cost that cannot be.
     """
+
+    cuts = True
 
     def __init__(
         self,
@@ -116,8 +123,8 @@ class AdaptiveGuard:
         self.latency, self.lengths, self.alpha = latency, lengths, alpha
         self.calibrated_on = calibrated_on
         self.start = _limited(math.log(factor))
-        self.q: dict[Group, float] = {}
-        self.counts: dict[Group, list[int]] = {}  # requests, violations
+        self.parts: dict[str, float] = {}
+        self.counts: dict[str, list[int]] = {}  # requests and those missed, by group
         self.log_scale = np.zeros(len(latency.stages))
         self.calibrated_scale = self.log_scale.copy()
         self.other_ms = other_ms
@@ -150,17 +157,20 @@ class AdaptiveGuard:
     def _compile(self) -> None:
         self._quick = QuickLatency(self.latency, np.exp(self.log_scale))
 
-    def bounds(self, request: Request) -> Bounds:
-        """Bounds on the time of every setting."""
+    def bounds(self, request: Request, budget_ms: float) -> Bounds:
+        """Bounds on the time of every setting, for a request with this budget."""
         probabilities, lengths = self.lengths.probabilities(request.feature), self.lengths.lengths
         long = lengths[min(int((probabilities.cumsum() < 1 - self.alpha / 2).sum()), len(lengths) - 1)]
         expected = max(float(probabilities @ lengths), 1.0)
         first, step = self._quick.parts(request.vision, request.language)
         typical, upper = first + (expected - 1) * step, first + (long - 1) * step
         slowdown = typical[-1] / self._profiled.total(request.vision, request.language, expected)[-1]
-        group = f"{int(request.vision.max())} visual tokens, up to {int(long)} output tokens"
-        factor = math.exp(self.q.get(group, self.start))
-        return Bounds(factor * (upper + self.other_ms), typical + self.other_ms, step, float(slowdown), group)
+        groups = f"up to {int(long)} output tokens", _budget_group(budget_ms / typical[-1])
+        factor = math.exp(self._q(groups))
+        return Bounds(factor * (upper + self.other_ms), typical + self.other_ms, step, float(slowdown), groups)
+
+    def _q(self, groups: Groups) -> float:
+        return _limited(self.start + sum(self.parts.get(group, 0.0) for group in groups))
 
     def update(
         self,
@@ -169,14 +179,15 @@ class AdaptiveGuard:
         setting_index: int,
         stages_ms: Mapping[str, float],
         output_tokens: int,
-        violated: bool,
+        missed: bool,
         promised: bool = True,
     ) -> None:
         """Learn from a finished request.
 
         Args:
             stages_ms: what each stage took; those the latency model does not know count as other costs.
-            violated: it broke its budget. promised: a setting was allowed, so that this counts.
+            missed: it was late, or its answer was cut short to be in time.
+            promised: a setting was allowed, so that this counts.
 
         Raises:
             DataError: a time that is negative or no number; nothing is learnt from it.
@@ -186,12 +197,14 @@ class AdaptiveGuard:
             raise DataError(f"times have to be numbers of ms of 0 or more, given {wrong}; has the clock jumped?")
         self._follow(request, setting_index, stages_ms, output_tokens)
         # Where nothing is allowed no promise can be broken; the bound shrinks, so that something is allowed again.
-        error = float(violated and promised)
-        q = self.q.get(bounds.group, self.start) + STEP * (error - TARGET_SHARE * self.alpha)
-        self.q[bounds.group] = _limited(q)
-        count = self.counts.setdefault(bounds.group, [0, 0])
-        count[0] += 1
-        count[1] += int(violated and promised)
+        error = missed and promised
+        change = STEP * (error - TARGET_SHARE * self.alpha)
+        inside = LEAST_Q < self.start + sum(self.parts.get(g, 0.0) for g in bounds.groups) + change < MOST_Q
+        for group in bounds.groups:
+            self.parts[group] = self.parts.get(group, 0.0) + (change if inside else 0.0)
+            count = self.counts.setdefault(group, [0, 0])
+            count[0] += 1
+            count[1] += error
 
     def _follow(self, request: Request, index: int, stages_ms: Mapping[str, float], output_tokens: int) -> None:
         """Move the scales towards this request's speed."""
@@ -225,7 +238,7 @@ class AdaptiveGuard:
             "alpha": self.alpha,
             "calibrated_on": self.calibrated_on,
             "start": self.start,
-            "q": dict(self.q),
+            "parts": dict(self.parts),
             "log_scale": self.log_scale.tolist(),
             "calibrated_scale": self.calibrated_scale.tolist(),
             "other_ms": self.other_ms,
@@ -243,7 +256,7 @@ class AdaptiveGuard:
             latency, lengths = LatencyModel.from_dict(document["latency"]), LengthModel.from_dict(document["lengths"])
             factor = math.exp(document["start"])
             guard = cls(latency, lengths, document["alpha"], factor, document["other_ms"], document["calibrated_on"])
-            guard.q = {str(group): _limited(float(q)) for group, q in document["q"].items()}
+            guard.parts = {str(group): float(part) for group, part in document["parts"].items()}
             guard.log_scale = np.array(document["log_scale"], dtype=np.float64)
             guard.calibrated_scale = np.array(document["calibrated_scale"], dtype=np.float64)
         except KeyError as error:
@@ -252,6 +265,12 @@ class AdaptiveGuard:
             raise DataError(f"the guard's scales {guard.log_scale} do not fit its latency model; calibrate again")
         guard._compile()
         return guard
+
+
+def _budget_group(share: float) -> str:
+    """Budgets of about one size, as a share of the full setting's time here."""
+    step = round(math.log(max(0.05, min(share, 1.5))) / math.log(BUDGET_RATIO))
+    return f"budget about {BUDGET_RATIO**step:.2f} x full"
 
 
 def answer_lengths(table: ProfileTable) -> np.ndarray:

@@ -10,6 +10,7 @@ Shapes: n requests, K settings, P budgets.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ from budgetvlm.controller.validation import BUDGET_SHARES
 from budgetvlm.errors import DataError
 from budgetvlm.profiling.latency import request
 from budgetvlm.runtime import AdaptiveVLM
-from budgetvlm.tasks import Sample
+from budgetvlm.tasks import Sample, Task
 
 SCALE_SHARE = 1 / 3  # of the requests, for the scales
 LEAST_FOR_SCALES = 5
@@ -30,11 +31,12 @@ LEAST_FOR_SCALES = 5
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """Requests measured at every setting: their sizes, image features ``[n, Di]``, output tokens ``[n, K]`` and times
-    in ms, ``[n, K]`` in all and by stage."""
+    """Requests measured at every setting: their sizes, image features ``[n, Di]``, and, ``[n, K]`` each, the accuracy
+    of the answers, their tokens and times in ms, in all and by stage."""
 
     requests: tuple[Request, ...]
     image: np.ndarray
+    accuracy: np.ndarray
     output: np.ndarray
     latency_ms: np.ndarray
     stages_ms: dict[str, np.ndarray]
@@ -51,24 +53,25 @@ def requests_needed(alpha: float) -> int:
 
 
 def measure(
-    model: AdaptiveVLM, samples: Sequence[Sample], max_new_tokens: int, seed: int = 0, progress: bool = True
+    model: AdaptiveVLM, task: Task, samples: Sequence[Sample], seed: int = 0, progress: bool = True
 ) -> Measured:
     """Answer each sample once at every setting of the controller's space, in an order drawn anew each time."""
     settings, rng = model.controller.knob_space.settings, np.random.default_rng(seed)
     shape = (len(samples), len(settings))
     requests, images = [], []
-    output, latency = np.zeros(shape), np.zeros(shape)
+    accuracy, output, latency = np.zeros(shape), np.zeros(shape), np.zeros(shape)
     stages: dict[str, np.ndarray] = {}
-    for row, sample in enumerate(tqdm(samples, desc="calibration", unit="request", disable=not progress)):
+    for row, sample in enumerate(tqdm(samples, desc="all settings", unit="request", disable=not progress)):
         image = sample.load_image()
         requests.append(model.look(image, sample.question).request)
         images.append(model.vlm.encode_overview(image).feature.numpy())
         for k in rng.permutation(len(settings)):
-            answer = request(model.vlm, image, sample.question, settings[k], max_new_tokens)
+            answer = request(model.vlm, image, sample.question, settings[k], task.max_new_tokens)
+            accuracy[row, k] = task.score(answer.text, sample)
             output[row, k], latency[row, k] = answer.num_output_tokens, answer.total_ms
             for stage, ms in answer.stages_ms.items():
                 stages.setdefault(stage, np.zeros(shape))[row, k] = ms
-    return Measured(tuple(requests), np.stack(images), output, latency, stages)
+    return Measured(tuple(requests), np.stack(images), accuracy, output, latency, stages)
 
 
 def calibrated(model: AdaptiveVLM, guard: AdaptiveGuard, measured: Measured, alpha: float) -> AdaptiveGuard:
@@ -90,12 +93,12 @@ def calibrated(model: AdaptiveVLM, guard: AdaptiveGuard, measured: Measured, alp
     count = _for_scales(len(measured))
     fresh.set_scales(_log_scales(fresh, measured, range(count)))
     rest = range(count, len(measured))
-    bounds = [fresh.bounds(measured.requests[row]) for row in rest]
+    bounds = [fresh.bounds(measured.requests[row], math.inf) for row in rest]
     upper = np.stack([b.bounds_ms for b in bounds])
     slowdown = np.array([b.slowdown for b in bounds])
     reference_ms = float(model.controller.latency_reference_ms)
     profiled_budgets = reference_ms * np.tile(np.array(BUDGET_SHARES), (len(rest), 1))
-    values = np.stack([_values(model, measured, row, profiled_budgets[0]) for row in rest])
+    values = np.stack([preferences(model, measured, row, profiled_budgets[0]) for row in rest])
     latency = measured.latency_ms[count:] + model.controller_ms
     loss = losses(values, upper, latency, profiled_budgets * slowdown[:, None])
     factor = choose_factor(loss, alpha)
@@ -108,8 +111,8 @@ def _for_scales(count: int) -> int:
     return max(LEAST_FOR_SCALES, int(count * SCALE_SHARE))
 
 
-def _values(model: AdaptiveVLM, measured: Measured, row: int, budgets_ms: np.ndarray) -> np.ndarray:
-    """What the controller prefers for one request at each budget, ``[P, K]``."""
+def preferences(model: AdaptiveVLM, measured: Measured, row: int, budgets_ms: np.ndarray) -> np.ndarray:
+    """What the controller prefers for one request at each budget of the profiled machine, ``[P, K]``."""
     image, language = measured.image[row], measured.requests[row].feature
     return np.stack([model.decider.values(image, language, budget, None) for budget in budgets_ms])
 

@@ -1,8 +1,9 @@
 """Evaluation on the clock: the whole system answers held-out questions, and every budget is checked on the real clock.
 
 Two systems take turns on each request, in random order: one with its guard, one without (a setting is allowed if it is
-expected to keep the budget on average, and nothing is learnt). Budgets are drawn at random from a grid, samples come in
-random order. Busy processes may run beside it in the middle third, to see what the guard does about them.
+expected to keep the budget on average, no answer is cut, and nothing is learnt). Budgets are drawn at random from a
+grid, samples come in random order. Busy processes may run beside it in the middle third, to see what the guard does
+about them.
 
 Shapes: R requests. Times in ms.
 """
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 from budgetvlm.adaptive import AdaptiveGuard, Bounds, Request
 from budgetvlm.answer import Answer
+from budgetvlm.calibrate import Measured, preferences
 from budgetvlm.controller.validation import BUDGET_SHARES
 from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.tasks import Sample, Task
@@ -30,10 +32,13 @@ LEAST_GROUP = 200  # requests that a group needs to be judged alone
 
 
 class Unguarded(AdaptiveGuard):
-    """Allows what is expected to keep the budget on average, and learns nothing: what is done without a guard."""
+    """Allows what is expected to keep the budget on average, never cuts, and learns nothing."""
 
-    def bounds(self, request: Request) -> Bounds:
-        bounds = super().bounds(request)
+    cuts = False
+
+    def bounds(self, request: Request, budget_ms: float) -> Bounds:
+        """As the guard's, but the expected times are the bounds."""
+        bounds = super().bounds(request, budget_ms)
         return replace(bounds, bounds_ms=bounds.predicted_ms)
 
     def update(self, *args: Any, **kwargs: Any) -> None:
@@ -171,6 +176,31 @@ def _spin(on: Any) -> None:
         on.wait()
         for _ in range(100_000):
             pass
+
+
+def price_of_guarantee(
+    model: AdaptiveVLM, measured: Measured, reference_ms: float, budget_shares: Sequence[float] = BUDGET_SHARES
+) -> dict[str, float]:
+    """What not knowing the future costs: accuracy by the guard's bounds and by the latencies that were then measured.
+
+    Both choose by the same controller for every measured request at every budget; where nothing is allowed both take
+    the setting that the guard thinks fastest. The guard is as it is now and learns nothing.
+    """
+    assert model.guard is not None
+    found: dict[str, list[float]] = {"guard": [], "true latencies": [], "late": []}
+    latency = measured.latency_ms + model.guard.other_ms
+    for row, request in enumerate(measured.requests):
+        for share in budget_shares:
+            budget = share * reference_ms
+            bounds = model.guard.bounds(request, budget)
+            profiled = (budget - model.guard.other_ms) / bounds.slowdown
+            values = preferences(model, measured, row, np.array([profiled]))[0]
+            for name, allowed in (("guard", bounds.allowed(budget)), ("true latencies", latency[row] <= budget)):
+                k = int(np.where(allowed, values, -np.inf).argmax()) if allowed.any() else bounds.fastest
+                found[name].append(measured.accuracy[row, k])
+                if name == "guard":
+                    found["late"].append(float(allowed.any() and latency[row, k] > budget))
+    return {"requests": len(measured), **{name: float(np.mean(values)) for name, values in found.items()}}
 
 
 def summary(records: Sequence[LiveRecord], alpha: float) -> dict[str, Any]:

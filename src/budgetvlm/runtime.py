@@ -132,7 +132,7 @@ class AdaptiveVLM:
         start = time.perf_counter() if arrived_s is None else arrived_s
         began = time.perf_counter()
         left_ms = budget_ms - (began - start) * 1e3
-        outlook = self.look(picture, question)
+        outlook = self.look(picture, question, left_ms)
         allowed = self._allowed(outlook, left_ms, budget_ms, when_infeasible)
         planning_ms = (time.perf_counter() - began) * 1e3
         overview = self.vlm.encode_overview(picture)
@@ -146,7 +146,7 @@ class AdaptiveVLM:
             choice.setting,
             max_new_tokens=max_new_tokens,
             overview=overview,
-            deadline=deadline if self.guard is not None else None,
+            deadline=deadline if self.guard is not None and self.guard.cuts else None,
         )
         latency_ms = (time.perf_counter() - start) * 1e3
         answer = make_answer(choice, generation, controller_ms, latency_ms, budget_ms)
@@ -159,14 +159,14 @@ class AdaptiveVLM:
         outlook = Outlook(request, self._fixed_bounds())
         return self._choose(overview, outlook, budget_ms, price, outlook.allowed(budget_ms))
 
-    def look(self, image: Image.Image, question: str) -> Outlook:
+    def look(self, image: Image.Image, question: str, budget_ms: float = math.inf) -> Outlook:
         """What can be said of a request before the model runs."""
         vision, language = self.vlm.prompt_size(image, question)
         request = Request(vision[self._columns], language, self._question_feature(question))
         if self.guard is None:
             return Outlook(request, self._fixed_bounds())
         with self._lock:
-            return Outlook(request, self.guard.bounds(request))
+            return Outlook(request, self.guard.bounds(request, budget_ms))
 
     def _question_feature(self, question: str) -> np.ndarray:
         feature: np.ndarray = self.vlm.question_feature(question).numpy()
@@ -176,7 +176,7 @@ class AdaptiveVLM:
         """The controller's own bounds and, beside them, its own time."""
         bounds = self.controller.bounds_ms.numpy().astype(np.float64)
         bounds = np.where(bounds > 0, bounds + self.controller_ms, 0.0)
-        return Bounds(bounds, bounds, np.zeros_like(bounds), 1.0, "all")
+        return Bounds(bounds, bounds, np.zeros_like(bounds), 1.0, ())
 
     def _allowed(self, outlook: Outlook, left_ms: float, budget_ms: float, when_infeasible: Infeasible) -> np.ndarray:
         """The settings to choose from, none where the fastest is to be taken. Raises InputError for "reject"."""
@@ -221,7 +221,7 @@ class AdaptiveVLM:
                 choice.index,
                 answer.stages_ms,
                 answer.num_output_tokens,
-                violated=not answer.budget_met,
+                missed=not answer.budget_met or answer.finish_reason == "budget",
                 promised=choice.feasible,
             )
 

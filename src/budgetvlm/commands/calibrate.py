@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     model, task = open_system(args)
     assert model.guard is not None
     samples = fresh_samples(task, args.split, args.samples, args.seed, args.data)
-    measured = measure(model, samples, task.max_new_tokens, args.seed)
+    measured = measure(model, task, samples, args.seed)
     guard = calibrated(model, model.guard, measured, args.alpha)
     path = directory_of(args.checkpoint[0]) / GUARD
     write_json(path, guard.to_dict())

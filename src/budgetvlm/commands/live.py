@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from budgetvlm.tasks import Sample
 
 LIVE_REPORT = "live.json"
+LEAST = {"num_requests": 1, "load": 0, "truth": 0}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     live.add_argument("--model_path", default="reference", metavar="DIR", help="model directory (default: reference)")
     live.add_argument("--dataset_name", default="signs", help="data set (default: signs)")
     live.add_argument("--num_requests", type=int, default=1500, metavar="N", help="requests (default: 1500)")
+    live.add_argument(
+        "--truth", type=int, default=0, metavar="N",
+        help="afterwards measure N requests at every setting: what a guard that knows the latencies would gain",
+    )  # fmt: skip
     live.add_argument("--load", type=int, default=0, metavar="N", help="busy processes beside the middle third")
     live.add_argument("--num_threads", type=int, metavar="N", help="threads of torch (default: torch's own choice)")
     live.add_argument("--device", default="cpu", help="torch device (default: cpu)")
@@ -34,7 +39,8 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from budgetvlm._io import write_json
-    from budgetvlm.live import run_live, summary
+    from budgetvlm.calibrate import measure
+    from budgetvlm.live import price_of_guarantee, run_live, summary
     from budgetvlm.profiling.timing import hardware, versions
 
     if not args.checkpoint:
@@ -56,6 +62,9 @@ def run(args: argparse.Namespace) -> int:
         "hardware": hardware(args.device),
         "versions": versions(),
     }
+    if args.truth:
+        measured = measure(model, task, samples[-args.truth :], args.seed)
+        found["price_of_guarantee"] = price_of_guarantee(model, measured, reference_on_this_machine(model, samples))
     if args.output_dir:
         write_json(args.output_dir / LIVE_REPORT, {**found, "records": [asdict(record) for record in records]})
     print(json.dumps(found) if args.json else describe(found))
@@ -64,8 +73,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Raise ConfigError or OutputError before any work is done."""
-    if args.num_requests < 1 or args.load < 0:
-        raise ConfigError(f"--num_requests {args.num_requests} has to be 1 or more and --load {args.load} 0 or more")
+    wrong = [f"--{name} {getattr(args, name)} has to be {least} or more" for name, least in LEAST.items()
+             if getattr(args, name) < least]  # fmt: skip
+    if wrong:
+        raise ConfigError("; ".join(wrong))
     path: Path | None = args.output_dir / LIVE_REPORT if args.output_dir else None
     if path is not None and path.exists() and not args.overwrite:
         raise OutputError(f"{path} exists; add --overwrite to replace it, or choose another --output_dir")
@@ -100,6 +111,12 @@ def describe(found: dict[str, Any]) -> str:
     own = systems["guarded"]["all"]
     share = own["controller_ms"] / own["latency_ms"]
     lines += ["", f"features, controller and guard: {own['controller_ms']:.2f} ms a request ({share:.1%} of its time)"]
+    price = found.get("price_of_guarantee")
+    if price:
+        lines.append(
+            f"accuracy of its choices {price['guard']:.1%} ({price['late']:.1%} late), of a guard that knows the true "
+            f"latencies {price['true latencies']:.1%}; {price['requests']} requests at every setting and budget"
+        )
     if found["drift"]:
         stages = ", ".join(f"{stage} x {factor:.2f}" for stage, factor in found["drift"].items())
         lines.append(f"drift since calibration: {stages}")
