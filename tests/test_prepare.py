@@ -18,7 +18,7 @@ from budgetvlm.features import Features
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.profiling.extract import extract_features, in_batches, model_fingerprint
 from budgetvlm.profiling.files import AccuracyRecord, LatencyRecord, write_accuracy_result, write_latency_result
-from budgetvlm.profiling.fill import nonnegative_least_squares, predict_times
+from budgetvlm.profiling.fill import predict_times
 from budgetvlm.profiling.prepare import Backend, PreparedData, load_prepared, prepare
 from budgetvlm.table import ProfileTable
 from budgetvlm.tasks import Sample
@@ -482,15 +482,6 @@ def test_the_fingerprint_follows_model_and_processor(tmp_path):
     assert model_fingerprint(tmp_path) == before
     (tmp_path / "preprocessor_config.json").write_text("{}")
     assert model_fingerprint(tmp_path) != before
-
-
-def test_nonnegative_least_squares_by_hand():
-    design = np.array([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]])
-    np.testing.assert_allclose(nonnegative_least_squares(design, np.array([3.0, 5.0, 7.0])), [3, 2])
-    np.testing.assert_allclose(
-        nonnegative_least_squares(design, np.array([4.0, 3.0, 2.0])), [3, 0]
-    )  # slope -1 is barred
-    np.testing.assert_allclose(nonnegative_least_squares(design, np.array([-1.0, 1.0, 3.0])), [0, 1.4])  # so is -1
 
 
 def test_predictions_stay_above_what_was_measured():
