@@ -25,11 +25,11 @@ TASK = load_task("signs")
 REQUESTS = 30
 
 
-def controller(reference_ms=20.0):
+def controller(reference_ms=20.0, **changes):
     """Likes the dearer setting better, and knows part of the model's space."""
     made = GRPOController(
         image_feat_dim=64, lang_feat_dim=32, hidden_dim=8, knob_values=SPACE.to_dict(),
-        latency_reference_ms=reference_ms, default_price=0.0,
+        latency_reference_ms=reference_ms, default_price=0.0, **changes,
     )  # fmt: skip
     made.start_from([0.1, 0.3, 0.5, 0.9])
     return made
@@ -100,6 +100,15 @@ def test_requests_are_bounded_and_learnt_from(system, measured):
     before = system.guard.bounds(measured.requests[0], 1e5).bounds_ms
     system.generate(sample.load_image(), sample.question, budget_ms=1e5, max_new_tokens=4)
     assert (system.guard.bounds(measured.requests[0], 1e5).bounds_ms != before).any()
+
+
+def test_a_setting_that_the_controller_never_learnt_is_never_chosen(vlm, guard):
+    """The latency model has an opinion of it; the controller, which likes it best, does not know how good it is."""
+    made = controller(bounds_ms=[10.0, 10.0, 10.0, None])
+    system = AdaptiveVLM(vlm, made, AdaptiveGuard.from_dict(guard.to_dict()))
+    sample = next(TASK.samples("train", 2))
+    answer = system.generate(sample.load_image(), sample.question, budget_ms=1e5, max_new_tokens=2)
+    assert answer.setting == SPACE.settings[2]
 
 
 def test_what_is_done_where_nothing_fits(system, monkeypatch):

@@ -85,6 +85,14 @@ class Bounds:
         out: np.ndarray = self.bounds_ms <= budget_ms
         return out
 
+    def only(self, known: np.ndarray) -> Bounds:
+        """The same with all other settings (bool ``[K]``) out of reach."""
+        return replace(
+            self,
+            bounds_ms=np.where(known, self.bounds_ms, np.inf),
+            predicted_ms=np.where(known, self.predicted_ms, np.inf),
+        )
+
     @property
     def fastest(self) -> int:
         """The setting with the smallest bound."""

@@ -94,7 +94,7 @@ def calibrated(model: AdaptiveVLM, guard: AdaptiveGuard, measured: Measured, alp
     fresh.set_scales(_log_scales(fresh, measured, range(count)))
     rest = range(count, len(measured))
     bounds = [fresh.bounds(measured.requests[row], math.inf) for row in rest]
-    upper = np.stack([b.bounds_ms for b in bounds])
+    upper = np.where(model.known, np.stack([b.bounds_ms for b in bounds]), np.inf)
     slowdown = np.array([b.slowdown for b in bounds])
     reference_ms = float(model.controller.latency_reference_ms)
     profiled_budgets = reference_ms * np.tile(np.array(BUDGET_SHARES), (len(rest), 1))

@@ -192,10 +192,11 @@ def price_of_guarantee(
     for row, request in enumerate(measured.requests):
         for share in budget_shares:
             budget = share * reference_ms
-            bounds = model.guard.bounds(request, budget)
+            bounds = model.guard.bounds(request, budget).only(model.known)
             profiled = (budget - model.guard.other_ms) / bounds.slowdown
             values = preferences(model, measured, row, np.array([profiled]))[0]
-            for name, allowed in (("guard", bounds.allowed(budget)), ("true latencies", latency[row] <= budget)):
+            true = (latency[row] <= budget) & model.known
+            for name, allowed in (("guard", bounds.allowed(budget)), ("true latencies", true)):
                 k = int(np.where(allowed, values, -np.inf).argmax()) if allowed.any() else bounds.fastest
                 found[name].append(measured.accuracy[row, k])
                 if name == "guard":

@@ -67,6 +67,7 @@ class AdaptiveVLM:
         if guard is not None:
             controller.knob_space.require_equal(guard.latency.knob_space, "the guard")
         self._columns = [vlm.knob_space.index(setting) for setting in controller.knob_space.settings]
+        self.known = np.isfinite(controller.bounds_ms.numpy())  # settings that the controller has learnt about
         self._lock = threading.Lock()
         self.guard = None  # the rehearsal is not to be learnt from
         self.controller_ms = self._rehearse(*(_DECISIONS, _ANSWERS) if warm_up else (1, 0))
@@ -166,7 +167,8 @@ class AdaptiveVLM:
         if self.guard is None:
             return Outlook(request, self._fixed_bounds())
         with self._lock:
-            return Outlook(request, self.guard.bounds(request, budget_ms))
+            bounds = self.guard.bounds(request, budget_ms)
+        return Outlook(request, bounds if self.known.all() else bounds.only(self.known))
 
     def _question_feature(self, question: str) -> np.ndarray:
         feature: np.ndarray = self.vlm.question_feature(question).numpy()
