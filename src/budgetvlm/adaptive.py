@@ -132,7 +132,6 @@ class AdaptiveGuard:
         self.calibrated_on = calibrated_on
         self.start = _limited(math.log(factor))
         self.parts: dict[str, float] = {}
-        self.counts: dict[str, list[int]] = {}  # requests and those missed, by group
         self.log_scale = np.zeros(len(latency.stages))
         self.calibrated_scale = self.log_scale.copy()
         self.other_ms = other_ms
@@ -210,9 +209,6 @@ class AdaptiveGuard:
         inside = LEAST_Q < self.start + sum(self.parts.get(g, 0.0) for g in bounds.groups) + change < MOST_Q
         for group in bounds.groups:
             self.parts[group] = self.parts.get(group, 0.0) + (change if inside else 0.0)
-            count = self.counts.setdefault(group, [0, 0])
-            count[0] += 1
-            count[1] += error
 
     def _follow(self, request: Request, index: int, stages_ms: Mapping[str, float], output_tokens: int) -> None:
         """Move the scales towards this request's speed."""

@@ -125,11 +125,6 @@ class LatencyModel:
         out: np.ndarray = np.einsum("mk,msk->sk", per_size, sizes.functions()) * self.correction
         return out
 
-    def predict_stages(self, sizes: Sizes) -> dict[str, np.ndarray]:
-        """As `predict`, by stage; they add up to it."""
-        values = np.einsum("gmk,msk->gsk", self.per_size, sizes.functions()) * self.correction
-        return dict(zip(self.stages, values, strict=True))
-
     def predict_table(self, table: ProfileTable) -> np.ndarray:
         """`predict` for the samples of a table of the same knob space. Raises KnobSpaceError."""
         table.knob_space.require_equal(self.knob_space, "the table")
