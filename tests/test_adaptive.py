@@ -11,6 +11,8 @@ from budgetvlm.adaptive import AdaptiveGuard, Request
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.latency import LatencyModel
 from budgetvlm.lengths import LengthModel
+from budgetvlm.margin import Margin
+from budgetvlm.speed import StageSpeed
 
 LATENCY = LatencyModel.fit(measured(noise=0.05))
 TOKENS, STAGES = machine(SPACE, 2000, seed=9)
@@ -19,8 +21,11 @@ FEATURES = np.column_stack([TOKENS["output"][:, 0] + np.random.default_rng(0).in
 LENGTHS = LengthModel.fit(FEATURES, TOKENS["output"][:, 0])
 
 
-def guard(**options) -> AdaptiveGuard:
-    return AdaptiveGuard(LATENCY, LENGTHS, **{"other_ms": 0.5, **options})
+def guard(alpha=0.05, factor=None) -> AdaptiveGuard:
+    scores = 0.08 * np.random.default_rng(3).standard_t(4, 500)
+    return AdaptiveGuard(
+        LATENCY, LENGTHS, Margin.start(alpha, scores, math.log(factor) if factor else None), other_ms=0.5
+    )
 
 
 def requests(made: AdaptiveGuard, speed, seed=1, noise=0.08):
@@ -39,7 +44,9 @@ def requests(made: AdaptiveGuard, speed, seed=1, noise=0.08):
         slow = speed(row) * math.exp(noise * rng.standard_t(4))
         stages = {name: slow * times[row, k] for name, times in STAGES.items()} | {"controller": 0.5}
         total = sum(stages.values())
-        made.update(request, bounds, k, stages, int(TOKENS["output"][row, k]), total > budget, allowed.any())
+        made.update(
+            request, bounds, k, stages, int(TOKENS["output"][row, k]), late=total > budget, promised=allowed.any()
+        )
         yield total > budget, total / budget, bool(allowed.any())
 
 
@@ -68,12 +75,12 @@ def test_a_slow_spell_is_absorbed_and_forgotten():
     for number, result in enumerate(requests(made, lambda row: 2.0 if 700 <= row < 1400 else 1.0)):
         results.append(result)
         if number == 1399:
-            assert set(made.drift) == set(LATENCY.stages)
-            assert made.drift["decode"] == pytest.approx(2.0, rel=0.15)
+            assert set(made.speed.drift) == set(LATENCY.stages)
+            assert made.speed.drift["decode"] == pytest.approx(2.0, rel=0.15)
     assert violation_rate(results[900:1400]) <= 0.07
     assert violation_rate(results[1600:]) <= 0.07
     assert np.median([used for _, used, _ in results[1700:]]) > 0.7
-    assert made.drift == {}
+    assert made.speed.drift == {}
 
 
 def test_a_slower_machine_is_seen_as_one():
@@ -81,8 +88,7 @@ def test_a_slower_machine_is_seen_as_one():
     list(requests(made, lambda row: 1.5))
     request = Request(TOKENS["vision"][0], TOKENS["language"][0, 0], FEATURES[0])
     assert made.bounds(request, 60.0).slowdown == pytest.approx(1.5, rel=0.1)
-    made.set_scales(made.log_scale)
-    assert made.drift == {}
+    assert StageSpeed(LATENCY.stages, made.speed.log_scale).drift == {}
 
 
 def test_what_was_learnt_survives_json():
@@ -92,12 +98,12 @@ def test_what_was_learnt_survives_json():
     for row in range(20):
         request = Request(TOKENS["vision"][row], TOKENS["language"][row, 0], FEATURES[row])
         np.testing.assert_allclose(again.bounds(request, 60.0).bounds_ms, made.bounds(request, 60.0).bounds_ms)
-    with pytest.raises(DataError, match="lacks the field parts"):
-        AdaptiveGuard.from_dict({k: v for k, v in made.to_dict().items() if k != "parts"})
+    with pytest.raises(DataError, match="lacks the field margin"):
+        AdaptiveGuard.from_dict({k: v for k, v in made.to_dict().items() if k != "margin"})
     with pytest.raises(DataError, match="schema version 7"):
         AdaptiveGuard.from_dict({**made.to_dict(), "schema_version": 7})
     with pytest.raises(DataError, match="do not fit its latency model"):
-        AdaptiveGuard.from_dict({**made.to_dict(), "log_scale": [0.0]})
+        AdaptiveGuard.from_dict({**made.to_dict(), "speed": {"normal": [0.0], "log_scale": [0.0]}})
 
 
 @pytest.mark.parametrize("ms", [-1.0, math.nan, math.inf])
@@ -106,11 +112,11 @@ def test_a_clock_that_jumps_teaches_nothing(ms):
     request = Request(TOKENS["vision"][0], TOKENS["language"][0, 0], FEATURES[0])
     bounds = made.bounds(request, 60.0)
     with pytest.raises(DataError, match="clock"):
-        made.update(request, bounds, 0, {"prefill": ms}, 1, False)
+        made.update(request, bounds, 0, {"prefill": ms}, 1, late=False)
     np.testing.assert_array_equal(made.bounds(request, 60.0).bounds_ms, bounds.bounds_ms)
 
 
-@pytest.mark.parametrize("options", [{"alpha": 0.0}, {"factor": 0.0}, {"other_ms": -1.0}])
+@pytest.mark.parametrize("options", [{"margin": Margin(0.05, level=0.1), "other_ms": -1.0}, {"other_ms": math.nan}])
 def test_options_that_cannot_work(options):
     with pytest.raises(ConfigError):
-        guard(**options)
+        AdaptiveGuard(LATENCY, LENGTHS, **options)

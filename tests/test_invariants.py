@@ -14,7 +14,7 @@ PACKAGE = ROOT / "src" / "budgetvlm"
 
 BASE = {"errors", "knobs", "_io", "__init__"}  # anybody may import these
 MODEL_SIDE = {"vlm", "tasks"}  # the model under control and its questions
-JOINTS = {"profiling", "runtime", "answer", "calibrate", "live", "cli", "commands"}  # may know both sides
+JOINTS = {"profiling", "runtime", "answer", "calibrate", "live", "replay", "cli", "commands"}  # may know both sides
 FOREIGN = {"transformers", "tokenizers"}
 PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 

@@ -11,11 +11,13 @@ from budgetvlm.adaptive import AdaptiveGuard
 from budgetvlm.calibrate import calibrated, measure, requests_needed
 from budgetvlm.cli import main
 from budgetvlm.controller.network import GRPOController
-from budgetvlm.errors import DataError, InputError
+from budgetvlm.errors import ConfigError, DataError, InputError
 from budgetvlm.features import Features
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.live import LiveRecord, price_of_guarantee, run_live, summary
-from budgetvlm.runtime import AdaptiveVLM
+from budgetvlm.margin import Margin
+from budgetvlm.replay import replay
+from budgetvlm.runtime import AdaptiveVLM, load_guard
 from budgetvlm.table import ProfileTable
 from budgetvlm.tasks import load_task
 from budgetvlm.vlm import load_vlm
@@ -82,10 +84,10 @@ def test_calibration_refits_this_machines_speed_and_needs_enough_requests(system
     twice = {name: 2 * ms for name, ms in measured.stages_ms.items()}
     slower = replace(measured, latency_ms=2 * measured.latency_ms, stages_ms=twice)
     here, found = calibrated(system, guard, measured, 0.05), calibrated(system, guard, slower, 0.05)
-    np.testing.assert_allclose(np.exp(found.log_scale - here.log_scale), 2.0)
+    np.testing.assert_allclose(np.exp(found.speed.normal - here.speed.normal), 2.0)
     request = measured.requests[0]
     assert found.bounds(request, 50.0).slowdown == pytest.approx(2 * here.bounds(request, 50.0).slowdown)
-    assert found.drift == {} and found.start != 0.0
+    assert found.speed.drift == {} and found.calibrated_on == REQUESTS
     assert (requests_needed(0.05), requests_needed(0.01)) == (28, 148)
     with pytest.raises(DataError, match=r"30 requests cannot calibrate a violation rate of 0\.01: that takes 148"):
         calibrated(system, guard, measured, 0.01)
@@ -96,10 +98,19 @@ def test_requests_are_bounded_and_learnt_from(system, measured):
     ample = system.generate(sample.load_image(), sample.question, budget_ms=1e5, max_new_tokens=4)
     assert ample.feasible and ample.budget_met and ample.setting == SPACE.full
     assert 0 < ample.predicted_ms < 1e5
-    assert len(system.guard.parts) == 2  # its length's and its budget's
+    assert len(system.guard.margin.parts) == 3  # that of all, its length's and its budget's
     before = system.guard.bounds(measured.requests[0], 1e5).bounds_ms
     system.generate(sample.load_image(), sample.question, budget_ms=1e5, max_new_tokens=4)
     assert (system.guard.bounds(measured.requests[0], 1e5).bounds_ms != before).any()
+
+
+def test_what_was_learnt_is_saved_beside_the_controller(system, tmp_path):
+    sample = next(TASK.samples("train", 2))
+    system.generate(sample.load_image(), sample.question, budget_ms=1e5, max_new_tokens=4)
+    assert load_guard(system.save_guard(tmp_path).parent).to_dict() == system.guard.to_dict()
+    system.guard = None
+    with pytest.raises(ConfigError, match="no guard"):
+        system.save_guard(tmp_path)
 
 
 def test_a_setting_that_the_controller_never_learnt_is_never_chosen(vlm, guard):
@@ -125,7 +136,7 @@ def test_what_is_done_where_nothing_fits(system, monkeypatch):
 
 def test_best_effort_takes_what_keeps_the_budget_on_average(system, measured):
     """Bounds are far above what is expected, so nothing is promised; every setting is still likely to fit."""
-    system.guard.start = np.log(1e4)
+    system.guard.margin = Margin(0.05, [np.log(1e4)])
     sample = next(TASK.samples("train", 2))
     outlook = system.look(sample.load_image(), sample.question)
     budget = 2 * outlook.bounds.predicted_ms.max()
@@ -179,12 +190,44 @@ def test_both_systems_get_the_same_requests(system, measured):
 
 def test_the_price_of_the_guarantee_by_hand(system, measured):
     """Only the dearest setting is right. It takes 30 ms of the budget's 40, which the guard's bound does not allow."""
-    system.guard.start = np.log(10.0)
+    system.guard.margin = Margin(0.05, [np.log(10.0)] * 100)
     right = np.tile([0.0, 0.0, 0.0, 1.0], (REQUESTS, 1))
     scale = 30.0 / measured.latency_ms[:, -1:]
     known = replace(measured, accuracy=right, latency_ms=measured.latency_ms * 0 + scale * measured.latency_ms[:, -1:])
     found = price_of_guarantee(system, known, 40.0, (1.0,))
     assert found["true latencies"] == 1.0 and found["guard"] < 1.0 and found["late"] == 0.0
+
+
+def of_one_length(measured, total_ms, output):
+    """As measured, but every answer has as many tokens and takes 10 ms for each after 10 ms for the first."""
+    shape = measured.latency_ms.shape
+    stages = {name: np.zeros(shape) for name in measured.stages_ms}
+    stages["prefill"], stages["decode"] = np.full(shape, 10.0), np.full(shape, 10.0 * (output - 1))
+    latency = np.full(shape, float(total_ms))
+    right, tokens = np.ones(shape), np.full(shape, float(output))
+    return replace(measured, accuracy=right, output=tokens, latency_ms=latency, stages_ms=stages)
+
+
+@pytest.mark.parametrize(
+    ("budget_ms", "accuracy", "cut"), [(60.0, 1.0, False), (45.0, 1.0, True), (35.0, 0.0, True), (5.0, 0.0, True)]
+)
+def test_a_replayed_answer_is_cut_where_its_deadline_would_cut_it(system, measured, budget_ms, accuracy, cut):
+    """Five tokens in 50 ms. At 45 only the token that ends the answer is missing, at 35 another one too."""
+    system.controller_ms = 0.0
+    system.guard.margin = Margin(0.05, [np.log(0.8)] * 100)
+    given = of_one_length(measured, 50.0, 5)
+    (found,) = replay(system, given, reference_ms=budget_ms, budget_shares=(1.0,), num_requests=1)
+    assert (found.accuracy, found.cut) == (accuracy, cut)
+    assert found.late == (budget_ms < 10 and found.promised)
+
+
+def test_a_replay_learns_as_it_would_live(system, measured):
+    """Twice as slow from the first request on: in the end the guard has seen it."""
+    options = {"budget_shares": (0.5, 1.0), "num_requests": 90, "reference_ms": float(np.median(measured.latency_ms))}
+    replay(system, measured, speed=lambda number: 2.0, **options)
+    slow = system.guard.bounds(measured.requests[0], 1e5).slowdown
+    replay(system, measured, **options)
+    assert slow == pytest.approx(2 * system.guard.bounds(measured.requests[0], 1e5).slowdown, rel=0.3)
 
 
 def record(number, violated, promised=True, **changes):

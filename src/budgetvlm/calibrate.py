@@ -21,8 +21,10 @@ from budgetvlm.adaptive import AdaptiveGuard, Request
 from budgetvlm.conformal import choose_factor, losses, samples_needed
 from budgetvlm.controller.validation import BUDGET_SHARES
 from budgetvlm.errors import DataError
+from budgetvlm.margin import Margin
 from budgetvlm.profiling.latency import request
 from budgetvlm.runtime import AdaptiveVLM
+from budgetvlm.speed import StageSpeed
 from budgetvlm.tasks import Sample, Task
 
 SCALE_SHARE = 1 / 3  # of the requests, for the scales
@@ -89,22 +91,21 @@ def calibrated(model: AdaptiveVLM, guard: AdaptiveGuard, measured: Measured, alp
             f"{len(measured)} requests cannot calibrate a violation rate of {alpha:g}: that takes {needed}. Give "
             f"--samples {needed} or more, or a larger --alpha."
         )
-    fresh = AdaptiveGuard(guard.latency, guard.lengths, alpha, other_ms=model.controller_ms)
     count = _for_scales(len(measured))
-    fresh.set_scales(_log_scales(fresh, measured, range(count)))
+    speed = StageSpeed(guard.latency.stages, _log_scales(guard, measured, range(count)))
+    fresh = AdaptiveGuard(guard.latency, guard.lengths, Margin(alpha), speed, model.controller_ms, len(measured))
     rest = range(count, len(measured))
     bounds = [fresh.bounds(measured.requests[row], math.inf) for row in rest]
-    upper = np.where(model.known, np.stack([b.bounds_ms for b in bounds]), np.inf)
+    long = np.where(model.known, np.stack([b.long_ms for b in bounds]), np.inf)
     slowdown = np.array([b.slowdown for b in bounds])
     reference_ms = float(model.controller.latency_reference_ms)
     profiled_budgets = reference_ms * np.tile(np.array(BUDGET_SHARES), (len(rest), 1))
     values = np.stack([preferences(model, measured, row, profiled_budgets[0]) for row in rest])
     latency = measured.latency_ms[count:] + model.controller_ms
-    loss = losses(values, upper, latency, profiled_budgets * slowdown[:, None])
-    factor = choose_factor(loss, alpha)
-    done = AdaptiveGuard(guard.latency, guard.lengths, alpha, factor, model.controller_ms, len(measured))
-    done.set_scales(fresh.log_scale)
-    return done
+    factor = choose_factor(losses(values, long, latency, profiled_budgets * slowdown[:, None]), alpha)
+    scores = np.log(latency / long)
+    fresh.margin = Margin.start(alpha, scores[np.isfinite(scores)], math.log(factor))
+    return fresh
 
 
 def _for_scales(count: int) -> int:

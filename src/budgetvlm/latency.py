@@ -199,8 +199,8 @@ class QuickLatency:
 
     def __init__(self, model: LatencyModel, stage_scale: np.ndarray | None = None) -> None:
         scale = np.ones(len(model.stages)) if stage_scale is None else stage_scale
-        per_size = np.tensordot(scale, model.per_size, 1) * model.correction
-        self._fixed, self._vision, self._context, self._square, self._step, self._step_context = per_size
+        self._per_size = np.tensordot(scale, model.per_size, 1) * model.correction
+        self._fixed, self._vision, self._context, self._square, self._step, self._step_context = self._per_size
 
     def parts(self, vision: np.ndarray, language: float) -> tuple[np.ndarray, np.ndarray]:
         """The time until the first token and that of each further one, ``[K]`` each.
@@ -216,6 +216,13 @@ class QuickLatency:
         """The time of an answer of ``output`` tokens at each setting, ``[K]``."""
         first, step = self.parts(vision, language)
         return first + max(output - 1.0, 0.0) * step
+
+    def at(self, index: int, vision: float, language: float, output: float) -> float:
+        """`total` at one setting, whose visual tokens are given."""
+        fixed, per_vision, per_token, square, step, step_context = self._per_size[:, index].tolist()
+        context = vision + language
+        first = fixed + vision * per_vision + context * (per_token + context * square)
+        return float(first + max(output - 1.0, 0.0) * (step + context * step_context))
 
 
 def knob_products(space: KnobSpace, reference: KnobSpace, names: Sequence[str]) -> np.ndarray:

@@ -21,8 +21,9 @@ from tqdm import tqdm
 
 from budgetvlm.adaptive import AdaptiveGuard, Bounds, Request
 from budgetvlm.answer import Answer
-from budgetvlm.calibrate import Measured, preferences
+from budgetvlm.calibrate import Measured
 from budgetvlm.controller.validation import BUDGET_SHARES
+from budgetvlm.replay import replay
 from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.tasks import Sample, Task
 
@@ -181,27 +182,25 @@ def _spin(on: Any) -> None:
 def price_of_guarantee(
     model: AdaptiveVLM, measured: Measured, reference_ms: float, budget_shares: Sequence[float] = BUDGET_SHARES
 ) -> dict[str, float]:
-    """What not knowing the future costs: accuracy by the guard's bounds and by the latencies that were then measured.
+    """What not knowing the future costs: accuracy by the guard's bounds and by the times that were then measured.
 
-    Both choose by the same controller for every measured request at every budget; where nothing is allowed both take
-    the setting that the guard thinks fastest. The guard is as it is now and learns nothing.
+    Both choose by the same controller; where nothing is allowed both take the setting that the guard thinks fastest.
+    The guard goes on learning (`budgetvlm.replay`).
     """
-    assert model.guard is not None
-    found: dict[str, list[float]] = {"guard": [], "true latencies": [], "late": []}
-    latency = measured.latency_ms + model.guard.other_ms
-    for row, request in enumerate(measured.requests):
-        for share in budget_shares:
-            budget = share * reference_ms
-            bounds = model.guard.bounds(request, budget).only(model.known)
-            profiled = (budget - model.guard.other_ms) / bounds.slowdown
-            values = preferences(model, measured, row, np.array([profiled]))[0]
-            true = (latency[row] <= budget) & model.known
-            for name, allowed in (("guard", bounds.allowed(budget)), ("true latencies", true)):
-                k = int(np.where(allowed, values, -np.inf).argmax()) if allowed.any() else bounds.fastest
-                found[name].append(measured.accuracy[row, k])
-                if name == "guard":
-                    found["late"].append(float(allowed.any() and latency[row, k] > budget))
-    return {"requests": len(measured), **{name: float(np.mean(values)) for name, values in found.items()}}
+    found = replay(
+        model,
+        measured,
+        reference_ms=reference_ms,
+        budget_shares=budget_shares,
+        num_requests=len(measured) * len(budget_shares),
+    )
+    return {
+        "requests": len(measured),
+        "guard": float(np.mean([r.accuracy for r in found])),
+        "true latencies": float(np.mean([r.true_accuracy for r in found])),
+        "late": float(np.mean([r.late for r in found])),
+        "cut": float(np.mean([r.cut for r in found])),
+    }
 
 
 def summary(records: Sequence[LiveRecord], alpha: float) -> dict[str, Any]:

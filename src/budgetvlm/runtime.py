@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from budgetvlm._io import read_json
+from budgetvlm._io import read_json, write_json
 from budgetvlm.adaptive import AdaptiveGuard, Bounds, Request
 from budgetvlm.answer import Answer, Choice, Infeasible, check_request, make_answer
 from budgetvlm.controller.checkpoint import GUARD, load_controller
@@ -154,6 +154,20 @@ class AdaptiveVLM:
         self._learn(outlook, choice, answer)
         return answer
 
+    def save_guard(self, directory: str | Path) -> Path:
+        """Write what the guard has learnt beside a controller; `from_pretrained` takes it from there. Returns the file.
+
+        Raises:
+            ConfigError: there is no guard. OutputError: it cannot be written.
+        """
+        if self.guard is None:
+            raise ConfigError("this model has no guard that could be saved; calibrate one (`budgetvlm calibrate`)")
+        with self._lock:
+            document = self.guard.to_dict()
+        path = Path(directory) / GUARD
+        write_json(path, document)
+        return path
+
     def choose(self, overview: Overview, question: str, budget_ms: float, price: float | None = None) -> Choice:
         """The controller's decision for an image whose overview is given, by the fixed bounds, without answering."""
         request = Request(np.zeros(len(self._columns)), 0, self._question_feature(question))
@@ -178,7 +192,7 @@ class AdaptiveVLM:
         """The controller's own bounds and, beside them, its own time."""
         bounds = self.controller.bounds_ms.numpy().astype(np.float64)
         bounds = np.where(bounds > 0, bounds + self.controller_ms, 0.0)
-        return Bounds(bounds, bounds, np.zeros_like(bounds), 1.0, ())
+        return Bounds(bounds, bounds, bounds, np.zeros_like(bounds), 1.0, ())
 
     def _allowed(self, outlook: Outlook, left_ms: float, budget_ms: float, when_infeasible: Infeasible) -> np.ndarray:
         """The settings to choose from, none where the fastest is to be taken. Raises InputError for "reject"."""
@@ -223,7 +237,8 @@ class AdaptiveVLM:
                 choice.index,
                 answer.stages_ms,
                 answer.num_output_tokens,
-                missed=not answer.budget_met or answer.finish_reason == "budget",
+                late=not answer.budget_met,
+                cut=answer.finish_reason == "budget",
                 promised=choice.feasible,
             )
 

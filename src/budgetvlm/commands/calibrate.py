@@ -47,9 +47,7 @@ def add_live_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, refit, write."""
-    from budgetvlm._io import write_json
     from budgetvlm.calibrate import calibrated, measure, requests_needed
-    from budgetvlm.controller.checkpoint import GUARD
 
     needed = requests_needed(args.alpha)
     if args.samples < needed:
@@ -61,9 +59,8 @@ def run(args: argparse.Namespace) -> int:
     assert model.guard is not None
     samples = fresh_samples(task, args.split, args.samples, args.seed, args.data)
     measured = measure(model, task, samples, args.seed)
-    guard = calibrated(model, model.guard, measured, args.alpha)
-    path = directory_of(args.checkpoint[0]) / GUARD
-    write_json(path, guard.to_dict())
+    model.guard = guard = calibrated(model, model.guard, measured, args.alpha)
+    path = model.save_guard(directory_of(args.checkpoint[0]))
     _say(guard, path, args.samples, args.json)
     return 0
 
@@ -119,8 +116,8 @@ def fresh_samples(task: Task, split: str, count: int, seed: int, data: Path | No
 def _say(guard: AdaptiveGuard, path: Path, samples: int, as_json: bool) -> None:
     import math
 
-    speed = {s: math.exp(v) for s, v in zip(guard.latency.stages, guard.log_scale, strict=True)}
-    factor = math.exp(guard.start)
+    speed = {s: math.exp(v) for s, v in zip(guard.latency.stages, guard.speed.normal, strict=True)}
+    factor = math.exp(guard.margin.q(()))
     if as_json:
         document = {"guard": str(path), "alpha": guard.alpha, "factor": factor, "stages": speed, "samples": samples}
         print(json.dumps({**document, "other_ms": guard.other_ms}))

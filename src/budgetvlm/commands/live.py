@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     found = summary(records, guard.alpha) | {
         "reference_ms": reference_ms,
         "load": args.load,
-        "drift": guard.drift,
+        "drift": guard.speed.drift,
         "hardware": hardware(args.device),
         "versions": versions(),
     }

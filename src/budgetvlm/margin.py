@@ -1,0 +1,133 @@
+"""How far above its predicted time a request's bound lies: a quantile of recent scores, whose level is controlled.
+
+The score of a finished request is log(its time / the predicted time of a long answer). The bound is exp(q) times that
+predicted time, q being the (1 - a) quantile of the last scores. Scores follow the machine's noise and forget it, so
+that a noisy spell leaves nothing behind. What a is, no assumption tells: a setting is chosen, budgets leave room, the
+noise changes. So it follows adaptive conformal inference (Gibbs and Candes 2021, arXiv 2106.00170): after each request
+
+    a <- a + step (target - missed)
+
+in one part for each of the request's groups (groups that overlap: Gibbs, Cherian and Candes 2023, arXiv 2305.12616).
+Below the level that the scores reach, q grows on in proportion to what a lacks, so that misses always raise it. A part
+is a sum over its group's requests: over T of them the share missed differs from the target by (change of the part) /
+(step T), whatever the world does.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right, insort
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+LEAST_Q, MOST_Q = math.log(0.7), math.log(20.0)
+LEAST_SCORES = 100
+SCORES_A_MISS = 2.0  # the window holds this many scores for each one that is expected to be above the bound
+STEP = 0.2  # of a level, as a share of alpha
+MOST_LEVEL = 4.0  # as a share of alpha: budgets leave room, so that more scores may lie above bounds than may miss
+BEYOND = 5.0  # q grows by this for a level of 1 below what the scores reach: 0.05 for a miss more in 100
+
+
+class Margin:
+    """The margin of one guard.
+
+    Args:
+        alpha: the rate that is promised.
+        scores: to begin with, oldest first.
+        level: the share of scores that may lie above the bound, to begin with; None: alpha.
+    """
+
+    def __init__(self, alpha: float, scores: Iterable[float] = (), level: float | None = None) -> None:
+        self.alpha, self.level = alpha, alpha if level is None else level
+        self.parts: dict[str, float] = {}
+        self._most_level = min(MOST_LEVEL * alpha, 0.5)
+        self._scores: deque[float] = deque(maxlen=max(LEAST_SCORES, math.ceil(SCORES_A_MISS / alpha)))
+        self._sorted: list[float] = []
+        for score in scores:
+            self.add(score)
+
+    @classmethod
+    def start(cls, alpha: float, scores: np.ndarray, q: float | None = None) -> Margin:
+        """A margin that begins with the quantiles of these scores (of any shape) and, at first, with this q.
+
+        Args:
+            q: None: the (1 - alpha) quantile of the scores.
+        """
+        margin = cls(alpha)
+        size = margin._scores.maxlen or 0
+        flat = np.sort(np.ravel(scores))
+        even = np.quantile(flat, (np.arange(size) + 0.5) / size) if len(flat) > size else flat
+        # In a random order, because the oldest leave first.
+        for score in np.random.default_rng(0).permutation(even):
+            margin.add(float(score))
+        if q is not None:
+            margin.level = margin._level_of(_limited(q))
+        return margin
+
+    def q(self, groups: Sequence[str]) -> float:
+        """log(bound / predicted time) for a request of these groups."""
+        return _limited(self._quantile(self._level(groups)))
+
+    def _level(self, groups: Sequence[str]) -> float:
+        return min(self.level + sum(self.parts.get(group, 0.0) for group in groups), self._most_level)
+
+    def _quantile(self, level: float) -> float:
+        """The (1 - level) quantile of the scores, at the rank (n + 1) (1 - level) of split conformal prediction."""
+        count = len(self._sorted)
+        if not count:
+            return 0.0
+        rank = (count + 1) * (1 - level) - 1
+        if rank >= count - 1:
+            return self._sorted[-1] + BEYOND * (1 / (count + 1) - level)
+        below = int(rank)
+        share = rank - below
+        return (1 - share) * self._sorted[below] + share * self._sorted[below + 1]
+
+    def _level_of(self, q: float) -> float:
+        """The level at which `_quantile` is q; the inverse of it."""
+        count = len(self._sorted)
+        if q >= self._sorted[-1]:
+            return 1 / (count + 1) - (q - self._sorted[-1]) / BEYOND
+        above = bisect_right(self._sorted, q)
+        if not above:
+            return self._most_level
+        low, high = self._sorted[above - 1 : above + 1]
+        return min(1 - (above + (q - low) / (high - low)) / (count + 1), self._most_level)
+
+    def judge(self, groups: Sequence[str], missed: bool, target: float) -> None:
+        """Learn from whether a request of these groups missed its budget, where ``target`` of them may."""
+        # A part that leads nowhere further would only take long to come back.
+        if self.q(groups) >= MOST_Q if missed else self._level(groups) >= self._most_level:
+            return
+        for group in groups:
+            self.parts[group] = self.parts.get(group, 0.0) + STEP * self.alpha * (target - missed)
+
+    def add(self, score: float) -> None:
+        """Learn the score of a finished request."""
+        if len(self._scores) == self._scores.maxlen:
+            self._sorted.remove(self._scores[0])
+        self._scores.append(score)
+        insort(self._sorted, score)
+
+    def forget(self, count: int) -> None:
+        """Drop the last scores: what they tell was the machine's new speed, not its noise."""
+        for _ in range(min(count, len(self._scores) - 1)):
+            self._sorted.remove(self._scores.pop())
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able document; `from_dict` takes it back."""
+        return {"level": self.level, "parts": dict(self.parts), "scores": list(self._scores)}
+
+    @classmethod
+    def from_dict(cls, alpha: float, document: Mapping[str, Any]) -> Margin:
+        """The margin of a `to_dict` document. Raises KeyError."""
+        margin = cls(alpha, document["scores"], document["level"])
+        margin.parts = {str(group): float(part) for group, part in document["parts"].items()}
+        return margin
+
+
+def _limited(q: float) -> float:
+    return max(LEAST_Q, min(q, MOST_Q))

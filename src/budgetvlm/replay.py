@@ -1,0 +1,113 @@
+"""What a guard would have done on requests that were measured at every setting, one after the other.
+
+The clock of a replay is made of measured times, so that guards can be compared on the very same requests, also with the
+one that knows every setting's time before it chooses. The guard learns from each request as it would at run time. A
+request that runs out of time while it decodes is cut as the deadline would cut it; its tokens are taken to come at even
+intervals, and a cut answer is right only if all that it lacks is the token that ends it.
+
+Shapes: n requests, K settings. Times in ms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from budgetvlm.calibrate import Measured
+from budgetvlm.runtime import AdaptiveVLM
+from budgetvlm.vlm.decoding import MARGIN
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """One request of a replay.
+
+    Attributes:
+        late: over its budget although a setting was allowed. cut: its answer was cut short.
+        promised: a setting was allowed.
+        accuracy: of what the guard let the controller choose. true_accuracy: had the guard known every time.
+    """
+
+    row: int
+    budget_share: float
+    late: bool
+    cut: bool
+    promised: bool
+    accuracy: float
+    true_accuracy: float
+    latency_ms: float
+
+
+def replay(
+    model: AdaptiveVLM,
+    measured: Measured,
+    *,
+    reference_ms: float,
+    budget_shares: Sequence[float],
+    num_requests: int,
+    seed: int = 0,
+    speed: Callable[[int], float] = lambda number: 1.0,
+) -> list[Replayed]:
+    """Replay requests in the order in which they were measured, over and over, with random budgets.
+
+    Args:
+        model: its guard learns on.
+        reference_ms: the full setting's time; budgets are shares of it.
+        speed: number of the request -> how many times as long everything takes.
+    """
+    rng = np.random.default_rng(seed)
+    shares = rng.choice(np.asarray(budget_shares, dtype=np.float64), size=num_requests)
+    return [
+        _replay(model, measured, number % len(measured), float(share), float(share) * reference_ms, speed(number))
+        for number, share in enumerate(shares)
+    ]
+
+
+def _replay(model: AdaptiveVLM, measured: Measured, row: int, share: float, budget_ms: float, speed: float) -> Replayed:
+    guard, request = model.guard, measured.requests[row]
+    assert guard is not None
+    bounds = guard.bounds(request, budget_ms).only(model.known)
+    profiled_ms = max((budget_ms - guard.other_ms) / bounds.slowdown, 1e-3)
+    values = model.decider.values(measured.image[row], request.feature, profiled_ms, None)
+    allowed = bounds.allowed(budget_ms)
+
+    def choice(mask: np.ndarray) -> int:
+        return int(np.where(mask, values, -np.inf).argmax()) if mask.any() else bounds.fastest
+
+    index = choice(allowed)
+    in_time = model.known & (speed * (measured.latency_ms[row] + model.controller_ms) <= budget_ms)
+    stages = {name: speed * float(times[row, index]) for name, times in measured.stages_ms.items()}
+    stages["controller"] = speed * model.controller_ms
+    output = int(measured.output[row, index])
+    made = _tokens_in_time(stages, output, float(bounds.step_ms[index]), budget_ms) if guard.cuts else output
+    if made < output:
+        stages["decode"] *= (made - 1) / (output - 1)
+    total = sum(stages.values())
+    promised = bool(allowed.any())
+    guard.update(request, bounds, index, stages, made, late=total > budget_ms, cut=made < output, promised=promised)
+    return Replayed(
+        row=row,
+        budget_share=share,
+        late=promised and total > budget_ms,
+        cut=made < output,
+        promised=promised,
+        accuracy=float(measured.accuracy[row, index]) if made >= output - 1 else 0.0,
+        true_accuracy=float(measured.accuracy[row, choice(in_time)]),
+        latency_ms=total,
+    )
+
+
+def _tokens_in_time(stages_ms: dict[str, float], output: int, expected_step_ms: float, budget_ms: float) -> int:
+    """How many of the answer's tokens `Decoder.decode` makes before its deadline."""
+    if output < 2:
+        return output
+    step = stages_ms["decode"] / (output - 1)
+    now = sum(stages_ms.values()) - stages_ms["decode"]
+    needed = MARGIN * expected_step_ms
+    for made in range(1, output):
+        if now + needed > budget_ms:
+            return made
+        now, needed = now + step, max(needed, MARGIN * step)
+    return output

@@ -1,0 +1,107 @@
+"""The margin of bounds: a quantile of recent scores whose level is controlled."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+
+from budgetvlm.margin import LEAST_Q, MOST_Q, Margin
+
+GROUPS = ("short", "tight")
+
+
+def scores(count=1000, spread=0.1, seed=0):
+    return spread * np.random.default_rng(seed).standard_normal(count)
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.05, 0.2])
+def test_it_begins_with_the_quantile_of_the_scores(alpha):
+    given = scores(5000)
+    assert Margin.start(alpha, given).q(()) == pytest.approx(np.quantile(given, 1 - alpha), abs=0.03)
+
+
+@pytest.mark.parametrize("q", [-0.1, 0.05, 0.15, 0.3, 0.8])
+def test_it_begins_with_the_q_that_calibration_found(q):
+    margin = Margin.start(0.05, scores(), q)
+    least = np.quantile(scores(), 1 - 4 * 0.05)  # more than four times alpha of the scores are never above
+    assert margin.q(()) == pytest.approx(max(q, least), abs=0.01)
+
+
+def test_misses_raise_it_and_hits_lower_it_for_their_groups_alone():
+    margin = Margin.start(0.05, scores())
+    before = margin.q(GROUPS)
+    margin.judge(GROUPS, True, 0.05)
+    assert margin.q(GROUPS) > margin.q(("short", "ample")) > before == margin.q(("long", "ample"))
+    for _ in range(100):
+        margin.judge(GROUPS, False, 0.05)
+    assert margin.q(GROUPS) < before
+
+
+def test_misses_raise_it_also_beyond_all_scores_up_to_a_limit_from_which_it_comes_back():
+    margin, found = Margin.start(0.05, scores()), []
+    for _ in range(2000):
+        margin.judge(GROUPS, True, 0.05)
+        found.append(margin.q(GROUPS))
+    assert all(later >= earlier for earlier, later in itertools.pairwise(found))
+    assert found[-1] == MOST_Q
+    for _ in range(50):
+        margin.judge(GROUPS, False, 0.05)
+    assert margin.q(GROUPS) < MOST_Q
+
+
+def test_hits_lower_it_down_to_a_limit_from_which_it_comes_back():
+    margin = Margin.start(0.05, scores())
+    for _ in range(5000):
+        margin.judge(GROUPS, False, 0.05)
+    low = margin.q(GROUPS)
+    assert low > LEAST_Q
+    margin.judge(GROUPS, True, 0.05)
+    assert margin.q(GROUPS) > low
+
+
+def test_a_noisy_spell_is_followed_and_forgotten():
+    margin = Margin.start(0.05, scores())
+    before = margin.q(())
+    for score in scores(200, 0.6, seed=1):
+        margin.add(score)
+    assert margin.q(()) > 4 * before
+    for score in scores(100, 0.1, seed=2):
+        margin.add(score)
+    assert margin.q(()) == pytest.approx(before, rel=0.4)
+
+
+def test_scores_that_told_of_another_speed_are_dropped():
+    margin = Margin.start(0.05, scores())
+    before = margin.q(())
+    for _ in range(4):
+        margin.add(2.3)
+    margin.forget(4)
+    assert margin.q(()) == pytest.approx(before, abs=0.02)
+
+
+def test_without_scores_the_bound_is_the_predicted_time():
+    margin = Margin(0.05)
+    assert margin.q(GROUPS) == 0.0
+    margin.forget(4)
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.05])
+def test_the_share_that_misses_follows_the_target_whatever_the_scores_are(alpha):
+    """Scores jump about without any law; the rate is alpha all the same."""
+    rng, margin = np.random.default_rng(3), Margin.start(alpha, scores())
+    missed = []
+    for number in range(6000):
+        score = 0.1 * rng.standard_t(3) + 0.3 * math.sin(number / 50) + 0.4 * (number % 1000 > 500)
+        missed.append(score > margin.q(GROUPS))
+        margin.add(score)
+        margin.judge(GROUPS, missed[-1], alpha)
+    assert np.mean(missed) == pytest.approx(alpha, rel=0.35)
+
+
+def test_it_survives_json():
+    margin = Margin.start(0.05, scores(), 0.3)
+    margin.judge(GROUPS, True, 0.05)
+    again = Margin.from_dict(0.05, json.loads(json.dumps(margin.to_dict())))
+    assert again.q(GROUPS) == margin.q(GROUPS) and again.to_dict() == margin.to_dict()
