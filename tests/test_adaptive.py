@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_latency import SPACE, machine, measured
 
-from budgetvlm.adaptive import AdaptiveGuard, Request
+from budgetvlm.adaptive import AdaptiveGuard, Request, Spent
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.latency import LatencyModel
 from budgetvlm.lengths import LengthModel
@@ -31,6 +31,8 @@ def guard(alpha=0.05, factor=None) -> AdaptiveGuard:
 def requests(made: AdaptiveGuard, speed, seed=1, noise=0.08):
     """Run requests one by one, the dearest allowed setting each; yields (violated, time of the setting, promised).
 
+    The overview is what preprocessing and vision take at the cheapest setting.
+
     Args:
         speed: number of the request -> how many times as long everything takes.
     """
@@ -38,15 +40,15 @@ def requests(made: AdaptiveGuard, speed, seed=1, noise=0.08):
     for row in range(2000):
         request = Request(TOKENS["vision"][row], TOKENS["language"][row, 0], FEATURES[row])
         budget = rng.uniform(20, 130) * speed(row)
-        bounds = made.bounds(request, budget)
+        slow = speed(row) * math.exp(noise * rng.standard_t(4))
+        overview = slow * (STAGES["preprocess"][row, 0] + STAGES["vision"][row, 0])
+        bounds = made.bounds(request, budget, Spent(overview, overview))
         allowed = bounds.allowed(budget)
         k = int(np.where(allowed, bounds.predicted_ms, -np.inf).argmax()) if allowed.any() else bounds.fastest
-        slow = speed(row) * math.exp(noise * rng.standard_t(4))
-        stages = {name: slow * times[row, k] for name, times in STAGES.items()} | {"controller": 0.5}
-        total = sum(stages.values())
-        made.update(
-            request, bounds, k, stages, int(TOKENS["output"][row, k]), late=total > budget, promised=allowed.any()
-        )
+        stages = {name: slow * times[row, k] for name, times in STAGES.items()}
+        total = sum(stages.values()) + 0.5
+        output, rest = int(TOKENS["output"][row, k]), total - overview
+        made.update(request, bounds, k, stages, output, rest, late=total > budget, promised=allowed.any())
         yield total > budget, total / budget, bool(allowed.any())
 
 
@@ -94,6 +96,7 @@ def test_a_slower_machine_is_seen_as_one():
 def test_what_was_learnt_survives_json():
     made = guard()
     list(requests(made, lambda row: 1.3))
+    made.speed.mood = 0.0  # it is over before a document could be read
     again = AdaptiveGuard.from_dict(json.loads(json.dumps(made.to_dict())))
     for row in range(20):
         request = Request(TOKENS["vision"][row], TOKENS["language"][row, 0], FEATURES[row])
@@ -106,13 +109,27 @@ def test_what_was_learnt_survives_json():
         AdaptiveGuard.from_dict({**made.to_dict(), "speed": {"normal": [0.0], "log_scale": [0.0]}})
 
 
+def test_an_overview_that_took_long_warns_of_the_rest():
+    made, request = guard(), Request(TOKENS["vision"][0], TOKENS["language"][0, 0], FEATURES[0])
+    usual = STAGES["preprocess"][0, 0] + STAGES["vision"][0, 0]
+    quick, slow = (made.bounds(request, 60.0, Spent(1.5 * usual, took)) for took in (usual, 1.5 * usual))
+    before = made.bounds(request, 60.0)
+    assert (slow.rest_ms > 1.1 * quick.rest_ms).all()
+    # What is spent is known: only the rest is multiplied by the margin.
+    factor = before.bounds_ms / before.rest_ms
+    np.testing.assert_allclose(quick.bounds_ms, 1.5 * usual + factor * quick.rest_ms)
+    np.testing.assert_allclose(quick.rest_ms, before.rest_ms - usual, rtol=0.05)
+
+
 @pytest.mark.parametrize("ms", [-1.0, math.nan, math.inf])
 def test_a_clock_that_jumps_teaches_nothing(ms):
     made = guard()
     request = Request(TOKENS["vision"][0], TOKENS["language"][0, 0], FEATURES[0])
     bounds = made.bounds(request, 60.0)
     with pytest.raises(DataError, match="clock"):
-        made.update(request, bounds, 0, {"prefill": ms}, 1, late=False)
+        made.update(request, bounds, 0, {"prefill": ms}, 1, 5.0, late=False)
+    with pytest.raises(DataError, match="clock"):
+        made.update(request, bounds, 0, {"prefill": 5.0}, 1, ms, late=False)
     np.testing.assert_array_equal(made.bounds(request, 60.0).bounds_ms, bounds.bounds_ms)
 
 

@@ -46,6 +46,18 @@ def test_noise_is_no_jump_and_no_drift():
     assert jumps == 0 and speed.drift == {}
 
 
+def test_the_mood_follows_the_last_requests_and_the_overview():
+    speed = StageSpeed(STAGES)
+    run(speed, 1.2, 1.2, 3)
+    assert 1.08 < math.exp(speed.mood) < 1.2
+    assert np.exp(speed.log_scale).max() < 1.03
+    assert speed.mood_after(math.log(1.2)) > speed.mood > speed.mood_after(0.0)
+    run(speed, 1.0, 1.0, 20)
+    assert math.exp(speed.mood) == pytest.approx(1.0, abs=0.02)
+    run(speed, 10.0, 10.0, AGREEING)
+    assert speed.mood == 0.0  # the scales have taken it over
+
+
 def test_stages_that_took_nothing_teach_nothing():
     speed = StageSpeed(STAGES)
     assert not any(speed.follow(PREDICTED, {"vision": 0.0, "other": 5.0}) for _ in range(20))

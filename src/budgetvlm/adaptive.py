@@ -1,9 +1,10 @@
 """The guard at run time: bounds on every setting's latency for one request, that learn from each finished one.
 
-A bound is exp(q) u. Here u is the predicted time with an answer as long as all but a share alpha / 2 are expected to
-be, each stage scaled by how fast this machine runs it now (`budgetvlm.speed`), and q the margin (`budgetvlm.margin`).
-A request belongs to several groups: all, those by the length of its answer, those by its budget (as a share of the full
-setting's predicted time). Where both start comes from calibration (`budgetvlm.conformal`).
+A bound is e + exp(q) u. Here e is the time that the request has taken already: a setting is chosen after the overview
+is encoded. u is the predicted rest with an answer as long as all but a share alpha / 2 are expected to be, scaled by
+how fast this machine runs each stage now (`budgetvlm.speed`), and q the margin (`budgetvlm.margin`). A request belongs
+to several groups: all, those by the length of its answer, those by its budget (as a share of the full setting's
+predicted time). Where both start comes from calibration (`budgetvlm.conformal`).
 
 Shapes: K settings. Times in ms.
 """
@@ -30,6 +31,7 @@ from budgetvlm.table import ProfileTable
 SCHEMA_VERSION = 2
 DEFAULT_ALPHA = 0.05
 OTHER_RATE = 0.05  # share of the way that the cost of the rest goes towards one request's
+OVERVIEW_STAGES = ("preprocess", "vision")  # of which the overview is a part
 TARGET_SHARE = 0.85  # of alpha: the promise is "at most", and the margin wanders a little
 BUDGET_RATIO = 1.25  # budgets this far apart are in different groups
 
@@ -52,24 +54,34 @@ class Request:
 
 
 @dataclass(frozen=True, eq=False)
+class Spent:
+    """What a request has taken when its setting is chosen, in ms: in all, and its overview alone (0: not encoded)."""
+
+    total_ms: float = 0.0
+    overview_ms: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
 class Bounds:
     """What the guard says of one request.
 
     Attributes:
         bounds_ms: upper bound on each setting's time, ``[K]``.
-        long_ms: its predicted time with a long answer, ``[K]``; the bound is a factor of it.
+        rest_ms: the predicted rest of it with a long answer, ``[K]``; the bound is what was spent and a factor of it.
         predicted_ms: its time with an answer of the expected length, ``[K]``.
         step_ms: one decoding step of it, ``[K]``.
         slowdown: time of the full setting on this machine now / when it was profiled.
         groups: the requests that share parts of this one's margin.
+        spent: when the bounds were made.
     """
 
     bounds_ms: np.ndarray
-    long_ms: np.ndarray
+    rest_ms: np.ndarray
     predicted_ms: np.ndarray
     step_ms: np.ndarray
     slowdown: float
-    groups: Groups
+    groups: Groups = ()
+    spent: Spent = Spent()
 
     def allowed(self, budget_ms: float) -> np.ndarray:
         """Which settings a budget allows, bool ``[K]``; maybe none."""
@@ -156,19 +168,40 @@ class AdaptiveGuard:
         return cls(latency, lengths, Margin.start(alpha, scores[np.isfinite(scores)]))
 
     def _compile(self) -> None:
-        self._quick = QuickLatency(self.latency, np.exp(self.speed.log_scale))
+        scale = np.exp(self.speed.log_scale)
+        self._quick = QuickLatency(self.latency, scale)
+        overview = [stage in OVERVIEW_STAGES for stage in self.latency.stages]
+        self._overview = QuickLatency(self.latency, scale * overview)
 
-    def bounds(self, request: Request, budget_ms: float) -> Bounds:
-        """Bounds on the time of every setting, for a request with this budget."""
+    def bounds(self, request: Request, budget_ms: float, spent: Spent | None = None) -> Bounds:
+        """Bounds on the time of every setting, for a request with this budget.
+
+        Args:
+            spent: None: nothing has run yet.
+        """
         expected, long = self.lengths.outlook(request.feature, 1 - self.alpha / 2)
         expected = max(expected, 1.0)
         first, step = self._quick.parts(request.vision, request.language)
         full_ms = float(first[-1] + (expected - 1) * step[-1])
         slowdown = full_ms / self._profiled.at(-1, float(request.vision[-1]), request.language, expected)
         groups = "all", f"up to {long} output tokens", _budget_group(budget_ms / full_ms)
-        factor = math.exp(self.margin.q(groups))
-        upper, typical = (first + ((length - 1) * step + self.other_ms) for length in (long, expected))
-        return Bounds(factor * upper, upper, typical, step, slowdown, groups)
+        done_ms, mood, taken = 0.0, self.speed.mood, spent or Spent()
+        if taken.overview_ms > 0:
+            done_ms = self._overview.at(0, float(request.vision.min()), 0.0, 1.0)
+            mood = self.speed.mood_after(math.log(taken.overview_ms / done_ms)) if done_ms > 0 else mood
+        pace = math.exp(mood)
+        step = pace * step
+        rest = pace * (first - done_ms) + self.other_ms
+        long_rest = rest + (long - 1) * step
+        return Bounds(
+            bounds_ms=taken.total_ms + math.exp(self.margin.q(groups)) * long_rest,
+            rest_ms=long_rest,
+            predicted_ms=taken.total_ms + rest + (expected - 1) * step,
+            step_ms=step,
+            slowdown=pace * slowdown,
+            groups=groups,
+            spent=taken,
+        )
 
     def update(
         self,
@@ -177,6 +210,7 @@ class AdaptiveGuard:
         setting_index: int,
         stages_ms: Mapping[str, float],
         output_tokens: int,
+        rest_ms: float,
         *,
         late: bool,
         cut: bool = False,
@@ -185,33 +219,37 @@ class AdaptiveGuard:
         """Learn from a finished request.
 
         Args:
-            stages_ms: what each stage took; those the latency model does not know count as other costs.
+            bounds: those that its setting was chosen by.
+            stages_ms: what the stages took that the latency model knows; others are not read.
+            rest_ms: what it took in all after its setting was chosen.
             late: it broke its budget. cut: its answer was cut short to be in time.
             promised: a setting was allowed, so that this counts.
 
         Raises:
             DataError: a time that is negative or no number; nothing is learnt from it.
         """
-        wrong = {name: ms for name, ms in stages_ms.items() if not 0 <= ms < math.inf}
+        times = {**stages_ms, "rest": rest_ms}
+        wrong = {name: ms for name, ms in times.items() if not 0 <= ms < math.inf}
         if wrong:
             raise DataError(f"times have to be numbers of ms of 0 or more, given {wrong}; has the clock jumped?")
         # What was cut would have taken another step at least.
-        took = sum(stages_ms.values()) + (bounds.step_ms[setting_index] if cut else 0.0)
+        took = rest_ms + (float(bounds.step_ms[setting_index]) if cut else 0.0)
         if took > 0:
-            self.margin.add(math.log(took / float(bounds.long_ms[setting_index])))
+            self.margin.add(math.log(took / float(bounds.rest_ms[setting_index])))
         # A broken budget that nothing was expected to keep breaks no promise; a kept one shows that bounds are wide.
         missed = late or cut
         if promised or not missed:
             self.margin.judge(bounds.groups, missed, TARGET_SHARE * self.alpha)
-        if self._follow(request, setting_index, stages_ms, output_tokens):
+        known = sum(ms for stage, ms in stages_ms.items() if stage in self.latency.stages) - bounds.spent.overview_ms
+        other = max(0.0, min(rest_ms - known, 4 * self.other_ms + 1.0))
+        self.other_ms += OTHER_RATE * (other - self.other_ms)
+        if self.follow(request, setting_index, stages_ms, output_tokens):
             self.margin.forget(AGREEING)
 
-    def _follow(self, request: Request, index: int, stages_ms: Mapping[str, float], output_tokens: int) -> bool:
-        """Move the scales and the cost of the rest towards this request's; whether a stage's speed has jumped."""
+    def follow(self, request: Request, index: int, stages_ms: Mapping[str, float], output_tokens: float) -> bool:
+        """Learn this machine's speed from a request, and nothing else; whether a stage's speed has jumped."""
         predicted = self.latency.stages_of(index, request.vision[index], request.language, output_tokens)
         jumped = self.speed.follow(predicted, stages_ms)
-        other = sum(ms for stage, ms in stages_ms.items() if stage not in self.latency.stages)
-        self.other_ms += OTHER_RATE * (min(other, 4 * self.other_ms + 1.0) - self.other_ms)
         self._compile()
         return jumped
 

@@ -17,12 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from budgetvlm.adaptive import AdaptiveGuard, Request
+from budgetvlm.adaptive import AdaptiveGuard, Request, Spent
 from budgetvlm.conformal import choose_factor, losses, samples_needed
 from budgetvlm.controller.validation import BUDGET_SHARES
 from budgetvlm.errors import DataError
 from budgetvlm.margin import Margin
-from budgetvlm.profiling.latency import request
 from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.speed import StageSpeed
 from budgetvlm.tasks import Sample, Task
@@ -33,14 +32,22 @@ LEAST_FOR_SCALES = 5
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """Requests measured at every setting: their sizes, image features ``[n, Di]``, and, ``[n, K]`` each, the accuracy
-    of the answers, their tokens and times in ms, in all and by stage."""
+    """Requests measured at every setting, the model's part of them.
+
+    Attributes:
+        requests: their sizes. image: features ``[n, Di]``.
+        order: numbers of the settings in the order in which they were run, int64 ``[n, K]``.
+        accuracy, output, latency_ms, overview_ms: of the answers, their tokens, their time and the overview's share
+            of it, ``[n, K]`` each. stages_ms: the time by stage.
+    """
 
     requests: tuple[Request, ...]
     image: np.ndarray
+    order: np.ndarray
     accuracy: np.ndarray
     output: np.ndarray
     latency_ms: np.ndarray
+    overview_ms: np.ndarray
     stages_ms: dict[str, np.ndarray]
 
     def __len__(self) -> int:
@@ -61,19 +68,24 @@ def measure(
     settings, rng = model.controller.knob_space.settings, np.random.default_rng(seed)
     shape = (len(samples), len(settings))
     requests, images = [], []
-    accuracy, output, latency = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    accuracy, output, latency, overviews = (np.zeros(shape) for _ in range(4))
+    order = np.stack([rng.permutation(shape[1]) for _ in samples])
     stages: dict[str, np.ndarray] = {}
     for row, sample in enumerate(tqdm(samples, desc="all settings", unit="request", disable=not progress)):
         image = sample.load_image()
         requests.append(model.look(image, sample.question).request)
         images.append(model.vlm.encode_overview(image).feature.numpy())
-        for k in rng.permutation(len(settings)):
-            answer = request(model.vlm, image, sample.question, settings[k], task.max_new_tokens)
+        for k in order[row]:
+            overview = model.vlm.encode_overview(image)
+            answer = model.vlm.generate(
+                image, sample.question, settings[k], max_new_tokens=task.max_new_tokens, overview=overview
+            )
+            overviews[row, k] = overview.preprocess_ms + overview.vision_ms
             accuracy[row, k] = task.score(answer.text, sample)
             output[row, k], latency[row, k] = answer.num_output_tokens, answer.total_ms
             for stage, ms in answer.stages_ms.items():
                 stages.setdefault(stage, np.zeros(shape))[row, k] = ms
-    return Measured(tuple(requests), np.stack(images), accuracy, output, latency, stages)
+    return Measured(tuple(requests), np.stack(images), order, accuracy, output, latency, overviews, stages)
 
 
 def calibrated(model: AdaptiveVLM, guard: AdaptiveGuard, measured: Measured, alpha: float) -> AdaptiveGuard:
@@ -93,19 +105,32 @@ def calibrated(model: AdaptiveVLM, guard: AdaptiveGuard, measured: Measured, alp
         )
     count = _for_scales(len(measured))
     speed = StageSpeed(guard.latency.stages, _log_scales(guard, measured, range(count)))
-    fresh = AdaptiveGuard(guard.latency, guard.lengths, Margin(alpha), speed, model.controller_ms, len(measured))
+    fresh = AdaptiveGuard(guard.latency, guard.lengths, Margin(alpha), speed, model.controller_ms)
     rest = range(count, len(measured))
-    bounds = [fresh.bounds(measured.requests[row], math.inf) for row in rest]
-    long = np.where(model.known, np.stack([b.long_ms for b in bounds]), np.inf)
-    slowdown = np.array([b.slowdown for b in bounds])
+    slowdown = np.array([fresh.bounds(measured.requests[row], math.inf).slowdown for row in rest])
     reference_ms = float(model.controller.latency_reference_ms)
     profiled_budgets = reference_ms * np.tile(np.array(BUDGET_SHARES), (len(rest), 1))
     values = np.stack([preferences(model, measured, row, profiled_budgets[0]) for row in rest])
-    latency = measured.latency_ms[count:] + model.controller_ms
-    factor = choose_factor(losses(values, long, latency, profiled_budgets * slowdown[:, None]), alpha)
-    scores = np.log(latency / long)
-    fresh.margin = Margin.start(alpha, scores[np.isfinite(scores)], math.log(factor))
-    return fresh
+    predicted = np.where(model.known, _predicted_rest(fresh, measured, rest), np.inf)
+    spent, latency = measured.overview_ms[count:], measured.latency_ms[count:] + model.controller_ms
+    loss = losses(values, predicted, latency, profiled_budgets * slowdown[:, None], spent)
+    scores = np.log((latency - spent) / predicted)
+    margin = Margin.start(alpha, scores[np.isfinite(scores)], math.log(choose_factor(loss, alpha)))
+    speed = StageSpeed(speed.stages, speed.log_scale)
+    return AdaptiveGuard(guard.latency, guard.lengths, margin, speed, model.controller_ms, len(measured))
+
+
+def _predicted_rest(guard: AdaptiveGuard, measured: Measured, rows: range) -> np.ndarray:
+    """What the guard would have predicted of each run's rest, having seen those before it, ``[n, K]``."""
+    out = np.zeros((len(rows), measured.latency_ms.shape[1]))
+    for place, row in enumerate(rows):
+        request = measured.requests[row]
+        for k in measured.order[row]:
+            overview_ms = float(measured.overview_ms[row, k])
+            out[place, k] = guard.bounds(request, math.inf, Spent(overview_ms, overview_ms)).rest_ms[k]
+            stages = {name: float(times[row, k]) for name, times in measured.stages_ms.items()}
+            guard.follow(request, int(k), stages, float(measured.output[row, k]))
+    return out
 
 
 def _for_scales(count: int) -> int:

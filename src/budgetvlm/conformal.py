@@ -39,19 +39,27 @@ def samples_needed(alpha: float) -> int:
     return math.ceil(1 / alpha - 1 - 1e-9)
 
 
-def losses(values: np.ndarray, predicted_ms: np.ndarray, latency_ms: np.ndarray, budget_ms: np.ndarray) -> np.ndarray:
+def losses(
+    values: np.ndarray,
+    predicted_ms: np.ndarray,
+    latency_ms: np.ndarray,
+    budget_ms: np.ndarray,
+    spent_ms: np.ndarray | float = 0.0,
+) -> np.ndarray:
     """loss_i(f) of every request at every factor of `FACTORS`, ``[n, F]``.
 
     Args:
         values: what the policy prefers, ``[n, P, K]``: it takes the largest of the allowed ones.
         predicted_ms, latency_ms: of every setting, ``[n, K]``.
         budget_ms: ``[n, P]``.
+        spent_ms: a part of the latency that is known when the setting is chosen; what is predicted is the rest.
     """
+    left = budget_ms[:, :, None] - np.broadcast_to(spent_ms, predicted_ms.shape)[:, None, :]
     over = latency_ms[:, None, :] > budget_ms[:, :, None]
     worst = np.zeros(over.shape[:2], dtype=bool)
     out = np.empty((len(values), len(FACTORS)))
     for f in range(len(FACTORS) - 1, -1, -1):
-        allowed = FACTORS[f] * predicted_ms[:, None, :] <= budget_ms[:, :, None]
+        allowed = FACTORS[f] * predicted_ms[:, None, :] <= left
         chosen = np.where(allowed, values, -np.inf).argmax(axis=2)[:, :, None]
         violated = np.take_along_axis(over, chosen, axis=2)[:, :, 0] & allowed.any(axis=2)
         worst |= violated

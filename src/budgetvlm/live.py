@@ -19,7 +19,7 @@ import numpy as np
 from scipy.stats import binomtest
 from tqdm import tqdm
 
-from budgetvlm.adaptive import AdaptiveGuard, Bounds, Request
+from budgetvlm.adaptive import AdaptiveGuard, Bounds, Request, Spent
 from budgetvlm.answer import Answer
 from budgetvlm.calibrate import Measured
 from budgetvlm.controller.validation import BUDGET_SHARES
@@ -37,9 +37,9 @@ class Unguarded(AdaptiveGuard):
 
     cuts = False
 
-    def bounds(self, request: Request, budget_ms: float) -> Bounds:
+    def bounds(self, request: Request, budget_ms: float, spent: Spent | None = None) -> Bounds:
         """As the guard's, but the expected times are the bounds."""
-        bounds = super().bounds(request, budget_ms)
+        bounds = super().bounds(request, budget_ms, spent)
         return replace(bounds, bounds_ms=bounds.predicted_ms)
 
     def update(self, *args: Any, **kwargs: Any) -> None:

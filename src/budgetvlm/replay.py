@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from budgetvlm.adaptive import Spent
 from budgetvlm.calibrate import Measured
 from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.vlm.decoding import MARGIN
@@ -68,30 +69,45 @@ def replay(
 def _replay(model: AdaptiveVLM, measured: Measured, row: int, share: float, budget_ms: float, speed: float) -> Replayed:
     guard, request = model.guard, measured.requests[row]
     assert guard is not None
-    bounds = guard.bounds(request, budget_ms).only(model.known)
-    profiled_ms = max((budget_ms - guard.other_ms) / bounds.slowdown, 1e-3)
+    own_ms = speed * model.controller_ms
+    # Each setting was run at its own moment, with an overview of its own that told of that moment's speed.
+    overviews = (speed * measured.overview_ms[row]).tolist()
+    moments = [guard.bounds(request, budget_ms, Spent(ms, ms)) for ms in overviews]
+    bounds_ms = np.array([moment.bounds_ms[k] for k, moment in enumerate(moments)])
+    allowed = model.known & (bounds_ms <= budget_ms)
+    profiled_ms = max((budget_ms - guard.other_ms) / guard.bounds(request, budget_ms).slowdown, 1e-3)
     values = model.decider.values(measured.image[row], request.feature, profiled_ms, None)
-    allowed = bounds.allowed(budget_ms)
+    fastest = int(np.where(model.known, bounds_ms, np.inf).argmin())
 
     def choice(mask: np.ndarray) -> int:
-        return int(np.where(mask, values, -np.inf).argmax()) if mask.any() else bounds.fastest
+        return int(np.where(mask, values, -np.inf).argmax()) if mask.any() else fastest
 
     index = choice(allowed)
-    in_time = model.known & (speed * (measured.latency_ms[row] + model.controller_ms) <= budget_ms)
+    bounds = moments[index]
+    in_time = model.known & (speed * measured.latency_ms[row] + own_ms <= budget_ms)
     stages = {name: speed * float(times[row, index]) for name, times in measured.stages_ms.items()}
-    stages["controller"] = speed * model.controller_ms
     output = int(measured.output[row, index])
-    made = _tokens_in_time(stages, output, float(bounds.step_ms[index]), budget_ms) if guard.cuts else output
+    made = _tokens_in_time(stages, own_ms, output, float(bounds.step_ms[index]), budget_ms) if guard.cuts else output
     if made < output:
         stages["decode"] *= (made - 1) / (output - 1)
-    total = sum(stages.values())
-    promised = bool(allowed.any())
-    guard.update(request, bounds, index, stages, made, late=total > budget_ms, cut=made < output, promised=promised)
+    total = sum(stages.values()) + own_ms
+    promised, cut = bool(allowed.any()), made < output
+    guard.update(
+        request,
+        bounds,
+        index,
+        stages,
+        made,
+        total - overviews[index],
+        late=total > budget_ms,
+        cut=cut,
+        promised=promised,
+    )
     return Replayed(
         row=row,
         budget_share=share,
         late=promised and total > budget_ms,
-        cut=made < output,
+        cut=cut,
         promised=promised,
         accuracy=float(measured.accuracy[row, index]) if made >= output - 1 else 0.0,
         true_accuracy=float(measured.accuracy[row, choice(in_time)]),
@@ -99,12 +115,14 @@ def _replay(model: AdaptiveVLM, measured: Measured, row: int, share: float, budg
     )
 
 
-def _tokens_in_time(stages_ms: dict[str, float], output: int, expected_step_ms: float, budget_ms: float) -> int:
+def _tokens_in_time(
+    stages_ms: dict[str, float], own_ms: float, output: int, expected_step_ms: float, budget_ms: float
+) -> int:
     """How many of the answer's tokens `Decoder.decode` makes before its deadline."""
     if output < 2:
         return output
     step = stages_ms["decode"] / (output - 1)
-    now = sum(stages_ms.values()) - stages_ms["decode"]
+    now = own_ms + sum(stages_ms.values()) - stages_ms["decode"]
     needed = MARGIN * expected_step_ms
     for made in range(1, output):
         if now + needed > budget_ms:

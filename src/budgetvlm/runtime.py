@@ -1,10 +1,10 @@
 """A model that answers within a budget: the controller chooses the knobs of each request.
 
-A request runs so: the guard bounds the time of every setting from the image's size and the question; the overview crop
-is encoded; the controller reads its pooled features, the question's embeddings and the budget, and chooses among the
-settings whose bound keeps it; the model answers at that setting and reuses the overview; the guard learns from what it
-took. The clock runs from the decoded image (or from when the request arrived) to the last token, all included. Times
-in ms.
+A request runs so: the overview crop is encoded; the guard bounds the time of every setting from the image's size, the
+question and what the overview took; the controller reads the overview's pooled features, the question's embeddings and
+the budget, and chooses among the settings whose bound keeps it; the model answers at that setting and reuses the
+overview; the guard learns from what it took.
+The clock runs from the decoded image (or from when the request arrived) to the last token, all included. Times in ms.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from budgetvlm._io import read_json, write_json
-from budgetvlm.adaptive import AdaptiveGuard, Bounds, Request
+from budgetvlm.adaptive import AdaptiveGuard, Bounds, Request, Spent
 from budgetvlm.answer import Answer, Choice, Infeasible, check_request, make_answer
 from budgetvlm.controller.checkpoint import GUARD, load_controller
 from budgetvlm.controller.decision import Decider
@@ -130,16 +130,18 @@ class AdaptiveVLM:
         """
         check_request(question, budget_ms, price, when_infeasible)
         picture = open_image(image)
-        start = time.perf_counter() if arrived_s is None else arrived_s
         began = time.perf_counter()
-        left_ms = budget_ms - (began - start) * 1e3
-        outlook = self.look(picture, question, left_ms)
-        allowed = self._allowed(outlook, left_ms, budget_ms, when_infeasible)
-        planning_ms = (time.perf_counter() - began) * 1e3
+        start = began if arrived_s is None else arrived_s
+        request, waited_ms = self._request(picture, question), _ms(start, began)
+        if when_infeasible == "reject":
+            self._reject(self._bounds(request, budget_ms, Spent(waited_ms), waited_ms), budget_ms)
+        planned = time.perf_counter()
         overview = self.vlm.encode_overview(picture)
         choosing = time.perf_counter()
-        choice = self._choose(overview, outlook, left_ms, price, allowed)
-        controller_ms = planning_ms + (time.perf_counter() - choosing) * 1e3
+        spent = Spent(_ms(start, choosing), overview.preprocess_ms + overview.vision_ms)
+        outlook = Outlook(request, self._bounds(request, budget_ms, spent, waited_ms))
+        choice = self._choose(overview, outlook, budget_ms, waited_ms, price, when_infeasible)
+        chosen = time.perf_counter()
         deadline = Deadline(start + budget_ms / 1e3, float(outlook.bounds.step_ms[choice.index]))
         generation = self.vlm.generate(
             picture,
@@ -149,7 +151,8 @@ class AdaptiveVLM:
             overview=overview,
             deadline=deadline if self.guard is not None and self.guard.cuts else None,
         )
-        latency_ms = (time.perf_counter() - start) * 1e3
+        latency_ms = _ms(start, time.perf_counter())
+        controller_ms = _ms(began, planned) + _ms(choosing, chosen)
         answer = make_answer(choice, generation, controller_ms, latency_ms, budget_ms)
         self._learn(outlook, choice, answer)
         return answer
@@ -171,59 +174,70 @@ class AdaptiveVLM:
     def choose(self, overview: Overview, question: str, budget_ms: float, price: float | None = None) -> Choice:
         """The controller's decision for an image whose overview is given, by the fixed bounds, without answering."""
         request = Request(np.zeros(len(self._columns)), 0, self._question_feature(question))
-        outlook = Outlook(request, self._fixed_bounds())
-        return self._choose(overview, outlook, budget_ms, price, outlook.allowed(budget_ms))
+        outlook = Outlook(request, self._fixed_bounds(0.0))
+        return self._choose(overview, outlook, budget_ms, 0.0, price, "fastest")
 
     def look(self, image: Image.Image, question: str, budget_ms: float = math.inf) -> Outlook:
         """What can be said of a request before the model runs."""
+        request = self._request(image, question)
+        return Outlook(request, self._bounds(request, budget_ms, Spent()))
+
+    def _request(self, image: Image.Image, question: str) -> Request:
         vision, language = self.vlm.prompt_size(image, question)
-        request = Request(vision[self._columns], language, self._question_feature(question))
+        return Request(vision[self._columns], language, self._question_feature(question))
+
+    def _bounds(self, request: Request, budget_ms: float, spent: Spent, waited_ms: float = 0.0) -> Bounds:
         if self.guard is None:
-            return Outlook(request, self._fixed_bounds())
+            return self._fixed_bounds(waited_ms)
         with self._lock:
-            bounds = self.guard.bounds(request, budget_ms)
-        return Outlook(request, bounds if self.known.all() else bounds.only(self.known))
+            bounds = self.guard.bounds(request, budget_ms, spent)
+        return bounds if self.known.all() else bounds.only(self.known)
 
     def _question_feature(self, question: str) -> np.ndarray:
         feature: np.ndarray = self.vlm.question_feature(question).numpy()
         return feature
 
-    def _fixed_bounds(self) -> Bounds:
-        """The controller's own bounds and, beside them, its own time."""
+    def _fixed_bounds(self, waited_ms: float) -> Bounds:
+        """The controller's own bounds, and beside them its own time and the waiting."""
         bounds = self.controller.bounds_ms.numpy().astype(np.float64)
-        bounds = np.where(bounds > 0, bounds + self.controller_ms, 0.0)
-        return Bounds(bounds, bounds, bounds, np.zeros_like(bounds), 1.0, ())
+        bounds = np.where(bounds > 0, bounds + self.controller_ms + waited_ms, 0.0)
+        return Bounds(bounds, bounds, bounds, np.zeros_like(bounds), 1.0)
 
-    def _allowed(self, outlook: Outlook, left_ms: float, budget_ms: float, when_infeasible: Infeasible) -> np.ndarray:
-        """The settings to choose from, none where the fastest is to be taken. Raises InputError for "reject"."""
-        allowed = outlook.allowed(left_ms)
-        if allowed.any() or when_infeasible == "fastest":
-            return allowed
-        if when_infeasible == "reject":
+    def _reject(self, bounds: Bounds, budget_ms: float) -> None:
+        """Raise InputError if no setting is expected to keep the budget."""
+        if not bounds.allowed(budget_ms).any():
             raise InputError(
                 f"budget_ms={budget_ms:g} cannot be kept: the fastest setting is expected to take up to "
-                f"{outlook.bounds.bounds_ms.min():.1f} ms, and {max(left_ms, 0):.1f} ms are left. Give more time, or "
-                'another when_infeasible ("fastest", "best_effort")'
+                f"{bounds.bounds_ms.min():.1f} ms, {bounds.spent.total_ms:.1f} ms of waiting included. Give more time, "
+                'or another when_infeasible ("fastest", "best_effort")'
             )
-        likely: np.ndarray = outlook.bounds.predicted_ms <= left_ms
-        return likely
 
     def _choose(
-        self, overview: Overview, outlook: Outlook, left_ms: float, price: float | None, allowed: np.ndarray
+        self,
+        overview: Overview,
+        outlook: Outlook,
+        budget_ms: float,
+        waited_ms: float,
+        price: float | None,
+        when_infeasible: Infeasible,
     ) -> Choice:
         """The controller sees the budget as it would be on the machine that was profiled."""
         bounds = outlook.bounds
         own_ms = self.guard.other_ms if self.guard is not None else self.controller_ms
-        budget_ms = max((left_ms - own_ms) / bounds.slowdown, 1e-3)
+        profiled_ms = max((budget_ms - waited_ms - own_ms) / bounds.slowdown, 1e-3)
+        allowed = bounds.allowed(budget_ms)
+        feasible = bool(allowed.any())
+        if not feasible and when_infeasible == "best_effort":
+            allowed = bounds.predicted_ms <= budget_ms
         index = bounds.fastest
         if allowed.any():
             features = overview.feature.numpy(), outlook.request.feature
-            index = self.decider.choose(*features, budget_ms, price, allowed)
+            index = self.decider.choose(*features, profiled_ms, price, allowed)
         bound = float(bounds.bounds_ms[index])
         return Choice(
             setting=self.controller.knob_space.settings[index],
             index=index,
-            feasible=bool(outlook.allowed(left_ms).any()),
+            feasible=feasible,
             predicted_ms=bound if 0 < bound < math.inf else None,
         )
 
@@ -237,6 +251,7 @@ class AdaptiveVLM:
                 choice.index,
                 answer.stages_ms,
                 answer.num_output_tokens,
+                answer.latency_ms - outlook.bounds.spent.total_ms,
                 late=not answer.budget_met,
                 cut=answer.finish_reason == "budget",
                 promised=choice.feasible,
@@ -261,6 +276,10 @@ class AdaptiveVLM:
                 for setting in (self.vlm.knob_space.cheapest, self.vlm.knob_space.full):
                     self.vlm.generate(blank, "what", setting, max_new_tokens=2, overview=overview)
         return sorted(took)[len(took) // 2]
+
+
+def _ms(start_s: float, end_s: float) -> float:
+    return (end_s - start_s) * 1e3
 
 
 def _controller_path(model_path: str, controller: str | Path | None) -> Path:

@@ -1,8 +1,11 @@
 """How fast each stage runs here and now, compared with the profile.
 
-Each stage has a scale, the factor on its predicted time. It goes a little of the way towards every request's own ratio,
-so that slow drift is followed; where several requests in a row agree that the speed is another one (a load that came
-or went), it goes there at once.
+Two things are followed. Each stage has a scale, the factor on its predicted time, which goes a little of the way
+towards every request's own ratio; where several requests in a row agree that the speed is another one (a load that came
+or went), it goes there at once. And all stages share a mood: machines have quick and slow moments that last some
+requests (on 2 shared cores the error of a prediction correlates by 0.7 from one request to the next), so it goes far
+towards the last request's ratio, and, within a request, towards that of the overview's encoding, which is over before a
+setting has to be chosen.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ import numpy as np
 from budgetvlm.errors import DataError
 
 RATE = 0.05  # share of the way that a scale goes towards one request's ratio
+MOOD_RATE = 0.3  # the same of the mood
+PROBE_RATE = 0.6  # the same of the mood towards the overview of the request itself
 LARGEST_STEP = 0.2  # of a log ratio, so that one hiccup of the machine is not taken for its new speed
 AGREEING = 4  # requests in a row that tell of a jump
 JUMP = math.log(1.35)  # the least change that is one
@@ -24,10 +29,11 @@ DRIFTED = math.log(1.2)  # a scale this far from that of the calibration is repo
 
 
 class StageSpeed:
-    """Scales of stages, as logarithms.
+    """Scales of stages and the mood, as logarithms.
 
     Attributes:
         log_scale: now, ``[stages]``.
+        mood: on top of all scales, of the last requests.
         normal: this machine's normal speed, when the guard was calibrated; drift is reported against it.
     """
 
@@ -35,7 +41,12 @@ class StageSpeed:
         self.stages = tuple(stages)
         self.normal = np.zeros(len(self.stages)) if normal is None else np.array(normal, dtype=np.float64)
         self.log_scale = self.normal.copy()
+        self.mood = 0.0
         self._recent = [deque[float](maxlen=AGREEING) for _ in self.stages]
+
+    def mood_after(self, log_ratio: float) -> float:
+        """The mood, given log(measured / predicted) of a part of the request itself; the prediction with scales."""
+        return self.mood + PROBE_RATE * _limited(log_ratio - self.mood)
 
     def follow(self, predicted_ms: np.ndarray, stages_ms: Mapping[str, float]) -> bool:
         """Learn from one request's times; whether any stage's speed has jumped.
@@ -44,15 +55,19 @@ class StageSpeed:
             predicted_ms: of each stage, by the profile, ``[stages]``.
             stages_ms: what each stage took; one that is not known or took nothing teaches nothing.
         """
-        jumped = False
-        for g, stage in enumerate(self.stages):
-            took = stages_ms.get(stage, 0.0)
-            if took > 0 and predicted_ms[g] > 0:
-                jumped |= self._follow(g, math.log(took / float(predicted_ms[g])))
-        return jumped
+        took = np.array([stages_ms.get(stage, 0.0) for stage in self.stages])
+        known = (took > 0) & (predicted_ms > 0)
+        if not known.any():
+            return False
+        together = math.log(took[known].sum() / (predicted_ms * np.exp(self.log_scale))[known].sum())
+        self.mood += MOOD_RATE * _limited(together - self.mood)
+        ratios = np.log(took[known] / predicted_ms[known])
+        jumps = [self._follow(int(g), float(ratio)) for g, ratio in zip(np.flatnonzero(known), ratios, strict=True)]
+        if any(jumps):
+            self.mood = 0.0
+        return any(jumps)
 
     def _follow(self, g: int, log_ratio: float) -> bool:
-        error = log_ratio - self.log_scale[g]
         recent = self._recent[g]
         recent.append(log_ratio)
         errors = [ratio - self.log_scale[g] for ratio in recent]
@@ -60,7 +75,7 @@ class StageSpeed:
             self.log_scale[g] += float(np.median(errors))
             recent.clear()
             return True
-        self.log_scale[g] += RATE * max(-LARGEST_STEP, min(error, LARGEST_STEP))
+        self.log_scale[g] += RATE * _limited(errors[-1])
         return False
 
     @property
@@ -70,7 +85,7 @@ class StageSpeed:
         return {s: float(math.exp(m)) for s, m in zip(self.stages, moved, strict=True) if abs(m) > DRIFTED}
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-able document; `from_dict` takes it back."""
+        """A JSON-able document; `from_dict` takes it back. The mood is not kept: it is over before it could be read."""
         return {"log_scale": self.log_scale.tolist(), "normal": self.normal.tolist()}
 
     @classmethod
@@ -83,3 +98,7 @@ class StageSpeed:
         speed = cls(stages, scales["normal"])
         speed.log_scale = scales["log_scale"]
         return speed
+
+
+def _limited(log_ratio: float) -> float:
+    return max(-LARGEST_STEP, min(log_ratio, LARGEST_STEP))
