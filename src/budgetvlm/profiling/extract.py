@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -71,6 +72,30 @@ def locate(task: Task, sample_ids: Sequence[str], splits: Iterable[str]) -> list
             f"{first_few(missing)}. The results are of another data set or version; profile this one."
         )
     return [found[name] for name in sample_ids]
+
+
+def locate_by_index(task: Task, numbers: Sequence[int], split: str, world_size: int = 1) -> dict[int, Located]:
+    """The samples with these numbers, a number being the place in the split, from 0 on.
+
+    Args:
+        world_size: ranks that shared the samples; to be of equal length they may have gone round to the first samples
+            again, whose numbers, from the split's size on, are then left out of the result.
+
+    Raises:
+        DataError: a number beyond the split.
+        ConfigError: there is no such split.
+    """
+    wanted, size = set(numbers), task.num_samples(split)
+    first = islice(task.samples(split), max(wanted) + 1)
+    found = {number: Located(sample, split) for number, sample in enumerate(first) if number in wanted}
+    rounded_up = -(-size // world_size) * world_size
+    beyond = sorted(n for n in wanted - found.keys() if not size <= n < rounded_up)
+    if beyond:
+        raise DataError(
+            f"sample_id {beyond[0]} is a number and so an index in the split, but {split} of {task.name} has {size} "
+            f"samples, 0 to {size - 1} ({len(beyond)} such ids). The results are of another data set, version or split."
+        )
+    return found
 
 
 def extract_features(

@@ -6,8 +6,9 @@ left some out; their columns are NaN).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,18 @@ from budgetvlm.profiling.records import STAGE_FIELDS, TOKEN_COUNTS, TOKEN_KINDS
 from budgetvlm.table import ProfileTable, first_few
 
 LATENCY_FILLS = ("model", "none")
+SAMPLE_IDS = "sample_ids"  # in the metadata of a table whose samples are numbers: their index in the split
+BY_INDEX = "index in the split"
 LATENCY_SOURCE = "latency_source"  # a label of each sample: "measured", or "predicted" at one setting at least
 _Key = tuple[tuple[str, Any], ...]
 
 
 @dataclass(frozen=True)
 class AccuracySide:
-    """What the accuracy files hold: scores ``[S, M]``, token counts ``[S, M, 3]`` or None, labels of the samples."""
+    """What the accuracy files hold: scores ``[S, M]``, token counts ``[S, M, 3]`` or None, labels of the samples.
+
+    ``indexed``: the samples are numbered by their index in the split. ``left_out``: how many not every setting has.
+    """
 
     settings: tuple[_Key, ...]
     sample_ids: tuple[str, ...]
@@ -36,6 +42,19 @@ class AccuracySide:
     groups: dict[str, tuple[str, ...]]
     config: dict[str, Any]
     paths: tuple[Path, ...]
+    indexed: bool = False
+    left_out: int = 0
+
+    def only(self, rows: np.ndarray) -> AccuracySide:
+        """Some of the samples, by number ``[n]``."""
+        return replace(
+            self,
+            sample_ids=tuple(self.sample_ids[row] for row in rows),
+            scores=self.scores[rows],
+            tokens=None if self.tokens is None else self.tokens[rows],
+            groups={name: tuple(labels[row] for row in rows) for name, labels in self.groups.items()},
+            left_out=self.left_out + len(self.sample_ids) - len(rows),
+        )
 
 
 @dataclass(frozen=True)
@@ -72,6 +91,7 @@ def join(
     timed = read_latency_side(exp6_dir, dataset_name)
     _check_settings(accuracy, timed)
     _check_runs(accuracy, timed)
+    accuracy = _only_timed(accuracy, timed, latency_fill)
     stages = _common_stages(timed)
     times, predicted, errors = _times(accuracy, timed, stages, latency_fill)
     space = KnobSpace({name: sorted({dict(key)[name] for key in accuracy.settings}) for name in KNOBS})
@@ -101,7 +121,10 @@ def read_accuracy_side(exp5_dir: str | Path, dataset_name: str) -> AccuracySide:
     columns, tokens, settings = [], [], []
     paths: list[Path] = []
     config: dict[str, Any] = {}
-    for result in iter_results(exp5_dir, dataset_name, "accuracy"):
+    results, left_out = _with_shared_samples(iter_results(exp5_dir, dataset_name, "accuracy"))
+    indexed = True
+    for result in results:
+        indexed = indexed and result.indexed
         if not rows:
             rows = {record.sample_id: row for row, record in enumerate(result.records)}
             labels, config = [record.groups for record in result.records], result.config
@@ -119,6 +142,8 @@ def read_accuracy_side(exp5_dir: str | Path, dataset_name: str) -> AccuracySide:
         groups=_label_columns(labels),
         config=config,
         paths=tuple(paths),
+        indexed=indexed,
+        left_out=left_out,
     )
 
 
@@ -129,6 +154,38 @@ def read_latency_side(exp6_dir: str | Path, dataset_name: str) -> dict[_Key, Tim
         DataError: unusable files.
     """
     return {tuple(r.knobs.items()): _timed(r) for r in iter_results(exp6_dir, dataset_name, "latency")}
+
+
+def _with_shared_samples(
+    results: Iterable[SettingResult[AccuracyRecord]],
+) -> tuple[Iterable[SettingResult[AccuracyRecord]], int]:
+    """The results with the samples that all of them have, where samples are numbered; and how many were left out.
+
+    Tools that number samples often stop at the end of a batch, and choose the batch's size anew for each setting.
+    """
+    results = iter(results)
+    first = next(results)
+    if not first.indexed:
+        return chain([first], results), 0
+    everything = [first, *results]
+    found = [{record.sample_id for record in result.records} for result in everything]
+    shared = set.intersection(*found)
+    if not shared:
+        return everything, 0  # the order check says what is wrong
+    kept = [replace(r, records=tuple(x for x in r.records if x.sample_id in shared)) for r in everything]
+    return kept, len(set.union(*found)) - len(shared)
+
+
+def _only_timed(accuracy: AccuracySide, timed: Mapping[_Key, TimedSetting], latency_fill: str) -> AccuracySide:
+    """Numbered samples without token counts are kept only where every setting was timed: no latency can be predicted.
+
+    Tools that number samples count tokens in the latency files alone.
+    """
+    if not accuracy.indexed or accuracy.tokens is not None or latency_fill == "none":
+        return accuracy
+    everywhere = set.intersection(*(set(timed[key].sample_ids) for key in accuracy.settings))
+    rows = np.array([row for row, name in enumerate(accuracy.sample_ids) if name in everywhere], dtype=np.int64)
+    return accuracy.only(rows) if len(rows) else accuracy  # none: the check of samples says what is wrong
 
 
 def _timed(result: SettingResult[LatencyRecord]) -> TimedSetting:
@@ -305,6 +362,9 @@ def _describe_fill(
             f"latency of {count} of {total} samples predicted from {measured} measured at each setting "
             f"(time = a + b x tokens), median error {np.median(errors):.1%} on those measured"
         )
+    if accuracy.left_out:
+        fill["samples_left_out"] = accuracy.left_out
+        notes.append(f"{accuracy.left_out} samples left out: not every setting has both their score and their latency")
     if extra:
         fill["samples_only_in_exp6"] = extra
         notes.append(f"{extra} samples of exp6 are not in exp5: they help to fit the latency, but are in no split")
@@ -321,4 +381,4 @@ def _metadata(
         "latency_fill": dict(fill),
         "exp5_config": accuracy.config,
         "exp6_config": first.config,
-    }
+    } | ({SAMPLE_IDS: BY_INDEX} if accuracy.indexed else {})

@@ -20,9 +20,9 @@ from budgetvlm._io import write_json
 from budgetvlm.errors import DataError, KnobSpaceError, OutputError
 from budgetvlm.features import Features
 from budgetvlm.profiling.document import REMEDY, read_document, to_document, to_table
-from budgetvlm.profiling.extract import Located, extract_features, locate
+from budgetvlm.profiling.extract import Located, extract_features, locate, locate_by_index
 from budgetvlm.profiling.files import result_files
-from budgetvlm.profiling.join import join, split_names
+from budgetvlm.profiling.join import BY_INDEX, SAMPLE_IDS, join, split_names
 from budgetvlm.profiling.options import Backend, PrepareOptions
 from budgetvlm.profiling.splits import TASK_SPLIT, assign_splits
 from budgetvlm.table import ProfileTable
@@ -123,10 +123,10 @@ def _make(
     for note in notes:
         say(note)
     _check_model(options, source, table)
+    table, located = _with_the_tasks_ids(options, backend, table, say)
     features = None if force_recompute else _cached_features(options, source, table.sample_ids, say)
-    located: list[Located] = []
     if features is None or not {"image_id", TASK_SPLIT} <= table.groups.keys():
-        located = _locate(options, backend, table)
+        located = located or _locate(options, backend, table)
         table = _with_task_labels(table, located)
     table = assign_splits(table, options.train_split, options.test_split, options.seed)
     if features is None:  # the splits come first: what is wrong with them shows before hours of extraction
@@ -224,6 +224,32 @@ def _cached_features(options: PrepareOptions, source: dict[str, str], ids: Seque
         return None
     say(f"using the features in {path}")
     return features.aligned(ids)
+
+
+def _with_the_tasks_ids(
+    options: PrepareOptions, backend: Backend, table: ProfileTable, say: Say
+) -> tuple[ProfileTable, list[Located]]:
+    """Where samples are numbered by their index in the split: the table with the task's own ids, and its samples."""
+    if table.metadata.get(SAMPLE_IDS) != BY_INDEX:
+        return table, []
+    config = table.metadata["exp5_config"]
+    splits = split_names(config)
+    if len(splits) != 1:
+        raise DataError(
+            f"the samples in {options.exp5_dir} are numbered, and a number is an index in the split, but field "
+            f"config.split is {config.get('split')!r}. Name the one split that was profiled, or give ids that are text."
+        )
+    numbers = [int(name) for name in table.sample_ids]
+    ranks = config.get("world_size")
+    found = locate_by_index(
+        backend.open_task(options.dataset_name), numbers, splits[0], ranks if isinstance(ranks, int) else 1
+    )
+    rows = [row for row, number in enumerate(numbers) if number in found]
+    say(f"the numbers of the samples are taken as their index in {splits[0]} of {options.dataset_name}")
+    if len(rows) < len(numbers):
+        say(f"{len(numbers) - len(rows)} samples were repeated to give each rank equally many; left out")
+    located = [found[numbers[row]] for row in rows]
+    return replace(table.subset(rows), sample_ids=tuple(place.sample.sample_id for place in located)), located
 
 
 def _locate(options: PrepareOptions, backend: Backend, table: ProfileTable) -> list[Located]:
