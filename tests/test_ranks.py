@@ -1,4 +1,4 @@
-"""Trees of the public prototype's layout: samples numbered by batch and by rank, ranks side by side or one after another.
+"""Trees of the public prototype's layout: samples numbered by batch and by rank, ranks side by side or in one file.
 
 Its accuracy tool numbers the samples of each batch from 0, goes on to the end of a batch and chooses the batch's size
 anew for each setting; its latency tool numbers those of each rank and leaves out a sample that failed. Rank r of W
@@ -6,6 +6,7 @@ runs the samples r, r + W, r + 2W, ... of the split and starts at the first samp
 """
 
 import json
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -73,7 +74,11 @@ def write_tree(root, split, size, count, timed, failed=(), merged=False):
             ("exp5_accuracy_signs/exp5_accuracy_results", "all_samples", accuracy),
             ("exp6_latency_signs/exp6_latency", "per_sample_latencies", latency),
         ):
-            parts = {"": sum(ranks, [])} if merged else {f"_rank{rank}": part for rank, part in enumerate(ranks)}
+            parts = (
+                {"": list(chain.from_iterable(ranks))}
+                if merged
+                else {f"_rank{rank}": part for rank, part in enumerate(ranks)}
+            )
             for suffix, samples in parts.items():
                 text = json.dumps(document(key, samples, setting, split, RANKS), indent=2)
                 (root / f"{stem}{tail}{suffix}.json").write_text(text)
