@@ -18,8 +18,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from budgetvlm.errors import ConfigError, DataError
+from budgetvlm.errors import ConfigError, DataError, KnobSpaceError
 from budgetvlm.features import Features
+from budgetvlm.knobs import KnobSpace
 from budgetvlm.profiling.memory import halved
 from budgetvlm.table import first_few
 from budgetvlm.tasks import Sample, Task
@@ -96,6 +97,17 @@ def locate_by_index(task: Task, numbers: Sequence[int], split: str, world_size: 
             f"samples, 0 to {size - 1} ({len(beyond)} such ids). The results are of another data set, version or split."
         )
     return found
+
+
+def require_known_values(space: KnobSpace, vlm: VLM, model_path: str) -> None:
+    """Raise `KnobSpaceError` where results have a value of a knob that the model does not know."""
+    for name, values in space.knobs:
+        unknown = set(values) - set(vlm.knob_space.values(name))
+        if unknown:
+            raise KnobSpaceError(
+                f"the results have {name} = {', '.join(map(str, sorted(unknown)))}, which {model_path} does "
+                f"not know (its space: {vlm.knob_space}). They are of another model; give that model's --model_path."
+            )
 
 
 def extract_features(

@@ -17,10 +17,10 @@ from typing import Any
 
 from budgetvlm import __version__
 from budgetvlm._io import write_json
-from budgetvlm.errors import DataError, KnobSpaceError, OutputError
+from budgetvlm.errors import DataError, OutputError
 from budgetvlm.features import Features
 from budgetvlm.profiling.document import REMEDY, read_document, to_document, to_table
-from budgetvlm.profiling.extract import Located, extract_features, locate, locate_by_index
+from budgetvlm.profiling.extract import Located, extract_features, locate, locate_by_index, require_known_values
 from budgetvlm.profiling.files import result_files
 from budgetvlm.profiling.join import BY_INDEX, SAMPLE_IDS, join, split_names
 from budgetvlm.profiling.options import Backend, PrepareOptions
@@ -282,13 +282,7 @@ def _extract(
     say: Say,
 ) -> Features:
     vlm = backend.open_vlm(options.model_path, options.device)
-    for name, values in table.knob_space.knobs:
-        unknown = set(values) - set(vlm.knob_space.values(name))
-        if unknown:
-            raise KnobSpaceError(
-                f"the results have {name} = {', '.join(map(str, sorted(unknown)))}, which {options.model_path} does "
-                f"not know (its space: {vlm.knob_space}). They are of another model; give that model's --model_path."
-            )
+    require_known_values(table.knob_space, vlm, options.model_path)
     return extract_features(
         vlm,
         [place.sample for place in located],
