@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -148,7 +149,7 @@ def test_files_and_flags_that_cannot_work(tmp_path, capsys, change, words, messa
     assert flat(tmp_path, rows, *words) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and len(error.splitlines()) == 1
-    assert __import__("re").search(message, error), error
+    assert re.search(message, error), error
     assert not list(tmp_path.glob("t.*"))
 
 
@@ -196,6 +197,30 @@ def test_features_are_extracted_from_the_samples_that_the_numbers_mean(tmp_path)
     assert features.image[:, 0].tolist() == [1.0, 0.0, 4.0, 2.0]
     assert table.groups["image_id"] == ("image 1", "image 0", "image 4", "image 2")
     assert Features.load(tmp_path / "t.features.safetensors").sample_ids == table.sample_ids
+
+
+def test_what_the_ranks_repeated_is_left_out_and_the_results_say_the_split(tmp_path):
+    class Task(ToyTask):
+        def num_samples(self, split):
+            return 2 * len(self.sizes[split])
+
+    table = ProfileTable.from_arrays(
+        SPACE, [str(n) for n in range(33)], np.ones((33, 4)), np.ones((33, 4)),
+        metadata={"exp5_config": {"split": "train", "world_size": 3}},
+    )  # fmt: skip
+    backend = Backend(lambda name: Task(), lambda path, device: ToyVLM(), lambda path: "1")
+    options = FinishOptions(tmp_path / "t.parquet", model_path="m", dataset_name="toy")
+    said = []
+    table, features = finish(table, options, by_index=True, backend=backend, say=said.append)
+    assert len(table) == len(features) == 32
+    assert any("1 samples were repeated" in line for line in said)
+
+
+def test_replacing_a_table_takes_its_features_away(tmp_path):
+    write_features(tmp_path / "f.npz")
+    assert flat(tmp_path, flat_rows(), "--features", tmp_path / "f.npz") == 0
+    assert flat(tmp_path, flat_rows(), "--overwrite") == 0
+    assert not (tmp_path / "t.features.safetensors").exists()
 
 
 # -- logs of lmms-eval -------------------------------------------------------------------------------------------------
@@ -317,7 +342,7 @@ def test_runs_that_cannot_be_used(tmp_path, capsys, words, message):
     log = write_log(tmp_path / "log", (1, 3))
     for path in files.values():
         path.parent.mkdir()
-    files["cut"].write_text(log.read_text()[:700])
+    files["cut"].write_text(log.read_text()[:400])
     files["other"].write_text('{"id": 1}\n')
     files |= {"log": log, "bare": write_log(tmp_path / "bare", (1, 3), cost=False), "empty": tmp_path / "empty"}
     assert lmms(tmp_path, *(word.format(**files) for word in words)) == 2

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from tiny_vlm import KNOBS, write_tiny_model
 
+from budgetvlm.cli import main
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.errors import ConfigError, InputError, KnobSpaceError
 from budgetvlm.integrations.lmms import (
@@ -23,6 +24,7 @@ from budgetvlm.integrations.lmms import (
     summary,
 )
 from budgetvlm.knobs import KnobSpace
+from budgetvlm.table import ProfileTable
 from budgetvlm.vlm import load_vlm
 
 SPACE = KnobSpace(KNOBS)
@@ -215,6 +217,9 @@ def test_lmms_eval_evaluates_the_bundled_model_within_a_budget(tmp_path, local_t
         assert cost["setting"] == dict(vlm.knob_space.full)  # the dearest of those allowed
         assert cost["budget_met"] is True and 0 < cost["latency_ms"] < budget_ms
     (results,) = (tmp_path / "out").rglob("*_results.json")
+    assert main(["import", "lmms", "--run", str(tmp_path / "out"), "--output", str(tmp_path / "t.parquet")]) == 0
+    table = ProfileTable.load(tmp_path / "t.parquet")
+    assert table.latency_ms[:, 0] == pytest.approx([sample["token_counts"][0]["latency_ms"] for sample in samples])
     document = json.loads(results.read_text())
     assert document["throughput"]["avg_violation_rate"] == 0
     assert document["results"]["signs_local"]["exact_match,none"] == sum(s["exact_match"] for s in samples) / 3

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     lmms = _kind(kinds, "lmms", "logs of samples of lmms-eval, one run for each setting")
     lmms.add_argument(
-        "--run", action="append", default=[], metavar="SETTING=PATH",
+        "--run", action="append", default=[], dest="runs", metavar="SETTING=PATH",
         help="a run's output directory or log and its setting: max_crops=4,top_k=8,num_active_blocks=16=PATH; once for "
         "each run; PATH alone where the log says the setting, as BudgetVLM's own does",
     )  # fmt: skip
@@ -133,20 +133,14 @@ def _finish_options(args: argparse.Namespace) -> FinishOptions:
 
 def _from_profiles(args: argparse.Namespace, say: Any) -> tuple[ProfileTable, bool]:
     from budgetvlm.errors import ConfigError
-    from budgetvlm.profiling.join import BY_INDEX, SAMPLE_IDS, join, split_names
+    from budgetvlm.profiling.join import BY_INDEX, SAMPLE_IDS, join
 
     if args.dataset_name is None:
         raise ConfigError("--dataset_name is needed: exp5 and exp6 directories are named by it")
     table, notes = join(args.exp5_dir, args.exp6_dir, args.dataset_name, latency_fill=args.latency_fill)
     for note in notes:
         say(note)
-    by_index = table.metadata.get(SAMPLE_IDS) == BY_INDEX
-    if by_index and args.split is None and args.model_path is not None:
-        raise ConfigError(
-            f"samples are numbered; say of which split with --split "
-            f"(the results say {'+'.join(split_names(table.metadata['exp5_config'])) or 'nothing'})"
-        )
-    return table, by_index
+    return table, table.metadata.get(SAMPLE_IDS) == BY_INDEX
 
 
 def _from_lmms(args: argparse.Namespace, say: Any) -> tuple[ProfileTable, bool]:
@@ -157,7 +151,7 @@ def _from_lmms(args: argparse.Namespace, say: Any) -> tuple[ProfileTable, bool]:
     from budgetvlm.importing.flat import read_flat
     from budgetvlm.importing.lmms_logs import Run, read_manifest, read_runs
 
-    runs = [Run.parse(text) for text in args.run]
+    runs = [Run.parse(text) for text in args.runs]
     runs += read_manifest(Path(args.manifest)) if args.manifest else []
     cells = read_runs(
         runs, metric=args.metric, task=args.task, score_scale=args.score_scale, latency_field=args.latency_field,

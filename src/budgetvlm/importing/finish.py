@@ -12,10 +12,11 @@ import numpy as np
 from budgetvlm import __version__
 from budgetvlm.errors import ConfigError, DataError, OutputError
 from budgetvlm.features import Features
-from budgetvlm.profiling.extract import extract_features, locate, locate_by_index, require_known_values
+from budgetvlm.profiling.extract import extract_features, locate, require_known_values, with_the_tasks_ids
+from budgetvlm.profiling.join import split_names
 from budgetvlm.profiling.options import Backend
 from budgetvlm.profiling.splits import TASK_SPLIT, assign_splits
-from budgetvlm.table import ProfileTable
+from budgetvlm.table import SPLITS, ProfileTable
 
 Say = Callable[[str], None]
 
@@ -93,6 +94,8 @@ def finish(
     table = assign_splits(table, options.train_split, options.test_split, options.seed)
     if features is not None:
         features.save(options.features_path)
+    else:
+        options.features_path.unlink(missing_ok=True)  # those of a table that is replaced
     table.save(options.output)
     return table, features
 
@@ -125,23 +128,23 @@ def _extracted(
     assert options.model_path is not None and options.dataset_name is not None
     task = backend.open_task(options.dataset_name)
     if by_index:
-        if options.split is None:
+        config = table.metadata.get("exp5_config", {})
+        said = split_names(config)
+        split = options.split or (said[0] if len(said) == 1 else None)
+        if split is None:
             raise ConfigError(
                 f"samples are numbered, and a number is an index in the split; say of which split of "
                 f"{options.dataset_name} with --split"
             )
-        numbers = [int(name) for name in table.sample_ids]
-        found = locate_by_index(task, numbers, options.split)
-        located = [found[number] for number in numbers]
+        table, located = with_the_tasks_ids(task, table, split, config.get("world_size"), say)
     else:
-        splits = (options.split,) if options.split else ("train", "validation", "test")
-        located = locate(task, table.sample_ids, splits)
+        located = locate(task, table.sample_ids, (options.split,) if options.split else SPLITS)
     known: dict[str, Any] = {
         **table.groups,
         "image_id": tuple(place.sample.image_id for place in located),
         TASK_SPLIT: tuple(place.split for place in located),
     }
-    table = replace(table, sample_ids=tuple(place.sample.sample_id for place in located), groups=known)
+    table = replace(table, groups=known)
     vlm = backend.open_vlm(options.model_path, options.device)
     require_known_values(table.knob_space, vlm, options.model_path)
     features = extract_features(

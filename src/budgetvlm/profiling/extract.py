@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -22,7 +22,7 @@ from budgetvlm.errors import ConfigError, DataError, KnobSpaceError
 from budgetvlm.features import Features
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.profiling.memory import halved
-from budgetvlm.table import first_few
+from budgetvlm.table import ProfileTable, first_few
 from budgetvlm.tasks import Sample, Task
 from budgetvlm.vlm import VLM, Overview
 
@@ -97,6 +97,24 @@ def locate_by_index(task: Task, numbers: Sequence[int], split: str, world_size: 
             f"samples, 0 to {size - 1} ({len(beyond)} such ids). The results are of another data set, version or split."
         )
     return found
+
+
+def with_the_tasks_ids(
+    task: Task, table: ProfileTable, split: str, world_size: Any, say: Callable[[str], None]
+) -> tuple[ProfileTable, list[Located]]:
+    """A table whose sample ids are indices in a split, with the task's ids instead, and where its samples are.
+
+    Raises:
+        DataError, ConfigError: see `locate_by_index`.
+    """
+    numbers = [int(name) for name in table.sample_ids]
+    found = locate_by_index(task, numbers, split, world_size if isinstance(world_size, int) else 1)
+    rows = [row for row, number in enumerate(numbers) if number in found]
+    say(f"the numbers of the samples are taken as their index in {split} of {task.name}")
+    if len(rows) < len(numbers):
+        say(f"{len(numbers) - len(rows)} samples were repeated to give each rank equally many; left out")
+    located = [found[numbers[row]] for row in rows]
+    return replace(table.subset(rows), sample_ids=tuple(place.sample.sample_id for place in located)), located
 
 
 def require_known_values(space: KnobSpace, vlm: VLM, model_path: str) -> None:

@@ -20,7 +20,7 @@ from budgetvlm._io import write_json
 from budgetvlm.errors import DataError, OutputError
 from budgetvlm.features import Features
 from budgetvlm.profiling.document import REMEDY, read_document, to_document, to_table
-from budgetvlm.profiling.extract import Located, extract_features, locate, locate_by_index, require_known_values
+from budgetvlm.profiling.extract import Located, extract_features, locate, require_known_values, with_the_tasks_ids
 from budgetvlm.profiling.files import result_files
 from budgetvlm.profiling.join import BY_INDEX, SAMPLE_IDS, join, split_names
 from budgetvlm.profiling.options import Backend, PrepareOptions
@@ -239,17 +239,8 @@ def _with_the_tasks_ids(
             f"the samples in {options.exp5_dir} are numbered, and a number is an index in the split, but field "
             f"config.split is {config.get('split')!r}. Name the one split that was profiled, or give ids that are text."
         )
-    numbers = [int(name) for name in table.sample_ids]
-    ranks = config.get("world_size")
-    found = locate_by_index(
-        backend.open_task(options.dataset_name), numbers, splits[0], ranks if isinstance(ranks, int) else 1
-    )
-    rows = [row for row, number in enumerate(numbers) if number in found]
-    say(f"the numbers of the samples are taken as their index in {splits[0]} of {options.dataset_name}")
-    if len(rows) < len(numbers):
-        say(f"{len(numbers) - len(rows)} samples were repeated to give each rank equally many; left out")
-    located = [found[numbers[row]] for row in rows]
-    return replace(table.subset(rows), sample_ids=tuple(place.sample.sample_id for place in located)), located
+    task = backend.open_task(options.dataset_name)
+    return with_the_tasks_ids(task, table, splits[0], config.get("world_size"), say)
 
 
 def _locate(options: PrepareOptions, backend: Backend, table: ProfileTable) -> list[Located]:
