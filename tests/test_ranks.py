@@ -124,6 +124,20 @@ def test_samples_numbered_through_all_ranks_are_left_as_they_are(tmp_path):
     assert {int(r.sample_id): r.score for r in result.records} == {i: score(i, SETTINGS[0]) for i in range(26)}
 
 
+def test_a_sample_that_occurs_twice_by_mistake_is_not_taken_for_another(tmp_path):
+    folder = tmp_path / "exp5_accuracy_signs"
+    folder.mkdir()
+    path = folder / "exp5_accuracy_results_crops1_topk2_blocks4.json"
+    samples = [{"sample_id": n, "score": 0.5, "pred": "x"} for n in (0, 1, 2, 2, 3)]
+    path.write_text(json.dumps(document("all_samples", samples, SETTINGS[0], "train", 1)))
+    (result,) = read_results(tmp_path, "signs", "accuracy")
+    assert [r.sample_id for r in result.records] == ["0", "1", "2", "3"]
+    samples[3]["score"] = 0.1
+    path.write_text(json.dumps(document("all_samples", samples, SETTINGS[0], "train", 1)))
+    with pytest.raises(DataError, match="sample 2 occurs twice with different values"):
+        read_results(tmp_path, "signs", "accuracy")
+
+
 def test_a_merged_file_that_hides_where_a_rank_begins_is_refused(tmp_path):
     folder = tmp_path / "exp5_accuracy_signs"
     folder.mkdir()

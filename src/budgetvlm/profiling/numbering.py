@@ -37,9 +37,19 @@ def number_by_split(kind: Kind, parts: Sequence[SettingResult[Any]]) -> list[Set
         return list(parts)
     merged = [part for part in parts if rank_of(part, kind) is None]
     numbers = list(chain.from_iterable(_numbers(part) for part in merged or parts))
-    if len(numbers) - len(set(numbers)) < world_size:
+    if len(numbers) - len(set(numbers)) < world_size or not _start_again(kind, numbers, world_size):
         return list(parts)
     return [_renumbered(kind, part, world_size) for part in parts]
+
+
+def _start_again(kind: Kind, numbers: Sequence[int], world_size: int) -> bool:
+    """Whether the numbers are those of batches or ranks, and not of samples that occur twice by mistake.
+
+    Accuracy: 0, 1, 2, ... again and again. Latency: only several ranks can have the same numbers.
+    """
+    if kind == "latency":
+        return world_size > 1
+    return numbers[0] == 0 and all(b in (0, a + 1) for a, b in pairwise(numbers))
 
 
 def _renumbered(kind: Kind, part: SettingResult[Any], world_size: int) -> SettingResult[Any]:
