@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("budgetvlm.commands.quickstart", "all of the below with the bundled model and task, in minutes"),
     "profile": ("budgetvlm.commands.profile", "measure accuracy or latency of every setting of the knobs"),
     "prepare": ("budgetvlm.commands.prepare", "join both profiles into a table and extract the features"),
+    "import": ("budgetvlm.commands.import_results", "make a table from results of other programs"),
     "train": ("budgetvlm.commands.train", "train a controller with GRPO on a table and its features"),
     "calibrate": ("budgetvlm.commands.calibrate", "fit the guard to this machine from a few requests"),
     "evaluate": ("budgetvlm.commands.evaluate", "compare the controller with simple policies on held-out samples"),
@@ -39,6 +40,14 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "budgetvlm prepare --model_path reference --dataset_name signs \\\n"
         "      --exp5_dir ./results/profiling/exp5_accuracy --exp6_dir ./results/profiling/exp6_latency \\\n"
         "      --output_data_path ./data/controller_training_data.json",
+    ),
+    "import": (
+        "budgetvlm import lmms --run 'max_crops=4,top_k=8,num_active_blocks=16=logs/a' \\\n"
+        "      --run 'max_crops=12,top_k=8,num_active_blocks=16=logs/b' --metric exact_match --output ./data/T.parquet",
+        "budgetvlm import table --input results.csv --column score=accuracy --column latency_ms=time \\\n"
+        "      --latency_unit s --features F.npz --output ./data/T.parquet",
+        "budgetvlm import profiles --exp5_dir ./results/exp5 --exp6_dir ./results/exp6 --dataset_name text_vqa \\\n"
+        "      --features F.npz --output ./data/T.parquet",
     ),
     "train": (
         "budgetvlm train --data ./data/controller_training_data.json --output_dir ./checkpoints/controller",

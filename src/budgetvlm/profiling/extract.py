@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,10 +18,11 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from budgetvlm.errors import ConfigError, DataError
+from budgetvlm.errors import ConfigError, DataError, KnobSpaceError
 from budgetvlm.features import Features
+from budgetvlm.knobs import KnobSpace
 from budgetvlm.profiling.memory import halved
-from budgetvlm.table import first_few
+from budgetvlm.table import ProfileTable, first_few
 from budgetvlm.tasks import Sample, Task
 from budgetvlm.vlm import VLM, Overview
 
@@ -71,6 +73,59 @@ def locate(task: Task, sample_ids: Sequence[str], splits: Iterable[str]) -> list
             f"{first_few(missing)}. The results are of another data set or version; profile this one."
         )
     return [found[name] for name in sample_ids]
+
+
+def locate_by_index(task: Task, numbers: Sequence[int], split: str, world_size: int = 1) -> dict[int, Located]:
+    """The samples with these numbers, a number being the place in the split, from 0 on.
+
+    Args:
+        world_size: ranks that shared the samples; to be of equal length they may have gone round to the first samples
+            again, whose numbers, from the split's size on, are then left out of the result.
+
+    Raises:
+        DataError: a number beyond the split.
+        ConfigError: there is no such split.
+    """
+    wanted, size = set(numbers), task.num_samples(split)
+    first = islice(task.samples(split), max(wanted) + 1)
+    found = {number: Located(sample, split) for number, sample in enumerate(first) if number in wanted}
+    rounded_up = -(-size // world_size) * world_size
+    beyond = sorted(n for n in wanted - found.keys() if not size <= n < rounded_up)
+    if beyond:
+        raise DataError(
+            f"sample_id {beyond[0]} is a number and so an index in the split, but {split} of {task.name} has {size} "
+            f"samples, 0 to {size - 1} ({len(beyond)} such ids). The results are of another data set, version or split."
+        )
+    return found
+
+
+def with_the_tasks_ids(
+    task: Task, table: ProfileTable, split: str, world_size: Any, say: Callable[[str], None]
+) -> tuple[ProfileTable, list[Located]]:
+    """A table whose sample ids are indices in a split, with the task's ids instead, and where its samples are.
+
+    Raises:
+        DataError, ConfigError: see `locate_by_index`.
+    """
+    numbers = [int(name) for name in table.sample_ids]
+    found = locate_by_index(task, numbers, split, world_size if isinstance(world_size, int) else 1)
+    rows = [row for row, number in enumerate(numbers) if number in found]
+    say(f"the numbers of the samples are taken as their index in {split} of {task.name}")
+    if len(rows) < len(numbers):
+        say(f"{len(numbers) - len(rows)} samples were repeated to give each rank equally many; left out")
+    located = [found[numbers[row]] for row in rows]
+    return replace(table.subset(rows), sample_ids=tuple(place.sample.sample_id for place in located)), located
+
+
+def require_known_values(space: KnobSpace, vlm: VLM, model_path: str) -> None:
+    """Raise `KnobSpaceError` where results have a value of a knob that the model does not know."""
+    for name, values in space.knobs:
+        unknown = set(values) - set(vlm.knob_space.values(name))
+        if unknown:
+            raise KnobSpaceError(
+                f"the results have {name} = {', '.join(map(str, sorted(unknown)))}, which {model_path} does "
+                f"not know (its space: {vlm.knob_space}). They are of another model; give that model's --model_path."
+            )
 
 
 def extract_features(

@@ -7,7 +7,6 @@ left some out; their columns are NaN).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,39 +14,16 @@ import numpy as np
 
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.knobs import KnobSpace, Setting
-from budgetvlm.profiling.files import KNOBS, AccuracyRecord, LatencyRecord, SettingResult, iter_results
+from budgetvlm.profiling.files import KNOBS
 from budgetvlm.profiling.fill import MIN_MEASURED, predict_times
 from budgetvlm.profiling.records import STAGE_FIELDS, TOKEN_COUNTS, TOKEN_KINDS
+from budgetvlm.profiling.sides import AccuracySide, Key, TimedSetting, read_accuracy_side, read_latency_side
 from budgetvlm.table import ProfileTable, first_few
 
 LATENCY_FILLS = ("model", "none")
+SAMPLE_IDS = "sample_ids"  # in the metadata of a table whose samples are numbers: their index in the split
+BY_INDEX = "index in the split"
 LATENCY_SOURCE = "latency_source"  # a label of each sample: "measured", or "predicted" at one setting at least
-_Key = tuple[tuple[str, Any], ...]
-
-
-@dataclass(frozen=True)
-class AccuracySide:
-    """What the accuracy files hold: scores ``[S, M]``, token counts ``[S, M, 3]`` or None, labels of the samples."""
-
-    settings: tuple[_Key, ...]
-    sample_ids: tuple[str, ...]
-    scores: np.ndarray
-    tokens: np.ndarray | None
-    groups: dict[str, tuple[str, ...]]
-    config: dict[str, Any]
-    paths: tuple[Path, ...]
-
-
-@dataclass(frozen=True)
-class TimedSetting:
-    """What the latency files hold of one setting: n samples, times ``[n, T]`` (total first), counts ``[n, 3]``."""
-
-    sample_ids: tuple[str, ...]
-    times_ms: np.ndarray
-    tokens: np.ndarray
-    stages: tuple[str, ...]
-    config: dict[str, Any]
-    paths: tuple[Path, ...]
 
 
 def join(
@@ -72,6 +48,7 @@ def join(
     timed = read_latency_side(exp6_dir, dataset_name)
     _check_settings(accuracy, timed)
     _check_runs(accuracy, timed)
+    accuracy = _only_timed(accuracy, timed, latency_fill)
     stages = _common_stages(timed)
     times, predicted, errors = _times(accuracy, timed, stages, latency_fill)
     space = KnobSpace({name: sorted({dict(key)[name] for key in accuracy.settings}) for name in KNOBS})
@@ -90,86 +67,16 @@ def join(
     return table, notes
 
 
-def read_accuracy_side(exp5_dir: str | Path, dataset_name: str) -> AccuracySide:
-    """All accuracy files of a data set.
+def _only_timed(accuracy: AccuracySide, timed: Mapping[Key, TimedSetting], latency_fill: str) -> AccuracySide:
+    """Numbered samples without token counts are kept only where every setting was timed: no latency can be predicted.
 
-    Raises:
-        DataError: unusable files, or settings that were scored on different samples.
+    Tools that number samples count tokens in the latency files alone.
     """
-    rows: dict[str, int] = {}
-    labels: list[dict[str, str]] = []
-    columns, tokens, settings = [], [], []
-    paths: list[Path] = []
-    config: dict[str, Any] = {}
-    for result in iter_results(exp5_dir, dataset_name, "accuracy"):
-        if not rows:
-            rows = {record.sample_id: row for row, record in enumerate(result.records)}
-            labels, config = [record.groups for record in result.records], result.config
-        order = _order(result, rows, paths, labels)
-        columns.append(np.array([record.score for record in order], dtype=np.float64))
-        tokens.append(_token_counts(order))
-        settings.append(tuple(result.knobs.items()))
-        paths += result.paths
-    counted = [count for count in tokens if count is not None]
-    return AccuracySide(
-        settings=tuple(settings),
-        sample_ids=tuple(rows),
-        scores=np.stack(columns, axis=1),
-        tokens=np.stack(counted, axis=1) if len(counted) == len(settings) else None,
-        groups=_label_columns(labels),
-        config=config,
-        paths=tuple(paths),
-    )
-
-
-def read_latency_side(exp6_dir: str | Path, dataset_name: str) -> dict[_Key, TimedSetting]:
-    """All latency files of a data set, by setting.
-
-    Raises:
-        DataError: unusable files.
-    """
-    return {tuple(r.knobs.items()): _timed(r) for r in iter_results(exp6_dir, dataset_name, "latency")}
-
-
-def _timed(result: SettingResult[LatencyRecord]) -> TimedSetting:
-    records = result.records
-    stages = tuple(s for s, name in STAGE_FIELDS.items() if all(getattr(r, name) is not None for r in records))
-    names = ["T_total_ms", *(STAGE_FIELDS[stage] for stage in stages)]
-    return TimedSetting(
-        sample_ids=tuple(record.sample_id for record in records),
-        times_ms=np.array([[getattr(record, name) for name in names] for record in records], dtype=np.float64),
-        tokens=np.array([[getattr(record, name) for name in TOKEN_COUNTS] for record in records], dtype=np.int64),
-        stages=stages,
-        config=result.config,
-        paths=result.paths,
-    )
-
-
-def _order(
-    result: SettingResult[AccuracyRecord], rows: Mapping[str, int], paths: Sequence[Path], labels: list[dict[str, str]]
-) -> list[AccuracyRecord]:
-    """The records in the order of the first setting's; both have to have the same samples and labels."""
-    found = {record.sample_id: record for record in result.records}
-    where = ", ".join(map(str, result.paths))
-    for what, missing in (("lacks", rows.keys() - found.keys()), ("has beyond", found.keys() - rows.keys())):
-        if missing:
-            raise DataError(
-                f"{where} {what} {len(missing)} samples of {paths[0]}: {first_few(missing)}. "
-                "Every setting has to be scored on the same samples; run the accuracy sweep to its end."
-            )
-    order = [found[name] for name in rows]
-    differing = [r.sample_id for r, known in zip(order, labels, strict=True) if r.groups != known]
-    if differing:
-        raise DataError(
-            f"{where}: field groups differs from {paths[0]} in {len(differing)} samples: {first_few(differing)}"
-        )
-    return order
-
-
-def _token_counts(records: Sequence[AccuracyRecord]) -> np.ndarray | None:
-    """Counts ``[S, 3]``, or None where a record lacks one."""
-    counts = [[getattr(record, name) for name in TOKEN_COUNTS] for record in records]
-    return None if any(None in row for row in counts) else np.array(counts, dtype=np.int64)
+    if not accuracy.indexed or accuracy.tokens is not None or latency_fill == "none":
+        return accuracy
+    everywhere = set.intersection(*(set(timed[key].sample_ids) for key in accuracy.settings))
+    rows = np.array([row for row, name in enumerate(accuracy.sample_ids) if name in everywhere], dtype=np.int64)
+    return accuracy.only(rows) if len(rows) else accuracy  # none: the check of samples says what is wrong
 
 
 def _token_columns(space: KnobSpace, accuracy: AccuracySide) -> dict[str, np.ndarray]:
@@ -180,13 +87,7 @@ def _token_columns(space: KnobSpace, accuracy: AccuracySide) -> dict[str, np.nda
     return {kind: _columns(space, accuracy.settings, c) for kind, c in zip(TOKEN_KINDS, counts, strict=True)}
 
 
-def _label_columns(labels: Sequence[Mapping[str, str]]) -> dict[str, tuple[str, ...]]:
-    """The labels that every sample has."""
-    shared = [name for name in labels[0] if all(name in sample for sample in labels)]
-    return {name: tuple(sample[name] for sample in labels) for name in shared}
-
-
-def _check_settings(accuracy: AccuracySide, timed: Mapping[_Key, TimedSetting]) -> None:
+def _check_settings(accuracy: AccuracySide, timed: Mapping[Key, TimedSetting]) -> None:
     for name, missing in (
         ("exp6 (latency)", set(accuracy.settings) - timed.keys()),
         ("exp5 (accuracy)", timed.keys() - set(accuracy.settings)),
@@ -200,7 +101,7 @@ def _check_settings(accuracy: AccuracySide, timed: Mapping[_Key, TimedSetting]) 
             )
 
 
-def _check_runs(accuracy: AccuracySide, timed: Mapping[_Key, TimedSetting]) -> None:
+def _check_runs(accuracy: AccuracySide, timed: Mapping[Key, TimedSetting]) -> None:
     """Both sweeps have to have run one model, with answers of one length, on samples of the same splits."""
     for setting in timed.values():
         where, other = setting.paths[0], accuracy.paths[0]
@@ -225,12 +126,12 @@ def split_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.replace(",", "+").split("+") if name.strip())
 
 
-def _common_stages(timed: Mapping[_Key, TimedSetting]) -> tuple[str, ...]:
+def _common_stages(timed: Mapping[Key, TimedSetting]) -> tuple[str, ...]:
     return tuple(stage for stage in STAGE_FIELDS if all(stage in setting.stages for setting in timed.values()))
 
 
 def _times(
-    accuracy: AccuracySide, timed: Mapping[_Key, TimedSetting], stages: Sequence[str], latency_fill: str
+    accuracy: AccuracySide, timed: Mapping[Key, TimedSetting], stages: Sequence[str], latency_fill: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Times ``[S, M, 1 + stages]``, which of them are predicted ``[S, M]``, and relative errors of the fits."""
     rows = {name: row for row, name in enumerate(accuracy.sample_ids)}
@@ -283,7 +184,7 @@ def _check_samples(
         )
 
 
-def _columns(space: KnobSpace, settings: Sequence[_Key], values: np.ndarray) -> np.ndarray:
+def _columns(space: KnobSpace, settings: Sequence[Key], values: np.ndarray) -> np.ndarray:
     """``[S, M] -> [S, K]``: measured columns at their places, NaN elsewhere."""
     full = np.full((len(values), space.num_settings), np.nan, dtype=np.float32)
     full[:, [space.index(dict(key)) for key in settings]] = values
@@ -291,7 +192,7 @@ def _columns(space: KnobSpace, settings: Sequence[_Key], values: np.ndarray) -> 
 
 
 def _describe_fill(
-    accuracy: AccuracySide, timed: Mapping[_Key, TimedSetting], predicted: np.ndarray, errors: np.ndarray
+    accuracy: AccuracySide, timed: Mapping[Key, TimedSetting], predicted: np.ndarray, errors: np.ndarray
 ) -> tuple[tuple[str, ...], dict[str, Any]]:
     """Notes for the user, and the same for the metadata."""
     count, total = int(predicted.any(axis=1).sum()), len(accuracy.sample_ids)
@@ -305,6 +206,9 @@ def _describe_fill(
             f"latency of {count} of {total} samples predicted from {measured} measured at each setting "
             f"(time = a + b x tokens), median error {np.median(errors):.1%} on those measured"
         )
+    if accuracy.left_out:
+        fill["samples_left_out"] = accuracy.left_out
+        notes.append(f"{accuracy.left_out} samples left out: not every setting has both their score and their latency")
     if extra:
         fill["samples_only_in_exp6"] = extra
         notes.append(f"{extra} samples of exp6 are not in exp5: they help to fit the latency, but are in no split")
@@ -312,7 +216,7 @@ def _describe_fill(
 
 
 def _metadata(
-    dataset_name: str, accuracy: AccuracySide, timed: Mapping[_Key, TimedSetting], fill: Mapping[str, Any]
+    dataset_name: str, accuracy: AccuracySide, timed: Mapping[Key, TimedSetting], fill: Mapping[str, Any]
 ) -> dict[str, Any]:
     first = timed[accuracy.settings[0]]
     return {
@@ -321,4 +225,4 @@ def _metadata(
         "latency_fill": dict(fill),
         "exp5_config": accuracy.config,
         "exp6_config": first.config,
-    }
+    } | ({SAMPLE_IDS: BY_INDEX} if accuracy.indexed else {})

@@ -27,12 +27,14 @@ class SettingResult(Generic[R]):
         records: one a sample, ids unique.
         config: as stored in the (first) file: dataset_name, split, max_new_tokens, versions and so on.
         paths: the files it was read from.
+        indexed: whether the files number the samples: a sample_id is then its index in the split.
     """
 
     knobs: dict[str, Value]
     records: tuple[R, ...]
     config: dict[str, Any]
     paths: tuple[Path, ...]
+    indexed: bool = False
 
 
 @dataclass(frozen=True)

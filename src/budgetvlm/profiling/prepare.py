@@ -17,12 +17,12 @@ from typing import Any
 
 from budgetvlm import __version__
 from budgetvlm._io import write_json
-from budgetvlm.errors import DataError, KnobSpaceError, OutputError
+from budgetvlm.errors import DataError, OutputError
 from budgetvlm.features import Features
 from budgetvlm.profiling.document import REMEDY, read_document, to_document, to_table
-from budgetvlm.profiling.extract import Located, extract_features, locate
+from budgetvlm.profiling.extract import Located, extract_features, locate, require_known_values, with_the_tasks_ids
 from budgetvlm.profiling.files import result_files
-from budgetvlm.profiling.join import join, split_names
+from budgetvlm.profiling.join import BY_INDEX, SAMPLE_IDS, join, split_names
 from budgetvlm.profiling.options import Backend, PrepareOptions
 from budgetvlm.profiling.splits import TASK_SPLIT, assign_splits
 from budgetvlm.table import ProfileTable
@@ -123,10 +123,10 @@ def _make(
     for note in notes:
         say(note)
     _check_model(options, source, table)
+    table, located = _with_the_tasks_ids(options, backend, table, say)
     features = None if force_recompute else _cached_features(options, source, table.sample_ids, say)
-    located: list[Located] = []
     if features is None or not {"image_id", TASK_SPLIT} <= table.groups.keys():
-        located = _locate(options, backend, table)
+        located = located or _locate(options, backend, table)
         table = _with_task_labels(table, located)
     table = assign_splits(table, options.train_split, options.test_split, options.seed)
     if features is None:  # the splits come first: what is wrong with them shows before hours of extraction
@@ -226,6 +226,23 @@ def _cached_features(options: PrepareOptions, source: dict[str, str], ids: Seque
     return features.aligned(ids)
 
 
+def _with_the_tasks_ids(
+    options: PrepareOptions, backend: Backend, table: ProfileTable, say: Say
+) -> tuple[ProfileTable, list[Located]]:
+    """Where samples are numbered by their index in the split: the table with the task's own ids, and its samples."""
+    if table.metadata.get(SAMPLE_IDS) != BY_INDEX:
+        return table, []
+    config = table.metadata["exp5_config"]
+    splits = split_names(config)
+    if len(splits) != 1:
+        raise DataError(
+            f"the samples in {options.exp5_dir} are numbered, and a number is an index in the split, but field "
+            f"config.split is {config.get('split')!r}. Name the one split that was profiled, or give ids that are text."
+        )
+    task = backend.open_task(options.dataset_name)
+    return with_the_tasks_ids(task, table, splits[0], config.get("world_size"), say)
+
+
 def _locate(options: PrepareOptions, backend: Backend, table: ProfileTable) -> list[Located]:
     labels = dict.fromkeys(table.groups.get(TASK_SPLIT, ()))
     splits = tuple(labels) or split_names(table.metadata["exp5_config"]) or SPLITS
@@ -256,13 +273,7 @@ def _extract(
     say: Say,
 ) -> Features:
     vlm = backend.open_vlm(options.model_path, options.device)
-    for name, values in table.knob_space.knobs:
-        unknown = set(values) - set(vlm.knob_space.values(name))
-        if unknown:
-            raise KnobSpaceError(
-                f"the results have {name} = {', '.join(map(str, sorted(unknown)))}, which {options.model_path} does "
-                f"not know (its space: {vlm.knob_space}). They are of another model; give that model's --model_path."
-            )
+    require_known_values(table.knob_space, vlm, options.model_path)
     return extract_features(
         vlm,
         [place.sample for place in located],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -26,6 +27,7 @@ from budgetvlm.profiling.layout import (
     results_directory,
     same_dataset,
 )
+from budgetvlm.profiling.numbering import number_by_split, rank_of
 from budgetvlm.profiling.records import AccuracyRecord, LatencyRecord
 from budgetvlm.table import first_few
 
@@ -49,7 +51,7 @@ def iter_results(directory: str | Path, dataset_name: str, kind: Kind) -> Iterat
         DataError: nothing there, or a file that is truncated, foreign or contradicts itself or another.
     """
     for files in _files_by_setting(Path(directory), dataset_name, kind):
-        yield _merge(kind, [read_file(path, dataset_name, kind) for path in files])
+        yield _merge(kind, [_parse(path, dataset_name, kind) for path in files])
 
 
 @overload
@@ -71,15 +73,20 @@ def read_file(path: Path, dataset_name: str, kind: Kind) -> SettingResult[Any]:
     Raises:
         DataError: the file cannot be used; it and the field are named.
     """
+    return _merge(kind, [_parse(path, dataset_name, kind)], every_rank=False)
+
+
+def _parse(path: Path, dataset_name: str, kind: Kind) -> SettingResult[Any]:
+    """One file as it is: samples may still occur twice, and be numbered by rank or batch."""
     form = FORMATS[kind]
     document = read_json(path)
     try:
         config, summary, samples = _sections(document, form, dataset_name)
         knobs = _knobs(path, form, config, summary, samples)
-        records = _unique(form.record.from_dict(raw) for raw in samples)
+        records = tuple(form.record.from_dict(raw) for raw in samples)
     except DataError as error:
         raise DataError(f"{path}: {error}. Remove the file and measure again, or mend it.") from None
-    return SettingResult(knobs, records, dict(config), (path,))
+    return SettingResult(knobs, records, dict(config), (path,), all(type(raw["sample_id"]) is int for raw in samples))
 
 
 def _files_by_setting(directory: Path, dataset_name: str, kind: Kind) -> list[list[Path]]:
@@ -195,29 +202,28 @@ def _knobs(
     return knobs
 
 
-def _merge(kind: Kind, parts: list[SettingResult[Any]]) -> SettingResult[Any]:
+def _merge(kind: Kind, parts: list[SettingResult[Any]], every_rank: bool = True) -> SettingResult[Any]:
     """One result from the files of one setting, the merged file first where there is one."""
-    first = parts[0]
-    ranks = {_rank(part.paths[0], kind) for part in parts}
+    parts = number_by_split(kind, parts)
+    ranks = {rank_of(part, kind) for part in parts}
     paths = tuple(chain.from_iterable(part.paths for part in parts))
-    if None not in ranks:
-        _require_all_ranks(first, ranks)
+    if every_rank and None not in ranks:
+        _require_all_ranks(parts[0], ranks)
     try:
+        first = replace(parts[0], records=_unique(iter(parts[0].records)))
         records = _unique(chain.from_iterable(part.records for part in parts)) if parts[1:] else first.records
     except DataError as error:
-        raise DataError(f"{', '.join(map(str, paths))}: {error}. Ranks have to number samples together.") from None
+        raise DataError(
+            f"{', '.join(map(str, paths))}: {error}. Ranks have to number samples together, or tell how many they "
+            "are (field config.world_size)."
+        ) from None
     if None in ranks and len(records) > len(first.records):
         lacking = {record.sample_id for record in records} - {record.sample_id for record in first.records}
         raise DataError(
             f"{first.paths[0]} lacks {len(lacking)} samples that the ranks' files beside it have: "
             f"{first_few(lacking)}. Remove whichever is out of date."
         )
-    return SettingResult(first.knobs, records, first.config, paths)
-
-
-def _rank(path: Path, kind: Kind) -> int | None:
-    match = FORMATS[kind].pattern.fullmatch(path.name)
-    return int(match[4]) if match and match[4] is not None else None
+    return SettingResult(first.knobs, records, first.config, paths, all(part.indexed for part in parts))
 
 
 def _require_all_ranks(first: SettingResult[Any], ranks: set[int | None]) -> None:

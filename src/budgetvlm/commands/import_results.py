@@ -1,0 +1,218 @@
+"""Make a profile table from results that other programs measured.
+
+  profiles  exp5/exp6 directories, without opening a model
+  lmms      logs of samples of lmms-eval, one run for each setting
+  table     a CSV, Parquet or JSON-lines file with a row for each sample at each setting
+
+Writes the table (.parquet) and, with features, the features beside it; `budgetvlm train --table --features` takes both.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from budgetvlm.importing.finish import FinishOptions
+    from budgetvlm.table import ProfileTable
+
+KNOBS = "max_crops,top_k,num_active_blocks"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Three sub-commands; what becomes of the table is the same for all."""
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="profiles|lmms|table")
+    profiles = _kind(kinds, "profiles", "exp5/exp6 directories of any tool, without opening a model")
+    profiles.add_argument("--exp5_dir", default="./results/profiling/exp5_accuracy", help="accuracy results")
+    profiles.add_argument("--exp6_dir", default="./results/profiling/exp6_latency", help="latency results")
+    profiles.add_argument(
+        "--latency_fill", choices=("model", "none"), default="model",
+        help="samples that exp6 did not time: predict their latency from token counts, or stop (default: model)",
+    )  # fmt: skip
+    lmms = _kind(kinds, "lmms", "logs of samples of lmms-eval, one run for each setting")
+    lmms.add_argument(
+        "--run", action="append", default=[], dest="runs", metavar="SETTING=PATH",
+        help="a run's output directory or log and its setting: max_crops=4,top_k=8,num_active_blocks=16=PATH; once for "
+        "each run; PATH alone where the log says the setting, as BudgetVLM's own does",
+    )  # fmt: skip
+    lmms.add_argument("--manifest", metavar="FILE", help='or a JSON file: [{"setting": {...}, "path": "..."}, ...]')
+    lmms.add_argument("--metric", metavar="NAME", help="the score among the log's metrics, for example exact_match")
+    lmms.add_argument("--task", metavar="NAME", help="of the tasks in the logs (default: all)")
+    lmms.add_argument("--latency_field", metavar="a.b", help="the latency's field (default: token_counts.0.latency_ms)")
+    lmms.add_argument(
+        "--latencies", metavar="FILE", help="or a table of latencies, by setting or by sample and setting"
+    )
+    _values(lmms)
+    flat = _kind(kinds, "table", "a file with a row for each sample at each setting")
+    flat.add_argument("--input", required=True, metavar="FILE", help=".csv, .tsv, .parquet or .jsonl")
+    flat.add_argument("--knobs", default=KNOBS, metavar="a,b", help=f"columns that are knobs (default: {KNOBS})")
+    flat.add_argument(
+        "--column", action="append", default=[], metavar="WHAT=NAME",
+        help="what a column is: sample_id, score, latency_ms, a knob, image_id, stage.NAME, tokens.NAME or group.NAME; "
+        "once for each column that is called otherwise",
+    )  # fmt: skip
+    flat.add_argument(
+        "--sample_ids", choices=("auto", "index", "name"), default="auto",
+        help="whole numbers are indices in the split, or names (default auto: indices)",
+    )  # fmt: skip
+    _values(flat)
+
+
+def _kind(kinds: Any, name: str, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = kinds.add_parser(name, help=text, description=text)
+    add = parser.add_argument
+    add("--output", required=True, metavar="FILE", help="table to write (.parquet)")
+    add("--features", metavar="FILE", help="the samples' features (.safetensors, or .npz: sample_ids, image, language)")
+    add("--model_path", metavar="DIR", help="or the model to extract them with, from --dataset_name")
+    add("--dataset_name", metavar="NAME", help="data set of the samples")
+    add("--split", metavar="NAME", help="its split, where samples are numbered by their index")
+    add("--train_split", type=float, default=0.8, metavar="X", help="share of train in train and validation")
+    add("--test_split", type=float, default=0.0, metavar="X", help="share of images to hold out (default: none)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the splits")
+    add("--feature_batch_size", type=int, default=32, metavar="N", help="images encoded at once (default: 32)")
+    add("--device", default="cpu", metavar="NAME", help="where to extract features (default: cpu)")
+    add("--overwrite", action="store_true", help="replace what is there")
+    add("--json", action="store_true", help="one JSON document instead of text")
+    return parser
+
+
+def _values(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--score_scale", type=float, default=1.0, metavar="X", help="largest score: 100 for per cent (default: 1)")
+    add("--latency_unit", choices=("ms", "s"), default="ms", help="default: ms")
+    add("--duplicates", choices=("error", "mean", "last"), default="error", help="several rows of one cell")
+    add(
+        "--gaps", choices=("keep", "drop"), default="keep",
+        help="samples that lack a setting: keep them with a gap, or leave them out (default: keep)",
+    )  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read, write, say what there is."""
+    import json
+    import shlex
+    import sys
+
+    from budgetvlm.importing.cells import counts
+    from budgetvlm.importing.finish import finish
+
+    say = (lambda text: print(text, file=sys.stderr)) if args.json else print
+    options = _finish_options(args)
+    options.require_free()
+    table, by_index = READERS[args.kind](args, say)
+    _require_both(table)
+    table, features = finish(table, options, by_index=by_index, say=say)
+    found = counts(table)
+    if args.json:
+        files = {"table": str(options.output), "features": str(options.features_path) if features else None}
+        print(json.dumps({"kind": args.kind, **found, "knob_space": table.knob_space.to_dict(), **files}))
+        return 0
+    print(
+        f"wrote {options.output}: {found['samples']} samples, {found['settings']} settings, "
+        f"{found['cells_with_both']} of {found['cells']} cells with score and latency"
+    )
+    command = ["budgetvlm", "train", "--table", str(options.output), "--features", str(options.features_path)]
+    if features is None:
+        print("to train a controller, features are needed: --features FILE, or --model_path and --dataset_name")
+    else:
+        print(f"next: {shlex.join([*command, '--output_dir', './checkpoints/controller'])}")
+    return 0
+
+
+def _finish_options(args: argparse.Namespace) -> FinishOptions:
+    from dataclasses import fields
+    from pathlib import Path
+
+    from budgetvlm.importing.finish import FinishOptions
+
+    given = {f.name: getattr(args, f.name) for f in fields(FinishOptions)}
+    paths = {name: Path(given[name]) for name in ("output", "features") if given[name] is not None}
+    joined = {"dataset_name": given["dataset_name"] if given["model_path"] else None} if args.kind == "profiles" else {}
+    return FinishOptions(**(given | paths | joined))
+
+
+def _from_profiles(args: argparse.Namespace, say: Any) -> tuple[ProfileTable, bool]:
+    from budgetvlm.errors import ConfigError
+    from budgetvlm.profiling.join import BY_INDEX, SAMPLE_IDS, join
+
+    if args.dataset_name is None:
+        raise ConfigError("--dataset_name is needed: exp5 and exp6 directories are named by it")
+    table, notes = join(args.exp5_dir, args.exp6_dir, args.dataset_name, latency_fill=args.latency_fill)
+    for note in notes:
+        say(note)
+    return table, table.metadata.get(SAMPLE_IDS) == BY_INDEX
+
+
+def _from_lmms(args: argparse.Namespace, say: Any) -> tuple[ProfileTable, bool]:
+    import sys
+    from pathlib import Path
+
+    from budgetvlm.importing.cells import to_table, with_latencies
+    from budgetvlm.importing.flat import read_flat
+    from budgetvlm.importing.lmms_logs import Run, read_manifest, read_runs
+
+    runs = [Run.parse(text) for text in args.runs]
+    runs += read_manifest(Path(args.manifest)) if args.manifest else []
+    cells = read_runs(
+        runs, metric=args.metric, task=args.task, score_scale=args.score_scale, latency_field=args.latency_field,
+        latency_unit=args.latency_unit, progress=sys.stderr.isatty(),
+    )  # fmt: skip
+    metadata = {"imported_from": "lmms-eval", "metric": args.metric, "runs": [str(run.path) for run in runs]}
+    table = to_table(cells, duplicates=args.duplicates, metadata=metadata)
+    if args.latencies:
+        given = read_flat(
+            Path(args.latencies), knobs=tuple(cells.knobs), latency_unit=args.latency_unit,
+            optional=("sample_id", "score"),
+        )  # fmt: skip
+        table = with_latencies(table, given)
+    return _without_gaps(args, table, say), cells.by_index
+
+
+def _from_flat(args: argparse.Namespace, say: Any) -> tuple[ProfileTable, bool]:
+    from pathlib import Path
+
+    from budgetvlm.errors import ConfigError
+    from budgetvlm.importing.cells import to_table
+    from budgetvlm.importing.flat import read_flat
+
+    words = [word.partition("=") for word in args.column]
+    if any(not (role and equals and name) for role, equals, name in words):
+        raise ConfigError(f"--column has to be WHAT=NAME, for example --column score=accuracy; given {args.column}")
+    cells = read_flat(
+        Path(args.input), knobs=tuple(name.strip() for name in args.knobs.split(",")),
+        columns={role: name for role, _, name in words}, score_scale=args.score_scale, latency_unit=args.latency_unit,
+    )  # fmt: skip
+    table = to_table(cells, duplicates=args.duplicates, metadata={"imported_from": args.input})
+    by_index = cells.by_index if args.sample_ids == "auto" else args.sample_ids == "index"
+    return _without_gaps(args, table, say), by_index
+
+
+def _without_gaps(args: argparse.Namespace, table: ProfileTable, say: Any) -> ProfileTable:
+    from budgetvlm.importing.cells import complete_samples, counts
+
+    gaps = table.num_samples - counts(table)["samples_without_gap"]
+    if not gaps:
+        return table
+    if args.gaps == "keep":
+        say(f"{gaps} of {table.num_samples} samples lack score or latency at a setting: kept, with gaps (--gaps drop)")
+        return table
+    say(f"{gaps} of {table.num_samples} samples lack score or latency at a setting: left out")
+    return complete_samples(table)
+
+
+def _require_both(table: ProfileTable) -> None:
+    from budgetvlm.errors import DataError
+    from budgetvlm.importing.cells import counts
+
+    found = counts(table)
+    if not found["cells_with_both"]:
+        which = "latency" if not found["cells_with_latency"] else "score"
+        raise DataError(
+            f"the results have no {which}"
+            + (", or not of the samples and settings that have the other" if found["cells_with_latency"] else "")
+            + ". A controller needs both. Latencies can be given apart: import lmms --latencies FILE (columns: the "
+            "knobs, latency_ms, perhaps sample_id)."
+        )
+
+
+READERS = {"profiles": _from_profiles, "lmms": _from_lmms, "table": _from_flat}

@@ -1,0 +1,1 @@
+"""Results that other programs measured, made into a profile table."""

@@ -1,0 +1,157 @@
+"""From an imported table to files that train a controller: features, splits, table, all whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from budgetvlm import __version__
+from budgetvlm.errors import ConfigError, DataError, OutputError
+from budgetvlm.features import Features
+from budgetvlm.profiling.extract import extract_features, locate, require_known_values, with_the_tasks_ids
+from budgetvlm.profiling.join import split_names
+from budgetvlm.profiling.options import Backend
+from budgetvlm.profiling.splits import TASK_SPLIT, assign_splits
+from budgetvlm.table import SPLITS, ProfileTable
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class FinishOptions:
+    """What becomes of an imported table.
+
+    Attributes:
+        output: the table, a .parquet file; features go beside it, as .features.safetensors.
+        features: a file of features (.safetensors or .npz), or None.
+        model_path, dataset_name: instead of a file: the model and the data set to extract them from.
+        split: of the data set, where samples are numbered by their index in it.
+        train_split, test_split, seed: of the splits; see `budgetvlm.profiling.splits.assign_splits`.
+        overwrite: replace what is there.
+
+    Raises:
+        ConfigError: anything that cannot work; all problems are named at once.
+    """
+
+    output: Path
+    features: Path | None = None
+    model_path: str | None = None
+    dataset_name: str | None = None
+    split: str | None = None
+    train_split: float = 0.8
+    test_split: float = 0.0
+    seed: int = 0
+    overwrite: bool = False
+    feature_batch_size: int = 32
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.output.suffix != ".parquet" or self.output.is_dir():
+            problems.append(f"output={str(self.output)!r} has to be the name of a .parquet file")
+        if self.features is not None and self.model_path is not None:
+            problems.append("features come from --features or from --model_path, not from both")
+        if (self.model_path is None) != (self.dataset_name is None):
+            problems.append("to extract features, --model_path and --dataset_name belong together")
+        if not 0 < self.train_split < 1 or not 0 <= self.test_split < 1:
+            problems.append(f"train_split={self.train_split} and test_split={self.test_split} have to be shares")
+        if problems:
+            raise ConfigError("cannot import: " + "; ".join(problems))
+
+    @property
+    def features_path(self) -> Path:
+        return self.output.with_suffix(".features.safetensors")
+
+    def require_free(self) -> None:
+        """Raise OutputError where something is there already and is not to be replaced."""
+        there = [path for path in (self.output, self.features_path) if path.exists()]
+        if there and not self.overwrite:
+            raise OutputError(f"{there[0]} exists. To replace it, add --overwrite; to keep it, give another --output.")
+
+
+def finish(
+    table: ProfileTable, options: FinishOptions, *, by_index: bool, backend: Backend | None = None, say: Say = print
+) -> tuple[ProfileTable, Features | None]:
+    """Find the features, draw the splits, write features and table, the table last.
+
+    Args:
+        by_index: whether the table's sample ids are indices in the split.
+
+    Raises:
+        BudgetVLMError: features that are missing or cannot be made, splits that cannot be drawn, an output that is
+            there already or cannot be written.
+    """
+    options.require_free()
+    features = None
+    if options.model_path is not None:
+        table, features = _extracted(table, options, by_index, backend or Backend(), say)
+    elif options.features is not None:
+        features = read_features(options.features).aligned(table.sample_ids)
+    table = assign_splits(table, options.train_split, options.test_split, options.seed)
+    if features is not None:
+        features.save(options.features_path)
+    else:
+        options.features_path.unlink(missing_ok=True)  # those of a table that is replaced
+    table.save(options.output)
+    return table, features
+
+
+def read_features(path: Path) -> Features:
+    """Features from a file of ours, or from .npz with the arrays sample_ids, image and language.
+
+    Raises:
+        DataError: another file, missing arrays.
+    """
+    if path.suffix != ".npz":
+        return Features.load(path)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in ("sample_ids", "image", "language")}
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist") from None
+    except (KeyError, ValueError, OSError, EOFError) as error:
+        raise DataError(
+            f"{path} holds no features ({error}): it needs the arrays sample_ids [S] (text or whole numbers), "
+            "image [S, Di] and language [S, Dl]"
+        ) from None
+    return Features(tuple(map(str, found["sample_ids"].tolist())), found["image"], found["language"])
+
+
+def _extracted(
+    table: ProfileTable, options: FinishOptions, by_index: bool, backend: Backend, say: Say
+) -> tuple[ProfileTable, Features]:
+    """The table with the task's own ids and labels, and its samples' features from the model."""
+    assert options.model_path is not None and options.dataset_name is not None
+    task = backend.open_task(options.dataset_name)
+    if by_index:
+        config = table.metadata.get("exp5_config", {})
+        said = split_names(config)
+        split = options.split or (said[0] if len(said) == 1 else None)
+        if split is None:
+            raise ConfigError(
+                f"samples are numbered, and a number is an index in the split; say of which split of "
+                f"{options.dataset_name} with --split"
+            )
+        table, located = with_the_tasks_ids(task, table, split, config.get("world_size"), say)
+    else:
+        located = locate(task, table.sample_ids, (options.split,) if options.split else SPLITS)
+    known: dict[str, Any] = {
+        **table.groups,
+        "image_id": tuple(place.sample.image_id for place in located),
+        TASK_SPLIT: tuple(place.split for place in located),
+    }
+    table = replace(table, groups=known)
+    vlm = backend.open_vlm(options.model_path, options.device)
+    require_known_values(table.knob_space, vlm, options.model_path)
+    features = extract_features(
+        vlm,
+        [place.sample for place in located],
+        batch_size=options.feature_batch_size,
+        metadata={"budgetvlm": __version__, "model_path": options.model_path, "dataset_name": options.dataset_name},
+        say=say,
+    )
+    return table, features

@@ -1,0 +1,1 @@
+"""BudgetVLM inside other programs."""
