@@ -212,7 +212,9 @@ def _merge(kind: Kind, parts: list[SettingResult[Any]]) -> SettingResult[Any]:
             f"{first.paths[0]} lacks {len(lacking)} samples that the ranks' files beside it have: "
             f"{first_few(lacking)}. Remove whichever is out of date."
         )
-    return SettingResult(first.knobs, records, first.config, paths)
+    skipped = {name: why for part in parts for name, why in part.config.get("skipped", {}).items()}
+    config = first.config | ({"skipped": skipped} if skipped else {})
+    return SettingResult(first.knobs, records, config, paths)
 
 
 def _rank(path: Path, kind: Kind) -> int | None:
