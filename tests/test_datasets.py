@@ -122,7 +122,9 @@ def test_a_split_that_is_not_there_is_an_error_that_says_what_to_do(tmp_path):
 
 def test_a_missing_column_is_named_with_those_that_are_there(tmp_path):
     rows = [{"img": picture(0), "q": "what?", "answers": ["x"]}]
-    with pytest.raises(DataError, match=r"no column for question \(question\), image \(image\).*It has img, q, answers"):
+    with pytest.raises(
+        DataError, match=r"no column for question \(question\), image \(image\).*It has img, q, answers"
+    ):
         read(task_of("text_vqa", tmp_path, rows=rows))
     with pytest.raises(DataError, match="--columns, for example question=img"):
         read(task_of("text_vqa", tmp_path, rows=rows))
@@ -159,15 +161,46 @@ def test_a_folder_of_images_is_a_data_set(tmp_path, kind):
     samples = read(task, "train")
     assert [sample.sample_id for sample in samples] == [f"train-{n}" for n in range(4)]
     assert [sample.load_image().getpixel((0, 0))[0] for sample in samples] == [0, 1, 2, 3]
-    assert samples[2].image_id == "prices-2.png"
+    assert samples[2].image_id.startswith("sha256-") and samples[2].image_id != samples[1].image_id
     assert task.score("2 euros", samples[2]) > 0.8
-    assert [s.sample_id for s in read(task, "train", 2, 1)] == [s.sample_id for s in samples if s in read(task, "train", 2, 1)]
+    drawn = [sample.sample_id for sample in read(task, "train", 2, 1)]
+    assert drawn == [sample.sample_id for sample in samples if sample.sample_id in drawn] and len(drawn) == 2
+
+
+def test_images_of_one_name_in_two_splits_are_two_images(tmp_path):
+    for split, number in (("train", 7), ("test", 9)):
+        (tmp_path / "own" / split).mkdir(parents=True)
+        (tmp_path / "own" / split / "0.png").write_bytes(png(number))
+        line = json.dumps({"file_name": "0.png", "question": "what?", "answers": [split]})
+        (tmp_path / "own" / split / "metadata.jsonl").write_text(line)
+    task = load_task(TaskOptions("own", data_files=str(tmp_path / "own")))
+    (first,), (second,) = read(task, "train"), read(task, "test")
+    assert first.image_id != second.image_id
+    assert (first.load_image().getpixel((0, 0))[0], second.load_image().getpixel((0, 0))[0]) == (7, 9)
+
+
+def test_captions_of_ones_own_need_no_question(tmp_path):
+    path = write_parquet(tmp_path / "x.parquet", [{"image": picture(n), "answers": [f"bus {n}"]} for n in range(3)])
+    task = load_task(TaskOptions("own", data_files=str(path), metric="cider"))
+    sample = read(task, "train")[1]
+    assert sample.question.startswith("Provide a one-sentence caption") and sample.load_image()
+    assert task.score("bus 1", sample) > task.score("bus", sample) == 0.0
+    described = load_task(TaskOptions("own", data_files=str(path), metric="cider", prompt="Describe it."))
+    assert read(described, "train")[0].question == "Describe it."
+
+
+def test_an_image_id_that_is_missing_in_a_row_is_a_hash(tmp_path):
+    rows = [ROWS["text_vqa"][0], {**ROWS["text_vqa"][1], "image_id": None}]
+    first, second = read(task_of("text_vqa", tmp_path, rows=rows))
+    assert first.image_id == "text_vqa-ab0" and second.image_id.startswith("sha256-")
 
 
 def test_answers_in_cells_may_be_lists_and_choices_letters_numbers_or_texts(tmp_path):
     path = tmp_path / "quiz.csv"
     (tmp_path / "a.png").write_bytes(png(1))
-    path.write_text('image,question,options,answer\na.png,one?,"[""cat"", ""dog""]",dog\na.png,two?,"[\'x\', \'y\']",A\n')
+    path.write_text(
+        'image,question,options,answer\na.png,one?,"[""cat"", ""dog""]",dog\na.png,two?,"[\'x\', \'y\']",A\n'
+    )
     task = load_task(TaskOptions("quiz", data_files=str(path), metric="multiple_choice"))
     first, second = read(task, "train")
     assert (first.answers, second.answers) == (("B",), ("A",))
@@ -265,7 +298,9 @@ def test_several_data_sets_are_one_task(tmp_path):
 def test_a_data_set_without_a_split_adds_nothing_to_it(tmp_path):
     one = write_parquet(tmp_path / "a.parquet", ROWS["text_vqa"])
     two = write_parquet(tmp_path / "b.parquet", ROWS["pope"])
-    task = load_task(TaskOptions("text_vqa,pope", data_files=f"text_vqa:train={one},text_vqa:test={one},pope:test={two}"))
+    task = load_task(
+        TaskOptions("text_vqa,pope", data_files=f"text_vqa:train={one},text_vqa:test={one},pope:test={two}")
+    )
     assert (task.num_samples("train"), task.num_samples("test")) == (3, 7)
     with pytest.raises(ConfigError, match="text_vqa has no split 'validation'.*; pope has no split"):
         task.num_samples("validation")

@@ -76,6 +76,8 @@ def _check(args: argparse.Namespace) -> None:
     """Raise ConfigError or OutputError before any work is done."""
     wrong = [f"--{name} {getattr(args, name)} has to be {least} or more" for name, least in LEAST.items()
              if getattr(args, name) < least]  # fmt: skip
+    if args.split == "train" and args.data is None:
+        wrong.append("--split train holds what the controller was trained on; give its --data, so that it is left out")
     if wrong:
         raise ConfigError("; ".join(wrong))
     path: Path | None = args.output_dir / LIVE_REPORT if args.output_dir else None

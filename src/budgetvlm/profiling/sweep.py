@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,9 +107,11 @@ def collect(task: Task, options: SweepOptions) -> list[Placed]:
     ]
     ids = [place.sample.sample_id for place in placed]
     if len(set(ids)) < len(ids):
+        twice = first_few({name for name, count in Counter(ids).items() if count > 1}, 2)
         raise DataError(
-            f"{task.name}: sample ids occur more than once in {'+'.join(options.splits)}, so that results cannot be "
-            "told apart. Profile one split at a time, into directories of their own."
+            f"{task.name}: sample ids occur more than once in {'+'.join(options.splits)} ({twice}), so that results "
+            "cannot be told apart. Profile one split at a time, into directories of their own; within one split, name "
+            "another column with --columns sample_id=COLUMN."
         )
     own = placed[options.rank :: options.world_size]
     if not own:

@@ -1,7 +1,7 @@
 """A data set of images, questions and reference answers behind the `Task` protocol, read row by row.
 
 Sample ids are ``<split>-<id>``: the data set's own id, or the number of the row where it has none. Image ids are the
-data set's own, or a hash of the image's bytes. A row without a question, an answer or a readable image is a sample
+data set's own, or a hash of the image's bytes (of its file). A row without a question, an answer or a readable image is a sample
 whose image cannot be loaded: whoever loads it decides whether to skip it or to stop.
 """
 
@@ -80,7 +80,7 @@ class DataSetTask:
     ) -> None:
         if layout.metric not in (*METRICS, "cider"):
             raise ConfigError(f"metric={layout.metric!r} is unknown; choose from {', '.join((*METRICS, 'cider'))}")
-        if prompt is not None and "{question}" not in prompt:
+        if prompt is not None and "{question}" not in prompt and "{question}" in layout.prompt:
             raise ConfigError(f"prompt={prompt!r} has no {{question}}; say where the question goes")
         self.name = name
         self.max_new_tokens = layout.max_new_tokens
@@ -246,11 +246,12 @@ class DataSetTask:
         own = joined_id(values, opened.columns.get("image_id"))
         if own:
             return self._layout.image_name(own) if self._layout.image_name else f"{self.name}-{own}"
-        image = values[opened.columns["image"][0]]
-        data = image_bytes(image)
-        if data is not None:
-            return f"sha256-{hashlib.sha256(data).hexdigest()[:24]}"
-        return f"{self.name}-{image_path(image) or row}"
+        column = opened.columns["image"][0]
+        image = values[column] if column in values else opened.source.value(row, column)
+        data, path = image_bytes(image), image_path(image)
+        if data is None and path is not None:
+            data = _read((opened.source.folder(row) or Path()) / path)
+        return f"{self.name}-{path or row}" if data is None else f"sha256-{hashlib.sha256(data).hexdigest()[:24]}"
 
     def _metric(self, split: str) -> Metric:
         if self._layout.metric != "cider":
@@ -281,6 +282,14 @@ def _load_image(opened: _Split, row: int, eager: Any, name: str, problem: str) -
         return open_image(data if data is not None else (opened.source.folder(row) or Path()) / str(path))
     except (InputError, DataError) as error:
         raise InputError(f"{name} cannot be used: {error}") from None
+
+
+def _read(path: Path) -> bytes | None:
+    """The contents of an image's file; None where it cannot be read, which loading the image will tell."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
 
 
 def _first(columns: Sequence[str]) -> str:

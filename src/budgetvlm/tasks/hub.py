@@ -29,6 +29,7 @@ class HubSource:
 
     def __init__(self, repository: str, split: str, folder: str = "data") -> None:
         self.name = f"{repository} ({split})"
+        self._narrow: dict[tuple[str, ...], Any] = {}
         self._rows = _undecoded(_load(repository, split, f"{folder}/{split}-*"))
 
     @property
@@ -39,15 +40,22 @@ class HubSource:
         return len(self._rows)
 
     def rows(self, columns: Sequence[str], wanted: np.ndarray | None = None) -> Iterator[tuple[int, Row]]:
-        chosen = self._rows.select_columns(list(columns))
-        numbers = np.arange(len(self)) if wanted is None else wanted
+        chosen = self._only(tuple(columns))
+        numbers = (np.arange(len(self)) if wanted is None else wanted).tolist()
         for start in range(0, len(numbers), BATCH):
             part = numbers[start : start + BATCH]
-            batch = chosen.select(part)
-            yield from zip(part.tolist(), batch, strict=True)
+            cells = chosen[part]
+            for i, number in enumerate(part):
+                yield number, {column: cells[column][i] for column in columns}
 
     def value(self, row: int, column: str) -> Any:
-        return self._rows.select_columns([column])[int(row)][column]
+        return self._only((column,))[row][column]
+
+    def _only(self, columns: tuple[str, ...]) -> Any:
+        """The rows with some columns; made once, since the library takes its time for it."""
+        if columns not in self._narrow:
+            self._narrow[columns] = self._rows.select_columns(list(columns))
+        return self._narrow[columns]
 
     def folder(self, row: int) -> Path | None:
         return None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from budgetvlm.errors import ConfigError
-from budgetvlm.tasks.layouts import LAYOUTS, OWN, ROLES
+from budgetvlm.tasks.layouts import CAPTION, LAYOUTS, OWN, ROLES
 from budgetvlm.tasks.protocol import Task
 
 BUNDLED = "signs"
@@ -113,6 +113,8 @@ def _open_data_set(
     layout = LAYOUTS.get(name, OWN)
     if options.metric is not None:
         layout = replace(layout, metric=options.metric)
+        if layout.metric == "cider" and name not in LAYOUTS:
+            layout = replace(layout, prompt=CAPTION, max_new_tokens=LAYOUTS["coco_caption"].max_new_tokens)
     prompt = options.prompt.replace("\\n", "\n") if options.prompt else None
     if files is not None:
         found = find_files(files)

@@ -176,7 +176,7 @@ def find_files(text: str) -> dict[str, list[Path]]:
         named = canonical_split(before.strip()) if sign else None
         current, pattern = (named, pattern.strip()) if named else (current, part)
         for path in _expand(pattern):
-            found.setdefault(current or _split_of(path), []).append(path)
+            found.setdefault(current or _split_of(path, Path(pattern)), []).append(path)
     if not found:
         raise DataError(f"data_files={text!r} names no file. Give {FORMATS}.")
     return found
@@ -187,10 +187,11 @@ def canonical_split(name: str) -> str | None:
     return next((ours for ours, names in SPLIT_NAMES.items() if name.lower() in names), None)
 
 
-def _split_of(path: Path) -> str:
-    """By the name of the file or of its folder, as hubs lay data sets out; train where neither tells."""
+def _split_of(path: Path, given: Path) -> str:
+    """By the name of the file, or of its folder within the folder that was given; train where neither tells."""
     start = path.name.replace("_", "-").replace(".", "-").split("-")[0]
-    return canonical_split(start) or canonical_split(path.parent.name) or "train"
+    inner = path.parent.name if path.parent.parent == given.expanduser() else ""
+    return canonical_split(start) or canonical_split(inner) or "train"
 
 
 def _expand(pattern: str) -> list[Path]:
@@ -226,9 +227,10 @@ def _parquet(path: Path) -> pq.ParquetFile:
 
 def _records(path: Path) -> Iterator[Row]:
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:
             if path.suffix.lower() in (".csv", ".tsv"):
-                yield from csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+                for row in csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ","):
+                    yield {name: cell for name, cell in row.items() if name}
                 return
             for number, line in enumerate(file, 1):
                 if line.strip():

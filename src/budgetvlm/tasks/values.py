@@ -11,13 +11,20 @@ from budgetvlm.tasks.choices import letters
 from budgetvlm.tasks.sources import Row
 
 
+def _single(value: Any) -> Any:
+    """A list of one image is that image."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
 def image_bytes(value: Any) -> bytes | None:
+    value = _single(value)
     if isinstance(value, Mapping):
         value = value.get("bytes")
     return bytes(value) if isinstance(value, bytes | bytearray) and value else None
 
 
 def image_path(value: Any) -> str | None:
+    value = _single(value)
     if isinstance(value, Mapping):
         value = value.get("path")
     return value if isinstance(value, str) and value else None
