@@ -210,7 +210,7 @@ def test_answers_in_cells_may_be_lists_and_choices_letters_numbers_or_texts(tmp_
 def test_the_prompt_can_be_replaced(tmp_path):
     sample = read(task_of("text_vqa", tmp_path, prompt=r"Q: {question}\nA:"))[0]
     assert sample.question == "Q: what brand 0?\nA:"
-    with pytest.raises(ConfigError, match="says? where the question goes|say where the question goes"):
+    with pytest.raises(ConfigError, match="say where the question goes"):
         task_of("text_vqa", tmp_path, prompt="Answer!")
     with pytest.raises(ConfigError, match="metric='bleu' is unknown; choose from vqa, anls"):
         task_of("text_vqa", tmp_path, metric="bleu")
@@ -222,7 +222,8 @@ def corrupt(rows, number, data):
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [(png(1)[:40], "cannot be read|cannot be decoded"), (b"no image", "not an image"), (None, "it has no image")],
+    [(png(1)[:-20], "cannot be read|cannot be decoded"), (b"no image", "not an image"), (None, "it has no image")],
+    ids=["truncated", "text", "none"],
 )
 def test_a_corrupt_image_is_one_samples_error_with_its_name(tmp_path, data, message):
     task = task_of("text_vqa", tmp_path, rows=corrupt(ROWS["text_vqa"], 1, data))
@@ -232,12 +233,14 @@ def test_a_corrupt_image_is_one_samples_error_with_its_name(tmp_path, data, mess
         second.load_image()
 
 
-def test_whatever_is_wrong_with_an_image_is_an_input_error(tmp_path):
+@pytest.mark.filterwarnings("ignore")
+def test_whatever_is_wrong_with_an_image_is_an_input_error(tmp_path, monkeypatch):
     """Bytes changed at random places in images of several formats."""
     import io
 
     from PIL import Image
 
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
     rng, broken = np.random.default_rng(0), 0
     picture_ = Image.fromarray(rng.integers(0, 255, (24, 20, 3), dtype=np.uint8))
     path = write_parquet(tmp_path / "x.parquet", ROWS["text_vqa"][:1])
@@ -302,7 +305,7 @@ def test_a_data_set_without_a_split_adds_nothing_to_it(tmp_path):
         TaskOptions("text_vqa,pope", data_files=f"text_vqa:train={one},text_vqa:test={one},pope:test={two}")
     )
     assert (task.num_samples("train"), task.num_samples("test")) == (3, 7)
-    with pytest.raises(ConfigError, match="text_vqa has no split 'validation'.*; pope has no split"):
+    with pytest.raises(ConfigError, match=r"text_vqa has no split 'validation'.*; pope has no split"):
         task.num_samples("validation")
 
 
@@ -369,7 +372,7 @@ def test_what_profiles_remember_opens_the_task_again(tmp_path):
     moved = shutil.move(path, tmp_path / "y.parquet")
     elsewhere = TaskOptions("text_vqa", data_files=str(moved)).remembered(stored)
     assert read(load_task(elsewhere), "train")[0].question == "what?!"
-    with pytest.raises(ConfigError, match="--prompt 'other', but the profiles have '{question}!'"):
+    with pytest.raises(ConfigError, match=r"--prompt 'other', but the profiles have '\{question\}!'"):
         TaskOptions("text_vqa", prompt="other").remembered(stored)
     assert TaskOptions("signs").to_dict() == {}
 

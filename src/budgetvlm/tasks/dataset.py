@@ -1,8 +1,8 @@
 """A data set of images, questions and reference answers behind the `Task` protocol, read row by row.
 
 Sample ids are ``<split>-<id>``: the data set's own id, or the number of the row where it has none. Image ids are the
-data set's own, or a hash of the image's bytes (of its file). A row without a question, an answer or a readable image is a sample
-whose image cannot be loaded: whoever loads it decides whether to skip it or to stop.
+data set's own, or a hash of the image's bytes (of its file). A row without a question, an answer or a readable image
+is a sample whose image cannot be loaded: whoever loads it decides whether to skip it or to stop.
 """
 
 from __future__ import annotations
