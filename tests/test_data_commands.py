@@ -1,5 +1,6 @@
 """A data set goes through the commands: profiled, prepared, found again by its ids, one bad image left out."""
 
+import importlib
 import json
 
 import pytest
@@ -9,7 +10,7 @@ from tiny_vlm import write_tiny_model
 from budgetvlm.cli import command_parser, main
 from budgetvlm.commands import task_arguments
 from budgetvlm.commands.calibrate import fresh_samples
-from budgetvlm.errors import ConfigError
+from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.profiling.prepare import load_prepared
 from budgetvlm.tasks import TaskOptions, load_task
 
@@ -127,3 +128,26 @@ def test_several_data_sets_go_through_the_commands(tmp_path):
     assert main([str(word) for word in words]) == 0
     table = load_prepared(tmp_path / "d.json").table
     assert set(table.groups["dataset"]) == {"text_vqa", "pope"} and table.num_samples == 28
+
+
+def test_the_train_split_is_reported_only_live_and_without_what_was_profiled(capsys):
+    assert main(["evaluate", "--split", "train", "--data", "d.json"]) == 2
+    assert "what the controller was trained on" in capsys.readouterr().err
+    assert main(["evaluate", "--live", "--split", "train", "--checkpoint", "c"]) == 2
+    assert "give its --data, so that it is left out" in capsys.readouterr().err
+
+
+def test_the_guides_script_hands_the_flags_on(monkeypatch, tmp_path):
+    script = importlib.import_module("experiments.controller.train_controller")
+    from budgetvlm.profiling import prepare as module
+
+    given = {}
+
+    def prepare(*args, **options):
+        given.update(options)
+        raise DataError("enough")
+
+    monkeypatch.setattr(module, "prepare", prepare)
+    assert script.main(["--dataset_name", "own", *FLAGS]) == 2
+    assert given["task"] == TaskOptions("own", "x.parquet", "question=q", "vqa", "{question}", "a/b")
+    assert "--data_files x.parquet" in script.training_command(script.parser().parse_args(FLAGS))
