@@ -145,7 +145,7 @@ def _sweep(
         used = [runs[place.sample.sample_id] for place in skipped.used(samples)]
         for setting in settings:
             remove_leftovers(paths[setting])
-            told = config | skipped.for_config()
+            told = dict(config) | skipped.for_config()
             _write(vlm, task, setting, [run[str(setting)] for run in used], told, options)
         journal.remove()
 

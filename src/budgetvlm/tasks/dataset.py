@@ -157,7 +157,7 @@ class DataSetTask:
         """How many samples each row makes: one, unless it is a list of questions, or speaks of more images."""
         if "list" in columns:
             name = columns["list"][0]
-            counts = []
+            counts: list[int] = []
             for _, row in source.rows([name]):
                 entries = row[name] or ()
                 if entries and not any(counts):
