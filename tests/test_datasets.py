@@ -279,6 +279,12 @@ def test_captions_are_weighed_by_the_references_of_their_split(tmp_path):
     assert task.score("a red bus number 0", first) == pytest.approx(0.5)  # 1 for one of two references, 0 for the other
 
 
+def test_captions_in_lists_are_a_corpus_too(tmp_path):
+    rows = [{"image": picture(n), "qa": [{"question": "?", "answer": f"bus {n}"}]} for n in range(3)]
+    task = task_of("tally_qa", tmp_path, rows=rows, metric="cider")
+    assert task.score("bus 1", read(task)[1]) > task.score("bus", read(task)[1]) == 0.0
+
+
 def test_several_data_sets_are_one_task(tmp_path):
     files = []
     for name in ("text_vqa", "pope", "coco_caption"):

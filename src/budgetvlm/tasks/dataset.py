@@ -262,6 +262,10 @@ class DataSetTask:
 
     def _references(self, split: str) -> Iterator[tuple[str, ...]]:
         opened = self._open(split)
+        if "list" in opened.columns:
+            name = opened.columns["list"][0]
+            entries = (entry for _, row in opened.source.rows([name]) for entry in row[name] or ())
+            return (as_texts(self._nested(entry)["answers"]) for entry in entries)
         names = opened.columns["answers"]
         return (as_texts(first_value(row, names)) for _, row in opened.source.rows(names))
 
