@@ -125,7 +125,7 @@ def test_no_file_speaks_of_the_machine_it_was_written_on():
     assert found == []
 
 
-@pytest.mark.parametrize(("folder", "extra"), [("src", ("lmms",)), ("experiments", ()), ("tests", ("dev",))])
+@pytest.mark.parametrize(("folder", "extra"), [("src", ("lmms", "data")), ("experiments", ()), ("tests", ("dev",))])
 def test_every_package_that_is_imported_is_declared(folder, extra):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = project["dependencies"] + [line for name in extra for line in project["optional-dependencies"][name]]

@@ -13,11 +13,12 @@ from PIL import Image
 from tiny_vlm import write_tiny_model
 
 from budgetvlm.cli import main
-from budgetvlm.errors import ConfigError, DataError, OutputError
+from budgetvlm.errors import ConfigError, DataError, InputError, OutputError
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.profiling import timing
 from budgetvlm.profiling.accuracy import profile_accuracy
 from budgetvlm.profiling.files import read_results
+from budgetvlm.profiling.join import read_accuracy_side
 from budgetvlm.profiling.journal import Journal
 from budgetvlm.profiling.latency import profile_latency
 from budgetvlm.profiling.sweep import SweepOptions, collect
@@ -453,9 +454,107 @@ def test_a_mistake_in_a_flag_is_one_message(tmp_path, capsys):
         (["--settings", "9,9,9"], "error: max_crops=9.0 is outside the knob space"),
         (["--num_samples", "many"], "error: num_samples='many' is no number"),
         (["--model_path", "nowhere"], "error: model_path='nowhere'"),
-        (["--dataset_name", "okvqa"], "error: there is no task 'okvqa'"),
+        (["--dataset_name", "sings"], "error: there is no task 'sings'"),
     ):
         capsys.readouterr()
         assert main([*words, *more]) == 2
         assert capsys.readouterr().err.strip().splitlines()[-1].startswith(message)
     assert not (tmp_path / "out").exists()
+
+
+class Corrupt(FakeTask):
+    """Some samples cannot be loaded."""
+
+    def __init__(self, *names, error=None):
+        self.names, self.error = names, error or InputError("the image is truncated")
+
+    def samples(self, split, num_samples=None, seed=0):
+        for sample in super().samples(split, num_samples, seed):
+            yield replace(sample, load_image=self._fail) if sample.sample_id in self.names else sample
+
+    def _fail(self):
+        raise self.error
+
+
+def sweep_of(kind, directory, task, vlm=None, settings=SPACE.settings, say=lambda line: None, **changes):
+    profile, more = (profile_accuracy, {"batch_size": 4}) if kind == "accuracy" else (profile_latency, {"repeats": 1})
+    return profile(vlm or FakeVLM(), task, settings, options(directory, **changes), say=say, **more)
+
+
+@pytest.mark.parametrize("kind", ["accuracy", "latency"])
+@pytest.mark.parametrize("error", [InputError("the image is truncated"), OSError("the disk is gone")])
+def test_a_corrupt_image_in_the_middle_is_skipped_counted_and_named(tmp_path, kind, error):
+    said = []
+    sweep_of(kind, tmp_path, Corrupt("train-0", "train-5", error=error), say=said.append)
+    results = read_results(tmp_path, "fake_task", kind)
+    assert len(results) == 8
+    for result in results:
+        names = [record.sample_id for record in result.records]
+        assert len(names) == 14 and not {"train-0", "train-5"} & set(names)
+        assert list(result.config["skipped"]) == ["train-0", "train-5"]
+    assert said[0].startswith("skipped sample train-0: ") and str(error) in said[0]
+    assert said[-1] == "2 of 16 samples cannot be used and were skipped: train-0, train-5"
+    sweep_of(kind, tmp_path, Corrupt("train-0", "train-5"), FakeVLM(), say=said.append)  # finished: nothing to do
+    assert said[-1].startswith(("8 of 8 settings", "2 of 16 samples"))
+
+
+@pytest.mark.parametrize("kind", ["accuracy", "latency"])
+def test_strict_stops_at_a_corrupt_image_and_keeps_what_was_measured(tmp_path, kind):
+    with pytest.raises(DataError, match=r"truncated.*Mend the sample train-8, or leave out --strict"):
+        sweep_of(kind, tmp_path, Corrupt("train-8"), strict=True)
+    second = FakeVLM()
+    sweep_of(kind, tmp_path, FakeTask(), second)
+    assert 0 < len(second.calls) < 16 * 8 + 16
+    assert all(len(result.records) == 16 for result in read_results(tmp_path, "fake_task", kind))
+
+
+@pytest.mark.parametrize("kind", ["accuracy", "latency"])
+def test_a_task_without_a_usable_sample_is_an_error(tmp_path, kind):
+    names = [f"{split}-{n}" for split in ("train", "test") for n in range(10)]
+    with pytest.raises(DataError, match=r"none of the 16 samples can be used; the first, train-0: .*truncated"):
+        sweep_of(kind, tmp_path, Corrupt(*names))
+
+
+class Refuses(FakeVLM):
+    """Cannot do with one image."""
+
+    def _answer(self, image, setting):
+        if image.getpixel((0, 0))[0] == 3:
+            raise InputError("the image is too long")
+        return super()._answer(image, setting)
+
+
+@pytest.mark.parametrize("kind", ["accuracy", "latency"])
+def test_an_image_that_the_model_refuses_takes_no_other_with_it(tmp_path, kind):
+    sweep_of(kind, tmp_path, FakeTask(), Refuses())
+    for result in read_results(tmp_path, "fake_task", kind):
+        assert set(result.config["skipped"]) == {"train-3", "test-3"}
+        assert len(result.records) == 14
+
+
+@pytest.mark.parametrize("kind", ["accuracy", "latency"])
+def test_a_stopped_sweep_remembers_what_it_skipped(tmp_path, kind):
+    whole = sweep_of(kind, tmp_path / "whole", Corrupt("train-1"))
+    with pytest.raises(Stopped):
+        sweep_of(kind, tmp_path / "cut", Corrupt("train-1"), StopsAfter(60))
+    sweep_of(kind, tmp_path / "cut", FakeTask())  # the image is there again, but half of the settings went without it
+    assert len(whole) == 8
+    for result in read_results(tmp_path / "cut", "fake_task", kind):
+        assert "train-1" not in [record.sample_id for record in result.records]
+
+
+def test_settings_measured_later_skip_what_the_earlier_ones_skipped(tmp_path):
+    sweep_of("accuracy", tmp_path, Corrupt("train-1"), settings=SPACE.settings[:3])
+    sweep_of("accuracy", tmp_path, Corrupt("test-2"))
+    results = read_results(tmp_path, "fake_task", "accuracy")
+    assert [len(result.records) for result in results] == [15] * 3 + [14] * 5
+    side = read_accuracy_side(tmp_path, "fake_task")
+    assert len(side.sample_ids) == 14 and side.scores.shape == (14, 8)
+    assert set(side.config["skipped"]) == {"train-1", "test-2"}
+
+
+def test_ranks_skip_each_their_own(tmp_path):
+    for rank in (0, 1):
+        sweep_of("accuracy", tmp_path, Corrupt("train-1", "train-2"), rank=rank, world_size=2)
+    side = read_accuracy_side(tmp_path, "fake_task")
+    assert len(side.sample_ids) == 14 and set(side.config["skipped"]) == {"train-1", "train-2"}

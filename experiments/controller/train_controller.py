@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from budgetvlm.cli import Parser
+from budgetvlm.commands.task_arguments import add_task_arguments, task_options
 from budgetvlm.commands.train import add_training_arguments, train_and_report, training_config
 from budgetvlm.errors import BudgetVLMError, ConfigError
 
@@ -25,9 +26,7 @@ def parser() -> argparse.ArgumentParser:
     data = result.add_argument_group("data")
     data.add_argument("--exp5_dir", default="./results/profiling/exp5_accuracy", metavar="DIR", help="accuracy results")
     data.add_argument("--exp6_dir", default="./results/profiling/exp6_latency", metavar="DIR", help="latency results")
-    data.add_argument(
-        "--dataset_name", default="signs", metavar="NAME", help="data set, like text_vqa (default: signs)"
-    )
+    add_task_arguments(data, answers=False)
     data.add_argument(
         "--model_path",
         default="reference",
@@ -64,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
         args.output_data_path,
         train_split=args.train_split,
         force_recompute=args.force_recompute,
+        task=task_options(args),
         device=args.device,  # the seed is training's alone: runs with several seeds share one split
     )
     if args.output_dir is None:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from budgetvlm.errors import CheckpointError, ConfigError
+from budgetvlm.commands.task_arguments import add_task_arguments, open_task
+from budgetvlm.errors import CheckpointError, ConfigError, InputError
 
 if TYPE_CHECKING:
     from budgetvlm.adaptive import AdaptiveGuard
@@ -37,7 +40,7 @@ def add_live_arguments(parser: argparse.ArgumentParser) -> None:
     """What every command needs that runs the whole system on a task."""
     add = parser.add_argument
     add("--model_path", default="reference", metavar="DIR", help="model directory, or 'reference' (default)")
-    add("--dataset_name", default="signs", help="data set (default: signs)")
+    add_task_arguments(parser)
     add("--checkpoint", type=Path, nargs="+", required=True, metavar="DIR", help="trained controller")
     add("--data", type=Path, metavar="FILE", help="controller_training_data.json: its samples are left out")
     add("--num_threads", type=int, metavar="N", help="threads of torch (default: torch's own choice)")
@@ -72,9 +75,8 @@ def open_system(args: argparse.Namespace) -> tuple[AdaptiveVLM, Task]:
         CheckpointError: no guard lies beside the controller.
     """
     from budgetvlm.runtime import AdaptiveVLM
-    from budgetvlm.tasks import load_task
 
-    task = load_task(args.dataset_name)
+    task = open_task(args)
     if len(args.checkpoint) != 1:
         raise ConfigError(f"{len(args.checkpoint)} checkpoints were given; one system runs at a time, so give one")
     path = args.checkpoint[0]
@@ -92,25 +94,55 @@ def directory_of(checkpoint: Path) -> Path:
     return checkpoint if checkpoint.is_dir() else checkpoint.parent
 
 
-def fresh_samples(task: Task, split: str, count: int, seed: int, data: Path | None) -> list[Sample]:
-    """Samples of a split that were not profiled.
+def fresh_samples(
+    task: Task, split: str, count: int, seed: int, data: Path | None, enough: int | None = None
+) -> list[Sample]:
+    """Samples of a split that can be used and that, like their images, were not profiled.
+
+    Args:
+        enough: fewer than ``count`` that will do; None: no fewer.
 
     Raises:
         ConfigError: there are not so many.
     """
+    used, ids = _profiled(data)
+    total = task.num_samples(split)
+    wanted = min(total, count + ids)
+    fresh = _usable(task.samples(split, wanted, seed + 1), used, count)
+    if len(fresh) < count and wanted < total:
+        fresh = _usable(task.samples(split), used, count)
+    if len(fresh) < (count if enough is None else enough):
+        raise ConfigError(
+            f"{count} samples were asked of {task.name}/{split}, and {len(fresh)} of its {total} can be used and are "
+            "not profiled. Ask for fewer, or give another --split."
+        )
+    return fresh
+
+
+def _profiled(data: Path | None) -> tuple[set[str], int]:
+    """Ids of the samples and of the images of training data, and how many samples that is."""
     from budgetvlm.profiling.document import read_document
 
-    used = {sample["sample_id"] for sample in read_document(data)["samples"]} if data else set()
-    total = task.num_samples(split)
-    wanted = min(total, count + len(used))
-    fresh = [sample for sample in task.samples(split, wanted, seed + 1) if sample.sample_id not in used]
-    if len(fresh) < count and wanted < total:
-        fresh = [sample for sample in task.samples(split) if sample.sample_id not in used]
-    if len(fresh) < count:
-        raise ConfigError(
-            f"{count} samples were asked of {task.name}/{split}, and {len(fresh)} of its {total} are not profiled"
-        )
-    return fresh[:count]
+    samples = read_document(data)["samples"] if data else []
+    images = {sample["groups"]["image_id"] for sample in samples if "image_id" in sample.get("groups", {})}
+    return images | {sample["sample_id"] for sample in samples}, len(samples)
+
+
+def _usable(samples: Iterable[Sample], used: set[str], count: int) -> list[Sample]:
+    """The first ``count`` that are not used and whose image can be loaded; says what it skips."""
+    found: list[Sample] = []
+    for sample in samples:
+        if len(found) == count:
+            break
+        if sample.sample_id in used or sample.image_id in used:
+            continue
+        try:
+            sample.load_image()
+        except InputError as error:
+            print(f"skipped: {error}", file=sys.stderr)
+            continue
+        found.append(sample)
+    return found
 
 
 def _say(guard: AdaptiveGuard, path: Path, samples: int, as_json: bool) -> None:

@@ -35,8 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint", type=Path, nargs="+", default=[], metavar="DIR", help="trained controllers, one a seed"
     )
     parser.add_argument(
-        "--split", default="test", choices=["test", "validation"], help="samples to report (default: test)"
-    )
+        "--split", default="test", choices=["test", "validation", "train"],
+        help="samples to report (default: test); train only with --live and --data, for data sets that have no other",
+    )  # fmt: skip
     parser.add_argument(
         "--budgets", type=float, nargs="+", metavar="SHARE",
         help="budgets as shares of the full setting's median latency (default: 0.35 0.5 0.6 0.7 0.85 1)",
@@ -74,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
 def _options(args: argparse.Namespace) -> EvaluationOptions:
     from budgetvlm.evaluate import EvaluationOptions
 
+    if args.split == "train":
+        raise ConfigError("--split train is what the controller was trained on; report test or validation")
     default = EvaluationOptions.budget_shares
     return EvaluationOptions(
         split=args.split,

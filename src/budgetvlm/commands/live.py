@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from budgetvlm.commands.calibrate import fresh_samples, open_system
+from budgetvlm.commands.task_arguments import add_task_arguments
 from budgetvlm.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     live = parser.add_argument_group("on the real clock (--live)")
     live.add_argument("--live", action="store_true", help="run the whole system on held-out samples, with its guard")
     live.add_argument("--model_path", default="reference", metavar="DIR", help="model directory (default: reference)")
-    live.add_argument("--dataset_name", default="signs", help="data set (default: signs)")
+    add_task_arguments(live)
     live.add_argument("--num_requests", type=int, default=1500, metavar="N", help="requests (default: 1500)")
     live.add_argument(
         "--truth", type=int, default=0, metavar="N",
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     guard = model.guard
     assert guard is not None
     available = min(args.num_requests, task.num_samples(args.split))
-    samples = fresh_samples(task, args.split, available, args.seed, None)
+    samples = fresh_samples(task, args.split, available, args.seed, args.data, enough=1)
     reference_ms = reference_on_this_machine(model, samples)
     records = run_live(
         model, task, samples, num_requests=args.num_requests, reference_ms=reference_ms, load=args.load, seed=args.seed
@@ -75,6 +76,8 @@ def _check(args: argparse.Namespace) -> None:
     """Raise ConfigError or OutputError before any work is done."""
     wrong = [f"--{name} {getattr(args, name)} has to be {least} or more" for name, least in LEAST.items()
              if getattr(args, name) < least]  # fmt: skip
+    if args.split == "train" and args.data is None:
+        wrong.append("--split train holds what the controller was trained on; give its --data, so that it is left out")
     if wrong:
         raise ConfigError("; ".join(wrong))
     path: Path | None = args.output_dir / LIVE_REPORT if args.output_dir else None

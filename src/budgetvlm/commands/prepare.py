@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import shlex
 
+from budgetvlm.commands.task_arguments import OPTIONS, add_task_arguments, task_options
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of the guide's first step; `arguments` reads them back."""
     parser.add_argument("--exp5_dir", default="./results/profiling/exp5_accuracy", help="accuracy results")
     parser.add_argument("--exp6_dir", default="./results/profiling/exp6_latency", help="latency results")
-    parser.add_argument("--dataset_name", default="signs", help="data set that was profiled (default: signs)")
+    add_task_arguments(parser, answers=False)
     parser.add_argument("--model_path", default="reference", help="model directory, or the bundled 'reference'")
     parser.add_argument("--output_data_path", default="./data/controller_training_data.json", help="file to write")
     parser.add_argument("--force_recompute", action="store_true", help="make everything anew, features included")
@@ -35,7 +37,8 @@ def arguments(args: argparse.Namespace) -> dict[str, object]:
     """The arguments of `budgetvlm.profiling.prepare.prepare`, from parsed flags that may hold others too."""
     probe = argparse.ArgumentParser(add_help=False)
     add_arguments(probe)
-    return {name: getattr(args, name) for name in vars(probe.parse_args([]))}
+    given = {name: getattr(args, name) for name in vars(probe.parse_args([])) if name not in OPTIONS}
+    return {**given, "task": task_options(args)}
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from budgetvlm.commands.task_arguments import add_task_arguments, open_task, task_options
+
 if TYPE_CHECKING:
     from budgetvlm.profiling.sweep import SweepOptions
 
@@ -29,13 +31,12 @@ def add_sweep_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
     """The flags of one sweep."""
     add = parser.add_argument
     add("--model_path", default="reference", help="model directory, or the bundled 'reference' (default)")
-    add("--dataset_name", default="signs", help="data set (default: signs)")
+    add_task_arguments(parser)
     add("--split", default="train", help="split, or several: train,validation,test (default: train)")
     add("--output_dir", default=DIRECTORIES[kind], help="where the results go (default: %(default)s)")
     add(
         "--num_samples", help="samples: one number for all splits together, or one for each: 800,200,400 (default: all)"
     )
-    add("--max_new_tokens", type=int, help="longest answer (default: what the data set asks for)")
     add("--sampling_strategy", choices=STRATEGIES, default="full", help="which settings to measure (default: full)")
     add("--num_settings", type=int, help="how many settings a strategy draws (default: about a third)")
     add("--settings", help="the settings to measure, instead of a strategy: '1,8,8;12,2,4' (max_crops,top_k,blocks)")
@@ -44,6 +45,7 @@ def add_sweep_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
     add("--device", default="cpu", help="torch device (default: cpu)")
     add("--rank", type=int, default=0, help="number of this process, where several share the samples")
     add("--world_size", type=int, default=1, help="how many processes share the samples")
+    add("--strict", action="store_true", help="stop at a sample that cannot be used, instead of skipping it")
     add("--overwrite", action="store_true", help="measure anew what is there, instead of going on with it")
     if kind == "accuracy":
         add("--batch_size", type=int, default=32, help="samples answered at once (default: 32)")
@@ -60,14 +62,13 @@ def run(args: argparse.Namespace) -> int:
 
 def run_sweep(args: argparse.Namespace, kind: str) -> int:
     """One sweep from its parsed flags; returns the exit code."""
-    from budgetvlm.tasks import load_task
     from budgetvlm.vlm import load_vlm
 
     options = sweep_options(args)
-    task = load_task(args.dataset_name)
+    task = open_task(args)
     vlm = load_vlm(args.model_path, device=args.device, num_threads=args.num_threads)
     settings = _settings(args, vlm.knob_space)
-    print(f"{kind} of {len(settings)} of {len(vlm.knob_space)} settings of {args.model_path} on {args.dataset_name}")
+    print(f"{kind} of {len(settings)} of {len(vlm.knob_space)} settings of {args.model_path} on {task.name}")
     if kind == "accuracy":
         from budgetvlm.profiling.accuracy import profile_accuracy
 
@@ -96,10 +97,12 @@ def sweep_options(args: argparse.Namespace) -> SweepOptions:
         num_samples=_whole_numbers(args.num_samples),
         max_new_tokens=args.max_new_tokens,
         seed=args.seed,
+        strict=args.strict,
         overwrite=args.overwrite,
         model_fingerprint=model_fingerprint(model_directory(args.model_path)),
         rank=args.rank,
         world_size=args.world_size,
+        task_options=task_options(args).to_dict(),
     )
 
 

@@ -17,6 +17,7 @@ from budgetvlm.profiling.join import split_names
 from budgetvlm.profiling.options import Backend
 from budgetvlm.profiling.splits import TASK_SPLIT, assign_splits
 from budgetvlm.table import SPLITS, ProfileTable
+from budgetvlm.tasks import TaskOptions
 
 Say = Callable[[str], None]
 
@@ -126,7 +127,7 @@ def _extracted(
 ) -> tuple[ProfileTable, Features]:
     """The table with the task's own ids and labels, and its samples' features from the model."""
     assert options.model_path is not None and options.dataset_name is not None
-    task = backend.open_task(options.dataset_name)
+    task = backend.open_task(TaskOptions(options.dataset_name))
     if by_index:
         config = table.metadata.get("exp5_config", {})
         said = split_names(config)

@@ -1,5 +1,7 @@
 """The accuracy sweep (exp5): every setting answers every sample, in batches, and is scored by the task.
 
+A sample that cannot be used is left out by all settings, and named; the journals and the files remember it.
+
 Tiles are encoded once a batch and tiling, and shared by all settings with that `max_crops`. Of each setting that is
 not finished there is a journal beside its result; a killed sweep goes on behind the last batch in it. A batch is one
 line of the journal, so it is resumed with the same neighbours, and the results are those of an undisturbed run.
@@ -17,21 +19,24 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from budgetvlm.errors import ConfigError
+from budgetvlm.errors import ConfigError, InputError
 from budgetvlm.knobs import Setting
 from budgetvlm.profiling.files import AccuracyRecord, write_accuracy_result
 from budgetvlm.profiling.journal import Journal
 from budgetvlm.profiling.memory import halved
 from budgetvlm.profiling.sweep import (
     Placed,
+    Skipped,
     SweepOptions,
     blocks_of,
     collect,
     describe,
     is_finished,
+    load_image,
     remove,
     remove_leftovers,
     result_paths,
+    skipped_before,
 )
 from budgetvlm.tasks import Task
 from budgetvlm.vlm import VLM, Generation
@@ -59,6 +64,11 @@ class _Setting:
         self.journal.append([record.to_dict() for record in records])
         self.done.update((record.sample_id, record) for record in records)
 
+    @property
+    def skipped(self) -> dict[str, str]:
+        """What the journal says was left out."""
+        return {name: why for entry in self.journal.entries if isinstance(entry, dict) for name, why in entry.items()}
+
 
 def profile_accuracy(
     vlm: VLM,
@@ -80,6 +90,7 @@ def profile_accuracy(
     Raises:
         ConfigError, KnobSpaceError: options that cannot work.
         OutputError: results of another sweep are there, or nothing can be written.
+        DataError: no sample can be used, or with ``options.strict`` one cannot.
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size={batch_size} cannot work; it has to be 1 at least")
@@ -87,10 +98,15 @@ def profile_accuracy(
     config = describe(vlm, task, options, samples)
     paths = result_paths(settings, task, "accuracy", options)
     todo = [s for s, path in paths.items() if not _is_done(path, task, config, options.overwrite)]
+    skipped = Skipped(options.strict, say)
+    for setting in paths.keys() - set(todo):
+        skipped.remember(skipped_before(paths[setting], task, "accuracy"))
     if len(todo) < len(paths):
         say(f"{len(paths) - len(todo)} of {len(paths)} settings are finished already")
     with contextlib.ExitStack() as stack:
         open_ones = [_begin(stack, setting, paths[setting], config) for setting in todo]
+        for one in open_ones:
+            skipped.remember(one.skipped)
         kept = sum(len(one.done) for one in open_ones)
         total = len(samples) * len(open_ones)
         if kept:
@@ -98,9 +114,11 @@ def profile_accuracy(
         with tqdm(total=total, initial=kept, desc="accuracy", unit="answer", mininterval=0.5) as bar:
             for max_crops in sorted({one.setting["max_crops"] for one in open_ones}):
                 group = [one for one in open_ones if one.setting["max_crops"] == max_crops]
-                batch_size = _sweep_tiling(vlm, task, group, samples, config, batch_size, bar, say)
+                sweep = _Tiling(vlm, task, group, int(config["max_new_tokens"]), skipped, bar)
+                batch_size = _sweep_tiling(sweep, samples, batch_size, say)
                 for one in group:
-                    _finish(vlm, task, one, samples, config, options)
+                    _finish(vlm, task, one, skipped.used(samples), config | skipped.for_config(), options)
+    skipped.note(samples)
     return list(paths.values())
 
 
@@ -119,26 +137,38 @@ def _journal_path(path: Path) -> Path:
 def _begin(stack: contextlib.ExitStack, setting: Setting, path: Path, config: Mapping[str, Any]) -> _Setting:
     journal = stack.enter_context(Journal(_journal_path(path), config))
     remove_leftovers(path)
-    records = [AccuracyRecord.from_dict(raw) for batch in journal.entries for raw in batch]
+    batches = [entry for entry in journal.entries if not isinstance(entry, dict)]  # an object names what was skipped
+    records = [AccuracyRecord.from_dict(raw) for batch in batches for raw in batch]
     return _Setting(setting, path, journal, {record.sample_id: record for record in records})
 
 
-def _sweep_tiling(
-    vlm: VLM,
-    task: Task,
-    group: Sequence[_Setting],
-    samples: Sequence[Placed],
-    config: Mapping[str, Any],
-    batch_size: int,
-    bar: Any,
-    say: Callable[[str], None],
-) -> int:
+@dataclass
+class _Tiling:
+    """All settings under way that share a tiling, and what answers them."""
+
+    vlm: VLM
+    task: Task
+    group: Sequence[_Setting]
+    max_new_tokens: int
+    skipped: Skipped
+    bar: Any
+
+    def skip(self, place: Placed, error: InputError) -> None:
+        """Leave a sample out, and have all journals say so."""
+        name = place.sample.sample_id
+        self.skipped.add(name, error)
+        for one in self.group:
+            one.journal.append({name: str(error)})
+            self.bar.update(name not in one.done)
+
+
+def _sweep_tiling(sweep: _Tiling, samples: Sequence[Placed], batch_size: int, say: Callable[[str], None]) -> int:
     """All samples at all settings of one tiling. Returns the batch size that fitted."""
     start = 0
     while start < len(samples):
         batch = samples[start : start + batch_size]
         try:
-            _sweep_batch(vlm, task, group, batch, int(config["max_new_tokens"]), bar)
+            _sweep_batch(sweep, batch)
         except (MemoryError, RuntimeError) as error:
             batch_size = halved(batch_size, error, say)
             continue
@@ -146,28 +176,48 @@ def _sweep_tiling(
     return batch_size
 
 
-def _sweep_batch(
-    vlm: VLM, task: Task, group: Sequence[_Setting], batch: Sequence[Placed], max_new_tokens: int, bar: Any
-) -> None:
-    """One batch at all settings of one tiling that lack it."""
-    lacking = [one for one in group if any(place.sample.sample_id not in one.done for place in batch)]
+def _sweep_batch(sweep: _Tiling, batch: Sequence[Placed]) -> None:
+    """One batch at all settings of one tiling that lack it, less what cannot be used."""
+    batch = [place for place in batch if place.sample.sample_id not in sweep.skipped]
+    lacking = [one for one in sweep.group if any(place.sample.sample_id not in one.done for place in batch)]
     if not lacking:
         return
-    images = [place.sample.load_image() for place in batch]
+    pairs = []
+    for place in batch:
+        try:
+            pairs.append((place, load_image(place)))
+        except InputError as error:
+            sweep.skip(place, error)
+    try:
+        _answer_batch(sweep, lacking, pairs)
+    except InputError:  # the model refuses one of them; alone it tells which
+        for place, image in pairs:
+            try:
+                _answer_batch(sweep, lacking, [(place, image)])
+            except InputError as error:
+                sweep.skip(place, error)
+
+
+def _answer_batch(sweep: _Tiling, lacking: Sequence[_Setting], pairs: Sequence[tuple[Placed, Image.Image]]) -> None:
+    """Answers of one batch at the settings that lack it, into their journals."""
+    if not pairs:
+        return
     shared: dict[str, Any] = {}
-    if isinstance(vlm, SharesTiles):
-        shared["visual"] = vlm.encode_tiles(images, int(lacking[0].setting["max_crops"]))
+    if isinstance(sweep.vlm, SharesTiles):
+        shared["visual"] = sweep.vlm.encode_tiles([image for _, image in pairs], int(lacking[0].setting["max_crops"]))
     for one in lacking:
-        rows = [i for i, place in enumerate(batch) if place.sample.sample_id not in one.done]
-        answers = vlm.generate_batch(
-            [images[i] for i in rows],
-            [batch[i].sample.question for i in rows],
+        rows = [i for i, (place, _) in enumerate(pairs) if place.sample.sample_id not in one.done]
+        if not rows:
+            continue
+        answers = sweep.vlm.generate_batch(
+            [pairs[i][1] for i in rows],
+            [pairs[i][0].sample.question for i in rows],
             one.setting,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=sweep.max_new_tokens,
             **{name: [values[i] for i in rows] for name, values in shared.items()},
         )
-        one.add([_record(task, batch[i], answer) for i, answer in zip(rows, answers, strict=True)])
-        bar.update(len(rows))
+        one.add([_record(sweep.task, pairs[i][0], answer) for i, answer in zip(rows, answers, strict=True)])
+        sweep.bar.update(len(rows))
 
 
 def _record(task: Task, place: Placed, answer: Generation) -> AccuracyRecord:

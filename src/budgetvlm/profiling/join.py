@@ -105,7 +105,7 @@ def _check_runs(accuracy: AccuracySide, timed: Mapping[Key, TimedSetting]) -> No
     """Both sweeps have to have run one model, with answers of one length, on samples of the same splits."""
     for setting in timed.values():
         where, other = setting.paths[0], accuracy.paths[0]
-        for name in ("max_new_tokens", "model_fingerprint"):
+        for name in ("max_new_tokens", "model_fingerprint", "task"):
             ours, theirs = accuracy.config.get(name), setting.config.get(name)
             if None not in (ours, theirs) and ours != theirs:
                 raise DataError(
@@ -199,6 +199,9 @@ def _describe_fill(
     notes = []
     fill: dict[str, Any] = {"predicted_samples": count, "predicted_cells": int(predicted.sum())}
     extra = len({name for s in timed.values() for name in s.sample_ids} - set(accuracy.sample_ids))
+    if "skipped" in accuracy.config:
+        names = first_few(accuracy.config["skipped"])
+        notes.append(f"{len(accuracy.config['skipped'])} samples that could not be used were left out: {names}")
     if count:
         measured = min(len(setting.sample_ids) for setting in timed.values())
         fill |= {"fitted_on": measured, "median_relative_error": round(float(np.median(errors)), 4)}

@@ -9,6 +9,7 @@ One journal holds the finished samples, one a line; the result files, one a sett
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,20 +18,23 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from budgetvlm.errors import ConfigError
+from budgetvlm.errors import ConfigError, InputError
 from budgetvlm.knobs import Setting
 from budgetvlm.profiling.files import LatencyRecord, write_latency_result
 from budgetvlm.profiling.journal import Journal
 from budgetvlm.profiling.sweep import (
     Placed,
+    Skipped,
     SweepOptions,
     blocks_of,
     collect,
     describe,
     is_finished,
+    load_image,
     remove,
     remove_leftovers,
     result_paths,
+    skipped_before,
 )
 from budgetvlm.profiling.timing import hardware, median_run
 from budgetvlm.tasks import Task
@@ -60,6 +64,7 @@ def profile_latency(
     Raises:
         ConfigError, KnobSpaceError: options that cannot work.
         OutputError: results of another sweep are there, or nothing can be written.
+        DataError: no sample can be used, or with ``options.strict`` one cannot.
     """
     _check(warmup, repeats)
     samples = collect(task, options)
@@ -75,8 +80,12 @@ def profile_latency(
     todo = [s for s, path in paths.items() if not is_finished(path, task, "latency", config, options.overwrite)]
     if len(todo) < len(paths):
         say(f"{len(paths) - len(todo)} of {len(paths)} settings are finished already")
+    skipped = Skipped(options.strict, say)
+    for setting in paths.keys() - set(todo):
+        skipped.remember(skipped_before(paths[setting], task, "latency"))
     if todo:
-        _sweep(vlm, task, todo, samples, config, options, paths, say)
+        _sweep(vlm, task, todo, samples, config, options, paths, skipped, say)
+        skipped.note(samples)
     else:
         remove(journal_path)
     return list(paths.values())
@@ -102,39 +111,54 @@ def _sweep(
     config: Mapping[str, Any],
     options: SweepOptions,
     paths: Mapping[Setting, Path],
+    skipped: Skipped,
     say: Callable[[str], None],
 ) -> None:
     """Measure what the journal lacks, then write the files."""
     with Journal(_journal_path(paths, options), config) as journal:
         runs: dict[str, dict[str, Any]] = {place.sample.sample_id: {} for place in samples}
         for entry in journal.entries:
-            runs[entry["sample_id"]].update(entry["runs"])
+            if "skipped" in entry:
+                skipped.remember({entry["sample_id"]: entry["skipped"]})
+            else:
+                runs[entry["sample_id"]].update(entry["runs"])
         lacking = {name: [s for s in settings if str(s) not in done] for name, done in runs.items()}
-        left = [(number, place) for number, place in enumerate(samples) if lacking[place.sample.sample_id]]
+        lacking = {name: left for name, left in lacking.items() if left and name not in skipped}
+        left = [(number, place) for number, place in enumerate(samples) if place.sample.sample_id in lacking]
         if journal.entries:
             say(f"going on with {len(samples) - len(left)} of {len(samples)} samples of an earlier run")
         if left:
-            _warm_up(vlm, samples[0], settings, config)
+            _warm_up(vlm, [place for _, place in left], settings, config)
         with tqdm(total=len(samples), initial=len(samples) - len(left), desc="latency", unit="sample") as bar:
             for number, place in left:
                 name = place.sample.sample_id
                 order = np.random.default_rng([options.seed, number])
-                measured = _measure_sample(vlm, task, place, lacking[name], config, order)
-                journal.append({"sample_id": name, "runs": measured})
-                runs[name].update(measured)
+                try:
+                    measured = _measure_sample(vlm, task, place, lacking[name], config, order)
+                except InputError as error:
+                    skipped.add(name, error)
+                    journal.append({"sample_id": name, "skipped": str(error)})
+                else:
+                    journal.append({"sample_id": name, "runs": measured})
+                    runs[name].update(measured)
                 bar.update()
+        used = [runs[place.sample.sample_id] for place in skipped.used(samples)]
         for setting in settings:
             remove_leftovers(paths[setting])
-            _write(vlm, task, setting, [run[str(setting)] for run in runs.values()], config, options)
+            told = dict(config) | skipped.for_config()
+            _write(vlm, task, setting, [run[str(setting)] for run in used], told, options)
         journal.remove()
 
 
-def _warm_up(vlm: VLM, place: Placed, settings: Sequence[Setting], config: Mapping[str, Any]) -> None:
-    """The first requests are slower: memory is taken, kernels are chosen."""
-    image = place.sample.load_image()
-    for _ in range(int(config["warmup"])):
-        for setting in settings:
-            request(vlm, image, place.sample.question, setting, int(config["max_new_tokens"]))
+def _warm_up(vlm: VLM, places: Sequence[Placed], settings: Sequence[Setting], config: Mapping[str, Any]) -> None:
+    """The first requests are slower: memory is taken, kernels are chosen. The first sample that can be used serves."""
+    for place in places:
+        with contextlib.suppress(InputError):
+            image = load_image(place)
+            for _ in range(int(config["warmup"])):
+                for setting in settings:
+                    request(vlm, image, place.sample.question, setting, int(config["max_new_tokens"]))
+            return
 
 
 def _measure_sample(
@@ -146,7 +170,7 @@ def _measure_sample(
     order: np.random.Generator,
 ) -> dict[str, dict[str, Any]]:
     """One sample at all settings: str(setting) -> record."""
-    image = place.sample.load_image()
+    image = load_image(place)
     runs: dict[Setting, list[Generation]] = {setting: [] for setting in settings}
     for _ in range(int(config["repeats"])):
         for i in order.permutation(len(settings)):

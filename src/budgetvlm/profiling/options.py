@@ -9,7 +9,7 @@ from pathlib import Path
 from budgetvlm.errors import ConfigError
 from budgetvlm.profiling.extract import model_fingerprint
 from budgetvlm.profiling.join import LATENCY_FILLS
-from budgetvlm.tasks import Task, load_task
+from budgetvlm.tasks import Task, TaskOptions, load_task
 from budgetvlm.vlm import VLM, load_vlm
 
 
@@ -24,12 +24,12 @@ class Backend:
     """Where tasks and models come from; a parameter, so that other models and tests can bring their own.
 
     Attributes:
-        open_task: data set name -> task.
+        open_task: data set's name, or its options -> task.
         open_vlm: (model path, device) -> model.
         fingerprint: model path -> digest of model and processor, without opening the model.
     """
 
-    open_task: Callable[[str], Task] = load_task
+    open_task: Callable[[TaskOptions], Task] = load_task
     open_vlm: Callable[[str, str], VLM] = field(default=lambda path, device: load_vlm(path, device=device))
     fingerprint: Callable[[str], str] = _fingerprint
 
@@ -44,7 +44,7 @@ class PrepareOptions:
 
     exp5_dir: Path
     exp6_dir: Path
-    dataset_name: str
+    task: TaskOptions
     model_path: str
     output_data_path: Path
     train_split: float = 0.8
@@ -53,6 +53,11 @@ class PrepareOptions:
     feature_batch_size: int = 32
     seed: int = 0
     device: str = "cpu"
+
+    @property
+    def dataset_name(self) -> str:
+        """The task's name, as the result files have it."""
+        return self.task.name
 
     def __post_init__(self) -> None:
         problems = []

@@ -26,7 +26,7 @@ from budgetvlm.profiling.join import BY_INDEX, SAMPLE_IDS, join, split_names
 from budgetvlm.profiling.options import Backend, PrepareOptions
 from budgetvlm.profiling.splits import TASK_SPLIT, assign_splits
 from budgetvlm.table import ProfileTable
-from budgetvlm.tasks import SPLITS
+from budgetvlm.tasks import SPLITS, TaskOptions
 
 Say = Callable[[str], None]
 
@@ -70,6 +70,7 @@ def prepare(
     feature_batch_size: int = 32,
     seed: int = 0,
     device: str = "cpu",
+    task: TaskOptions | None = None,
     backend: Backend | None = None,
     say: Say = print,
 ) -> PreparedData:
@@ -83,6 +84,7 @@ def prepare(
         force_recompute: make everything anew, the features included, and replace what is there.
         latency_fill: see `budgetvlm.profiling.join.join`.
         feature_batch_size: images encoded at once.
+        task: where the data set's files lie, if not where they lay when it was profiled.
         say: takes the lines for the user.
 
     Raises:
@@ -90,7 +92,7 @@ def prepare(
         OutputError: data of another origin is there, or nothing can be written.
     """
     options = PrepareOptions(
-        Path(exp5_dir), Path(exp6_dir), dataset_name, str(model_path), Path(output_data_path),
+        Path(exp5_dir), Path(exp6_dir), task or TaskOptions(dataset_name), str(model_path), Path(output_data_path),
         train_split, test_split, latency_fill, feature_batch_size, seed, device,
     )  # fmt: skip
     backend = backend or Backend()
@@ -124,7 +126,7 @@ def _make(
         say(note)
     _check_model(options, source, table)
     table, located = _with_the_tasks_ids(options, backend, table, say)
-    features = None if force_recompute else _cached_features(options, source, table.sample_ids, say)
+    features = None if force_recompute else _cached_features(options, source, table, say)
     if features is None or not {"image_id", TASK_SPLIT} <= table.groups.keys():
         located = located or _locate(options, backend, table)
         table = _with_task_labels(table, located)
@@ -168,9 +170,11 @@ def _digest(paths: Sequence[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _features_key(source: dict[str, str]) -> str:
-    """Features depend on the model, its processor and the data set, not on what was measured."""
-    return json.dumps({name: source[name] for name in ("dataset_name", "model_path", "model")})
+def _features_key(source: dict[str, str], table: ProfileTable) -> str:
+    """Features depend on the model, its processor and the data set (and its prompts), not on what was measured."""
+    named = {name: source[name] for name in ("dataset_name", "model_path", "model")}
+    task = {name: value for name, value in _task_of(table).items() if name != "metric"}
+    return json.dumps(named | ({"task": task} if task else {}))
 
 
 def _split_options(options: PrepareOptions) -> dict[str, Any]:
@@ -208,22 +212,22 @@ def _check_model(options: PrepareOptions, source: dict[str, str], table: Profile
         )
 
 
-def _cached_features(options: PrepareOptions, source: dict[str, str], ids: Sequence[str], say: Say) -> Features | None:
+def _cached_features(options: PrepareOptions, source: dict[str, str], table: ProfileTable, say: Say) -> Features | None:
     """Features of an earlier run that did not come to its end, or None where there are none for these samples."""
     path = features_path(options.output_data_path)
     if not path.exists():
         return None
     features = Features.load(path)
-    if features.metadata.get("key") != _features_key(source):
+    if features.metadata.get("key") != _features_key(source, table):
         raise OutputError(
             f"{path} exists, but holds features of another model, processor or data set. To replace them, add "
             "--force_recompute; to keep them, give another --output_data_path."
         )
-    if set(ids) - set(features.sample_ids):
+    if set(table.sample_ids) - set(features.sample_ids):
         say(f"{path} lacks some of the samples; extracting all")
         return None
     say(f"using the features in {path}")
-    return features.aligned(ids)
+    return features.aligned(table.sample_ids)
 
 
 def _with_the_tasks_ids(
@@ -239,14 +243,20 @@ def _with_the_tasks_ids(
             f"the samples in {options.exp5_dir} are numbered, and a number is an index in the split, but field "
             f"config.split is {config.get('split')!r}. Name the one split that was profiled, or give ids that are text."
         )
-    task = backend.open_task(options.dataset_name)
+    task = backend.open_task(options.task.remembered(_task_of(table)))
     return with_the_tasks_ids(task, table, splits[0], config.get("world_size"), say)
 
 
 def _locate(options: PrepareOptions, backend: Backend, table: ProfileTable) -> list[Located]:
     labels = dict.fromkeys(table.groups.get(TASK_SPLIT, ()))
     splits = tuple(labels) or split_names(table.metadata["exp5_config"]) or SPLITS
-    return locate(backend.open_task(options.dataset_name), table.sample_ids, splits)
+    task = options.task.remembered(_task_of(table))
+    return locate(backend.open_task(task), table.sample_ids, splits)
+
+
+def _task_of(table: ProfileTable) -> dict[str, str]:
+    """How the task was opened that was profiled; empty where it takes no options."""
+    return dict(table.metadata["exp5_config"].get("task", {}))
 
 
 def _with_task_labels(table: ProfileTable, located: Sequence[Located]) -> ProfileTable:
@@ -278,7 +288,7 @@ def _extract(
         vlm,
         [place.sample for place in located],
         batch_size=options.feature_batch_size,
-        metadata={"key": _features_key(source), "budgetvlm": __version__},
+        metadata={"key": _features_key(source, table), "budgetvlm": __version__},
         say=say,
     )
 
@@ -293,7 +303,7 @@ def _write(
         "model_path": options.model_path,
         "source": source,
         "split_options": _split_options(options),
-        "features_key": _features_key(source),
+        "features_key": _features_key(source, table),
         "files": {"features": features_path(path).name, "table": table_path(path).name},
         "made_by": f"budgetvlm {__version__}: prepare --exp5_dir {options.exp5_dir} --exp6_dir {options.exp6_dir}",
     }

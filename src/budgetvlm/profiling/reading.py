@@ -223,7 +223,9 @@ def _merge(kind: Kind, parts: list[SettingResult[Any]], every_rank: bool = True)
             f"{first.paths[0]} lacks {len(lacking)} samples that the ranks' files beside it have: "
             f"{first_few(lacking)}. Remove whichever is out of date."
         )
-    return SettingResult(first.knobs, records, first.config, paths, all(part.indexed for part in parts))
+    skipped = {name: why for part in parts for name, why in part.config.get("skipped", {}).items()}
+    config = first.config | ({"skipped": skipped} if skipped else {})
+    return SettingResult(first.knobs, records, config, paths, all(part.indexed for part in parts))
 
 
 def _require_all_ranks(first: SettingResult[Any], ranks: set[int | None]) -> None:

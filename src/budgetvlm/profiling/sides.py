@@ -73,26 +73,30 @@ def read_accuracy_side(exp5_dir: str | Path, dataset_name: str) -> AccuracySide:
     columns, tokens, settings = [], [], []
     paths: list[Path] = []
     config: dict[str, Any] = {}
+    skipped: dict[str, str] = {}
     results, left_out = _with_shared_samples(iter_results(exp5_dir, dataset_name, "accuracy"))
     indexed = True
     for result in results:
+        skipped |= result.config.get("skipped", {})
         indexed = indexed and result.indexed
         if not rows:
             rows = {record.sample_id: row for row, record in enumerate(result.records)}
             labels, config = [record.groups for record in result.records], result.config
-        order = _order(result, rows, paths, labels)
+        order = _order(result, rows, paths, labels, skipped)
         columns.append(np.array([record.score for record in order], dtype=np.float64))
         tokens.append(_token_counts(order))
         settings.append(tuple(result.knobs.items()))
         paths += result.paths
     counted = [count for count in tokens if count is not None]
+    kept = [row for name, row in rows.items() if name not in skipped]  # a sample that one setting skipped, all skip
+    names = list(rows)
     return AccuracySide(
         settings=tuple(settings),
-        sample_ids=tuple(rows),
-        scores=np.stack(columns, axis=1),
-        tokens=np.stack(counted, axis=1) if len(counted) == len(settings) else None,
-        groups=_label_columns(labels),
-        config=config,
+        sample_ids=tuple(names[row] for row in kept),
+        scores=np.stack(columns, axis=1)[kept],
+        tokens=np.stack(counted, axis=1)[kept] if len(counted) == len(settings) else None,
+        groups=_label_columns([labels[row] for row in kept]),
+        config=config | ({"skipped": skipped} if skipped else {}),
         paths=tuple(paths),
         indexed=indexed,
         left_out=left_out,
@@ -143,24 +147,33 @@ def _timed(result: SettingResult[LatencyRecord]) -> TimedSetting:
 
 
 def _order(
-    result: SettingResult[AccuracyRecord], rows: Mapping[str, int], paths: Sequence[Path], labels: list[dict[str, str]]
+    result: SettingResult[AccuracyRecord],
+    rows: Mapping[str, int],
+    paths: Sequence[Path],
+    labels: list[dict[str, str]],
+    skipped: Mapping[str, str],
 ) -> list[AccuracyRecord]:
-    """The records in the order of the first setting's; both have to have the same samples and labels."""
+    """The records in the order of the first setting's; both have to have the same samples and labels.
+
+    Of samples that a sweep skipped as unusable the other setting may have a record; any stands in for the missing one.
+    """
     found = {record.sample_id: record for record in result.records}
     where = ", ".join(map(str, result.paths))
     for what, missing in (("lacks", rows.keys() - found.keys()), ("has beyond", found.keys() - rows.keys())):
+        missing = missing - skipped.keys()
         if missing:
             raise DataError(
                 f"{where} {what} {len(missing)} samples of {paths[0]}: {first_few(missing)}. "
                 "Every setting has to be scored on the same samples; run the accuracy sweep to its end."
             )
-    order = [found[name] for name in rows]
-    differing = [r.sample_id for r, known in zip(order, labels, strict=True) if r.groups != known]
+    differing = [
+        name for name, known in zip(rows, labels, strict=True) if name in found and found[name].groups != known
+    ]
     if differing:
         raise DataError(
             f"{where}: field groups differs from {paths[0]} in {len(differing)} samples: {first_few(differing)}"
         )
-    return order
+    return [found.get(name, result.records[0]) for name in rows]
 
 
 def _token_counts(records: Sequence[AccuracyRecord]) -> np.ndarray | None:

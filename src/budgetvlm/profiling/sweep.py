@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from budgetvlm.errors import ConfigError, DataError, OutputError
+from PIL import Image
+
+from budgetvlm.errors import ConfigError, DataError, InputError, OutputError
 from budgetvlm.knobs import Setting
 from budgetvlm.profiling.files import Kind, read_file, result_path
 from budgetvlm.profiling.journal import REMEDY, differences
 from budgetvlm.profiling.timing import versions
+from budgetvlm.table import first_few
 from budgetvlm.tasks import Sample, Task
 from budgetvlm.vlm import VLM
 
@@ -29,8 +33,10 @@ class SweepOptions:
             proportion to their sizes; None for all there are.
         max_new_tokens: longest answer; None: what the task asks for.
         seed: draws samples and orders.
+        strict: a sample that cannot be used stops the sweep; otherwise it is skipped, counted and named.
         overwrite: measure anew what is there; otherwise an unfinished sweep is resumed and finished files are kept.
         model_fingerprint: tells one set of weights from another; results of other weights are not gone on with.
+        task_options: how the task was opened, for later steps; they cannot go on with another.
         rank, world_size: this process measures every ``world_size``-th sample from number ``rank`` on.
 
     Raises:
@@ -42,8 +48,10 @@ class SweepOptions:
     num_samples: tuple[int, ...] | None = None
     max_new_tokens: int | None = None
     seed: int = 0
+    strict: bool = False
     overwrite: bool = False
     model_fingerprint: str | None = None
+    task_options: Mapping[str, str] = field(default_factory=dict)
     rank: int = 0
     world_size: int = 1
 
@@ -99,9 +107,11 @@ def collect(task: Task, options: SweepOptions) -> list[Placed]:
     ]
     ids = [place.sample.sample_id for place in placed]
     if len(set(ids)) < len(ids):
+        twice = first_few({name for name, count in Counter(ids).items() if count > 1}, 2)
         raise DataError(
-            f"{task.name}: sample ids occur more than once in {'+'.join(options.splits)}, so that results cannot be "
-            "told apart. Profile one split at a time, into directories of their own."
+            f"{task.name}: sample ids occur more than once in {'+'.join(options.splits)} ({twice}), so that results "
+            "cannot be told apart. Profile one split at a time, into directories of their own; within one split, name "
+            "another column with --columns sample_id=COLUMN."
         )
     own = placed[options.rank :: options.world_size]
     if not own:
@@ -140,6 +150,7 @@ def describe(vlm: VLM, task: Task, options: SweepOptions, samples: Sequence[Plac
         "seed": options.seed,
         "world_size": options.world_size,
         "versions": versions(),
+        **({"task": dict(options.task_options)} if options.task_options else {}),
         **more,
     }
     return dict(json.loads(json.dumps(config)))
@@ -152,6 +163,67 @@ def result_paths(settings: Sequence[Setting], task: Task, kind: Kind, options: S
         KnobSpaceError: a setting that result files cannot be named by.
     """
     return {s: result_path(options.output_dir, task.name, kind, s, options.file_rank) for s in settings}
+
+
+class Skipped:
+    """Samples that cannot be used: skipped, counted and named, or with ``strict`` the end of the sweep.
+
+    Attributes:
+        reasons: sample id -> why. All settings leave out the same samples.
+    """
+
+    def __init__(self, strict: bool, say: Callable[[str], None]) -> None:
+        self.reasons: dict[str, str] = {}
+        self._strict, self._say = strict, say
+
+    def __contains__(self, sample_id: str) -> bool:
+        return sample_id in self.reasons
+
+    def add(self, sample_id: str, error: Exception) -> None:
+        """Leave a sample out. Raises DataError with ``strict``."""
+        if self._strict:
+            raise DataError(f"{error}. Mend the sample {sample_id}, or leave out --strict to skip it.") from error
+        self.reasons[sample_id] = str(error)
+        self._say(f"skipped sample {sample_id}: {error}")
+
+    def remember(self, reasons: Mapping[str, str]) -> None:
+        """What an earlier run left out."""
+        self.reasons.update(reasons)
+
+    def used(self, samples: Sequence[Placed]) -> list[Placed]:
+        """The samples that are left. Raises DataError if none is."""
+        left = [place for place in samples if place.sample.sample_id not in self.reasons]
+        if not left:
+            name, reason = next(iter(self.reasons.items()))
+            raise DataError(f"none of the {len(samples)} samples can be used; the first, {name}: {reason}")
+        return left
+
+    def note(self, samples: Sequence[Placed]) -> None:
+        """Say how many were left out, and which."""
+        if self.reasons:
+            names = first_few(self.reasons)
+            self._say(f"{len(self.reasons)} of {len(samples)} samples cannot be used and were skipped: {names}")
+
+    def for_config(self) -> dict[str, Any]:
+        """What the result files say of it."""
+        return {"skipped": dict(sorted(self.reasons.items()))} if self.reasons else {}
+
+
+def load_image(place: Placed) -> Image.Image:
+    """The sample's image.
+
+    Raises:
+        InputError: it cannot be loaded; the message names the sample.
+    """
+    try:
+        return place.sample.load_image()
+    except OSError as error:
+        raise InputError(f"the image of sample {place.sample.sample_id} cannot be read: {error}") from error
+
+
+def skipped_before(path: Path, task: Task, kind: Kind) -> dict[str, str]:
+    """What a finished result file says was left out."""
+    return dict(read_file(path, task.name, kind).config.get("skipped", {}))
 
 
 def is_finished(path: Path, task: Task, kind: Kind, config: Mapping[str, Any], overwrite: bool) -> bool:

@@ -18,8 +18,9 @@ class Sample:
     Attributes:
         sample_id: unique within the task and split, stable from run to run.
         image_id: samples that share an image share this; splits never do.
-        load_image: draws or opens the image when it is needed.
+        load_image: draws or opens the image when it is needed; InputError if the sample cannot be used.
         groups: visible labels of the sample, for example {"kind": "read", "difficulty": "small"}.
+        options: of a multiple-choice question; answers are then letters.
     """
 
     sample_id: str
@@ -28,6 +29,7 @@ class Sample:
     answers: tuple[str, ...]
     load_image: Callable[[], Image.Image]
     groups: dict[str, str] = field(default_factory=dict)
+    options: tuple[str, ...] = ()
 
 
 class Task(Protocol):

@@ -6,6 +6,7 @@ A request may need only the overview, only the other tiles, or all; the processo
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -40,29 +41,30 @@ def to_rgb(image: Image.Image) -> Image.Image:
         ) from error
 
 
-def open_image(image: str | Path | Image.Image) -> Image.Image:
-    """The decoded image in RGB, upright; an image that is one already is only decoded.
+def open_image(image: str | Path | bytes | Image.Image) -> Image.Image:
+    """The decoded image in RGB, upright, of a file or its contents; an image that is one already is only decoded.
 
     Raises:
         InputError: the file is missing, no image, truncated, or too large to be decoded safely.
     """
     if isinstance(image, Image.Image):
         return _decoded(image, "the image")
-    if not isinstance(image, str | Path):
+    if not isinstance(image, str | Path | bytes):
         raise InputError(f"an image is needed: a file's name or a PIL image; given {type(image).__name__}")
+    name = f"data of {len(image)} bytes" if isinstance(image, bytes) else str(image)
     try:
-        with Image.open(image) as opened:
-            return _decoded(ImageOps.exif_transpose(opened), str(image))
+        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+            return _decoded(ImageOps.exif_transpose(opened), name)
     except FileNotFoundError:
-        raise InputError(f"the image {str(image)!r} does not exist. Check the name.") from None
+        raise InputError(f"the image {name!r} does not exist. Check the name.") from None
     except UnidentifiedImageError:
-        raise InputError(f"{str(image)!r} is not an image that Pillow knows; give a PNG or JPEG") from None
+        raise InputError(f"{name!r} is not an image that Pillow knows; give a PNG or JPEG") from None
     except Image.DecompressionBombError as error:
-        raise InputError(f"{str(image)!r} is too large ({error}); make it smaller first") from None
+        raise InputError(f"{name!r} is too large ({error}); make it smaller first") from None
     except (OSError, SyntaxError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"the image {str(image)!r} cannot be read ({error}); give another or save it again") from None
+        raise InputError(f"the image {name!r} cannot be read ({error}); give another or save it again") from None
 
 
 def _decoded(image: Image.Image, name: str) -> Image.Image:

@@ -1,0 +1,182 @@
+"""The data sets that are known by name: where they lie, how their columns are called, how they are asked and scored.
+
+A role (what a reader needs) is given as column names: "question|query" takes the first that is there, "a+b" joins the
+values of two. `--columns` uses the same words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+SHORT = "{question}\nAnswer the question using a single word or phrase."
+LETTER = "{question}\n{options}\nAnswer with the option's letter from the given choices directly."
+CAPTION = "Provide a one-sentence caption for the provided image."
+
+ROLES = ("question", "answers", "image", "options", "context", "sample_id", "image_id", "kind", "list")
+REQUIRED = ("question", "answers", "image")
+
+# Names that splits go by; the first one is ours.
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "val2014", "dev"),
+    "test": ("test", "testing"),
+}
+
+
+def _coco(text: str) -> str:
+    """COCO_val2014_000000310196.jpg and 310196 are one image, in whichever data set."""
+    digits = re.findall(r"\d+", text)
+    return f"coco-{int(digits[-1])}" if digits else text
+
+
+def _coco_of_okvqa(question_id: str) -> str:
+    """A question's id is its image's with one more digit."""
+    return f"coco-{question_id[:-1]}"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one data set is read.
+
+    Attributes:
+        repository: on the hub of Hugging Face; its Parquet files are ``<folder>/<split>-*``.
+        splits: ours -> the data set's. Splits without public answers are left out.
+        columns: role -> names. "list" is a column of questions about one image, each with names of its own.
+        metric: one of `metrics.METRICS`, or "cider".
+        prompt: with {question} and {options}; `context` goes before the question.
+        image_name: from the value of the image_id column to an id that all data sets share; None: the data set's own.
+        index_answers: the answer is the number of an option.
+        kinds: names for values of the kind column.
+        one_image: rows that speak of a second image are left out.
+    """
+
+    repository: str = ""
+    splits: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, str] = field(default_factory=dict)
+    metric: str = "exact_match"
+    prompt: str = SHORT
+    max_new_tokens: int = 16
+    folder: str = "data"
+    image_name: Callable[[str], str] | None = None
+    index_answers: bool = False
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    one_image: bool = False
+
+
+_PLAIN = {
+    "question": "question|query",
+    "answers": "answers|answer|label",
+    "image": "image|file_name",
+    "sample_id": "question_id|sample_id|id",
+    "image_id": "image_id",
+    "options": "options|choices",
+    "context": "hint|context",
+    "kind": "kind|category|question_type",
+}
+OWN = Layout(columns=_PLAIN)  # of a data set that is not in the table
+
+LAYOUTS: dict[str, Layout] = {
+    "text_vqa": Layout(
+        "lmms-lab-encoder/textvqa",
+        {"train": "train", "validation": "validation"},
+        {"question": "question", "answers": "answers", "image": "image", "sample_id": "question_id",
+         "image_id": "image_id"},
+        "vqa",
+    ),
+    "okvqa": Layout(
+        "lmms-lab-encoder/OK-VQA",
+        {"validation": "val2014"},
+        {"question": "question", "answers": "answers", "image": "image", "sample_id": "question_id",
+         "image_id": "question_id", "kind": "question_type"},
+        "vqa",
+        image_name=_coco_of_okvqa,
+    ),
+    "coco_2014_vqa": Layout(
+        "lmms-lab-encoder/VQAv2",
+        {"validation": "validation"},
+        {"question": "question", "answers": "answers", "image": "image", "sample_id": "question_id",
+         "image_id": "image_id", "kind": "answer_type"},
+        "vqa",
+        image_name=_coco,
+    ),
+    "doc_qa": Layout(
+        "lmms-lab-encoder/DocVQA",
+        {"validation": "validation"},
+        {"question": "question", "answers": "answers", "image": "image", "sample_id": "questionId",
+         "image_id": "ucsf_document_id+ucsf_document_page_no", "kind": "question_types"},
+        "anls",
+        max_new_tokens=32,
+        folder="DocVQA",
+    ),
+    "chart_qa": Layout(
+        "HuggingFaceM4/ChartQA",
+        {"train": "train", "validation": "val", "test": "test"},
+        {"question": "query|question", "answers": "label|answer", "image": "image", "kind": "human_or_machine|type"},
+        "relaxed",
+        "{question}\nAnswer the question with a single word.",
+        kinds={"0": "human", "1": "machine", "human_test": "human", "augmented_test": "machine"},
+    ),
+    "ai2d": Layout(
+        "lmms-lab-encoder/ai2d",
+        {"test": "test"},
+        {"question": "question", "answers": "answer", "image": "image", "options": "options"},
+        "multiple_choice",
+        LETTER,
+        index_answers=True,
+    ),
+    "science_qa_img": Layout(
+        "lmms-lab/ScienceQA-IMG",
+        {"train": "train", "validation": "validation", "test": "test"},
+        {"question": "question", "answers": "answer", "image": "image", "options": "choices", "context": "hint",
+         "kind": "subject"},
+        "multiple_choice",
+        LETTER,
+        index_answers=True,
+    ),
+    "mmmu": Layout(
+        "lmms-lab-encoder/MMMU",
+        {"train": "dev", "validation": "validation"},
+        {"question": "question", "answers": "answer", "image": "image_1", "options": "options", "sample_id": "id",
+         "kind": "question_type"},
+        "multiple_choice",
+        LETTER,
+        max_new_tokens=32,
+        one_image=True,
+    ),
+    "tally_qa": Layout(
+        "vikhyatk/tallyqa-test",
+        {"test": "test"},
+        {"list": "qa", "question": "question", "answers": "answer", "image": "image", "kind": "is_simple"},
+        "exact_match",
+        "{question}\nAnswer the question using a single number.",
+        max_new_tokens=8,
+        kinds={"true": "simple", "false": "complex"},
+    ),
+    "st_vqa": Layout(
+        "vikhyatk/st-vqa",
+        {"train": "train"},
+        {"list": "qas|qa", "question": "question", "answers": "answers", "image": "image"},
+        "anls",
+        max_new_tokens=32,
+    ),
+    "pope": Layout(
+        "lmms-lab-encoder/POPE",
+        {"test": "test"},
+        {"question": "question", "answers": "answer", "image": "image", "sample_id": "category+question_id",
+         "image_id": "image_source", "kind": "category"},
+        "yes_no",
+        image_name=_coco,
+    ),
+    "coco_caption": Layout(
+        "lmms-lab-encoder/COCO-Caption",
+        {"validation": "val"},
+        {"question": "question", "answers": "answer|answers", "image": "image", "sample_id": "question_id",
+         "image_id": "file_name|question_id"},
+        "cider",
+        CAPTION,
+        max_new_tokens=64,
+        image_name=_coco,
+    ),
+}  # fmt: skip

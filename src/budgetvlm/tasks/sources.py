@@ -1,0 +1,254 @@
+"""Rows of local files: Parquet, JSON lines, CSV, folders of images with a list of them. Read as they are needed.
+
+Of a Parquet file one row group is held at a time. The images of the other formats are files of their own, named in
+a column, relative to the list's folder.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from budgetvlm.errors import DataError
+from budgetvlm.tasks.layouts import SPLIT_NAMES
+
+LISTS = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+TEXT = (".jsonl", ".json", ".csv", ".tsv")
+FORMATS = "Parquet (.parquet), JSON lines (.jsonl, .json), CSV (.csv, .tsv), or a folder with metadata.jsonl or .csv"
+
+Row = dict[str, Any]
+
+
+class Source(Protocol):
+    """One split as numbered rows.
+
+    Attributes:
+        name: for messages.
+        columns: their names.
+    """
+
+    name: str
+
+    @property
+    def columns(self) -> tuple[str, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def rows(self, columns: Sequence[str], wanted: np.ndarray | None = None) -> Iterator[tuple[int, Row]]:
+        """Numbers and rows in order; of all rows or of the ``wanted`` numbers (sorted)."""
+        ...
+
+    def value(self, row: int, column: str) -> Any:
+        """One value, read anew: an image is not kept."""
+        ...
+
+    def folder(self, row: int) -> Path | None:
+        """What image files are named relative to."""
+        ...
+
+
+class ParquetSource:
+    """Rows of Parquet files."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = tuple(paths)
+        self.name = _few(self.paths)
+        self._files = [_parquet(path) for path in self.paths]
+        groups = [(f, g) for f, file in enumerate(self._files) for g in range(file.metadata.num_row_groups)]
+        sizes = [self._files[f].metadata.row_group(g).num_rows for f, g in groups]
+        self._groups, self._starts = groups, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        self._held: tuple[int, str, pa.Table] | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(self._files[0].schema_arrow.names)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def rows(self, columns: Sequence[str], wanted: np.ndarray | None = None) -> Iterator[tuple[int, Row]]:
+        for group, (start, end) in enumerate(zip(self._starts[:-1], self._starts[1:], strict=True)):
+            numbers = np.arange(start, end)
+            if wanted is not None:
+                numbers = wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, end)]
+            if len(numbers):
+                table = self._read(group, columns).take(pa.array(numbers - start))
+                yield from zip(numbers.tolist(), table.to_pylist(), strict=True)
+
+    def value(self, row: int, column: str) -> Any:
+        group = self._group(row)
+        if self._held is None or self._held[:2] != (group, column):
+            self._held = (group, column, self._read(group, [column]))
+        return self._held[2].column(column)[row - int(self._starts[group])].as_py()
+
+    def folder(self, row: int) -> Path | None:
+        return self.paths[self._groups[self._group(row)][0]].parent
+
+    def _group(self, row: int) -> int:
+        return int(np.searchsorted(self._starts, row, side="right")) - 1
+
+    def _read(self, group: int, columns: Sequence[str]) -> pa.Table:
+        file, number = self._groups[group]
+        try:
+            return self._files[file].read_row_group(number, columns=list(columns))
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(
+                f"{self.paths[file]} cannot be read ({error}); it may be truncated. Fetch it again."
+            ) from None
+
+
+class TextSource:
+    """Rows of JSON lines or CSV files."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = tuple(paths)
+        self.name = _few(self.paths)
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        for _, _, row in self._all():
+            return tuple(row)
+        return ()
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        return [sum(1 for _ in _records(path)) for path in self.paths]
+
+    def __len__(self) -> int:
+        return sum(self._sizes)
+
+    def rows(self, columns: Sequence[str], wanted: np.ndarray | None = None) -> Iterator[tuple[int, Row]]:
+        chosen = None if wanted is None else set(wanted.tolist())
+        for number, _, row in self._all():
+            if chosen is None or number in chosen:
+                yield number, {column: row.get(column) for column in columns}
+
+    def value(self, row: int, column: str) -> Any:
+        return next(values[column] for _, values in self.rows([column], np.array([row])))
+
+    def folder(self, row: int) -> Path | None:
+        ends = np.cumsum(self._sizes)
+        return self.paths[int(np.searchsorted(ends, row, side="right"))].parent
+
+    def _all(self) -> Iterator[tuple[int, Path, Row]]:
+        number = 0
+        for path in self.paths:
+            for row in _records(path):
+                yield number, path, row
+                number += 1
+
+
+def open_source(paths: Sequence[Path]) -> Source:
+    """The rows of files of one format.
+
+    Raises:
+        DataError: no file, an unknown format, several formats, or a file that cannot be read.
+    """
+    kinds = {path.suffix.lower() for path in paths}
+    if kinds == {".parquet"}:
+        return ParquetSource(paths)
+    if kinds and kinds <= set(TEXT):
+        return TextSource(paths)
+    raise DataError(f"{_few(paths)}: not a format that is read. Give {FORMATS}; one format a split.")
+
+
+def find_files(text: str) -> dict[str, list[Path]]:
+    """Split -> files, of "a.parquet", "x/*.parquet", "folder", "train=a.jsonl,test=b.jsonl".
+
+    A file without a split belongs to the split named before it, or to the one that its name starts with, or to train.
+
+    Raises:
+        DataError: there is no such file, or a folder without a list of its images.
+    """
+    found: dict[str, list[Path]] = {}
+    current: str | None = None
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        before, sign, pattern = part.partition("=")
+        named = canonical_split(before.strip()) if sign else None
+        current, pattern = (named, pattern.strip()) if named else (current, part)
+        for path in _expand(pattern):
+            found.setdefault(current or _split_of(path, Path(pattern)), []).append(path)
+    if not found:
+        raise DataError(f"data_files={text!r} names no file. Give {FORMATS}.")
+    return found
+
+
+def canonical_split(name: str) -> str | None:
+    """train, validation or test for any of their usual names; None for another word."""
+    return next((ours for ours, names in SPLIT_NAMES.items() if name.lower() in names), None)
+
+
+def _split_of(path: Path, given: Path) -> str:
+    """By the name of the file, or of its folder within the folder that was given; train where neither tells."""
+    start = path.name.replace("_", "-").replace(".", "-").split("-")[0]
+    inner = path.parent.name if path.parent.parent == given.expanduser() else ""
+    return canonical_split(start) or canonical_split(inner) or "train"
+
+
+def _expand(pattern: str) -> list[Path]:
+    path = Path(pattern).expanduser()
+    if path.is_dir():
+        return _in_folder(path)
+    names = [path] if path.exists() else [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+    if not names:
+        raise DataError(
+            f"data_files: {pattern} does not exist. Give {FORMATS}; a relative name starts at {Path.cwd()}."
+        )
+    return names
+
+
+def _in_folder(path: Path) -> list[Path]:
+    """Its list of images, those of its sub-folders, or its Parquet files."""
+    for pattern in (*LISTS, *(f"*/{name}" for name in LISTS), "*.parquet", "*/*.parquet"):
+        names = sorted(path.glob(pattern))
+        if names:
+            return names
+    raise DataError(
+        f"data_files: the folder {path} has no list of its images. Put a metadata.jsonl or metadata.csv there, with a "
+        "column file_name and columns for the question and its answers."
+    )
+
+
+def _parquet(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path} cannot be read as Parquet ({error}); it may be truncated. Fetch it again.") from None
+
+
+def _records(path: Path) -> Iterator[Row]:
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            if path.suffix.lower() in (".csv", ".tsv"):
+                for row in csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ","):
+                    yield {name: cell for name, cell in row.items() if name}
+                return
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield _record(line, path, number)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read ({error}). Give {FORMATS}.") from None
+
+
+def _record(line: str, path: Path, number: int) -> Row:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{path}, line {number}: not JSON ({error}). A JSON file has one object a line here.") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{path}, line {number}: a row has to be an object with named columns, one a line")
+    return row
+
+
+def _few(paths: Sequence[Path]) -> str:
+    rest = f" and {len(paths) - 2} more" if len(paths) > 2 else ""
+    return ", ".join(map(str, paths[:2])) + rest
