@@ -81,7 +81,7 @@ class PredictArgmax:
         return torch.sigmoid(logits.double()).numpy()
 
     def choose(self, states: States) -> np.ndarray:
-        predicted = self.predict(states.image, states.language)
+        predicted = states.by_sample(self.predict)
         return self.expected.choose(predicted, states.feasible, states.price)
 
 

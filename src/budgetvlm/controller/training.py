@@ -23,6 +23,7 @@ from budgetvlm._io import write_json
 from budgetvlm.adaptive import AdaptiveGuard
 from budgetvlm.controller.checkpoint import BEST, GUARD, LAST, controller_document, save_pretrained, write_checkpoint
 from budgetvlm.controller.grpo import GRPOConfig
+from budgetvlm.controller.losses import PolicyLoss
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.output import METRICS, EventLog, open_output, read_last
 from budgetvlm.controller.reward import RewardWeights
@@ -36,6 +37,7 @@ from budgetvlm.guard import StaticGuard
 from budgetvlm.table import ProfileTable
 
 Say = Callable[[str], None]
+MakeLoss = Callable[[GRPOController], PolicyLoss]
 SAVE_SECONDS = 5.0  # between two writings of what a resumed run needs
 LEAST_GAIN = 1e-6  # of validation reward, to count as better
 
@@ -146,7 +148,7 @@ def train(
     """
     if table.split is None:
         table = table.with_splits({"train": config.train_split, "validation": 1 - config.train_split}, config.seed)
-    run = _Run(table, features.aligned(table.sample_ids), config)
+    run = Run(table, features.aligned(table.sample_ids), config)
     open_output(output_dir, resume=resume, overwrite=overwrite)
     last = read_last(output_dir, run.origin) if resume else None
     say(config.maximised)
@@ -159,21 +161,32 @@ def train(
     return _loop(run, config, Path(output_dir), say, progress)
 
 
-class _Run:
-    """The moving parts of a run."""
+class Run:
+    """The moving parts of a run. ``make_loss``: see `budgetvlm.controller.fitting.fit_controller`."""
 
-    def __init__(self, table: ProfileTable, features: Features, config: TrainingConfig):
+    def __init__(
+        self, table: ProfileTable, features: Features, config: TrainingConfig, make_loss: MakeLoss | None = None
+    ):
         train_table, validation_table = table.subset("train"), table.subset("validation")
         guard, expected = StaticGuard.fit_table(train_table, config.guard_quantile), Expected.fit(train_table)
         image, language = _feature_tensors(features, train_table, config.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.controller = _new_controller(table, features, config, guard, expected)
+            policy_loss = make_loss(self.controller) if make_loss else None
         self.controller.to(config.device)
         self.controller.fit_features(image, language)
         outcomes = Outcomes.from_arrays(train_table.accuracy, train_table.latency_ms, config.device)
         self.trainer = GRPOTrainer(
-            config.grpo, self.controller, outcomes, image, language, config.plan, config.weights, config.seed
+            config.grpo,
+            self.controller,
+            outcomes,
+            image,
+            language,
+            config.plan,
+            config.weights,
+            config.seed,
+            policy_loss,
         )
         encoded = self.controller.encode(*_feature_tensors(features, validation_table, config.device))
         price = config.plan.default_price
@@ -212,7 +225,7 @@ class _Run:
         self.trainer.load_state_dict(state["trainer"])
 
 
-def _loop(run: _Run, config: TrainingConfig, output_dir: Path, say: Say, progress: bool) -> TrainingResult:
+def _loop(run: Run, config: TrainingConfig, output_dir: Path, say: Say, progress: bool) -> TrainingResult:
     """Epochs until the end, the patience or the user's interruption; what is finished is kept."""
     writer = _Writer(output_dir, run, config)
     bar = tqdm(total=config.grpo.num_epochs, initial=run.epoch, desc="training", unit="epoch", disable=not progress)
@@ -220,7 +233,7 @@ def _loop(run: _Run, config: TrainingConfig, output_dir: Path, say: Say, progres
         with bar:
             if not run.history:
                 writer.record(run.validate(None), say)
-            while run.epoch < config.grpo.num_epochs and not _out_of_patience(run, config):
+            while run.epoch < config.grpo.num_epochs and not out_of_patience(run, config):
                 loss = run.trainer.train_epoch(run.epoch)["loss"]
                 run.epoch += 1
                 writer.record(run.validate(loss), say)
@@ -229,7 +242,7 @@ def _loop(run: _Run, config: TrainingConfig, output_dir: Path, say: Say, progres
         writer.finish()
         say(f"interrupted; epoch {writer.saved_epoch} is saved in {output_dir / LAST}, and --resume goes on from there")
         raise
-    if _out_of_patience(run, config):
+    if out_of_patience(run, config):
         say(f"stopped after epoch {run.epoch}: no better validation reward in {config.patience} epochs")
     writer.finish()
     run.controller.load_state_dict(run.best_state)
@@ -238,14 +251,14 @@ def _loop(run: _Run, config: TrainingConfig, output_dir: Path, say: Say, progres
     return TrainingResult(output_dir, run.controller.eval(), run.best["epoch"], figures, run.epoch)
 
 
-def _out_of_patience(run: _Run, config: TrainingConfig) -> bool:
+def out_of_patience(run: Run, config: TrainingConfig) -> bool:
     return config.patience is not None and run.epochs_since_best >= config.patience
 
 
 class _Writer:
     """Writes the run's files: the best controller when there is a new one, the rest now and then and at the end."""
 
-    def __init__(self, output_dir: Path, run: _Run, config: TrainingConfig):
+    def __init__(self, output_dir: Path, run: Run, config: TrainingConfig):
         self.output_dir, self.run, self.config = output_dir, run, config
         self.events = EventLog(output_dir, run.epoch)
         self.state = run.state() if run.history else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -59,6 +60,15 @@ class States:
     def language(self) -> np.ndarray:
         """Language features, ``[B, Dl]``. Raises DataError without features."""
         return self._features.language[self.sample_index]
+
+    def by_sample(self, predict: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+        """What ``predict(image, language)`` makes of each distinct sample, computed once, for every state, ``[B, K]``.
+
+        Raises DataError without features.
+        """
+        rows, state = np.unique(self.sample_index, return_inverse=True)
+        distinct: np.ndarray = predict(self._features.image[rows], self._features.language[rows])
+        return distinct[state.reshape(-1)]
 
     @property
     def _features(self) -> Features:
