@@ -85,6 +85,18 @@ class PredictArgmax:
         return self.expected.choose(predicted, states.feasible, states.price)
 
 
+@dataclass(frozen=True, eq=False)
+class PredictorEnsemble:
+    """The mean of several predictors' accuracies, then argmax."""
+
+    members: tuple[PredictArgmax, ...]
+    name: str = "predict, ensemble"
+
+    def choose(self, states: States) -> np.ndarray:
+        predicted = np.mean([states.by_sample(member.predict) for member in self.members], axis=0)
+        return self.members[0].expected.choose(predicted, states.feasible, states.price)
+
+
 def _inputs(image: np.ndarray, language: np.ndarray) -> np.ndarray:
     return np.concatenate([image, language], axis=1)
 

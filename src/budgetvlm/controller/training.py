@@ -316,12 +316,14 @@ def _origin(table: ProfileTable, features: Features, config: TrainingConfig) -> 
     options["grpo"].pop("num_epochs")
     for name in ("patience", "device", "alpha"):
         options.pop(name)
-    return {**options, "data": _fingerprint(table, features)}
+    return {**options, "data": fingerprint(table, features)}
 
 
-def _fingerprint(table: ProfileTable, features: Features) -> str:
+def fingerprint(table: ProfileTable, features: Features | None) -> str:
+    """A digest of what was measured and of the features; equal data have equal ones."""
     digest = hashlib.sha256(repr((table.knob_space.to_dict(), table.sample_ids, table.split)).encode())
-    for array in (table.accuracy, table.latency_ms, features.image, features.language):
+    given = () if features is None else (features.image, features.language)
+    for array in (table.accuracy, table.latency_ms, *given):
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
