@@ -245,7 +245,9 @@ def _rivalled(faces: _Faces, row: Row, others: Sequence[Row]) -> Row:
         return row
     evaluation = faces.options.evaluation
     best = max(others, key=lambda other: other.gain)
-    row = replace(row, best_other=best.name, vs_best_other=faces.budget.gain(row.name, best.name, evaluation.room_shares))
+    row = replace(
+        row, best_other=best.name, vs_best_other=faces.budget.gain(row.name, best.name, evaluation.room_shares)
+    )
     timed = [other for other in others if other.latency_ms is not None]
     if row.latency_ms is None or not timed:
         return row
@@ -260,5 +262,3 @@ def _contender(group: Sequence[Cell], bench: Bench, options: CompareOptions) -> 
     runs = tuple(Recorded.of(cell, bench, evaluation.budget_shares, evaluation.price, prices) for cell in group)
     oracle = name == ORACLE
     return Contender(name, entry.role, runs, entry.note, priced=entry.priced, charged_expected=oracle)
-
-

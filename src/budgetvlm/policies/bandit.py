@@ -76,9 +76,7 @@ def _examples(train: ProfileTable, contexts: list[str], settings: np.ndarray, se
 
 def _context(inputs: np.ndarray) -> list[str]:
     """Standardised inputs ``[B, D]`` as shared lines, a constant among them."""
-    return [
-        "shared |c b:1 " + " ".join(f"{i}:{value:.4f}" for i, value in enumerate(row) if value) for row in inputs
-    ]
+    return ["shared |c b:1 " + " ".join(f"{i}:{value:.4f}" for i, value in enumerate(row) if value) for row in inputs]
 
 
 def _actions(settings: np.ndarray) -> list[str]:
