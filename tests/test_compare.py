@@ -55,7 +55,9 @@ def test_figures_are_those_of_the_chosen_cells(report, data) -> None:
     assert full.at_budget[0].accuracy.value == pytest.approx(test.accuracy[:, -1].mean(), abs=1e-6)
     assert full.at_budget[0].violation_rate.value == 1.0 and not full.competes
     oracle, lookup = report.row("oracle"), report.row("lookup")
-    gained = np.mean([o.accuracy.value - k.accuracy.value for o, k in zip(oracle.at_budget, lookup.at_budget)])
+    gained = np.mean(
+        [o.accuracy.value - k.accuracy.value for o, k in zip(oracle.at_budget, lookup.at_budget, strict=True)]
+    )
     assert lookup.regret == pytest.approx(gained) and oracle.regret == pytest.approx(0.0)
     assert oracle.room.room_closed.value == pytest.approx(1.0)
 
@@ -132,7 +134,7 @@ def test_cells_of_other_data_or_options_are_refused(data, tmp_path) -> None:
 def test_a_damaged_cell_is_named(data, tmp_path) -> None:
     compare(*data, FEATURE_FREE, tmp_path)
     (tmp_path / Spec("greedy", 0).file).write_bytes(b"nonsense")
-    with pytest.raises(DataError, match="greedy.0.safetensors is damaged"):
+    with pytest.raises(DataError, match=r"greedy\.0\.safetensors is damaged"):
         compare(*data, FEATURE_FREE, tmp_path)
 
 
@@ -231,7 +233,7 @@ def test_a_table_without_the_full_setting_or_without_anything() -> None:
         compare(*table_of(np.ones((40, 2)), np.where([True, False], latency, np.nan)), FEATURE_FREE)
     with pytest.raises(DataError, match="full setting"):
         compare(*table_of(np.full((40, 2), np.nan), np.full((40, 2), np.nan)), FEATURE_FREE)
-    with pytest.raises(DataError, match="no accuracy|measured"):
+    with pytest.raises(DataError, match=r"no accuracy|measured"):
         compare(*table_of(np.full((40, 2), np.nan), latency), FEATURE_FREE)
 
 
