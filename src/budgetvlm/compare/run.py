@@ -12,7 +12,7 @@ import numpy as np
 
 from budgetvlm._io import read_json, write_json
 from budgetvlm.budget_face import BudgetFace
-from budgetvlm.compare.cells import OK, Cell, Recorded, Spec, make_cell
+from budgetvlm.compare.cells import NO_FEATURES, OK, Cell, Recorded, Spec, make_cell
 from budgetvlm.compare.material import VIEWS, Material, learning_part, viewed, with_splits
 from budgetvlm.compare.options import CompareOptions
 from budgetvlm.compare.report import CompareReport, Row
@@ -187,8 +187,7 @@ def _order(row: Row) -> tuple[bool, bool, float]:
 def _notes(whole: ProfileTable, bench: Bench, cells: Sequence[Cell]) -> Iterator[str]:
     if bench.test_features is None:
         yield "The data has no features, so policies that read the input are left out."
-    for note in sorted({cell.note for cell in cells if cell.status not in (OK, "needs features")}):
-        yield note
+    yield from sorted({cell.note for cell in cells if cell.status not in (OK, NO_FEATURES)})
     if bench.left_out:
         yield f"{bench.left_out} evaluated samples lack measurements and are left out."
 
