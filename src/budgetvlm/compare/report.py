@@ -1,4 +1,4 @@
-"""What a comparison found: frozen records and one JSON document. Accuracies are shares, times ms if not named otherwise."""
+"""What a comparison found: frozen records, one JSON document. Accuracies are shares; times are ms if not named."""
 
 from __future__ import annotations
 
