@@ -41,8 +41,9 @@ def _heading(report: CompareReport) -> str:
     predicted = counts["evaluated_samples"] - counts["evaluated_timed"]
     lines = [
         f"{counts['evaluated_samples']} samples of {counts['evaluated_images']} images, split {report.split}; "
-        f"{counts['settings']} settings, {len(report.options['seeds'])} seeds. Full setting: accuracy "
-        f"{100 * report.full_accuracy:.1f}%, median {report.latency_reference_ms:.1f} ms.",
+        f"{counts['settings']} settings. Full setting: accuracy {100 * report.full_accuracy:.1f}%, median "
+        f"{report.latency_reference_ms:.1f} ms. Seeds: {', '.join(map(str, report.options['seeds']))}. "
+        f"±: half of the {100 * report.options['evaluation']['level']:g}% interval, over images.",
     ]
     if predicted and counts["evaluated_timed"]:
         lines.append(f"Late requests are counted over the {counts['evaluated_timed']} samples that were timed.")
@@ -81,7 +82,7 @@ def _ranking_cells(row: Row) -> list[str]:
         _share(room.visible_room_closed),
         _share(room.room_closed),
         f"{100 * room.violation_rate.value:.1f}%",
-        "-" if row.latency_ms is None else f"{row.latency_ms:.1f}",
+        _ms(row),
         _relative(row.faster) if row.role != "bound" else "",
     ]
 
@@ -146,7 +147,7 @@ def _by_variant(
             row = report.row(key, variant)
             cells.append("" if row is None else _points(row.room.accuracy_gain) if row.room else row.status)
             if key in priced:
-                cells.append("-" if row is None or row.latency_ms is None else f"{row.latency_ms:.1f}")
+                cells.append("-" if row is None else _ms(row))
         table.add_row(label(variant), *cells)
     return table
 
@@ -170,14 +171,20 @@ def _style(row: Row) -> str:
 def _points(number: Estimate | None) -> str:
     if number is None or number.low == number.high == 0:
         return "-"
-    return f"{100 * number.value:+.1f} [{100 * number.low:+.1f}, {100 * number.high:+.1f}]"
+    return f"{100 * number.value:+.1f} ±{50 * (number.high - number.low):.1f}"
 
 
 def _relative(saved: Estimate | None) -> str:
     """A saving as the change in latency that it is."""
     if saved is None:
         return "-"
-    return f"{-100 * saved.value:+.0f}% [{-100 * saved.high:+.0f}, {-100 * saved.low:+.0f}]"
+    return f"{-100 * saved.value:+.0f}% ±{50 * (saved.high - saved.low):.0f}"
+
+
+def _ms(row: Row) -> str:
+    """Mean latency at the first accuracy target; a dash where it is not reached."""
+    found = row.at_accuracy[0].latency_ms if row.at_accuracy else None
+    return "-" if found is None else f"{found.value:.1f} ±{(found.high - found.low) / 2:.1f}"
 
 
 def _share(number: Estimate | None) -> str:
