@@ -43,7 +43,7 @@ def report(data):
 def test_competitors_are_ranked_by_their_gain_and_bounds_come_last(report) -> None:
     rows = report.section("policies")
     roles = [row.role for row in rows]
-    assert roles[-3:] == ["bound"] * 3 or set(roles[-2:]) == {"bound"}
+    assert set(roles[-2:]) == {"bound"} and "bound" not in roles[:-2]
     gains = [row.gain for row in rows if row.competes]
     assert gains == sorted(gains, reverse=True)
     assert report.rank("lookup") is not None and report.rank("oracle") is None
@@ -79,8 +79,6 @@ def test_every_section_has_its_rows(report, data) -> None:
         ("lookup", "40"), ("grpo", "40"), ("predict", "40"),
     }  # fmt: skip
     assert all(row.status == "ok" for row in report.rows)
-    # One knob can never choose better with hindsight than all of them; here it is also no better on average.
-    assert report.row("lookup", "top_k").gain <= 1e-9
 
 
 def test_the_printed_tables_fit_120_columns_and_name_every_policy(report) -> None:

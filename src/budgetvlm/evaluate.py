@@ -152,6 +152,10 @@ def make_bench(table: ProfileTable, features: Features | None, options: Evaluati
     tuning_split = "validation" if _has(table, "validation") and options.split != "validation" else "train"
     expected, guard = Expected.fit(train), StaticGuard.fit_table(train, options.guard_quantile)
     measured = expected.measured & guard.measured
+    if not measured.any():
+        raise DataError(
+            "no setting has both accuracy and latency measured on the training samples; profile both and prepare again"
+        )
     guard = StaticGuard(np.where(measured, guard.bounds_ms, np.inf), guard.quantile)
     evaluated = table.subset(options.split)
     test, tuning = complete_rows(evaluated, measured), complete_rows(table.subset(tuning_split), measured)

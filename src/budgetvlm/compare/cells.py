@@ -214,6 +214,11 @@ def _one_by_one(policy: Policy):  # type: ignore[no-untyped-def]
     return decide
 
 
+def failed_cell(spec: Spec, note: str) -> Cell:
+    """A cell that could not be made from this data, and why."""
+    return _empty(spec, FAILED, note)
+
+
 def _empty(spec: Spec, status: str, note: str) -> Cell:
     nothing = np.zeros((0, 0), dtype=np.int16)
     return Cell(spec, status, note, float("nan"), float("nan"), nothing, nothing, nothing)

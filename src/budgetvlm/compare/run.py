@@ -12,12 +12,12 @@ import numpy as np
 
 from budgetvlm._io import read_json, write_json
 from budgetvlm.budget_face import BudgetFace
-from budgetvlm.compare.cells import NO_FEATURES, OK, Cell, Recorded, Spec, make_cell
+from budgetvlm.compare.cells import NO_FEATURES, OK, Cell, Recorded, Spec, failed_cell, make_cell
 from budgetvlm.compare.material import VIEWS, Material, learning_part, viewed, with_splits
 from budgetvlm.compare.options import CompareOptions
 from budgetvlm.compare.report import CompareReport, Row
 from budgetvlm.compare.roster import ALWAYS, ROSTER
-from budgetvlm.errors import ConfigError
+from budgetvlm.errors import BudgetVLMError, ConfigError
 from budgetvlm.evaluate import make_bench, versions
 from budgetvlm.features import Features
 from budgetvlm.outcomes import ORACLE, Bench, Contender
@@ -112,7 +112,10 @@ def _cell(
     if known is not None and known.status == OK:  # what was not installed may be by now
         return known
     evaluation = options.evaluation
-    changed = _changed(spec, material, whole)
+    try:
+        changed = _changed(spec, material, whole)
+    except BudgetVLMError as error:  # too few images for a split, for example
+        return failed_cell(spec, str(error))
     cell = make_cell(spec, changed, bench, evaluation.budget_shares, evaluation.price, _prices(options))
     if directory is not None:
         cell.save(directory)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from budgetvlm.compare.report import CompareReport, Row
 from budgetvlm.report import Estimate
@@ -36,7 +37,7 @@ def renderable(report: CompareReport) -> RenderableType:
     return Group(*parts)
 
 
-def _heading(report: CompareReport) -> str:
+def _heading(report: CompareReport) -> Text:
     counts = report.counts
     predicted = counts["evaluated_samples"] - counts["evaluated_timed"]
     lines = [
@@ -47,7 +48,7 @@ def _heading(report: CompareReport) -> str:
     ]
     if predicted and counts["evaluated_timed"]:
         lines.append(f"Late requests are counted over the {counts['evaluated_timed']} samples that were timed.")
-    return "\n".join([*lines, *report.notes, ""])
+    return Text("\n".join([*lines, *report.notes, ""]))  # no markup: notes name extras in brackets
 
 
 def ranking_table(report: CompareReport) -> Table:
