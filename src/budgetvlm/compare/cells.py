@@ -178,11 +178,13 @@ def _choose(policy: Policy, requests: Sequence[States]) -> np.ndarray:
 
 
 def _joined(requests: Sequence[States]) -> States:
-    def all_of(name: str) -> np.ndarray:
-        return np.concatenate([getattr(states, name) for states in requests])
-
-    names = ("sample_index", "budget_ms", "feasible", "price")
-    return replace(requests[0], **{name: all_of(name) for name in names})
+    return replace(
+        requests[0],
+        sample_index=np.concatenate([states.sample_index for states in requests]),
+        budget_ms=np.concatenate([states.budget_ms for states in requests]),
+        feasible=np.concatenate([states.feasible for states in requests]),
+        price=np.concatenate([states.price for states in requests]),
+    )
 
 
 def _decision_us(policy: Policy, requests: Sequence[States]) -> float:
@@ -191,8 +193,13 @@ def _decision_us(policy: Policy, requests: Sequence[States]) -> float:
     states = requests[len(requests) // 2]
     times = []
     for row in range(min(TIMED, len(states.budget_ms))):
-        names = ("sample_index", "budget_ms", "feasible", "price")
-        one = replace(states, **{name: getattr(states, name)[row : row + 1] for name in names})
+        one = replace(
+            states,
+            sample_index=states.sample_index[row : row + 1],
+            budget_ms=states.budget_ms[row : row + 1],
+            feasible=states.feasible[row : row + 1],
+            price=states.price[row : row + 1],
+        )
         started = time.perf_counter()
         decide(one)
         times.append(time.perf_counter() - started)

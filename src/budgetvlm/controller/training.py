@@ -22,6 +22,7 @@ from tqdm import tqdm
 from budgetvlm._io import write_json
 from budgetvlm.adaptive import AdaptiveGuard
 from budgetvlm.controller.checkpoint import BEST, GUARD, LAST, controller_document, save_pretrained, write_checkpoint
+from budgetvlm.controller.distillation import distil
 from budgetvlm.controller.grpo import GRPOConfig
 from budgetvlm.controller.losses import PolicyLoss
 from budgetvlm.controller.network import GRPOController
@@ -53,6 +54,8 @@ class TrainingConfig:
         alpha: share of the requests that may break their budgets at run time; see `budgetvlm.adaptive`.
         train_split: share of training samples where the table stores no splits; the rest is for validation.
         patience: epochs without a better validation reward before training stops; None never stops early.
+        teachers: supervised networks whose mean prediction training starts from (see `distillation`); 0 starts from the
+            lookup table.
         seed: of everything random.
         device: where the tensors live, for example "cpu" or "cuda".
 
@@ -72,6 +75,7 @@ class TrainingConfig:
     alpha: float = 0.05
     train_split: float = 0.8
     patience: int | None = 15
+    teachers: int = 0
     seed: int = 0
     device: str = "cpu"
 
@@ -85,6 +89,8 @@ class TrainingConfig:
             problems.append(f"alpha={self.alpha!r} must be in (0, 1)")
         if self.patience is not None and self.patience < 1:
             problems.append(f"patience={self.patience!r} must be at least 1 epoch, or None")
+        if self.teachers < 0:
+            problems.append(f"teachers={self.teachers!r} must be 0 or more")
         if self.seed < 0:
             problems.append(f"seed={self.seed!r} must be 0 or more")
         if self.device.startswith("cuda") and not torch.cuda.is_available():
@@ -176,6 +182,8 @@ class Run:
             policy_loss = make_loss(self.controller) if make_loss else None
         self.controller.to(config.device)
         self.controller.fit_features(image, language)
+        if config.teachers:
+            distil(self.controller, train_table, validation_table, features, config.teachers, config.seed)
         outcomes = Outcomes.from_arrays(train_table.accuracy, train_table.latency_ms, config.device)
         self.trainer = GRPOTrainer(
             config.grpo,
