@@ -128,7 +128,7 @@ def test_every_package_that_is_imported_is_declared(folder, extra):
     declared = {
         re.split(r"[^\w-]", line)[0].replace("pillow", "PIL").replace("scikit-learn", "sklearn") for line in wanted
     }
-    own = {"budgetvlm", "experiments"} | {path.stem for path in sources("tests", "experiments")}
+    own = {"budgetvlm", "experiments"} | {path.stem for path in sources("tests", "experiments", "benchmarks")}
     own |= {path.name for path in (ROOT / "experiments").iterdir()}
     imported = {name for path in sources(folder) for name in packages_imported(path) if name}
     assert imported - own - set(sys.stdlib_module_names) <= declared
