@@ -95,13 +95,13 @@ def _options(args: argparse.Namespace) -> CompareOptions:
     options = CompareOptions(evaluation=evaluation, members=args.members)
     if args.quick:
         options = replace(options, policies=QUICK, seeds=(0,), sections=("policies",), num_epochs=QUICK_EPOCHS)
-    given = {name: getattr(args, name) for name in ("policies", "seeds", "sections", "num_epochs")}
-    chosen = {
-        name: tuple(dict.fromkeys(value)) if isinstance(value, list) else value
-        for name, value in given.items()
-        if value is not None
-    }
-    return replace(options, **chosen)
+    return replace(
+        options,
+        policies=options.policies if args.policies is None else tuple(dict.fromkeys(args.policies)),
+        seeds=options.seeds if args.seeds is None else tuple(dict.fromkeys(args.seeds)),
+        sections=options.sections if args.sections is None else tuple(dict.fromkeys(args.sections)),
+        num_epochs=options.num_epochs if args.num_epochs is None else args.num_epochs,
+    )
 
 
 def _open_output(args: argparse.Namespace) -> None:

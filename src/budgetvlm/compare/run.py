@@ -96,8 +96,9 @@ def _specs(whole: ProfileTable, material: Material, options: CompareOptions) -> 
                 yield from _seeds(Spec(key, 0, view=view), options)
     if "samples" in options.sections:
         sizes = [size for size in options.sizes if size < material.table.num_samples]
-        for size, key in itertools.product((*sizes, None), SIZE_POLICIES):
-            yield from _seeds(Spec(key, 0, samples=size), options)
+        limits: tuple[int | None, ...] = (*sizes, None)
+        for limit, key in itertools.product(limits, SIZE_POLICIES):
+            yield from _seeds(Spec(key, 0, samples=limit), options)
 
 
 def _seeds(spec: Spec, options: CompareOptions) -> Iterator[Spec]:
