@@ -65,6 +65,10 @@ def add_training_arguments(parser: argparse.ArgumentParser, *, group_size: int |
         "--patience", type=int, default=15, metavar="N",
         help="stop after so many epochs without a better validation reward; 0 never stops early (default: 15)",
     )  # fmt: skip
+    training.add_argument(
+        "--teachers", type=int, default=0, metavar="N",
+        help="start from what N supervised networks predict instead of from the lookup table (default: 0)",
+    )  # fmt: skip
     training.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     training.add_argument(
         "--ensemble", type=int, default=1, metavar="N",
@@ -138,6 +142,7 @@ def training_config(args: argparse.Namespace) -> TrainingConfig:
         feature_dim=args.feature_dim,
         train_split=args.train_split,
         patience=args.patience or None,
+        teachers=args.teachers,
         seed=args.seed,
         device=args.device,
     )

@@ -57,7 +57,7 @@ def _config(material: Material, seed: int, grpo: dict[str, Any], **network: Any)
     return TrainingConfig(grpo=GRPOConfig(**{"num_epochs": material.num_epochs, **grpo}), seed=seed, **network)
 
 
-def _trained(make_loss: str | None = None, **grpo: Any) -> Fit:
+def _trained(make_loss: str | None = None, teachers: int = 0, **grpo: Any) -> Fit:
     """A controller trained by the project's trainer, with another loss (a name of `_losses`) or other options."""
 
     def fit(material: Material, seed: int) -> Policy:
@@ -65,7 +65,7 @@ def _trained(make_loss: str | None = None, **grpo: Any) -> Fit:
         from budgetvlm.policies import ControllerPolicy
 
         loss = _losses()[make_loss] if make_loss else None
-        config = _config(material, seed, grpo)
+        config = _config(material, seed, grpo, teachers=teachers)
         return ControllerPolicy(fit_controller(material.table, material.given, config, loss).controller)
 
     return fit
@@ -151,6 +151,7 @@ def _blind(make: Fit) -> dict[str, Any]:
 
 ROSTER: dict[str, Entry] = {
     "grpo": Entry("GRPO", _trained(), "the project's controller, whole group", "controller", quick=True),
+    "grpo_warm": Entry("GRPO, warm start", _trained(teachers=1), "starts from predicted accuracies", "controller"),
     "grpo_ensemble": Entry("GRPO, ensemble", _ensemble, "several small controllers averaged in one", "controller"),
     "lookup": Entry(LOOKUP, note="best single setting for each budget", priced=False, quick=True,
                     **_blind(lambda m, seed: LookupTable(m.expected))),
