@@ -32,7 +32,8 @@ DATA = Path(__file__).parent / "data" / "frugalml.npz"
 SPLITS = {"train": 0.5, "validation": 0.1, "test": 0.4}
 JUST_ABOVE = 1.001
 POLICIES = (
-    "grpo", "grpo_warm", "grpo_ensemble", "knn", "logistic", "trees", "predict", "predict_ensemble", "cross_entropy", "regret",
+    "grpo", "grpo_warm", "grpo_ensemble", "knn",
+    "logistic", "trees", "predict", "predict_ensemble", "cross_entropy", "regret",
     "reinforce", "ppo", "dpo", "grpo_8", "grpo_8_group",
 )  # fmt: skip
 
