@@ -70,10 +70,10 @@ class BudgetFace:
         columns = np.array([self.shares.index(share) for share in room_shares])
         gain = self._difference(name, LOOKUP, columns)
         violations = self._violations(name)[columns].mean()
+        comparable = self.comparable(name, room_shares)
         violations_R = self.violations_RP[name][:, columns].mean(axis=1)
         lookup_R = self.violations_RP[LOOKUP][:, columns].mean(axis=1)
         lookup = self._violations(LOOKUP)[columns].mean()
-        comparable = violations <= lookup + 1 - self.bench.guard.quantile
         return Room(
             accuracy_gain=self._estimate(*gain),
             room_closed=self._share(gain, ORACLE, columns) if comparable else None,
@@ -82,6 +82,16 @@ class BudgetFace:
             violation_rate=self._estimate(violations, violations_R),
             violations_vs_lookup=self._estimate(violations - lookup, violations_R - lookup_R),
         )
+
+    def comparable(self, name: str, room_shares: Sequence[float]) -> bool:
+        """Whether a policy breaks at most as many budgets as the lookup table, plus what the guard tolerates."""
+        columns = np.array([self.shares.index(share) for share in room_shares])
+        late, lookup = (self._violations(n)[columns].mean() for n in (name, LOOKUP))
+        return bool(late <= lookup + 1 - self.bench.guard.quantile)
+
+    def gain(self, name: str, other: str, room_shares: Sequence[float]) -> Estimate:
+        """Paired difference in accuracy, mean over the named budgets."""
+        return self._estimate(*self._difference(name, other, np.array([self.shares.index(s) for s in room_shares])))
 
     def _at_budget(self, name: str, p: int) -> AtBudget:
         result = self.found[name]

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("budgetvlm.commands.train", "train a controller with GRPO on a table and its features"),
     "calibrate": ("budgetvlm.commands.calibrate", "fit the guard to this machine from a few requests"),
     "evaluate": ("budgetvlm.commands.evaluate", "compare the controller with simple policies on held-out samples"),
+    "compare": ("budgetvlm.commands.compare", "compare every policy, simple and strong, on one table"),
     "ask": ("budgetvlm.commands.ask", "answer a question about an image within a budget"),
 }
 
@@ -61,6 +62,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "budgetvlm evaluate --data ./data/controller_training_data.json --checkpoint ./checkpoints/controller",
         "budgetvlm evaluate --table T.parquet --features F.safetensors --checkpoint ./checkpoints/controller --json",
         "budgetvlm evaluate --live --checkpoint ./checkpoints/controller --num_requests 1500",
+    ),
+    "compare": (
+        "budgetvlm compare --data ./data/controller_training_data.json --output_dir ./results/compare",
+        "budgetvlm compare --table T.parquet --quick",
     ),
     "ask": (
         'budgetvlm ask --image photo.png --question "read the sign in red" --budget-ms 40 \\\n'

@@ -2,6 +2,7 @@
 
 BudgetVLMError
 ├── ConfigError        an option or argument that cannot work
+│   └── MissingExtraError   a package that is not installed because it belongs to an optional part
 ├── KnobSpaceError     a knob, value or setting outside the knob space; two spaces that differ
 ├── InputError         an image, question or budget that cannot be used
 ├── DataError          a file that is missing, truncated, foreign or inconsistent
@@ -20,6 +21,10 @@ class BudgetVLMError(Exception):
 
 class ConfigError(BudgetVLMError, ValueError):
     """An option or argument that cannot work."""
+
+
+class MissingExtraError(ConfigError):
+    """A package that is not installed because it belongs to an optional part."""
 
 
 class KnobSpaceError(BudgetVLMError, ValueError):

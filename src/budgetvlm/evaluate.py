@@ -139,7 +139,7 @@ def _blind_mix(price_face: PriceFace) -> PolicyResult:
     return PolicyResult(BLIND, "baseline", 1, note, frontier=frontier, at_accuracy=at_accuracy)
 
 
-def make_bench(table: ProfileTable, features: Features, options: EvaluationOptions) -> Bench:
+def make_bench(table: ProfileTable, features: Features | None, options: EvaluationOptions) -> Bench:
     """The splits, averages, guard and resamples that all policies share.
 
     Raises:
@@ -152,6 +152,10 @@ def make_bench(table: ProfileTable, features: Features, options: EvaluationOptio
     tuning_split = "validation" if _has(table, "validation") and options.split != "validation" else "train"
     expected, guard = Expected.fit(train), StaticGuard.fit_table(train, options.guard_quantile)
     measured = expected.measured & guard.measured
+    if not measured.any():
+        raise DataError(
+            "no setting has both accuracy and latency measured on the training samples; profile both and prepare again"
+        )
     guard = StaticGuard(np.where(measured, guard.bounds_ms, np.inf), guard.quantile)
     evaluated = table.subset(options.split)
     test, tuning = complete_rows(evaluated, measured), complete_rows(table.subset(tuning_split), measured)
@@ -160,15 +164,19 @@ def make_bench(table: ProfileTable, features: Features, options: EvaluationOptio
         train=train,
         tuning=tuning,
         test=test,
-        train_features=features.aligned(train.sample_ids),
-        tuning_features=features.aligned(tuning.sample_ids),
-        test_features=features.aligned(test.sample_ids),
+        train_features=_aligned(features, train),
+        tuning_features=_aligned(features, tuning),
+        test_features=_aligned(features, test),
         tuning_split=tuning_split,
         left_out=evaluated.num_samples - test.num_samples,
         expected=expected,
         guard=guard,
         bootstrap=Bootstrap.draw(images, options.resamples, options.level, options.seed),
     )
+
+
+def _aligned(features: Features | None, table: ProfileTable) -> Features | None:
+    return None if features is None else features.aligned(table.sample_ids)
 
 
 def _has(table: ProfileTable, split: str) -> bool:
@@ -204,15 +212,16 @@ def _contenders(
 def _predictor(bench: Bench, seed: int) -> PredictArgmax:
     """Stopped early on the tuning split, or on a part of the training split that is held out from it."""
     config = PredictorConfig(seed=seed)
+    all_features, tuning_features = bench.train_features, bench.tuning_features
+    assert all_features is not None and tuning_features is not None
     if bench.tuning_split != "train":
-        return PredictArgmax.fit(bench.train, bench.train_features, bench.tuning, bench.tuning_features, config)
+        return PredictArgmax.fit(bench.train, all_features, bench.tuning, tuning_features, config)
     images = np.asarray(bench.train.groups.get("image_id", bench.train.sample_ids))
     names = np.unique(images)
     held_out = np.isin(images, np.random.default_rng(seed).permutation(names)[: max(1, len(names) // 7)])
     if held_out.all():
         raise DataError("the training split has a single image; predict + argmax needs some to stop early on")
     part, rest = bench.train.subset(~held_out), bench.train.subset(held_out)
-    all_features = bench.train_features
     return PredictArgmax.fit(
         part, all_features.aligned(part.sample_ids), rest, all_features.aligned(rest.sample_ids), config
     )
@@ -227,7 +236,7 @@ def _report(bench: Bench, results: list[PolicyResult], options: EvaluationOption
         full_accuracy=float(bench.test.accuracy[:, -1].mean(dtype=np.float64)),
         room_budget_shares=options.room_shares,
         options={**asdict(options), "settings": [dict(setting) for setting in bench.test.knob_space.settings]},
-        versions=_versions(),
+        versions=versions(),
         knobs=bench.test.knob_space.to_dict(),
         guard=bench.guard.to_dict(),
         statics=_statics(bench),
@@ -244,7 +253,8 @@ def _statics(bench: Bench) -> tuple[FrontierPoint, ...]:
     return tuple(FrontierPoint(None, None, float(latency[k]), float(accuracy[k]), rank.get(int(k))) for k in columns)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """What a report was made with."""
     import torch
 
     return {

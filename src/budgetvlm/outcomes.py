@@ -41,14 +41,17 @@ class Contender:
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """The data all contenders share. ``test`` and ``tuning`` hold samples measured at every setting."""
+    """The data all contenders share. ``test`` and ``tuning`` hold samples measured at every setting.
+
+    Without features only policies that read none can choose.
+    """
 
     train: ProfileTable
     tuning: ProfileTable
     test: ProfileTable
-    train_features: Features
-    tuning_features: Features
-    test_features: Features
+    train_features: Features | None
+    tuning_features: Features | None
+    test_features: Features | None
     tuning_split: str
     left_out: int
     expected: Expected

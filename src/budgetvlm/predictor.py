@@ -81,8 +81,20 @@ class PredictArgmax:
         return torch.sigmoid(logits.double()).numpy()
 
     def choose(self, states: States) -> np.ndarray:
-        predicted = self.predict(states.image, states.language)
+        predicted = states.by_sample(self.predict)
         return self.expected.choose(predicted, states.feasible, states.price)
+
+
+@dataclass(frozen=True, eq=False)
+class PredictorEnsemble:
+    """The mean of several predictors' accuracies, then argmax."""
+
+    members: tuple[PredictArgmax, ...]
+    name: str = "predict, ensemble"
+
+    def choose(self, states: States) -> np.ndarray:
+        predicted = np.mean([states.by_sample(member.predict) for member in self.members], axis=0)
+        return self.members[0].expected.choose(predicted, states.feasible, states.price)
 
 
 def _inputs(image: np.ndarray, language: np.ndarray) -> np.ndarray:

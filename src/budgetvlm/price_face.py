@@ -105,6 +105,10 @@ class PriceFace:
             saved_vs_predict=self._estimate(self._saved(mine, self._latency(PREDICT, share))),
         )
 
+    def faster(self, name: str, other: str, share: float) -> Estimate | None:
+        """One minus mean latency / another's, where both reach a share of the full setting's accuracy."""
+        return self._estimate(self._saved(self._latency(name, share), self._latency(other, share)))
+
     def _latency(self, name: str, share: float) -> tuple[float, np.ndarray] | None:
         path = self.paths.get(name)
         return path.latency_at(share * self.full_accuracy, share * self.full_accuracy_R) if path else None
@@ -150,7 +154,7 @@ def _swept(bench: Bench, contender: Contender, prices: Sequence[float]) -> Path:
 
 
 def _sweep(
-    bench: Bench, contender: Contender, table: ProfileTable, features: Features, prices: Sequence[float]
+    bench: Bench, contender: Contender, table: ProfileTable, features: Features | None, prices: Sequence[float]
 ) -> Outcomes:
     return outcomes(contender, table, [States.unlimited(table, features, bench.guard, price) for price in prices])
 

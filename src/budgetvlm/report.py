@@ -151,7 +151,7 @@ class EvaluationReport:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON document; NaN becomes None."""
-        document: dict[str, Any] = _plain(dataclasses.asdict(self))
+        document: dict[str, Any] = plain(dataclasses.asdict(self))
         return document
 
     def table(self) -> str:
@@ -167,11 +167,12 @@ class EvaluationReport:
         plot_evaluation(self, path)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value with tuples as lists, keys as strings and None for NaN and infinity: what JSON can hold."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     return value

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from budgetvlm.features import Features
     from budgetvlm.table import ProfileTable
 
+WIDTH, MEMBER_WIDTH = 256, 128  # an ensemble of narrow controllers decides as quickly as a wide one
 REWARD_WEIGHTS = {
     "alpha": (1.0, "accuracy"),
     "beta": (0.5, "soft latency penalty"),
@@ -64,7 +65,15 @@ def add_training_arguments(parser: argparse.ArgumentParser, *, group_size: int |
         "--patience", type=int, default=15, metavar="N",
         help="stop after so many epochs without a better validation reward; 0 never stops early (default: 15)",
     )  # fmt: skip
+    training.add_argument(
+        "--teachers", type=int, default=0, metavar="N",
+        help="start from what N supervised networks predict instead of from the lookup table (default: 0)",
+    )  # fmt: skip
     training.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    training.add_argument(
+        "--ensemble", type=int, default=1, metavar="N",
+        help="train N controllers with different seeds and average them in one checkpoint (default: 1)",
+    )  # fmt: skip
     training.add_argument("--device", default="cpu", metavar="NAME", help="default: cpu")
     _add_network_arguments(parser)
     _add_objective_arguments(parser)
@@ -75,7 +84,10 @@ def add_training_arguments(parser: argparse.ArgumentParser, *, group_size: int |
 
 def _add_network_arguments(parser: argparse.ArgumentParser) -> None:
     network = parser.add_argument_group("network")
-    network.add_argument("--hidden_dim", type=int, default=256, metavar="N", help="default: 256")
+    network.add_argument(
+        "--hidden_dim", type=int, metavar="N",
+        help=f"default: {WIDTH}, and {MEMBER_WIDTH} for the members of an ensemble",
+    )  # fmt: skip
     network.add_argument("--dropout", type=float, default=0.5, metavar="X", help="default: 0.5")
     network.add_argument(
         "--feature_dim", type=int, metavar="N",
@@ -110,6 +122,8 @@ def training_config(args: argparse.Namespace) -> TrainingConfig:
     from budgetvlm.controller.states import StatePlan
     from budgetvlm.controller.training import TrainingConfig
 
+    if args.ensemble < 1:
+        raise ConfigError(f"--ensemble {args.ensemble} is no number of controllers; give 1 or more")
     return TrainingConfig(
         grpo=GRPOConfig(
             objective=args.objective,
@@ -123,14 +137,21 @@ def training_config(args: argparse.Namespace) -> TrainingConfig:
         ),
         weights=RewardWeights(**{name: getattr(args, f"reward_{name}") for name in REWARD_WEIGHTS}),
         plan=StatePlan(default_price=args.price),
-        hidden_dim=args.hidden_dim,
+        hidden_dim=_width(args),
         dropout=args.dropout,
         feature_dim=args.feature_dim,
         train_split=args.train_split,
         patience=args.patience or None,
+        teachers=args.teachers,
         seed=args.seed,
         device=args.device,
     )
+
+
+def _width(args: argparse.Namespace) -> int:
+    if args.hidden_dim is not None:
+        return int(args.hidden_dim)
+    return MEMBER_WIDTH if args.ensemble > 1 else WIDTH
 
 
 def run(args: argparse.Namespace) -> int:
@@ -147,17 +168,13 @@ def train_and_report(
     """Train as the flags say, with lines on standard output and a bar on a terminal."""
     import sys
 
+    from budgetvlm.controller.ensembling import train_ensemble
     from budgetvlm.controller.training import train
 
-    return train(
-        table,
-        features,
-        config,
-        args.output_dir,
-        resume=args.resume,
-        overwrite=args.overwrite,
-        progress=sys.stderr.isatty(),
-    )
+    how = {"resume": args.resume, "overwrite": args.overwrite, "progress": sys.stderr.isatty()}
+    if args.ensemble > 1:
+        return train_ensemble(table, features, config, args.output_dir, args.ensemble, **how)
+    return train(table, features, config, args.output_dir, **how)
 
 
 def _read_data(args: argparse.Namespace) -> tuple[ProfileTable, Features]:

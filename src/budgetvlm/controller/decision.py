@@ -17,6 +17,8 @@ from budgetvlm.controller.layers import LARGEST_SCORE, LogEmbedding, Standardise
 from budgetvlm.controller.network import LARGEST_LOG_RATIO, SMALLEST_PRICE, GRPOController
 from budgetvlm.errors import InputError
 
+MOST_BLOCKS = 64  # members of an ensemble that are looked for
+
 
 class Decider:
     """Chooses a setting for one state at a time.
@@ -30,7 +32,7 @@ class Decider:
         self._feature_layer = _affine(controller.feature_layer)
         self._embeddings = _Embedding(controller.budget_embedding), _Embedding(controller.price_embedding)
         self._context_layer = _affine(controller.context_layer)
-        self._hidden = [_affine(layer) for layer in controller.trunk if isinstance(layer, nn.Linear)]
+        self._hidden = [_Blocks(layer) for layer in controller.trunk if isinstance(layer, nn.Linear)]
         self._heads = _summed_heads(controller)
         self._reference_ms = float(controller.latency_reference_ms)
         self._default_price = float(controller.default_price)
@@ -57,8 +59,8 @@ class Decider:
         weight, bias = self._feature_layer
         features = np.concatenate([self._image(image, "image"), self._language(language, "language")])
         hidden = weight @ features + bias + self._context(budget_ms, price)
-        for weight, bias in self._hidden:
-            hidden = weight @ _silu(hidden) + bias
+        for layer in self._hidden:
+            hidden = layer(_silu(hidden))
         weight, bias = self._heads
         out: np.ndarray = weight @ _silu(hidden) + bias - np.float32(price) * self._latency_share
         return out
@@ -124,6 +126,32 @@ class _Embedding:
         angles = log_ratio * self.frequencies
         basis = np.concatenate([[np.float32(log_ratio)], np.sin(angles), np.cos(angles)], dtype=np.float32)
         return _silu(self.weight @ basis + self.bias)
+
+
+class _Blocks:
+    """A square layer; where it is an ensemble's, only the members' own blocks are multiplied."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        weight, self.bias = _affine(layer)
+        count = _num_blocks(weight)
+        size = len(weight) // count
+        blocks = [weight[i * size : (i + 1) * size, i * size : (i + 1) * size] for i in range(count)]
+        self.weight = np.ascontiguousarray(np.stack(blocks))
+
+    def __call__(self, hidden: np.ndarray) -> np.ndarray:
+        if len(self.weight) == 1:
+            single: np.ndarray = self.weight[0] @ hidden + self.bias
+            return single
+        out: np.ndarray = np.matmul(self.weight, hidden.reshape(len(self.weight), -1, 1)).reshape(-1) + self.bias
+        return out
+
+
+def _num_blocks(weight: np.ndarray) -> int:
+    """The largest number of equal blocks on the diagonal of ``[H, H]`` outside which all is zero."""
+    row, column = np.nonzero(weight)
+    width = len(weight)
+    counts = (count for count in range(min(width, MOST_BLOCKS), 1, -1) if width % count == 0)
+    return next((n for n in counts if len(row) and (row * n // width == column * n // width).all()), 1)
 
 
 def _summed_heads(controller: GRPOController) -> tuple[np.ndarray, np.ndarray]:

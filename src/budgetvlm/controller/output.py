@@ -12,6 +12,7 @@ from budgetvlm.controller.checkpoint import BEST, CONFIG, GUARD, LAST, WEIGHTS, 
 from budgetvlm.errors import ConfigError, OutputError
 
 METRICS, EVENTS = "metrics.json", "tensorboard"
+MEMBERS = "members"  # of an ensemble, a run each; see `budgetvlm.controller.ensembling`
 
 
 def open_output(directory: str | Path, *, resume: bool = False, overwrite: bool = False, remove: bool = True) -> None:
@@ -27,7 +28,7 @@ def open_output(directory: str | Path, *, resume: bool = False, overwrite: bool 
     directory = Path(directory)
     if resume and overwrite:
         raise ConfigError("--resume continues the run that lies in --output_dir and --overwrite replaces it; give one")
-    present = [name for name in (BEST, LAST) if (directory / name).exists()]
+    present = [name for name in (BEST, LAST, MEMBERS) if (directory / name).exists()]
     if present and not (resume or overwrite):
         raise OutputError(
             f"{directory} already holds a training run ({', '.join(present)}); add --resume to continue it, "
@@ -53,7 +54,8 @@ def _remove_run(directory: Path) -> None:
     """Remove what an earlier run wrote, and nothing else."""
     for name in (BEST, LAST, CONFIG, WEIGHTS, METRICS, GUARD):
         (directory / name).unlink(missing_ok=True)
-    shutil.rmtree(directory / EVENTS, ignore_errors=True)
+    for name in (EVENTS, MEMBERS):
+        shutil.rmtree(directory / name, ignore_errors=True)
 
 
 def read_last(directory: str | Path, origin: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,30 +25,15 @@ from budgetvlm.controller.grpo import (
     exact_loss,
     grpo_loss,
     kl_divergence,
+    reward_regression,
 )
+from budgetvlm.controller.losses import Batch, PolicyLoss
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.reward import RewardWeights, constrained_reward, guide_reward
 from budgetvlm.controller.states import Outcomes, StatePlan, States
 
 BLOCK = 4096  # states prepared at once: large enough to spare small operations, small enough for memory
 SEED_STRIDE = 1_000_003  # keeps the streams of neighbouring seeds apart
-
-
-@dataclass(frozen=True)
-class Batch:
-    """B states ready for an update: ``encoded [B, F]``, ``basis [B, 2, C]`` and, ``[B, K]`` each, ``offset`` (price
-    term, and `NEVER` where not allowed) and ``rewards``."""
-
-    encoded: Tensor
-    basis: Tensor
-    offset: Tensor
-    rewards: Tensor
-
-    def __getitem__(self, rows: slice) -> Batch:
-        return Batch(self.encoded[rows], self.basis[rows], self.offset[rows], self.rewards[rows])
-
-    def __len__(self) -> int:
-        return len(self.encoded)
 
 
 class GRPOTrainer:
@@ -62,6 +47,7 @@ class GRPOTrainer:
         plan: how states are drawn.
         weights: of the guide's reward; used by the objective "reward" alone.
         seed: of everything random.
+        policy_loss: in place of GRPO's, see `budgetvlm.controller.losses`; KL and entropy terms are added to either.
     """
 
     def __init__(
@@ -74,8 +60,10 @@ class GRPOTrainer:
         plan: StatePlan | None = None,
         weights: RewardWeights | None = None,
         seed: int = 0,
+        policy_loss: PolicyLoss | None = None,
     ):
         self.config, self.controller, self.outcomes, self.seed = config, controller, outcomes, seed
+        self.policy_loss = policy_loss
         self.plan, self.weights = plan or StatePlan(), weights or RewardWeights()
         if config.objective == "reward":  # the guide's reward knows no price
             self.plan = replace(self.plan, price_share=0.0)
@@ -84,8 +72,11 @@ class GRPOTrainer:
         self.parameters: list[Tensor] = list(controller.parameters())
         matrices = [p for p in self.parameters if p.ndim > 1]
         vectors = [p for p in self.parameters if p.ndim <= 1]
+        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        if policy_loss is not None and policy_loss.parameters:
+            groups.append({"params": policy_loss.parameters, "weight_decay": config.weight_decay})
         self.optimizer = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+            groups,
             lr=config.learning_rate,
             fused=True,
         )
@@ -162,7 +153,9 @@ class GRPOTrainer:
     ) -> Tensor:
         """Policy loss of drawn settings ``[B, G]`` (None: all, exactly), and the other terms that are switched on."""
         config = self.config
-        if settings is None or old_log_probs is None:
+        if self.policy_loss is not None:
+            loss = self.policy_loss(batch, log_policy, settings, old_log_probs)
+        elif settings is None or old_log_probs is None:
             loss = exact_loss(log_policy, batch.rewards, config.scale_rewards)
         else:
             advantages = compute_advantages(batch.rewards.gather(1, settings), config.scale_rewards)
@@ -174,6 +167,9 @@ class GRPOTrainer:
             loss = loss + config.beta * kl_divergence(log_policy, reference.log_softmax(dim=1))
         if config.entropy_coef:
             loss = loss - config.entropy_coef * entropy(log_policy)
+        if config.regression_coef:
+            scale = self.controller.logit_scale
+            loss = loss + config.regression_coef * reward_regression(log_policy, batch.rewards, batch.allowed, scale)
         return loss
 
     @torch.no_grad()

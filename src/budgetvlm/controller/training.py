@@ -22,7 +22,9 @@ from tqdm import tqdm
 from budgetvlm._io import write_json
 from budgetvlm.adaptive import AdaptiveGuard
 from budgetvlm.controller.checkpoint import BEST, GUARD, LAST, controller_document, save_pretrained, write_checkpoint
+from budgetvlm.controller.distillation import distil
 from budgetvlm.controller.grpo import GRPOConfig
+from budgetvlm.controller.losses import PolicyLoss
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.output import METRICS, EventLog, open_output, read_last
 from budgetvlm.controller.reward import RewardWeights
@@ -36,6 +38,7 @@ from budgetvlm.guard import StaticGuard
 from budgetvlm.table import ProfileTable
 
 Say = Callable[[str], None]
+MakeLoss = Callable[[GRPOController], PolicyLoss]
 SAVE_SECONDS = 5.0  # between two writings of what a resumed run needs
 LEAST_GAIN = 1e-6  # of validation reward, to count as better
 
@@ -51,6 +54,8 @@ class TrainingConfig:
         alpha: share of the requests that may break their budgets at run time; see `budgetvlm.adaptive`.
         train_split: share of training samples where the table stores no splits; the rest is for validation.
         patience: epochs without a better validation reward before training stops; None never stops early.
+        teachers: supervised networks whose mean prediction training starts from (see `distillation`); 0 starts from the
+            lookup table.
         seed: of everything random.
         device: where the tensors live, for example "cpu" or "cuda".
 
@@ -70,6 +75,7 @@ class TrainingConfig:
     alpha: float = 0.05
     train_split: float = 0.8
     patience: int | None = 15
+    teachers: int = 0
     seed: int = 0
     device: str = "cpu"
 
@@ -83,6 +89,8 @@ class TrainingConfig:
             problems.append(f"alpha={self.alpha!r} must be in (0, 1)")
         if self.patience is not None and self.patience < 1:
             problems.append(f"patience={self.patience!r} must be at least 1 epoch, or None")
+        if self.teachers < 0:
+            problems.append(f"teachers={self.teachers!r} must be 0 or more")
         if self.seed < 0:
             problems.append(f"seed={self.seed!r} must be 0 or more")
         if self.device.startswith("cuda") and not torch.cuda.is_available():
@@ -146,7 +154,7 @@ def train(
     """
     if table.split is None:
         table = table.with_splits({"train": config.train_split, "validation": 1 - config.train_split}, config.seed)
-    run = _Run(table, features.aligned(table.sample_ids), config)
+    run = Run(table, features.aligned(table.sample_ids), config)
     open_output(output_dir, resume=resume, overwrite=overwrite)
     last = read_last(output_dir, run.origin) if resume else None
     say(config.maximised)
@@ -159,21 +167,34 @@ def train(
     return _loop(run, config, Path(output_dir), say, progress)
 
 
-class _Run:
-    """The moving parts of a run."""
+class Run:
+    """The moving parts of a run. ``make_loss``: see `budgetvlm.controller.fitting.fit_controller`."""
 
-    def __init__(self, table: ProfileTable, features: Features, config: TrainingConfig):
+    def __init__(
+        self, table: ProfileTable, features: Features, config: TrainingConfig, make_loss: MakeLoss | None = None
+    ):
         train_table, validation_table = table.subset("train"), table.subset("validation")
         guard, expected = StaticGuard.fit_table(train_table, config.guard_quantile), Expected.fit(train_table)
         image, language = _feature_tensors(features, train_table, config.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.controller = _new_controller(table, features, config, guard, expected)
+            policy_loss = make_loss(self.controller) if make_loss else None
         self.controller.to(config.device)
         self.controller.fit_features(image, language)
+        if config.teachers:
+            distil(self.controller, train_table, validation_table, features, config.teachers, config.seed)
         outcomes = Outcomes.from_arrays(train_table.accuracy, train_table.latency_ms, config.device)
         self.trainer = GRPOTrainer(
-            config.grpo, self.controller, outcomes, image, language, config.plan, config.weights, config.seed
+            config.grpo,
+            self.controller,
+            outcomes,
+            image,
+            language,
+            config.plan,
+            config.weights,
+            config.seed,
+            policy_loss,
         )
         encoded = self.controller.encode(*_feature_tensors(features, validation_table, config.device))
         price = config.plan.default_price
@@ -212,7 +233,7 @@ class _Run:
         self.trainer.load_state_dict(state["trainer"])
 
 
-def _loop(run: _Run, config: TrainingConfig, output_dir: Path, say: Say, progress: bool) -> TrainingResult:
+def _loop(run: Run, config: TrainingConfig, output_dir: Path, say: Say, progress: bool) -> TrainingResult:
     """Epochs until the end, the patience or the user's interruption; what is finished is kept."""
     writer = _Writer(output_dir, run, config)
     bar = tqdm(total=config.grpo.num_epochs, initial=run.epoch, desc="training", unit="epoch", disable=not progress)
@@ -220,7 +241,7 @@ def _loop(run: _Run, config: TrainingConfig, output_dir: Path, say: Say, progres
         with bar:
             if not run.history:
                 writer.record(run.validate(None), say)
-            while run.epoch < config.grpo.num_epochs and not _out_of_patience(run, config):
+            while run.epoch < config.grpo.num_epochs and not out_of_patience(run, config):
                 loss = run.trainer.train_epoch(run.epoch)["loss"]
                 run.epoch += 1
                 writer.record(run.validate(loss), say)
@@ -229,7 +250,7 @@ def _loop(run: _Run, config: TrainingConfig, output_dir: Path, say: Say, progres
         writer.finish()
         say(f"interrupted; epoch {writer.saved_epoch} is saved in {output_dir / LAST}, and --resume goes on from there")
         raise
-    if _out_of_patience(run, config):
+    if out_of_patience(run, config):
         say(f"stopped after epoch {run.epoch}: no better validation reward in {config.patience} epochs")
     writer.finish()
     run.controller.load_state_dict(run.best_state)
@@ -238,14 +259,14 @@ def _loop(run: _Run, config: TrainingConfig, output_dir: Path, say: Say, progres
     return TrainingResult(output_dir, run.controller.eval(), run.best["epoch"], figures, run.epoch)
 
 
-def _out_of_patience(run: _Run, config: TrainingConfig) -> bool:
+def out_of_patience(run: Run, config: TrainingConfig) -> bool:
     return config.patience is not None and run.epochs_since_best >= config.patience
 
 
 class _Writer:
     """Writes the run's files: the best controller when there is a new one, the rest now and then and at the end."""
 
-    def __init__(self, output_dir: Path, run: _Run, config: TrainingConfig):
+    def __init__(self, output_dir: Path, run: Run, config: TrainingConfig):
         self.output_dir, self.run, self.config = output_dir, run, config
         self.events = EventLog(output_dir, run.epoch)
         self.state = run.state() if run.history else None
@@ -303,12 +324,14 @@ def _origin(table: ProfileTable, features: Features, config: TrainingConfig) -> 
     options["grpo"].pop("num_epochs")
     for name in ("patience", "device", "alpha"):
         options.pop(name)
-    return {**options, "data": _fingerprint(table, features)}
+    return {**options, "data": fingerprint(table, features)}
 
 
-def _fingerprint(table: ProfileTable, features: Features) -> str:
+def fingerprint(table: ProfileTable, features: Features | None) -> str:
+    """A digest of what was measured and of the features; equal data have equal ones."""
     digest = hashlib.sha256(repr((table.knob_space.to_dict(), table.sample_ids, table.split)).encode())
-    for array in (table.accuracy, table.latency_ms, features.image, features.language):
+    given = () if features is None else (features.image, features.language)
+    for array in (table.accuracy, table.latency_ms, *given):
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 

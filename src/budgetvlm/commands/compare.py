@@ -1,0 +1,186 @@
+"""Compare every policy, simple and strong, on one table: identical splits, budgets and guard, paired intervals.
+
+What is finished is kept in --output_dir, one file a policy and seed, so that --resume goes on after an interruption.
+Without features only policies that read no input are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from budgetvlm.errors import ConfigError, OutputError
+
+if TYPE_CHECKING:
+    from budgetvlm.compare import CompareOptions, CompareReport
+    from budgetvlm.features import Features
+    from budgetvlm.table import ProfileTable
+
+REPORT, PICTURE, CELLS = "comparison.json", "comparison.png", "cells"
+QUICK_EPOCHS = 30
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `budgetvlm compare`."""
+    data = parser.add_argument_group("data (either --table, with --features where there are some, or --data)")
+    data.add_argument("--table", type=Path, metavar="FILE", help="profile table (.parquet)")
+    data.add_argument("--features", type=Path, metavar="FILE", help="its samples' features (.safetensors)")
+    data.add_argument("--data", type=Path, metavar="FILE", help="controller_training_data.json of `budgetvlm prepare`")
+    what = parser.add_argument_group("what is compared")
+    what.add_argument("--policies", nargs="+", metavar="NAME", help="some of them; --policies help lists all")
+    what.add_argument("--seeds", type=int, nargs="+", metavar="N", help="default: 0 1 2")
+    what.add_argument(
+        "--sections", nargs="+", metavar="NAME", help="policies, knobs, features, samples (default: all of them)"
+    )
+    what.add_argument(
+        "--quick", action="store_true",
+        help=f"the quick policies, one seed, {QUICK_EPOCHS} epochs, nothing left out; other flags win over it",
+    )  # fmt: skip
+    what.add_argument("--num_epochs", type=int, metavar="N", help="at most, for trained policies (default: 100)")
+    what.add_argument("--members", type=int, default=5, metavar="N", help="of the ensembles (default: 5)")
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        "--split", default="test", choices=["test", "validation"], help="samples to report (default: test)"
+    )
+    how.add_argument(
+        "--budgets", type=float, nargs="+", metavar="SHARE",
+        help="budgets as shares of the full setting's median latency (default: 0.35 0.5 0.6 0.7 0.85 1)",
+    )  # fmt: skip
+    how.add_argument(
+        "--labels", nargs="+", default=["kind", "difficulty"], metavar="NAME",
+        help="group labels of the visible room, where the table has them (default: kind difficulty)",
+    )  # fmt: skip
+    how.add_argument("--resamples", type=int, default=1000, metavar="N", help="of the bootstrap (default: 1000)")
+    parser.add_argument("--json", action="store_true", help="one JSON document on standard output, and nothing else")
+    parser.add_argument("--output_dir", type=Path, metavar="DIR", help=f"write {REPORT}, {PICTURE} and {CELLS}/ there")
+    parser.add_argument("--resume", action="store_true", help="use what is finished in --output_dir")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier comparison in --output_dir")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read, compare, report."""
+    if args.policies == ["help"]:
+        return _list_policies()
+    options = _options(args)
+    _open_output(args)
+    table, features = _read_data(args)
+    report = _compare(table, features, options, args.output_dir)
+    written = _write(report, args.output_dir)
+    _show(report, args.json, written)
+    return 0
+
+
+def _list_policies() -> int:
+    from budgetvlm.compare.roster import ROSTER
+
+    width = max(map(len, ROSTER))
+    for key, entry in ROSTER.items():
+        print(f"{key:<{width}}  {entry.name}: {entry.note}")
+    return 0
+
+
+def _options(args: argparse.Namespace) -> CompareOptions:
+    from budgetvlm.compare import CompareOptions
+    from budgetvlm.compare.roster import QUICK
+    from budgetvlm.evaluate import EvaluationOptions
+
+    evaluation = EvaluationOptions(split=args.split, labels=tuple(args.labels), resamples=args.resamples)
+    if args.budgets:
+        evaluation = replace(evaluation, budget_shares=tuple(sorted(set(args.budgets))))
+    options = CompareOptions(evaluation=evaluation, members=args.members)
+    if args.quick:
+        options = replace(options, policies=QUICK, seeds=(0,), sections=("policies",), num_epochs=QUICK_EPOCHS)
+    return replace(
+        options,
+        policies=options.policies if args.policies is None else tuple(dict.fromkeys(args.policies)),
+        seeds=options.seeds if args.seeds is None else tuple(dict.fromkeys(args.seeds)),
+        sections=options.sections if args.sections is None else tuple(dict.fromkeys(args.sections)),
+        num_epochs=options.num_epochs if args.num_epochs is None else args.num_epochs,
+    )
+
+
+def _open_output(args: argparse.Namespace) -> None:
+    """Raise OutputError before any work is done; remove what is to be replaced."""
+    directory: Path | None = args.output_dir
+    if args.resume and args.overwrite:
+        raise ConfigError("--resume continues what lies in --output_dir and --overwrite replaces it; give one")
+    if directory is None:
+        if args.resume or args.overwrite:
+            raise ConfigError("--resume and --overwrite speak of an earlier comparison in --output_dir; give it too")
+        return
+    present = [name for name in (REPORT, PICTURE, CELLS) if (directory / name).exists()]
+    if present and not (args.resume or args.overwrite):
+        raise OutputError(
+            f"{directory} already holds {', '.join(present)}; add --resume to use what is finished there, --overwrite "
+            "to replace it, or choose another --output_dir"
+        )
+    if args.overwrite:
+        (directory / REPORT).unlink(missing_ok=True)
+        (directory / PICTURE).unlink(missing_ok=True)
+        shutil.rmtree(directory / CELLS, ignore_errors=True)
+
+
+def _read_data(args: argparse.Namespace) -> tuple[ProfileTable, Features | None]:
+    if args.data is not None and args.table is None and args.features is None:
+        from budgetvlm.profiling.prepare import load_prepared
+
+        prepared = load_prepared(args.data)
+        return prepared.table, prepared.features
+    if args.table is None or args.data is not None:
+        raise ConfigError("give either --table (and --features), or --data alone; they say what is compared")
+    from budgetvlm.features import Features
+    from budgetvlm.table import ProfileTable
+
+    return ProfileTable.load(args.table), None if args.features is None else Features.load(args.features)
+
+
+def _compare(
+    table: ProfileTable, features: Features | None, options: CompareOptions, directory: Path | None
+) -> CompareReport:
+    """Compare with a bar on a terminal's standard error."""
+    from tqdm import tqdm
+
+    from budgetvlm.compare import compare
+
+    with tqdm(disable=None, file=sys.stderr, leave=False, unit="cell") as bar:
+
+        def show(done: int, total: int, what: str) -> None:
+            bar.total = total
+            bar.set_postfix_str(what, refresh=False)
+            bar.update(done - bar.n)
+
+        return compare(table, features, options, directory and directory / CELLS, show)
+
+
+def _write(report: CompareReport, directory: Path | None) -> list[Path]:
+    """Write the document and the picture; their paths."""
+    if directory is None:
+        return []
+    from budgetvlm._io import write_json
+
+    write_json(directory / REPORT, report.to_dict())
+    report.plot(directory / PICTURE)
+    return [directory / REPORT, directory / PICTURE]
+
+
+def _show(report: CompareReport, as_json: bool, written: list[Path]) -> None:
+    if as_json:
+        print(json.dumps(report.to_dict(), allow_nan=False, ensure_ascii=False))
+        return
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        from budgetvlm.compare.tables import WIDTH, renderable
+
+        console = Console()
+        console.width = max(console.width, WIDTH)
+        console.print(renderable(report))
+    else:
+        sys.stdout.write(report.table())
+    for path in written:
+        print(path)

@@ -1,0 +1,328 @@
+"""The comparison: what its figures mean, that it goes on where it stopped, and that no odd table breaks it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from planted_tables import planted, tiny
+
+from budgetvlm import cli
+from budgetvlm.compare import CompareOptions, compare
+from budgetvlm.compare.cells import Cell, Spec
+from budgetvlm.compare.material import learning_part, viewed, with_splits
+from budgetvlm.compare.roster import ROSTER
+from budgetvlm.compare.run import ORIGIN
+from budgetvlm.errors import ConfigError, DataError
+from budgetvlm.evaluate import EvaluationOptions
+from budgetvlm.features import Features
+from budgetvlm.knobs import KnobSpace
+from budgetvlm.policies import extras
+from budgetvlm.table import ProfileTable
+
+FEW = EvaluationOptions(budget_shares=(0.5, 0.85), prices=(0.0, 0.1, 1.0), resamples=50, accuracy_shares=(0.8,))
+BLIND = ("lookup", "full", "cheapest", "static", "random", "greedy")
+QUICK = CompareOptions(FEW, policies=(*BLIND, "grpo"), seeds=(0,), sections=("policies",), num_epochs=1, members=2)
+FEATURE_FREE = replace(QUICK, policies=BLIND)
+
+
+@pytest.fixture(scope="module")
+def data():
+    made = planted(150, 50, 100, width=8)
+    return made.table, made.features
+
+
+@pytest.fixture(scope="module")
+def report(data):
+    sections = ("policies", "knobs", "features", "samples")
+    return compare(*data, replace(QUICK, sections=sections, sizes=(40,)))
+
+
+def test_competitors_are_ranked_by_their_gain_and_bounds_come_last(report) -> None:
+    rows = report.section("policies")
+    roles = [row.role for row in rows]
+    assert set(roles[-2:]) == {"bound"} and "bound" not in roles[:-2]
+    gains = [row.gain for row in rows if row.competes]
+    assert gains == sorted(gains, reverse=True)
+    assert report.rank("lookup") is not None and report.rank("oracle") is None
+
+
+def test_figures_are_those_of_the_chosen_cells(report, data) -> None:
+    test = data[0].subset("test")
+    full = report.row("full")
+    assert full.at_budget[0].accuracy.value == pytest.approx(test.accuracy[:, -1].mean(), abs=1e-6)
+    assert full.at_budget[0].violation_rate.value == 1.0 and not full.competes
+    oracle, lookup = report.row("oracle"), report.row("lookup")
+    gained = np.mean(
+        [o.accuracy.value - k.accuracy.value for o, k in zip(oracle.at_budget, lookup.at_budget, strict=True)]
+    )
+    assert lookup.regret == pytest.approx(gained) and oracle.regret == pytest.approx(0.0)
+    assert oracle.room.room_closed.value == pytest.approx(1.0)
+
+
+def test_the_best_is_compared_with_the_second_and_all_others_with_the_best(report) -> None:
+    rows = [row for row in report.section("policies") if row.competes]
+    assert rows[0].best_other == rows[1].name
+    assert {row.best_other for row in rows[1:]} == {rows[0].name}
+    assert rows[1].vs_best_other.value == pytest.approx(rows[1].gain - rows[0].gain)
+
+
+def test_every_section_has_its_rows(report, data) -> None:
+    knobs = data[0].knob_space.names
+    assert {row.variant for row in report.section("knobs")} == {*knobs} | {
+        "max_crops+top_k", "max_crops+num_active_blocks", "top_k+num_active_blocks",
+    }  # fmt: skip
+    assert {row.variant for row in report.section("features")} == {"image", "question", "neither", "labels"}
+    assert {(row.key, row.variant) for row in report.section("samples")} == {
+        ("lookup", "40"), ("grpo", "40"), ("predict", "40"),
+    }  # fmt: skip
+    assert all(row.status == "ok" for row in report.rows)
+
+
+def test_the_printed_tables_fit_120_columns_and_name_every_policy(report) -> None:
+    text = report.table()
+    assert max(map(len, text.splitlines())) <= 120
+    assert all(row.name in text for row in report.section("policies"))
+    assert "…" not in text
+
+
+def test_the_document_is_json_and_the_picture_is_drawn(report, tmp_path) -> None:
+    document = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert {row["key"] for row in document["rows"]} >= {"grpo", "oracle"}
+    report.plot(tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 10_000
+
+
+def test_a_comparison_goes_on_where_it_stopped(data, tmp_path) -> None:
+    def stop(done: int, total: int, what: str) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(*data, FEATURE_FREE, tmp_path, stop)
+    kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
+    assert len(kept) == 4
+    resumed = compare(*data, FEATURE_FREE, tmp_path)
+    assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}.items()
+    undisturbed = compare(*data, FEATURE_FREE)
+    for one, two in zip(resumed.rows, undisturbed.rows, strict=True):
+        assert (one.key, one.room, one.at_budget) == (two.key, two.room, two.at_budget)
+
+
+def test_more_policies_and_seeds_may_be_added_to_what_is_finished(data, tmp_path) -> None:
+    compare(*data, replace(FEATURE_FREE, policies=("random",)), tmp_path)
+    report = compare(*data, replace(FEATURE_FREE, policies=("random", "greedy"), seeds=(0, 1)), tmp_path)
+    assert report.row("random").runs == 2 and report.row("greedy").runs == 1
+
+
+def test_cells_of_other_data_or_options_are_refused(data, tmp_path) -> None:
+    compare(*data, FEATURE_FREE, tmp_path)
+    other = replace(FEATURE_FREE, evaluation=replace(FEW, guard_quantile=0.5))
+    with pytest.raises(ConfigError, match="another guard_quantile"):
+        compare(*data, other, tmp_path)
+    table = data[0]
+    changed = replace(table, accuracy=1 - table.accuracy)
+    with pytest.raises(ConfigError, match="another data"):
+        compare(changed, data[1], FEATURE_FREE, tmp_path)
+    assert (tmp_path / ORIGIN).exists()
+
+
+def test_a_damaged_cell_is_named(data, tmp_path) -> None:
+    compare(*data, FEATURE_FREE, tmp_path)
+    (tmp_path / Spec("greedy", 0).file).write_bytes(b"nonsense")
+    with pytest.raises(DataError, match=r"greedy\.0\.safetensors is damaged"):
+        compare(*data, FEATURE_FREE, tmp_path)
+
+
+def test_cells_come_back_as_they_were_saved(tmp_path) -> None:
+    spec = Spec("grpo", 3, knobs=("top_k",))
+    choices = np.arange(6, dtype=np.int16).reshape(2, 3)
+    Cell(spec, "ok", "a note", 1.5, 20.0, choices, choices + 1, choices[:, :0]).save(tmp_path)
+    loaded = Cell.load(spec, tmp_path)
+    assert loaded.note == "a note" and loaded.fit_seconds == 1.5
+    assert np.array_equal(loaded.prices, choices + 1) and loaded.tuning_prices.shape == (2, 0)
+    assert Cell.load(Spec("grpo", 4), tmp_path) is None
+
+
+def test_what_is_not_installed_is_a_row_and_no_crash(data, monkeypatch) -> None:
+    monkeypatch.setattr(extras, "installed", lambda module: False)
+    report = compare(*data, replace(FEATURE_FREE, policies=("knn", "bandit")))
+    assert {report.row(key).status for key in ("knn", "bandit")} == {"not installed"}
+    assert "not installed" in report.table() and "pip install 'budgetvlm[vw]'" in report.table().replace("\n", " ")
+
+
+def test_without_features_only_blind_policies_are_compared(data) -> None:
+    report = compare(data[0], None, replace(QUICK, sections=("policies", "features", "samples"), sizes=(40,)))
+    assert report.row("grpo").status == "needs features" and report.row("greedy").status == "ok"
+    assert "no features" in report.table()
+
+
+def test_without_labels_there_is_no_group_lookup(data) -> None:
+    report = compare(replace(data[0], groups={}), data[1], FEATURE_FREE)
+    assert report.row("group").status == "needs labels"
+    assert report.row("lookup").room.visible_room_closed is None
+
+
+def test_a_table_without_splits_gets_some_and_one_without_validation_too(data) -> None:
+    table = replace(data[0], split=None)
+    assert set(with_splits(table).split) == {"train", "validation", "test"}
+    assert compare(table, None, FEATURE_FREE).row("lookup").status == "ok"
+    no_validation = replace(data[0], split=tuple("train" if s == "validation" else s for s in data[0].split))
+    assert set(learning_part(no_validation).split) == {"train", "validation"}
+
+
+def test_views_leave_a_part_of_the_features_out(data) -> None:
+    table, features = data
+    image = viewed(features, "image", table, ("kind",))
+    assert np.array_equal(image.image, features.image) and not image.language.any()
+    labels = viewed(features, "labels", table, ("kind", "difficulty"))
+    assert labels.language.sum(axis=1).tolist() == [1.0] * len(table) and labels.language.shape[1] == 18
+    assert not viewed(features, "neither", table, ()).image.any()
+
+
+# Tables that offer nothing, or hardly anything.
+
+
+def table_of(accuracy, latency, space=None, split=None) -> tuple[ProfileTable, Features]:
+    count, settings = np.shape(accuracy)
+    space = space or KnobSpace({"tiles": list(range(1, settings + 1))})
+    split = split or ["train"] * (count // 2) + ["validation"] * (count // 4) + ["test"] * (count - count * 3 // 4)
+    ids = [f"s{i}" for i in range(count)]
+    features = Features(tuple(ids), np.random.default_rng(0).normal(size=(count, 3)), np.ones((count, 2)))
+    return ProfileTable.from_arrays(space, ids, accuracy, latency, split=split), features
+
+
+EVERY = replace(QUICK, policies=tuple(ROSTER))
+
+
+def checked(report) -> None:
+    """Every row has figures or a reason, and all of it can be written and printed."""
+    json.dumps(report.to_dict(), allow_nan=False)
+    assert max(map(len, report.table().splitlines())) <= 120
+    assert {row.status for row in report.rows} <= {"ok", "needs labels", "not installed"}
+
+
+def test_a_table_with_one_setting() -> None:
+    rng = np.random.default_rng(0)
+    report = compare(*table_of(rng.random((80, 1)) < 0.5, np.full((80, 1), 20.0)), EVERY)
+    checked(report)
+    assert {row.gain for row in report.rows if row.status == "ok"} == {0.0}
+    assert report.row("grpo").room.room_closed is None
+
+
+def test_columns_without_any_measurement() -> None:
+    rng = np.random.default_rng(0)
+    accuracy, latency = rng.random((80, 4)) < 0.5, np.tile([10.0, 20, 30, 40], (80, 1))
+    accuracy = accuracy.astype(float)
+    accuracy[:, 1] = np.nan
+    latency[:, 2] = np.nan
+    report = compare(*table_of(accuracy, latency), EVERY)
+    checked(report)
+    for row in report.rows:
+        chosen = {entry.setting["tiles"] for at in row.at_budget for entry in at.settings}
+        assert chosen <= {1, 4}, row.name
+
+
+def test_a_table_without_the_full_setting_or_without_anything() -> None:
+    latency = np.tile([10.0, 20], (40, 1))
+    with pytest.raises(DataError, match="full setting"):
+        compare(*table_of(np.ones((40, 2)), np.where([True, False], latency, np.nan)), FEATURE_FREE)
+    with pytest.raises(DataError, match="full setting"):
+        compare(*table_of(np.full((40, 2), np.nan), np.full((40, 2), np.nan)), FEATURE_FREE)
+    with pytest.raises(DataError, match=r"no accuracy|measured"):
+        compare(*table_of(np.full((40, 2), np.nan), latency), FEATURE_FREE)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_constant_accuracy(value: float) -> None:
+    report = compare(*table_of(np.full((80, 3), value), np.tile([10.0, 20, 40], (80, 1))), EVERY)
+    checked(report)
+    assert {row.gain for row in report.rows if row.status == "ok"} == {0.0}
+    assert report.row("oracle").room.room_closed is None
+
+
+def test_fewer_samples_than_anything_needs() -> None:
+    split = ["train", "train", "validation", "test"]
+    report = compare(*table_of(np.eye(4)[:, :3], np.tile([10.0, 20, 40], (4, 1)), split=split), EVERY)
+    checked(report)
+
+
+def test_two_samples_cannot_be_split() -> None:
+    table, _ = table_of(np.ones((2, 2)), np.tile([10.0, 20], (2, 1)), split=["train", "test"])
+    with pytest.raises(DataError, match="cannot be drawn"):
+        compare(replace(table, split=None), None, FEATURE_FREE)
+
+
+def test_one_image_cannot_be_held_out_from() -> None:
+    table, _ = table_of(np.ones((2, 2)), np.tile([10.0, 20], (2, 1)), split=["train", "test"])
+    with pytest.raises(DataError, match="none can be held out"):
+        compare(table, None, FEATURE_FREE)
+
+
+def test_budgets_below_every_latency() -> None:
+    rng = np.random.default_rng(0)
+    options = replace(EVERY, evaluation=replace(FEW, budget_shares=(0.001, 0.01)))
+    report = compare(*table_of(rng.random((80, 3)) < [0.2, 0.5, 0.8], np.tile([10.0, 20, 40], (80, 1))), options)
+    checked(report)
+    guarded = [row for row in report.rows if row.status == "ok" and row.key not in ("full", "static")]
+    assert {at.settings[0].setting["tiles"] for row in guarded for at in row.at_budget} == {1}
+    assert {at.violation_rate.value for row in guarded if row.key != "oracle" for at in row.at_budget} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"policies": ("magic",)}, "no policy magic"),
+        ({"seeds": ()}, "seeds"),
+        ({"seeds": (1, 1)}, "different"),
+        ({"sections": ("poems",)}, "sections"),
+        ({"sizes": (3,)}, "at least 10"),
+        ({"members": 0}, "members=0"),
+    ],
+)
+def test_options_that_cannot_work(change, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace(QUICK, **change)
+
+
+# The command.
+
+
+@pytest.fixture
+def files(data, tmp_path):
+    data[0].save(tmp_path / "t.parquet")
+    data[1].save(tmp_path / "f.safetensors")
+    return ["--table", str(tmp_path / "t.parquet"), "--features", str(tmp_path / "f.safetensors")]
+
+
+def test_the_command_writes_and_resumes_and_refuses(files, tmp_path, capsys) -> None:
+    words = ["compare", *files, "--quick", "--policies", "greedy", "random", "--resamples", "20"]
+    words += ["--output_dir", str(tmp_path / "o")]
+    assert cli.main(words) == 0
+    assert "greedy" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "o").iterdir()} == {"comparison.json", "comparison.png", "cells"}
+    assert cli.main(words) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert cli.main([*words, "--resume", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["schema_version"] == 1
+    assert cli.main([*words, "--overwrite"]) == 0
+
+
+def test_the_command_reads_a_table_alone(files, capsys) -> None:
+    assert cli.main(["compare", *files[:2], "--quick", "--resamples", "20"]) == 0
+    assert "no features" in capsys.readouterr().out
+
+
+def test_the_command_lists_policies_and_refuses_mistakes(files, capsys) -> None:
+    assert cli.main(["compare", "--policies", "help"]) == 0
+    assert "grpo_8_group" in capsys.readouterr().out
+    for words in (["--features", "x"], [*files, "--resume"], [*files, "--policies", "magic"]):
+        assert cli.main(["compare", *words]) == 2
+        assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_the_tiny_table_has_no_test_split_and_that_is_said() -> None:
+    with pytest.raises(DataError, match="no test samples"):
+        compare(*tiny(), FEATURE_FREE)

@@ -1,0 +1,74 @@
+"""Training that starts from supervised predictions: it knows at once what they know, and is the same for a seed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from test_policies import LATENCY, SPACE, features_of
+
+from budgetvlm.controller.fitting import fit_controller
+from budgetvlm.controller.grpo import NEVER, GRPOConfig, reward_regression
+from budgetvlm.controller.training import Run, TrainingConfig
+from budgetvlm.errors import ConfigError
+from budgetvlm.policies import ControllerPolicy, States
+from budgetvlm.table import ProfileTable
+
+CONFIG = TrainingConfig(grpo=GRPOConfig(num_epochs=1, learning_rate=1e-6), hidden_dim=32, dropout=0.0, teachers=1)
+
+
+def table(samples: int = 160) -> ProfileTable:
+    """Kind "a" is right with many tiles (settings 2 and 3), kind "b" with all the depth (1 and 3)."""
+    accuracy = np.tile(np.array([[0, 0, 1, 1], [0, 1, 0, 1]], dtype=np.float32), (samples // 2, 1))
+    split = ["train"] * (samples // 2) + ["validation"] * (samples // 2)
+    groups = {"kind": ("a", "b") * (samples // 2)}
+    return ProfileTable.from_arrays(
+        SPACE, range(samples), accuracy, np.tile(LATENCY, (samples, 1)), groups=groups, split=split
+    )
+
+
+def test_without_any_learning_from_rewards_it_already_chooses_as_its_teachers_do() -> None:
+    from budgetvlm.guard import StaticGuard
+
+    data = table()
+    features = features_of(data)
+    states = States.under_budget(data, features, StaticGuard.fit(data.latency_ms), 30.0, 0.01)
+    taught = ControllerPolicy(fit_controller(data, features, CONFIG).controller).choose(states)
+    assert taught.tolist() == [2, 1] * 80
+    untaught = ControllerPolicy(fit_controller(data, features, replace(CONFIG, teachers=0)).controller).choose(states)
+    assert len(set(untaught)) == 1  # the lookup table
+
+
+def test_the_start_depends_on_the_seed_alone_and_leaves_the_global_generator_alone() -> None:
+    data = table(40)
+    before = torch.get_rng_state()
+    one, two, other = (
+        Run(data, features_of(data), replace(CONFIG, seed=seed)).controller.heads.weight for seed in (0, 0, 1)
+    )
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(one, two) and not torch.equal(one, other)
+
+
+def test_budget_and_price_still_start_without_influence() -> None:
+    data = table(40)
+    controller = Run(data, features_of(data), CONFIG).controller
+    assert not controller.context_layer.weight.any()
+
+
+def test_fewer_teachers_than_none() -> None:
+    with pytest.raises(ConfigError, match="teachers=-1"):
+        replace(CONFIG, teachers=-1)
+
+
+def test_regression_is_zero_where_the_policy_is_the_softmax_of_the_rewards() -> None:
+    rewards = torch.tensor([[0.1, 0.9, 0.4], [0.5, 0.2, 0.7]])
+    allowed = torch.tensor([[True, True, True], [True, False, True]])
+    offset = torch.zeros(2, 3).masked_fill(~allowed, NEVER)
+    exact = (20 * rewards + offset).log_softmax(dim=1)
+    assert reward_regression(exact, rewards, allowed, 20.0).item() == pytest.approx(0.0, abs=1e-9)
+    uniform = offset.log_softmax(dim=1)
+    # The variance of the allowed rewards of each state, and their mean over the states.
+    wanted = (rewards[0].var(correction=0) + torch.tensor([0.5, 0.7]).var(correction=0)) / 2
+    assert reward_regression(uniform, rewards, allowed, 20.0).item() == pytest.approx(wanted.item(), abs=1e-6)
