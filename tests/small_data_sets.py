@@ -92,7 +92,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
          "qa": [{"question": f"How many cats {k}?", "answer": str(k), "is_simple": k == 0} for k in range(n)]}
         for n in range(4)
     ],
-    "st_vqa": [
+    "st_qa": [
         {"image": picture(n), "qas": [{"question": f"What street {k}?", "answers": ["Main St", "Main"]}
                                       for k in range(2)]}
         for n in range(2)

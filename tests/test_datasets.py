@@ -40,7 +40,7 @@ EXPECTED = {
     "science_qa_img": ("0", None, "choices directly.", 1, ("Ohio", "Iowa"), "social science", "Iowa", "Ohio"),
     "mmmu": ("validation_Art_1", None, "choices directly.", 1, ("Cubism", "Ed's"), "multiple-choice", "(B)", "A"),
     "tally_qa": ("1-0", None, "a single number.", 1, (), "simple", "0.", "1"),
-    "st_vqa": ("0-0", None, "single word or phrase.", 2, (), None, "main st", "elm"),
+    "st_qa": ("0-0", None, "single word or phrase.", 2, (), None, "main st", "elm"),
     "pope": ("adversarial-1", "coco-297147", "single word or phrase.", 1, (), "adversarial", "Yes, one.", "No."),
     "coco_caption": ("COCO_val2014_000000297147.jpg", "coco-297147", "provided image.", 2, (), None,
                      "a red bus number 0", "cats"),
@@ -63,7 +63,7 @@ def test_the_columns_of_the_data_set_are_read(name, tmp_path):
 
 
 def test_images_belong_to_their_questions(tmp_path):
-    for name in ("text_vqa", "tally_qa", "st_vqa"):
+    for name in ("text_vqa", "tally_qa", "st_qa"):
         for sample in read(task_of(name, tmp_path)):
             row = int(sample.sample_id.split("-")[1]) % 34600
             assert sample.load_image().getpixel((0, 0))[0] == row, name

@@ -154,7 +154,7 @@ LAYOUTS: dict[str, Layout] = {
         max_new_tokens=8,
         kinds={"true": "simple", "false": "complex"},
     ),
-    "st_vqa": Layout(
+    "st_qa": Layout(
         "vikhyatk/st-vqa",
         {"train": "train"},
         {"list": "qas|qa", "question": "question", "answers": "answers", "image": "image"},
