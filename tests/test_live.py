@@ -130,8 +130,8 @@ def test_what_is_done_where_nothing_fits(system, monkeypatch):
     monkeypatch.setattr(system.vlm, "encode_overview", lambda image: pytest.fail("the model ran"))
     with pytest.raises(InputError, match=r"budget_ms=0.5 cannot be kept.*fastest setting is expected"):
         system.generate(*request, budget_ms=0.5, when_infeasible="reject")
-    with pytest.raises(InputError, match="when_infeasible='never' is unknown"):
-        system.generate(*request, budget_ms=50, when_infeasible="never")
+    with pytest.raises(InputError, match=r"when_infeasible='never' is unknown.*cut='no' is unknown"):
+        system.generate(*request, budget_ms=50, when_infeasible="never", cut="no")
 
 
 def test_best_effort_takes_what_keeps_the_budget_on_average(system):
@@ -220,6 +220,20 @@ def test_a_replayed_answer_is_cut_where_its_deadline_would_cut_it(system, measur
     (found,) = replay(system, given, reference_ms=budget_ms, budget_shares=(1.0,), num_requests=1)
     assert (found.accuracy, found.cut) == (accuracy, cut)
     assert found.late == (budget_ms < 10 and found.promised)
+
+
+def test_late_answers_are_finished_while_the_promise_holds(system, measured):
+    """At alpha 20% the guard may finish a fifth of the answers late; it cuts those that would be too many."""
+    system.controller_ms = 0.0
+    system.guard.margin = Margin(0.2, [np.log(0.8)] * 100)
+    given = of_one_length(measured, 50.0, 5)
+    options = {"reference_ms": 45.0, "budget_shares": (1.0,), "num_requests": 200}
+    found = replay(system, given, cut="needed", **options)
+    late, cut = (np.array([getattr(r, name) for r in found]) for name in ("late", "cut"))
+    assert 0 < late.sum() <= 1 + 0.2 * 200 and not (late & cut).any()
+    assert all(late[: n + 1].sum() <= 2 + 0.2 * n for n in range(200))
+    system.guard.margin = Margin(0.2, [np.log(0.8)] * 100)
+    assert not any(r.late for r in replay(system, given, cut="always", **options))
 
 
 def test_a_replay_learns_as_it_would_live(system, measured):

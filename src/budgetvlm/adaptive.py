@@ -33,6 +33,7 @@ DEFAULT_ALPHA = 0.05
 OTHER_RATE = 0.05  # share of the way that the cost of the rest goes towards one request's
 OVERVIEW_STAGES = ("preprocess", "vision")  # of which the overview is a part
 TARGET_SHARE = 0.85  # of alpha: the promise is "at most", and the margin wanders a little
+MOST_CREDIT = 10.0  # late answers that a quiet spell can save up
 BUDGET_RATIO = 1.25  # budgets this far apart are in different groups
 
 Groups = tuple[str, ...]
@@ -136,6 +137,7 @@ class AdaptiveGuard:
         self.latency, self.lengths = latency, lengths
         self.speed = StageSpeed(latency.stages) if speed is None else speed
         self.other_ms, self.calibrated_on = other_ms, calibrated_on
+        self.credit = 1.0
         self._profiled = QuickLatency(latency)
         self._compile()
 
@@ -143,6 +145,14 @@ class AdaptiveGuard:
     def alpha(self) -> float:
         """The share of requests that may break their budgets."""
         return self.margin.alpha
+
+    @property
+    def may_be_late(self) -> bool:
+        """Whether one more late answer keeps the promise.
+
+        Each promised request earns alpha, each late one costs 1, so over T of them at most 1 + alpha T are late.
+        """
+        return self.credit >= 1.0
 
     @classmethod
     def fit(cls, table: ProfileTable, features: Features, alpha: float = DEFAULT_ALPHA) -> AdaptiveGuard:
@@ -238,6 +248,8 @@ class AdaptiveGuard:
             self.margin.add(math.log(took / float(bounds.rest_ms[setting_index])))
         # A broken budget that nothing was expected to keep breaks no promise; a kept one shows that bounds are wide.
         missed = late or cut
+        if promised:
+            self.credit = min(self.credit + self.alpha, MOST_CREDIT) - late
         if promised or not missed:
             self.margin.judge(bounds.groups, missed, TARGET_SHARE * self.alpha)
         known = sum(ms for stage, ms in stages_ms.items() if stage in self.latency.stages) - bounds.spent.overview_ms
@@ -264,6 +276,7 @@ class AdaptiveGuard:
             "margin": self.margin.to_dict(),
             "speed": self.speed.to_dict(),
             "other_ms": self.other_ms,
+            "credit": self.credit,
         }
 
     @classmethod
@@ -278,7 +291,9 @@ class AdaptiveGuard:
             latency, lengths = LatencyModel.from_dict(document["latency"]), LengthModel.from_dict(document["lengths"])
             margin = Margin.from_dict(document["alpha"], document["margin"])
             speed = StageSpeed.from_dict(latency.stages, document["speed"])
-            return cls(latency, lengths, margin, speed, document["other_ms"], document["calibrated_on"])
+            guard = cls(latency, lengths, margin, speed, document["other_ms"], document["calibrated_on"])
+            guard.credit = float(document["credit"])
+            return guard
         except KeyError as error:
             raise DataError(f"the guard lacks the field {error.args[0]}; calibrate again") from None
 

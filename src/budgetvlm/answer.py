@@ -12,6 +12,7 @@ from budgetvlm.knobs import Setting
 from budgetvlm.vlm import STAGES, Generation
 
 Infeasible = Literal["fastest", "reject", "best_effort"]
+Cut = Literal["always", "needed"]
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Choice:
 
 
 def check_request(
-    question: str, budget_ms: float, price: float | None = None, when_infeasible: str = "fastest"
+    question: str, budget_ms: float, price: float | None = None, when_infeasible: str = "fastest", cut: str = "always"
 ) -> None:
     """What can be told of a request without a model.
 
@@ -88,10 +89,9 @@ def check_request(
         InputError: an empty question, a budget or a price that is not usable; all problems at once.
     """
     problems = list(_request_problems(question, budget_ms, price))
-    if when_infeasible not in get_args(Infeasible):
-        problems.append(
-            f"when_infeasible={when_infeasible!r} is unknown; choose from {', '.join(get_args(Infeasible))}"
-        )
+    for name, value, known in (("when_infeasible", when_infeasible, Infeasible), ("cut", cut, Cut)):
+        if value not in get_args(known):
+            problems.append(f"{name}={value!r} is unknown; choose from {', '.join(get_args(known))}")
     if problems:
         raise InputError("; ".join(problems))
 

@@ -20,7 +20,7 @@ from scipy.stats import binomtest
 from tqdm import tqdm
 
 from budgetvlm.adaptive import AdaptiveGuard, Bounds, Request, Spent
-from budgetvlm.answer import Answer
+from budgetvlm.answer import Answer, Cut
 from budgetvlm.calibrate import Measured
 from budgetvlm.controller.validation import BUDGET_SHARES
 from budgetvlm.replay import replay
@@ -80,6 +80,7 @@ def run_live(
     reference_ms: float,
     budget_shares: Sequence[float] = BUDGET_SHARES,
     load: int = 0,
+    cut: Cut = "always",
     seed: int = 0,
     progress: bool = True,
 ) -> list[LiveRecord]:
@@ -91,6 +92,7 @@ def run_live(
         num_requests: of each system.
         reference_ms: the full setting's time on this machine; budgets are shares of it.
         load: busy processes beside the middle third.
+        cut: see `AdaptiveVLM.generate`.
     """
     assert guarded.guard is not None
     rng = np.random.default_rng(seed)
@@ -112,7 +114,7 @@ def run_live(
                 system = systems[name]
                 budget_ms = share * reference_ms
                 answer = system.generate(
-                    image, sample.question, budget_ms=budget_ms, max_new_tokens=task.max_new_tokens
+                    image, sample.question, budget_ms=budget_ms, max_new_tokens=task.max_new_tokens, cut=cut
                 )
                 records.append(_record(name, number, phase, sample, share, answer, task))
             bar.update()
@@ -180,7 +182,11 @@ def _spin(on: Any) -> None:
 
 
 def price_of_guarantee(
-    model: AdaptiveVLM, measured: Measured, reference_ms: float, budget_shares: Sequence[float] = BUDGET_SHARES
+    model: AdaptiveVLM,
+    measured: Measured,
+    reference_ms: float,
+    budget_shares: Sequence[float] = BUDGET_SHARES,
+    cut: Cut = "always",
 ) -> dict[str, float]:
     """What not knowing the future costs: accuracy by the guard's bounds and by the times that were then measured.
 
@@ -193,6 +199,7 @@ def price_of_guarantee(
         reference_ms=reference_ms,
         budget_shares=budget_shares,
         num_requests=len(measured) * len(budget_shares),
+        cut=cut,
     )
     return {
         "requests": len(measured),

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from budgetvlm.adaptive import Spent
+from budgetvlm.answer import Cut
 from budgetvlm.calibrate import Measured
 from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.vlm.decoding import MARGIN
@@ -48,6 +49,7 @@ def replay(
     reference_ms: float,
     budget_shares: Sequence[float],
     num_requests: int,
+    cut: Cut = "always",
     seed: int = 0,
     speed: Callable[[int], float] = lambda number: 1.0,
 ) -> list[Replayed]:
@@ -56,17 +58,20 @@ def replay(
     Args:
         model: its guard learns on.
         reference_ms: the full setting's time; budgets are shares of it.
+        cut: see `AdaptiveVLM.generate`.
         speed: number of the request -> how many times as long everything takes.
     """
     rng = np.random.default_rng(seed)
     shares = rng.choice(np.asarray(budget_shares, dtype=np.float64), size=num_requests)
     return [
-        _replay(model, measured, number % len(measured), float(share), float(share) * reference_ms, speed(number))
+        _replay(model, measured, number % len(measured), float(share), float(share) * reference_ms, speed(number), cut)
         for number, share in enumerate(shares)
     ]
 
 
-def _replay(model: AdaptiveVLM, measured: Measured, row: int, share: float, budget_ms: float, speed: float) -> Replayed:
+def _replay(
+    model: AdaptiveVLM, measured: Measured, row: int, share: float, budget_ms: float, speed: float, cut: Cut
+) -> Replayed:
     guard, request = model.guard, measured.requests[row]
     assert guard is not None
     own_ms = speed * model.controller_ms
@@ -87,11 +92,14 @@ def _replay(model: AdaptiveVLM, measured: Measured, row: int, share: float, budg
     in_time = model.known & (speed * measured.latency_ms[row] + own_ms <= budget_ms)
     stages = {name: speed * float(times[row, index]) for name, times in measured.stages_ms.items()}
     output = int(measured.output[row, index])
-    made = _tokens_in_time(stages, own_ms, output, float(bounds.step_ms[index]), budget_ms) if guard.cuts else output
+    promised = bool(allowed.any())
+    made = output
+    if guard.cuts and (cut == "always" or not (promised and guard.may_be_late)):
+        made = _tokens_in_time(stages, own_ms, output, float(bounds.step_ms[index]), budget_ms)
     if made < output:
         stages["decode"] *= (made - 1) / (output - 1)
     total = sum(stages.values()) + own_ms
-    promised, cut = bool(allowed.any()), made < output
+    was_cut = made < output
     guard.update(
         request,
         bounds,
@@ -100,14 +108,14 @@ def _replay(model: AdaptiveVLM, measured: Measured, row: int, share: float, budg
         made,
         total - overviews[index],
         late=total > budget_ms,
-        cut=cut,
+        cut=was_cut,
         promised=promised,
     )
     return Replayed(
         row=row,
         budget_share=share,
         late=promised and total > budget_ms,
-        cut=cut,
+        cut=was_cut,
         promised=promised,
         accuracy=float(measured.accuracy[row, index]) if made >= output - 1 else 0.0,
         true_accuracy=float(measured.accuracy[row, choice(in_time)]),

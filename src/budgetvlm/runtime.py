@@ -20,7 +20,7 @@ from PIL import Image
 
 from budgetvlm._io import read_json, write_json
 from budgetvlm.adaptive import AdaptiveGuard, Bounds, Request, Spent
-from budgetvlm.answer import Answer, Choice, Infeasible, check_request, make_answer
+from budgetvlm.answer import Answer, Choice, Cut, Infeasible, check_request, make_answer
 from budgetvlm.controller.checkpoint import GUARD, load_controller
 from budgetvlm.controller.decision import Decider
 from budgetvlm.controller.network import GRPOController
@@ -110,6 +110,7 @@ class AdaptiveVLM:
         price: float | None = None,
         max_new_tokens: int = 16,
         when_infeasible: Infeasible = "fastest",
+        cut: Cut = "always",
         arrived_s: float | None = None,
     ) -> Answer:
         """Answer a question about an image within a budget.
@@ -122,13 +123,15 @@ class AdaptiveVLM:
             when_infeasible: what to do where no setting is expected to keep the budget. "fastest": take the one with
                 the smallest bound. "best_effort": choose among those that keep it on average, if there are any.
                 "reject": raise before the model runs. Whatever is done, the answer says so.
+            cut: which answers stop before a token that the budget would not hold. "always": all of them. "needed": only
+                while the late ones have used up what alpha allows; the others are finished late.
             arrived_s: when the request arrived, on the clock of `time.perf_counter`; its waiting then counts.
 
         Raises:
             InputError: an image that cannot be read, an empty question, a budget or price that is not usable, a
                 budget that nothing keeps and "reject".
         """
-        check_request(question, budget_ms, price, when_infeasible)
+        check_request(question, budget_ms, price, when_infeasible, cut)
         picture = open_image(image)
         began = time.perf_counter()
         start = began if arrived_s is None else arrived_s
@@ -149,7 +152,7 @@ class AdaptiveVLM:
             choice.setting,
             max_new_tokens=max_new_tokens,
             overview=overview,
-            deadline=deadline if self.guard is not None and self.guard.cuts else None,
+            deadline=deadline if self._cuts(choice, cut) else None,
         )
         latency_ms = _ms(start, time.perf_counter())
         controller_ms = _ms(began, planned) + _ms(choosing, chosen)
@@ -240,6 +243,12 @@ class AdaptiveVLM:
             feasible=feasible,
             predicted_ms=bound if 0 < bound < math.inf else None,
         )
+
+    def _cuts(self, choice: Choice, cut: Cut) -> bool:
+        """Whether this answer has a deadline. Where nothing was promised no late answer is allowed for."""
+        if self.guard is None or not self.guard.cuts:
+            return False
+        return cut == "always" or not (choice.feasible and self.guard.may_be_late)
 
     def _learn(self, outlook: Outlook, choice: Choice, answer: Answer) -> None:
         if self.guard is None:

@@ -29,6 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where no setting is expected to keep the budget: take the fastest (default), refuse, or take one that "
         "keeps it on average",
     )  # fmt: skip
+    add(
+        "--cut", default="always", choices=["always", "needed"],
+        help="stop before a token that the budget would not hold: always (default), or only where a late answer would "
+        "break the guard's promise",
+    )  # fmt: skip
     add("--max_new_tokens", type=int, default=16, metavar="N", help="longest answer (default: 16)")
     add("--num_threads", type=int, metavar="N", help="threads of torch (default: torch's own choice)")
     add("--device", default="cpu", help="torch device (default: cpu)")
@@ -53,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
         price=args.price,
         max_new_tokens=args.max_new_tokens,
         when_infeasible=args.when_infeasible,
+        cut=args.cut,
     )
     print(json.dumps(answer.to_dict(), ensure_ascii=False) if args.json else describe(answer))
     return 0

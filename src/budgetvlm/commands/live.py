@@ -30,6 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--truth", type=int, default=0, metavar="N",
         help="afterwards measure N requests at every setting: what a guard that knows the latencies would gain",
     )  # fmt: skip
+    live.add_argument(
+        "--cut", choices=["always", "needed"], default="always",
+        help="answers that stop before a token their budget would not hold: always (default), or only where finishing "
+        "them late would break the promise",
+    )  # fmt: skip
     live.add_argument("--load", type=int, default=0, metavar="N", help="busy processes beside the middle third")
     live.add_argument("--num_threads", type=int, metavar="N", help="threads of torch (default: torch's own choice)")
     live.add_argument("--device", default="cpu", help="torch device (default: cpu)")
@@ -54,18 +59,20 @@ def run(args: argparse.Namespace) -> int:
     samples = fresh_samples(task, args.split, available, args.seed, args.data, enough=1)
     reference_ms = reference_on_this_machine(model, samples)
     records = run_live(
-        model, task, samples, num_requests=args.num_requests, reference_ms=reference_ms, load=args.load, seed=args.seed
-    )
+        model, task, samples, num_requests=args.num_requests, reference_ms=reference_ms, load=args.load, cut=args.cut,
+        seed=args.seed,
+    )  # fmt: skip
     found = summary(records, guard.alpha) | {
         "reference_ms": reference_ms,
         "load": args.load,
+        "cut": args.cut,
         "drift": guard.speed.drift,
         "hardware": hardware(args.device),
         "versions": versions(),
     }
     if args.truth:
         measured = measure(model, task, samples[-args.truth :], args.seed)
-        found["price_of_guarantee"] = price_of_guarantee(model, measured, reference_on_this_machine(model, samples))
+        found["price_of_guarantee"] = price_of_guarantee(model, measured, reference_ms, cut=args.cut)
     if args.output_dir:
         write_json(args.output_dir / LIVE_REPORT, {**found, "records": [asdict(record) for record in records]})
     print(json.dumps(found) if args.json else describe(found))
@@ -117,8 +124,8 @@ def describe(found: dict[str, Any]) -> str:
     price = found.get("price_of_guarantee")
     if price:
         lines.append(
-            f"accuracy of its choices {price['guard']:.1%} ({price['late']:.1%} late), of a guard that knows the true "
-            f"latencies {price['true latencies']:.1%}; {price['requests']} requests at every setting and budget"
+            f"replayed on {price['requests']} requests: accuracy {price['guard']:.1%} ({price['late']:.1%} late, "
+            f"{price['cut']:.1%} cut), of a guard that knows the true latencies {price['true latencies']:.1%}"
         )
     if found["drift"]:
         stages = ", ".join(f"{stage} x {factor:.2f}" for stage, factor in found["drift"].items())
