@@ -2,7 +2,7 @@
 
 Shapes: B states, K settings, S samples of the evaluated table. Every policy chooses among the same feasible settings.
 `GroupLookup` and `Oracle` look at the evaluated table itself (labels, outcomes): they are bounds, never competitors.
-Policies that are learnt with other libraries are in `budgetvlm.baselines.learnt` and `.bandit`, which import them only when fitted.
+Those that are learnt with other libraries are in `budgetvlm.baselines`, which imports the libraries only to fit them.
 """
 
 from budgetvlm.baselines.bounds import GroupLookup, Oracle, group_keys
