@@ -10,6 +10,7 @@ import pytest
 from planted_tables import planted, tiny
 
 from budgetvlm import cli
+from budgetvlm.baselines import extras
 from budgetvlm.compare import CompareOptions, compare
 from budgetvlm.compare.cells import Cell, Spec
 from budgetvlm.compare.material import learning_part, viewed, with_splits
@@ -19,7 +20,6 @@ from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.evaluate import EvaluationOptions
 from budgetvlm.features import Features
 from budgetvlm.knobs import KnobSpace
-from budgetvlm.policies import extras
 from budgetvlm.table import ProfileTable
 
 FEW = EvaluationOptions(budget_shares=(0.5, 0.85), prices=(0.0, 0.1, 1.0), resamples=50, accuracy_shares=(0.8,))

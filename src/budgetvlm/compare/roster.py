@@ -119,7 +119,7 @@ def _network(members: bool = False) -> Fit:
 
 def _learnt(method: str) -> Fit:
     def fit(material: Material, seed: int) -> Policy:
-        from budgetvlm.policies import learnt
+        from budgetvlm.baselines import learnt
 
         train, validation, features = material.train, material.validation, material.given
         known = features.aligned(train.sample_ids), features.aligned(validation.sample_ids)
@@ -130,7 +130,7 @@ def _learnt(method: str) -> Fit:
 
 
 def _bandit(material: Material, seed: int) -> Policy:
-    from budgetvlm.policies.bandit import ContextualBandit
+    from budgetvlm.baselines.bandit import ContextualBandit
 
     return ContextualBandit.fit(material.train, material.given.aligned(material.train.sample_ids), seed)
 

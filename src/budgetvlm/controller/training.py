@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from budgetvlm._io import write_json
 from budgetvlm.adaptive import AdaptiveGuard
+from budgetvlm.controller.building import new_controller
 from budgetvlm.controller.checkpoint import BEST, GUARD, LAST, controller_document, save_pretrained, write_checkpoint
 from budgetvlm.controller.distillation import distil
 from budgetvlm.controller.grpo import GRPOConfig
@@ -31,7 +32,7 @@ from budgetvlm.controller.reward import RewardWeights
 from budgetvlm.controller.states import Outcomes, StatePlan
 from budgetvlm.controller.trainer import GRPOTrainer
 from budgetvlm.controller.validation import Validation
-from budgetvlm.errors import ConfigError, DataError
+from budgetvlm.errors import ConfigError
 from budgetvlm.expected import Expected
 from budgetvlm.features import Features
 from budgetvlm.guard import StaticGuard
@@ -178,7 +179,7 @@ class Run:
         image, language = _feature_tensors(features, train_table, config.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.controller = _new_controller(table, features, config, guard, expected)
+            self.controller = new_controller(table, features, config, guard, expected)
             policy_loss = make_loss(self.controller) if make_loss else None
         self.controller.to(config.device)
         self.controller.fit_features(image, language)
@@ -340,27 +341,3 @@ def _feature_tensors(features: Features, table: ProfileTable, device: str) -> tu
     """Image and language features of a table's samples."""
     aligned = features.aligned(table.sample_ids)
     return torch.from_numpy(aligned.image).to(device), torch.from_numpy(aligned.language).to(device)
-
-
-def _new_controller(
-    table: ProfileTable, features: Features, config: TrainingConfig, guard: StaticGuard, expected: Expected
-) -> GRPOController:
-    """An untrained controller that knows the table's latencies and chooses as the lookup table does."""
-    controller = GRPOController(
-        features.image.shape[1],
-        features.language.shape[1],
-        budget_dim=config.budget_dim,
-        hidden_dim=config.hidden_dim,
-        knob_values=table.knob_space.to_dict(),
-        num_hidden_layers=config.num_hidden_layers,
-        dropout=config.dropout,
-        feature_dim=config.feature_dim,
-        latency_reference_ms=expected.reference_ms,
-        latency_ms=[float(ms) if np.isfinite(ms) else None for ms in expected.latency_ms],
-        bounds_ms=[float(ms) if np.isfinite(ms) else None for ms in guard.bounds_ms],
-        default_price=config.plan.default_price,
-    )
-    if not np.isfinite(expected.accuracy).any():
-        raise DataError("no accuracy was measured on the training samples; profile it (exp5) and prepare again")
-    controller.start_from(expected.accuracy.tolist())
-    return controller

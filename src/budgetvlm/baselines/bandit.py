@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from budgetvlm.baselines.extras import require
+from budgetvlm.baselines.inputs import Inputs
+from budgetvlm.baselines.states import States
 from budgetvlm.expected import Expected
 from budgetvlm.features import Features
-from budgetvlm.policies.extras import require
-from budgetvlm.policies.inputs import Inputs
-from budgetvlm.policies.states import States
 from budgetvlm.table import ProfileTable
 
 PASSES = 4  # settings tried for each sample

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from budgetvlm.baselines.states import States
 from budgetvlm.errors import DataError
 from budgetvlm.expected import Expected, column_means
-from budgetvlm.policies.states import States
 from budgetvlm.table import ProfileTable
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from budgetvlm.policies.states import States
+from budgetvlm.baselines.states import States
 
 if TYPE_CHECKING:
     from budgetvlm.controller.network import GRPOController

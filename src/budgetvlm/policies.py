@@ -2,11 +2,11 @@
 
 Shapes: B states, K settings, S samples of the evaluated table. Every policy chooses among the same feasible settings.
 `GroupLookup` and `Oracle` look at the evaluated table itself (labels, outcomes): they are bounds, never competitors.
-Policies that are learnt with other libraries are in `learnt` and `bandit`, which import them only when fitted.
+Those that are learnt with other libraries are in `budgetvlm.baselines`, which imports the libraries only to fit them.
 """
 
-from budgetvlm.policies.bounds import GroupLookup, Oracle, group_keys
-from budgetvlm.policies.simple import (
+from budgetvlm.baselines.bounds import GroupLookup, Oracle, group_keys
+from budgetvlm.baselines.simple import (
     BestStatic,
     Cheapest,
     Full,
@@ -16,8 +16,8 @@ from budgetvlm.policies.simple import (
     Restricted,
     free_settings,
 )
-from budgetvlm.policies.states import Policy, States
-from budgetvlm.policies.trained import ControllerPolicy
+from budgetvlm.baselines.states import Policy, States
+from budgetvlm.baselines.trained import ControllerPolicy
 
 __all__ = [
     "BestStatic",

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from budgetvlm.baselines.states import Policy, States
 from budgetvlm.errors import KnobSpaceError
 from budgetvlm.expected import Expected
 from budgetvlm.guard import StaticGuard
 from budgetvlm.knobs import KnobSpace
-from budgetvlm.policies.states import Policy, States
 
 GREEDY_ORDER = ("max_crops", "num_active_blocks", "top_k")  # visual tokens, then depth, then width
 

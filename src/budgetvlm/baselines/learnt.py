@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from budgetvlm.baselines.extras import require
+from budgetvlm.baselines.inputs import Inputs
+from budgetvlm.baselines.states import States
 from budgetvlm.expected import Expected
 from budgetvlm.features import Features
-from budgetvlm.policies.extras import require
-from budgetvlm.policies.inputs import Inputs
-from budgetvlm.policies.states import States
 from budgetvlm.table import ProfileTable
 
 Predict = Callable[[np.ndarray], np.ndarray]  # [B, D] -> [B, K]
