@@ -1,0 +1,12 @@
+"""The families of models that can be steered, by the `model_type` of their configuration."""
+
+from budgetvlm.vlm.families.base import Family
+from budgetvlm.vlm.families.internvl import InternVL
+
+_KNOWN: tuple[Family, ...] = (InternVL(),)
+FAMILIES: dict[str, Family] = {model_type: family for family in _KNOWN for model_type in family.model_types}
+
+
+def supported() -> str:
+    """The families and their model types, in one line."""
+    return ", ".join(f"{family.name} ({', '.join(family.model_types)})" for family in _KNOWN)
