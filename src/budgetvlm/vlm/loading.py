@@ -17,7 +17,7 @@ from budgetvlm.knobs import KnobSpace
 from budgetvlm.vlm import blocks
 from budgetvlm.vlm.adapter import Adapter
 from budgetvlm.vlm.families import FAMILIES, supported
-from budgetvlm.vlm.families.base import Family, Images, attention_kinds, fractions, ATTENTION_KINDS
+from budgetvlm.vlm.families.base import ATTENTION_KINDS, Family, Images, attention_kinds, fractions
 from budgetvlm.vlm.prompt import Prompt, chat_template
 
 BUNDLED = "reference"

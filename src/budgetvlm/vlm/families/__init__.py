@@ -2,8 +2,10 @@
 
 from budgetvlm.vlm.families.base import Family
 from budgetvlm.vlm.families.internvl import InternVL
+from budgetvlm.vlm.families.llava import Llava
+from budgetvlm.vlm.families.mrope import ErnieVL, Glm4v, Qwen3VL, QwenVL
 
-_KNOWN: tuple[Family, ...] = (InternVL(),)
+_KNOWN: tuple[Family, ...] = (InternVL(), Llava(), QwenVL(), Qwen3VL(), Glm4v(), ErnieVL())
 FAMILIES: dict[str, Family] = {model_type: family for family in _KNOWN for model_type in family.model_types}
 
 

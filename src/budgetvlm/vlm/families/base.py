@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -198,14 +198,16 @@ class Family:
         by_place: the decoder looks things up by a block's place in its list (kinds of attention, deepstack features),
             so that a skipped block leaves a stand-in instead of a gap.
         crop_meaning: what `max_crops` becomes, in words.
-        guide: what the decoder is told.
     """
 
     name: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
     by_place: ClassVar[bool] = False
     crop_meaning: ClassVar[str]
-    guide: ClassVar[Callable[[Sequence[Row], Any], Guide]] = staticmethod(lambda rows, model: Guide(rows))
+
+    def guide(self, rows: Sequence[Row], model: Any) -> Guide:
+        """What the decoder is told about these prompts."""
+        return Guide(rows)
 
     def language(self, model: Any) -> Any:
         """The decoder: embeddings -> hidden states; it holds the token embeddings."""
@@ -274,7 +276,11 @@ class Family:
                 "value, the number of its blocks, in knobs.json"
             )
 
-    def plain_arguments(self, row: Row) -> dict[str, Any]:
+    def untouched_logits(self, model: Any, input_ids: torch.Tensor, inputs: Mapping[str, Any]) -> torch.Tensor:
+        """Logits of the model's own forward behind the prompt ``[V]``; to check against."""
+        return model(input_ids=input_ids, use_cache=False, **inputs).logits[0, -1]
+
+    def plain_arguments(self, row: Row, model: Any) -> dict[str, Any]:
         """What the model's own forward wants beside ids and pixels; to check against."""
         return {}
 
