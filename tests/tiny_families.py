@@ -41,15 +41,15 @@ def family(build: Callable[[], tuple[Any, Any, str, dict[str, Any]]]) -> Callabl
     return build
 
 
-def write_tiny_family(name: str, directory: Path) -> Path:
+def write_tiny_family(which: str, directory: Path) -> Path:
     """Save one model; weights large enough that every knob changes the logits."""
     torch.manual_seed(0)
-    config, processor, place, knobs = BUILDERS[name]()
+    config, processor, place, knobs = BUILDERS[which]()
     model = AutoModelForImageTextToText.from_config(config)
     with torch.no_grad():
-        for p in model.parameters():
+        for name, p in model.named_parameters():
             if p.dim() > 1:
-                p.normal_(0, 1.0 / p[0].numel() ** 0.5)
+                p.normal_(0, 1.0 / (p.shape[-1] if "experts" in name else p[0].numel()) ** 0.5)
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
     write_tokenizer(directory, place)
@@ -82,7 +82,12 @@ def llava_next():
         image_grid_pinpoints=points,
     )  # fmt: skip
     side = {"height": 32, "width": 32}
-    return made, LlavaNextImageProcessorPil(size={"shortest_edge": 32}, crop_size=side, image_grid_pinpoints=points), "<image>", {}
+    return (
+        made,
+        LlavaNextImageProcessorPil(size={"shortest_edge": 32}, crop_size=side, image_grid_pinpoints=points),
+        "<image>",
+        {},
+    )
 
 
 @family
@@ -92,8 +97,8 @@ def llava_onevision():
     points = [[32 * r, 32 * c] for r in (1, 2, 3) for c in (1, 2, 3)]
     made = config(
         "llava_onevision", text_config={"model_type": "qwen2", **TEXT}, vision_feature_select_strategy="full",
-        vision_config={"model_type": "siglip_vision_model", **VISION, "vision_use_head": False}, vision_feature_layer=-1,
-        image_grid_pinpoints=points, vision_aspect_ratio="anyres_max_4",
+        vision_config={"model_type": "siglip_vision_model", **VISION, "vision_use_head": False},
+        vision_feature_layer=-1, image_grid_pinpoints=points, vision_aspect_ratio="anyres_max_4",
     )  # fmt: skip
     side = {"height": 32, "width": 32}
     return made, LlavaOnevisionImageProcessorPil(size=side, image_grid_pinpoints=points), "<image>", {}
@@ -139,12 +144,19 @@ def _qwen3_vision():
 def glm4v_moe():
     from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 
-    text = {**TEXT, "rope_parameters": {**ROPE, "partial_rotary_factor": 1.0}, "n_routed_experts": 6, "num_experts_per_tok": 4, "n_group": 1,
-            "moe_intermediate_size": 16, "topk_group": 1, "n_shared_experts": 1, "first_k_dense_replace": 1}  # fmt: skip
+    text = {**TEXT, "rope_parameters": {**ROPE, "partial_rotary_factor": 1.0}, "n_routed_experts": 6,
+            "num_experts_per_tok": 4, "n_group": 1,
+            "moe_intermediate_size": 16, "topk_group": 1, "n_shared_experts": 1,
+            "first_k_dense_replace": 1}  # fmt: skip
     vision = {"depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 4,
               "out_hidden_size": 32, "image_size": 32}  # fmt: skip
     size = {"shortest_edge": 8 * 8, "longest_edge": 8 * 8 * 2 * 64}
-    return config("glm4v_moe", text_config=text, vision_config=vision), Glm4vImageProcessorPil(patch_size=4, size=size), PLACE, CROPS
+    return (
+        config("glm4v_moe", text_config=text, vision_config=vision),
+        Glm4vImageProcessorPil(patch_size=4, size=size),
+        PLACE,
+        CROPS,
+    )
 
 
 @family
@@ -163,3 +175,112 @@ def ernie4_5_vl_moe():
     )  # fmt: skip
     size = {"shortest_edge": 8 * 8, "longest_edge": 8 * 8 * 64}
     return made, Ernie4_5_VLMoeImageProcessorPil(patch_size=4, merge_size=2, size=size), PLACE, CROPS
+
+
+def _idefics3(model_type, image_processor):
+    made = config(
+        model_type, text_config={"model_type": "llama", **TEXT}, vision_config=VISION, scale_factor=2,
+        pad_token_id=0, tie_word_embeddings=False,
+    )  # fmt: skip
+    sizes = {"size": {"longest_edge": 96}, "max_image_size": {"longest_edge": 32}}
+    return made, image_processor(**sizes), "<image>", {}
+
+
+@family
+def idefics3():
+    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+
+    return _idefics3("idefics3", Idefics3ImageProcessorPil)
+
+
+@family
+def smolvlm():
+    from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+
+    return _idefics3("smolvlm", SmolVLMImageProcessorPil)
+
+
+@family
+def aria():
+    from transformers.models.aria.image_processing_pil_aria import AriaImageProcessorPil
+
+    text = {**TEXT, "moe_num_experts": 6, "moe_topk": 4, "moe_num_shared_experts": 1, "intermediate_size": 16}
+    vision = {**VIT, "model_type": "idefics3_vision", "patch_size": 70, "image_size": 490}
+    made = AutoConfig.for_model(
+        "aria", text_config=text, vision_config=vision, image_token_index=ID["<image>"],
+        projector_patch_to_query_dict={49: 6},
+    )  # fmt: skip
+    sizes = [[490, 980], [980, 490], [980, 980]]
+    return made, AriaImageProcessorPil(max_image_size=490, split_resolutions=sizes), PLACE, {}
+
+
+@family
+def gemma3():
+    from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+
+    kinds = ["sliding_attention", "full_attention", "sliding_attention", "full_attention", "sliding_attention"]
+    text = {**TEXT, "num_hidden_layers": 5, "layer_types": kinds, "sliding_window": 6, "query_pre_attn_scalar": 8}
+    made = AutoConfig.for_model(
+        "gemma3", text_config=text,
+        vision_config={"model_type": "siglip_vision_model", **VISION, "vision_use_head": False},
+        image_token_index=ID["<image>"], boi_token_index=ID["<start>"], eoi_token_index=ID["<end>"],
+        mm_tokens_per_image=4, tie_word_embeddings=False,
+    )  # fmt: skip
+    scan = {"pan_and_scan_min_crop_size": 8, "pan_and_scan_max_num_crops": 4, "pan_and_scan_min_ratio_to_activate": 1.2}
+    return made, Gemma3ImageProcessorPil(size={"height": 32, "width": 32}, **scan), "<start>", {}
+
+
+@family
+def qwen2_vl():
+    vision = {"depth": 2, "embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2, "num_heads": 2, "patch_size": 4}
+    made = config("qwen2_vl", text_config={**TEXT, "rope_parameters": ROPE}, vision_config=vision)
+    return made, patches(), PLACE, CROPS
+
+
+@family
+def glm4v():
+    from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
+
+    vision = {"depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 4,
+              "out_hidden_size": 32, "image_size": 32}  # fmt: skip
+    text = {**TEXT, "rope_parameters": {**ROPE, "partial_rotary_factor": 1.0}}
+    size = {"shortest_edge": 8 * 8, "longest_edge": 8 * 8 * 2 * 64}
+    return (
+        config("glm4v", text_config=text, vision_config=vision),
+        Glm4vImageProcessorPil(patch_size=4, size=size),
+        PLACE,
+        CROPS,
+    )
+
+
+def _internvl(text):
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+
+    made = config(
+        "internvl", text_config={**TEXT, **text}, image_seq_length=4, downsample_ratio=0.5,
+        vision_config={**VIT, "model_type": "internvl_vision", "patch_size": [8, 8], "image_size": [32, 32]},
+    )  # fmt: skip
+    tiles = GotOcr2ImageProcessorPil(
+        size={"height": 32, "width": 32}, crop_to_patches=True, min_patches=1, max_patches=4
+    )
+    return made, tiles, PLACE, {}
+
+
+@family
+def internvl_dense():
+    return _internvl({"model_type": "qwen3"})
+
+
+@family
+def internvl_qwen3_moe():
+    return _internvl({"model_type": "qwen3_moe", **EXPERTS, "decoder_sparse_step": 1, "mlp_only_layers": [1]})
+
+
+@family
+def internvl_gpt_oss():
+    """Full and sliding attention by turns; the window is shorter than the prompt."""
+    kinds = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
+    return _internvl(
+        {"model_type": "gpt_oss", "num_local_experts": 6, "num_experts_per_tok": 4, "sliding_window": 6,
+         "layer_types": kinds}
+    )  # fmt: skip

@@ -89,6 +89,22 @@ class Adapter:
             return int(self.knob_space.values("max_crops")[-1])
         return self.images.most_crops
 
+    @property
+    def block_order(self) -> tuple[int, ...]:
+        """All blocks, most important first."""
+        return self._order
+
+    def places(self) -> tuple[str, str]:
+        """In words: where the list of blocks lives, and the places of top_k ("" where there is none)."""
+        names = {id(module): name for name, module in self.model.named_modules()}
+        blocks_at = f"{names.get(id(self._holder), type(self._holder).__name__)}.{self._list_name}"
+        if not self.dials:
+            return blocks_at, ""
+        first = self.dials[0]
+        owner = names.get(id(first.owner), type(first.owner).__name__)
+        more = f" and {len(self.dials) - 1} more" if len(self.dials) > 1 else ""
+        return blocks_at, f"{owner}.{first.name}{more}; {first.get()} of {first.most} experts"
+
     def active_blocks(self, num_active_blocks: int) -> tuple[int, ...]:
         """Indices of the blocks that run at this depth, ascending."""
         return blocks.active_blocks(self._order, num_active_blocks)
@@ -244,7 +260,9 @@ class Adapter:
             return Row(torch.cat(parts), ids, len(before), layout, deepstack)
         embeddings = self._embed(self._without_placeholders(ids, len(before), layout))
         row = Row(embeddings, ids, len(before), layout, deepstack)
-        embeddings[row.visual_mask()] = tokens.to(embeddings.dtype)
+        mask = row.visual_mask()
+        tokens = tokens.to(embeddings.dtype)
+        embeddings[mask] = embeddings[mask] + tokens if self.family.adds_features else tokens
         return row
 
     def guide(self, rows: Sequence[Row]) -> Guide:
@@ -270,6 +288,8 @@ class Adapter:
     def _without_placeholders(self, ids: Sequence[int], start: int, layout: Layout) -> list[int]:
         """Ids that the table of embeddings is sure to hold: a placeholder may lie behind its end."""
         safe = list(ids)
+        if self.family.adds_features:
+            return safe
         for i, is_visual in enumerate(layout.visual or (), start):
             safe[i] = 0 if is_visual else safe[i]
         return safe

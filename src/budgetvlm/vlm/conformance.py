@@ -102,8 +102,7 @@ class Probe:
             **self.vlm.family.plain_arguments(row, self.vlm.model),
         }
         moved = {k: v.to(self.vlm.device) if torch.is_tensor(v) else v for k, v in inputs.items()}
-        ids = torch.tensor([row.token_ids], device=self.vlm.device)
-        return self.vlm.family.untouched_logits(self.vlm.model, ids, moved)
+        return self.vlm.family.untouched_logits(self.vlm.model, row, moved)
 
     def same(self, got: torch.Tensor, wanted: torch.Tensor, where: str) -> float:
         """How far apart two logits are.
@@ -149,16 +148,20 @@ def visual_tokens_fall(probe: Probe) -> str:
 def experts_fall(probe: Probe) -> str:
     """The number of experts asked for per token and layer is the setting's."""
     values = [int(value) for value in probe.space.values("top_k")]
-    row = probe.row(probe.crops(probe.space.cheapest))
-    asked = []
+    row, own = probe.row(probe.crops(probe.space.cheapest)), _own_values(probe.vlm)["top_k"]
+    asked, missed = [], 0
     for value in values:
         with probe.vlm.apply(_with(probe.space, top_k=value)), _TopK(probe.vlm.dials[0].most) as watch:
             probe.logits(row)
-        asked.append(watch.total)
+        asked.append(sum(watch.chosen))
+        # some routers choose groups by their two best experts first, whatever top_k is
+        missed = max(missed, watch.chosen.count(own) if own not in (value, 2) else 0)
     steps = [(b - a) / (y - x) for a, b, x, y in zip(asked, asked[1:], values, values[1:], strict=False)]
     layers = steps[0] if steps else 0
     if layers < 1 or any(step != layers for step in steps):
         raise Broken(f"top_k={values} asks the routers for {asked} experts in all; the knob does not reach them")
+    if missed:
+        raise Broken(f"{missed} routers still choose {own} experts: the knob reaches only {layers:g} of them")
     return f"{', '.join(map(str, values))} a token in each of {layers:g} layers"
 
 
@@ -166,22 +169,27 @@ def fewer_blocks_run(probe: Probe) -> str:
     """At each depth just the active blocks run."""
     row = probe.row(probe.crops(probe.space.cheapest))
     depths = [int(value) for value in probe.space.values("num_active_blocks")]
-    original = list(probe.vlm.layers)
     for depth in depths:
-        ran: list[int] = []
-        hooks = [
-            layer.register_forward_hook(lambda *_, i=i: ran.append(i))  # type: ignore[misc]
-            for i, layer in enumerate(original)
-        ]
-        try:
-            with probe.vlm.apply(_with(probe.space, num_active_blocks=depth)):
-                probe.logits(row)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        ran = _blocks_that_run(probe, _with(probe.space, num_active_blocks=depth), row)
         if tuple(ran) != probe.vlm.active_blocks(depth):
             raise Broken(f"num_active_blocks={depth}: blocks {ran} ran, not {list(probe.vlm.active_blocks(depth))}")
-    return f"{', '.join(map(str, depths))} of {len(original)}"
+    return f"{', '.join(map(str, depths))} of {probe.vlm.num_total_blocks}"
+
+
+def _blocks_that_run(probe: Probe, setting: Setting, row: Row) -> list[int]:
+    """Indices in the order in which they run."""
+    number = {id(layer): i for i, layer in enumerate(probe.vlm.layers)}
+    ran: list[int] = []
+    hooks = [
+        layer.register_forward_hook(lambda module, *_: ran.append(number[id(module)])) for layer in probe.vlm.layers
+    ]
+    try:
+        with probe.vlm.apply(setting):
+            probe.logits(row)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return ran
 
 
 def every_knob_matters(probe: Probe) -> str:
@@ -368,17 +376,17 @@ def _state(vlm: Adapter) -> tuple[Any, ...]:
 
 
 class _TopK(TorchFunctionMode):
-    """Counts the experts that routers choose per token: what `topk` over that many experts returns."""
+    """Notes how many experts each router chooses per token: what `topk` over that many experts returns."""
 
     def __init__(self, num_experts: int) -> None:
         super().__init__()
-        self.num_experts, self.total = num_experts, 0
+        self.num_experts = num_experts
+        self.chosen: list[int] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if func in (torch.topk, torch.Tensor.topk):
             scores = args[0] if args else (kwargs or {})["input"]
             if scores.shape[-1] == self.num_experts:
-                self.total += int(result[0].shape[-1])
+                self.chosen.append(int(result[0].shape[-1]))
         return result
-

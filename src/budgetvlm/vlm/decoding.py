@@ -53,7 +53,10 @@ class Decoder:
     ) -> list[int]:
         """The answer of a batch of one, from its first token ``[1]`` on; the end token included if it came.
 
-        ``guide`` is the one whose `prefill` was given to `prefill`. With a deadline it stops before a token that would not be there in time; what is there is the answer.
+        With a deadline it stops before a token that would not be there in time; what is there is the answer.
+
+        Args:
+            guide: the one that told `prefill` about the prompt; None for a prompt that needs telling nothing.
         """
         token, ids = first, [int(first)]
         step_s = MARGIN * deadline.step_ms / 1e3 if deadline else 0.0

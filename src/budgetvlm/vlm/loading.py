@@ -1,4 +1,4 @@
-"""Open a model: the bundled one by name, or a directory that Transformers wrote."""
+"""Open a model: the bundled one by name, a directory that Transformers wrote, or a repository of the hub."""
 
 from __future__ import annotations
 
@@ -18,14 +18,19 @@ from budgetvlm.vlm import blocks
 from budgetvlm.vlm.adapter import Adapter
 from budgetvlm.vlm.families import FAMILIES, supported
 from budgetvlm.vlm.families.base import ATTENTION_KINDS, Family, Images, attention_kinds, fractions
-from budgetvlm.vlm.prompt import Prompt, chat_template
+from budgetvlm.vlm.prompt import Prompt
+from budgetvlm.vlm.repositories import fetch, is_hub_name
 
 BUNDLED = "reference"
 SUPPORTED = f"This version runs {supported()}, and the bundled model, named {BUNDLED!r}."
 
+HINTS = {"internvl_chat": "InternVL's repositories whose names end in -HF need no such code and are supported. "}
 
-def load(model_path: str, *, device: str = "cpu", num_threads: int | None = None) -> Adapter:
-    """Open "reference" or a directory with `config.json`, `model.safetensors`, tokenizer and preprocessor files.
+
+def load(
+    model_path: str, *, device: str = "cpu", num_threads: int | None = None, trust_remote_code: bool = False
+) -> Adapter:
+    """Open "reference", a hub name, or a directory with `config.json`, `model.safetensors`, tokenizer and preprocessor.
 
     A `knobs.json` beside them may hold "knob_space", "block_order" and "prompt"; what it lacks is derived from the
     model: powers of two of tiles, fractions of experts and blocks, blocks from early to late, the chat template.
@@ -34,8 +39,8 @@ def load(model_path: str, *, device: str = "cpu", num_threads: int | None = None
         ConfigError: the directory is missing, of an unknown family, or its knobs do not fit it.
         CheckpointError: the weights are damaged or incomplete.
     """
-    directory = model_directory(model_path)
-    family = read_family(directory)
+    directory = model_directory(model_path, trust_remote_code=trust_remote_code)
+    family = read_family(directory, trust_remote_code=trust_remote_code)
     if num_threads is not None:
         if num_threads < 1:
             raise ConfigError(f"num_threads={num_threads} cannot run; give at least 1")
@@ -45,39 +50,56 @@ def load(model_path: str, *, device: str = "cpu", num_threads: int | None = None
     return _adapt(model_path, family, directory, model, tokenizer, processor)
 
 
-def model_directory(model_path: str) -> Path:
-    """The directory of a model.
+def model_directory(model_path: str, *, trust_remote_code: bool = False) -> Path:
+    """The directory of a model; a repository of the hub is fetched.
 
     Raises:
         ConfigError: there is none.
     """
+    if is_hub_name(str(model_path)):
+        return fetch(str(model_path), trust_remote_code=trust_remote_code)
     bundled = Path(str(resources.files("budgetvlm.vlm") / BUNDLED))
     directory = bundled if str(model_path) == BUNDLED else Path(model_path)
     if not (directory / "config.json").is_file():
         what = "has no config.json" if directory.is_dir() else "is not a directory"
         raise ConfigError(
             f"model_path={str(model_path)!r}: {directory} {what}. Give the directory of a model in Transformers' "
-            f"layout; nothing is downloaded. {SUPPORTED}"
+            f"layout, or its hub name, organisation/name. {SUPPORTED}"
         )
     return directory
 
 
-def read_family(directory: Path) -> Family:
+def read_family(directory: Path, *, trust_remote_code: bool = False) -> Family:
     """The family of a model's directory.
 
     Raises:
-        ConfigError: its config.json cannot be read, or is of a family that this version does not know.
+        ConfigError: its config.json cannot be read, it needs remote code that is not trusted, it sees no images, or it
+            is of a family that this version does not know; then the message lists what was found of its structure.
     """
     try:
         config = read_json(directory / "config.json")
     except DataError as error:
         raise ConfigError(f"the model's configuration cannot be used: {error}") from None
-    model_type = config.get("model_type") if isinstance(config, dict) else None
-    if model_type not in FAMILIES:
+    config = config if isinstance(config, dict) else {}
+    model_type = config.get("model_type")
+    family = FAMILIES.get(str(model_type))
+    if family is not None and (trust_remote_code or not family.remote_code):
+        return family
+    where = f"{directory / 'config.json'} is of model_type {model_type!r}"
+    if config.get("auto_map") and not trust_remote_code:
         raise ConfigError(
-            f"{directory / 'config.json'} is of model_type {model_type!r}, which cannot be steered. {SUPPORTED}"
+            f"{where}, which comes with Python code of its own ({', '.join(sorted(config['auto_map']))}). Read that "
+            f"code; if you trust it, add --trust-remote-code. {HINTS.get(str(model_type), '')}".rstrip()
         )
-    return FAMILIES[model_type]
+    if not any(word in key for key in config for word in ("vision", "visual", "image", "vit")):
+        raise ConfigError(f"{where}, a model of text alone: there is no image to choose a resolution for. {SUPPORTED}")
+    from budgetvlm.vlm.detect import detect
+
+    found = detect(directory, trust_remote_code=trust_remote_code).describe()
+    raise ConfigError(
+        f"{where}, which cannot be steered. Looking at its structure gave: {found}. docs/families.md says how to add a "
+        f"family. {HINTS.get(str(model_type), '')}{SUPPORTED}"
+    )
 
 
 def _device(device: str) -> torch.device:
@@ -129,7 +151,9 @@ def _load_processors(family: Family, directory: Path) -> tuple[Any, Any]:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=family.remote_code
+        )
         processor = family.load_processor(directory)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise ConfigError(
@@ -152,7 +176,7 @@ def _adapt(name: str, family: Family, directory: Path, model: Any, tokenizer: An
     images = family.images(model, processor, tokenizer, knobs)
     holder, list_name = family.blocks(model)
     num_blocks = len(getattr(holder, list_name))
-    template = knobs.get("prompt") or chat_template(tokenizer, family.placeholder(model, tokenizer))
+    template = knobs.get("prompt") or family.template(model, tokenizer)
     return Adapter(
         name=str(name),
         family=family,
@@ -168,7 +192,10 @@ def _adapt(name: str, family: Family, directory: Path, model: Any, tokenizer: An
 def derive_knob_space(family: Family, model: Any, images: Images) -> KnobSpace:
     """A knob space for a model that brings none: powers and the most of crops, shares of experts and of blocks.
 
-    A knob that the model lacks is left out; so is one that could take one value only, unless none would be left.
+    A knob that the model lacks is left out; so is one that could take one value only.
+
+    Raises:
+        ConfigError: no knob is left.
     """
     holder, list_name = family.blocks(model)
     num_blocks = len(getattr(holder, list_name))
@@ -180,7 +207,12 @@ def derive_knob_space(family: Family, model: Any, images: Images) -> KnobSpace:
         least = blocks.least_depth(num_blocks, family.fixed_blocks(model))
         knobs["num_active_blocks"] = fractions(num_blocks, (0.5, 0.75, 1.0), least=least)
     useful = {name: values for name, values in knobs.items() if len(values) > 1}
-    return KnobSpace(useful or {"max_crops": knobs["max_crops"]})
+    if not useful:
+        raise ConfigError(
+            f"this model has no knob to turn: its images have one size, {len(dials)} routers were found, and its "
+            f"{num_blocks} blocks cannot be skipped"
+        )
+    return KnobSpace(useful)
 
 
 def _read_knobs(path: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from torch import nn
 
 from budgetvlm.errors import ConfigError, InputError
 from budgetvlm.vlm.images import to_rgb
+from budgetvlm.vlm.prompt import chat_template
 
 SIZES_KEPT = 4096  # sizes of images whose layout is remembered
 ATTENTION_KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
@@ -34,12 +35,14 @@ class Layout:
         visual: which of ``ids`` are visual tokens; None: all of them.
         grid: rows and columns of its tiles or patches; (0, 0) where it is not cut.
         size: height and width of the image in pixels.
+        order: for each visual token, which of the features it is; None: one after the other.
     """
 
     ids: tuple[int, ...]
     visual: tuple[bool, ...] | None = None
     grid: tuple[int, int] = (0, 0)
     size: tuple[int, int] = (0, 0)
+    order: tuple[int, ...] | None = None
 
     @property
     def num_visual(self) -> int:
@@ -197,12 +200,16 @@ class Family:
         model_types: `model_type` of the configurations that it covers.
         by_place: the decoder looks things up by a block's place in its list (kinds of attention, deepstack features),
             so that a skipped block leaves a stand-in instead of a gap.
+        adds_features: visual features are added to the embeddings of their placeholders instead of replacing them.
+        remote_code: the model is Python code of its own, which is run only where it is trusted.
         crop_meaning: what `max_crops` becomes, in words.
     """
 
     name: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
     by_place: ClassVar[bool] = False
+    adds_features: ClassVar[bool] = False
+    remote_code: ClassVar[bool] = False
     crop_meaning: ClassVar[str]
 
     def guide(self, rows: Sequence[Row], model: Any) -> Guide:
@@ -231,6 +238,14 @@ class Family:
 
     def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> Images:
         raise NotImplementedError
+
+    def template(self, model: Any, tokenizer: Any) -> str:
+        """The prompt, with `{image}` and `{question}`: from the tokenizer's chat template.
+
+        Raises:
+            ConfigError: there is no chat template, or it does not hold one image and one question.
+        """
+        return chat_template(tokenizer, self.placeholder(model, tokenizer))
 
     def placeholder(self, model: Any, tokenizer: Any) -> str:
         """What stands for the image in the chat template."""
@@ -276,9 +291,10 @@ class Family:
                 "value, the number of its blocks, in knobs.json"
             )
 
-    def untouched_logits(self, model: Any, input_ids: torch.Tensor, inputs: Mapping[str, Any]) -> torch.Tensor:
-        """Logits of the model's own forward behind the prompt ``[V]``; to check against."""
-        return model(input_ids=input_ids, use_cache=False, **inputs).logits[0, -1]
+    def untouched_logits(self, model: Any, row: Row, inputs: Mapping[str, Any]) -> torch.Tensor:
+        """Logits of the model's own forward behind a prompt ``[V]``; to check against."""
+        ids = torch.tensor([row.token_ids], device=model.device)
+        return model(input_ids=ids, use_cache=False, **inputs).logits[0, -1]
 
     def plain_arguments(self, row: Row, model: Any) -> dict[str, Any]:
         """What the model's own forward wants beside ids and pixels; to check against."""
@@ -325,4 +341,6 @@ def run_processor(processor: Any, image: Image.Image, **options: Any) -> Any:
     try:
         return processor(rgb, return_tensors="pt", **options)
     except ValueError as error:
-        raise InputError(f"the model's image processor refuses an image of {rgb.width} x {rgb.height}: {error}") from None
+        raise InputError(
+            f"the model's image processor refuses an image of {rgb.width} x {rgb.height}: {error}"
+        ) from None

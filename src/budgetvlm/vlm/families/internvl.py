@@ -1,8 +1,8 @@
 """InternVL: Transformers' `InternVLForConditionalGeneration` around any language model, dense or with experts.
 
-    max_crops          tiles beside the overview; an argument of the image processor, given at each call
-    top_k              the attribute of every router of a mixture-of-experts language model
-    num_active_blocks  which decoder layers the language model's list holds
+max_crops          tiles beside the overview; an argument of the image processor, given at each call
+top_k              the attribute of every router of a mixture-of-experts language model
+num_active_blocks  which decoder layers the language model's list holds
 """
 
 from __future__ import annotations

@@ -209,7 +209,10 @@ class ErnieVL(QwenVL):
         return ErnieGuide(rows, int(model.config.vision_config.spatial_merge_size), self._marks(model.config))
 
     def plain_arguments(self, row: Row, model: Any) -> dict[str, Any]:
-        return {**super().plain_arguments(row, model), "moe_mm_token_type_ids": _among(row, self._marks(model.config))[None]}
+        return {
+            **super().plain_arguments(row, model),
+            "moe_mm_token_type_ids": _among(row, self._marks(model.config))[None],
+        }
 
     def _marks(self, config: Any) -> frozenset[int]:
         names = ("image_token_id", "image_start_token_id", "image_end_token_id")
