@@ -284,3 +284,34 @@ def internvl_gpt_oss():
         {"model_type": "gpt_oss", "num_local_experts": 6, "num_experts_per_tok": 4, "sliding_window": 6,
          "layer_types": kinds}
     )  # fmt: skip
+
+
+def _gemma4(**text):
+    from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
+
+    kinds = ["sliding_attention", "full_attention"] * 3
+    made = config(
+        "gemma4", boi_token_id=ID["<start>"], eoi_token_id=ID["<end>"], video_token_id=ID["<video>"],
+        text_config={
+            **TEXT, "num_hidden_layers": 6, "layer_types": kinds, "sliding_window": 6, "global_head_dim": 16,
+            "vocab_size_per_layer_input": len(VOCABULARY), "hidden_size_per_layer_input": 0, **text,
+        },
+        vision_config={**VIT, "num_key_value_heads": 2, "head_dim": 8, "patch_size": 4, "pooling_kernel_size": 2,
+                       "position_embedding_size": 64},
+        audio_config=None, audio_token_id=None, tie_word_embeddings=False,
+    )  # fmt: skip
+    return made, Gemma4ImageProcessorPil(patch_size=4, pooling_kernel_size=2, max_soft_tokens=280), "<image>", {}
+
+
+@family
+def gemma4_shared():
+    """As the small sizes: late blocks read the keys and values of blocks 2 and 3; embeddings for each block."""
+    return _gemma4(num_kv_shared_layers=2, hidden_size_per_layer_input=4, final_logit_softcapping=5.0)
+
+
+@family
+def gemma4_moe():
+    return _gemma4(
+        enable_moe_block=True, num_experts=6, top_k_experts=4, moe_intermediate_size=16,
+        use_bidirectional_attention="vision",
+    )  # fmt: skip

@@ -41,7 +41,7 @@ from budgetvlm.vlm import VLM, Generation
 class SharesTiles(Protocol):
     """A `VLM` that can encode tiles once and answer with them at many settings."""
 
-    def encode_tiles(self, images: Sequence[Image.Image], max_crops: int) -> list[torch.Tensor]:
+    def encode_tiles(self, images: Sequence[Image.Image], max_crops: int | None) -> list[torch.Tensor]:
         """Visual tokens of each image."""
         ...
 
@@ -96,12 +96,17 @@ def profile_accuracy(
         if kept:
             say(f"going on with {kept} of {total} answers of an earlier run")
         with tqdm(total=total, initial=kept, desc="accuracy", unit="answer", mininterval=0.5) as bar:
-            for max_crops in sorted({one.setting["max_crops"] for one in open_ones}):
-                group = [one for one in open_ones if one.setting["max_crops"] == max_crops]
+            for max_crops in sorted({_crops(one.setting) for one in open_ones}):
+                group = [one for one in open_ones if _crops(one.setting) == max_crops]
                 batch_size = _sweep_tiling(vlm, task, group, samples, config, batch_size, bar, say)
                 for one in group:
                     _finish(vlm, task, one, samples, config, options)
     return list(paths.values())
+
+
+def _crops(setting: Setting) -> int:
+    """0 where the model has no such knob."""
+    return int(setting.get("max_crops", 0))
 
 
 def _is_done(path: Path, task: Task, config: Mapping[str, Any], overwrite: bool) -> bool:
@@ -156,7 +161,7 @@ def _sweep_batch(
     images = [place.sample.load_image() for place in batch]
     shared: dict[str, Any] = {}
     if isinstance(vlm, SharesTiles):
-        shared["visual"] = vlm.encode_tiles(images, int(lacking[0].setting["max_crops"]))
+        shared["visual"] = vlm.encode_tiles(images, _crops(lacking[0].setting) or None)
     for one in lacking:
         rows = [i for i, place in enumerate(batch) if place.sample.sample_id not in one.done]
         answers = vlm.generate_batch(

@@ -3,6 +3,7 @@
 from budgetvlm.vlm.families.aria import Aria
 from budgetvlm.vlm.families.base import Family
 from budgetvlm.vlm.families.gemma3 import Gemma3
+from budgetvlm.vlm.families.gemma4 import Gemma4
 from budgetvlm.vlm.families.idefics3 import Idefics3
 from budgetvlm.vlm.families.internvl import InternVL
 from budgetvlm.vlm.families.llava import Llava
@@ -19,6 +20,7 @@ _KNOWN: tuple[Family, ...] = (
     Idefics3(),
     Aria(),
     Gemma3(),
+    Gemma4(),
     Molmo(),
 )
 FAMILIES: dict[str, Family] = {model_type: family for family in _KNOWN for model_type in family.model_types}
