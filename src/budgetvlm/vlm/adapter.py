@@ -22,7 +22,6 @@ from budgetvlm.knobs import KnobSpace, Setting
 from budgetvlm.vlm import blocks
 from budgetvlm.vlm.decoding import Decoder
 from budgetvlm.vlm.families.base import Family, Guide, Images, Layout, Passed, Row
-from budgetvlm.vlm.images import to_rgb
 from budgetvlm.vlm.prompt import Prompt
 from budgetvlm.vlm.protocol import Deadline, Generation, Overview
 from budgetvlm.vlm.stopwatch import Stopwatch
@@ -170,7 +169,7 @@ class Adapter:
 
     def prompt_size(self, image: Image.Image, question: str) -> tuple[np.ndarray, int]:
         """Visual tokens at each setting ``[K]`` and the prompt's other tokens, without running the model."""
-        tokens = {crops: len(self.images.layout(to_rgb(image), crops).ids) for crops in self._crops}
+        tokens = {crops: len(self.images.layout(image, crops).ids) for crops in self._crops}
         vision = np.array([tokens[crops] for crops in self._setting_crops], dtype=np.float64)
         return vision, len(self.prompt.question_ids(question)) + self.prompt.num_fixed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
@@ -22,6 +23,7 @@ from budgetvlm.vlm.prompt import Prompt
 from budgetvlm.vlm.repositories import fetch, is_hub_name
 
 BUNDLED = "reference"
+TRUST = "BUDGETVLM_TRUST_REMOTE_CODE"  # "1" is as good as the flag, for commands that have none
 SUPPORTED = f"This version runs {supported()}, and the bundled model, named {BUNDLED!r}."
 
 HINTS = {"internvl_chat": "InternVL's repositories whose names end in -HF need no such code and are supported. "}
@@ -39,6 +41,7 @@ def load(
         ConfigError: the directory is missing, of an unknown family, or its knobs do not fit it.
         CheckpointError: the weights are damaged or incomplete.
     """
+    trust_remote_code = trust_remote_code or os.environ.get(TRUST) == "1"
     directory = model_directory(model_path, trust_remote_code=trust_remote_code)
     family = read_family(directory, trust_remote_code=trust_remote_code)
     if num_threads is not None:
@@ -89,7 +92,7 @@ def read_family(directory: Path, *, trust_remote_code: bool = False) -> Family:
     if config.get("auto_map") and not trust_remote_code:
         raise ConfigError(
             f"{where}, which comes with Python code of its own ({', '.join(sorted(config['auto_map']))}). Read that "
-            f"code; if you trust it, add --trust-remote-code. {HINTS.get(str(model_type), '')}".rstrip()
+            f"code; if you trust it, add --trust-remote-code, or set {TRUST}=1. {HINTS.get(str(model_type), '')}".rstrip()
         )
     if not any(word in key for key in config for word in ("vision", "visual", "image", "vit")):
         raise ConfigError(f"{where}, a model of text alone: there is no image to choose a resolution for. {SUPPORTED}")
