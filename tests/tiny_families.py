@@ -300,7 +300,7 @@ def _gemma4(**text):
                        "position_embedding_size": 64},
         audio_config=None, audio_token_id=None, tie_word_embeddings=False,
     )  # fmt: skip
-    return made, Gemma4ImageProcessorPil(patch_size=4, pooling_kernel_size=2, max_soft_tokens=280), "<image>", {}
+    return made, Gemma4ImageProcessorPil(patch_size=4, pooling_kernel_size=2, max_soft_tokens=140), "<image>", {}
 
 
 @family

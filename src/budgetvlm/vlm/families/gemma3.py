@@ -8,7 +8,7 @@ Visual tokens of one crop see each other in both directions, at reading only. Th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -93,9 +93,7 @@ class VisionBlocksGuide(Guide):
         self._config = config
 
     def prefill(self) -> dict[str, Any]:
-        from transformers.models.gemma3.modeling_gemma3 import create_masks_for_vision_model
-
-        masks = create_masks_for_vision_model(
+        masks = self._create_masks()(
             config=self._config,
             inputs_embeds=self.pad([row.embeddings for row in self.rows]),
             attention_mask=self.mask if self.padded else None,
@@ -104,6 +102,12 @@ class VisionBlocksGuide(Guide):
             block_sequence_ids=visual_blocks(self.pad([row.visual_mask() for row in self.rows])),
         )
         return {**super().prefill(), "attention_mask": masks}
+
+    def _create_masks(self) -> Callable[..., dict[str, torch.Tensor]]:
+        """The model's own: how a window and a run of visual tokens combine differs between the generations."""
+        from transformers.models.gemma3.modeling_gemma3 import create_masks_for_vision_model
+
+        return create_masks_for_vision_model
 
 
 def visual_blocks(visual: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ controller reads the image at one crop.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -102,6 +102,11 @@ class Gemma4Guide(VisionBlocksGuide):
         padding = int(self._config.pad_token_id or 0)
         ids = torch.where(visual | (self.mask == 0), padding, ids)
         return {**told, "per_layer_inputs": self._language.get_per_layer_inputs(ids)}
+
+    def _create_masks(self) -> Callable[..., dict[str, torch.Tensor]]:
+        from transformers.models.gemma4.modeling_gemma4 import create_masks_for_vision_model
+
+        return create_masks_for_vision_model
 
     def step(self, token: torch.Tensor) -> dict[str, Any]:
         told = super().step(token)
