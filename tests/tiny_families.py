@@ -297,7 +297,7 @@ def _gemma4(**text):
             "vocab_size_per_layer_input": len(VOCABULARY), "hidden_size_per_layer_input": 0, **text,
         },
         vision_config={**VIT, "num_key_value_heads": 2, "head_dim": 8, "patch_size": 4, "pooling_kernel_size": 2,
-                       "position_embedding_size": 64},
+                       "position_embedding_size": 512},
         audio_config=None, audio_token_id=None, tie_word_embeddings=False,
     )  # fmt: skip
     return made, Gemma4ImageProcessorPil(patch_size=4, pooling_kernel_size=2, max_soft_tokens=140), "<image>", {}

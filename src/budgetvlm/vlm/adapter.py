@@ -125,8 +125,11 @@ class Adapter:
 
     @contextmanager
     def only_blocks(self, active: Sequence[int]) -> Iterator[None]:
-        """Run just these blocks (ascending) for a ``with`` block, whatever the knob space says; to measure blocks."""
-        with self._changed(self._layer_list(active), None):
+        """Run just these blocks (ascending) for a ``with`` block, whatever the knob space says; to measure blocks.
+
+        Blocks that others cannot do without run as well.
+        """
+        with self._changed(self._layer_list(sorted({*active, *self.family.fixed_blocks(self.model)})), None):
             yield
 
     @contextmanager

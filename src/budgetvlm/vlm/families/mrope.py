@@ -197,8 +197,10 @@ class ErnieGuide(MRopeGuide):
 
 
 def _among(row: Row, marks: frozenset[int]) -> torch.Tensor:
-    """1 where a token is one of the marks, ``[T]``."""
-    return torch.tensor([int(i in marks) for i in row.token_ids], device=row.embeddings.device)
+    """1 where a token is one of the marks, ``[T]``; none in an answer, which is text whatever it says."""
+    around = range(row.start - 1, row.start + len(row.layout.ids) + 1)
+    kinds = [int(place in around and i in marks) for place, i in enumerate(row.token_ids)]
+    return torch.tensor(kinds, device=row.embeddings.device)
 
 
 class ErnieVL(QwenVL):
