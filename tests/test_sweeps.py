@@ -459,3 +459,30 @@ def test_a_mistake_in_a_flag_is_one_message(tmp_path, capsys):
         assert main([*words, *more]) == 2
         assert capsys.readouterr().err.strip().splitlines()[-1].startswith(message)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_with_fewer_knobs_goes_the_whole_way(tmp_path):
+    """A dense model of another family: both sweeps, and one table of the knobs that it has."""
+    from tiny_families import write_tiny_family
+
+    from budgetvlm.profiling.join import join
+    from budgetvlm.vlm import load_vlm
+
+    vlm = load_vlm(str(write_tiny_family("qwen2_5_vl", tmp_path / "model")))
+    assert vlm.knob_space.names == ("max_crops", "num_active_blocks")
+    settings = [vlm.knob_space.cheapest, vlm.knob_space.full]
+    options = SweepOptions(splits=("train",), output_dir=tmp_path / "exp5", num_samples=(4,), max_new_tokens=2)
+    profile_accuracy(vlm, WordsTask(), settings, options, batch_size=3)
+    profile_latency(vlm, WordsTask(), settings, replace(options, output_dir=tmp_path / "exp6"), warmup=0, repeats=1)
+    table, _ = join(tmp_path / "exp5", tmp_path / "exp6", "fake_task")
+    assert table.knob_space.to_dict() == {"max_crops": [1, 4], "num_active_blocks": [2, 4]}
+    measured = np.isfinite(table.latency_ms)
+    assert measured[:, [0, 3]].all() and not measured[:, [1, 2]].any()
+
+
+class WordsTask(FakeTask):
+    """Questions in words that the tiny tokenizer knows, images that a patch fits into."""
+
+    def samples(self, split, num_samples=None, seed=0):
+        for sample in super().samples(split, num_samples, seed):
+            yield replace(sample, question="what is red", load_image=lambda: Image.new("RGB", (90, 60), (200, 0, 0)))

@@ -57,7 +57,7 @@ class Format:
     @property
     def pattern(self) -> re.Pattern[str]:
         """Matches a file name; groups: the three knobs (None where the model lacks one) and the rank."""
-        knobs = r"(?:_crops(\d+))?(?:_topk(\d+))?(?:_blocks(\d+))?"
+        knobs = r"(?=_(?:crops|topk|blocks)\d)(?:_crops(\d+))?(?:_topk(\d+))?(?:_blocks(\d+))?"
         return re.compile(re.escape(self.stem) + knobs + r"(?:_rank(\d+))?\.json")
 
 

@@ -90,7 +90,9 @@ def _files_by_setting(directory: Path, dataset_name: str, kind: Kind) -> list[li
         match = pattern.fullmatch(path.name)
         if match:
             crops, top_k, blocks, rank = match.groups()
-            by_setting[int(crops), int(top_k), int(blocks)].append((-1 if rank is None else int(rank), path))
+            by_setting[int(crops or 0), int(top_k or 0), int(blocks or 0)].append(
+                (-1 if rank is None else int(rank), path)
+            )
     return [[path for _, path in sorted(files)] for _, files in sorted(by_setting.items())]
 
 
