@@ -28,7 +28,8 @@ def run(words, capsys):
     return code, capsys.readouterr()
 
 
-def test_a_good_model_gets_a_page_and_exit_code_0(directory, capsys):
+def test_a_good_model_gets_a_page_and_exit_code_0(directory, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
     code, seen = run([directory, "--quick", "--repeats", "1"], capsys)
     assert code == 0
     for words in (
@@ -39,7 +40,7 @@ def test_a_good_model_gets_a_page_and_exit_code_0(directory, capsys):
         "Time per setting",
         *CHECKS,
     ):
-        assert words in seen.out or words.split()[0] in seen.out, words
+        assert words in seen.out, words
     assert "cached decoding is uncached decoding" in seen.err
 
 
@@ -63,12 +64,11 @@ def test_a_knob_that_misses_a_router_is_found_out(directory, monkeypatch, capsys
     assert "2 routers still choose 4 experts" in " ".join(seen.out.split())
 
 
-@pytest.mark.parametrize("what", ["--quick"])
-def test_questions_and_options_of_ones_own(directory, what, tmp_path, capsys):
+def test_questions_and_options_of_ones_own(directory, tmp_path, capsys):
     from budgetvlm.commands.check_model import made_up_image
 
     made_up_image((300, 200)).save(tmp_path / "own.png")
-    words = [directory, what, "--json", "--repeats", "0", "--image", tmp_path / "own.png", "--question", "code"]
+    words = [directory, "--quick", "--json", "--repeats", "0", "--image", tmp_path / "own.png", "--question", "code"]
     code, seen = run(words, capsys)
     document = json.loads(seen.out)
     assert code == 0 and document["image"] == [300, 200] and document["times_ms"] == []

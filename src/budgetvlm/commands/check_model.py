@@ -158,7 +158,7 @@ def _knobs_table(vlm: Adapter) -> Any:
     table = _table("knob", "values", "where it lives", title="Knobs")
     values = vlm.knob_space.to_dict()
     for name, place in found(vlm).items():
-        table.add_row(name, ", ".join(f"{v:g}" for v in values[name]) if name in values else "-", place)
+        table.add_row(name, ", ".join(f"{v:g}" for v in values[name]) if name in values else "-", _plain(place))
     return table
 
 
