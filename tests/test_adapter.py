@@ -42,7 +42,7 @@ def prompt_ids(vlm, question, num_tiles):
 
 def plain_logits(vlm, image, question, max_crops):
     """Transformers' own path, with nothing of the adapter's: processor, prompt as text, one forward."""
-    done = vlm.tiles.processor(image, max_patches=max_crops, return_tensors="pt")
+    done = vlm.images.processor(image, max_patches=max_crops, return_tensors="pt")
     ids = prompt_ids(vlm, question, int(done["num_patches"][0]))
     with torch.inference_mode():
         return vlm.model(input_ids=ids, pixel_values=done["pixel_values"]).logits[:, -1]
@@ -50,12 +50,21 @@ def plain_logits(vlm, image, question, max_crops):
 
 def adapter_logits(vlm, image, question, max_crops, overview=None):
     with torch.inference_mode():
-        visual = vlm._join(vlm._pixels_beside(image, max_crops, overview), overview)
-        return vlm.decoder.logits(vlm.assemble(visual, vlm.prompt.question_ids(question))[None])
+        return vlm.decoder.logits(prompt_of(vlm, vlm.visual(image, max_crops, overview), question, max_crops, image))
+
+
+def prompt_of(vlm, visual, question, max_crops, image=None):
+    layout = vlm.images.layout(image or picture(), max_crops)
+    return vlm.row(visual, vlm.prompt.question_ids(question), layout).embeddings[None]
 
 
 def state(vlm):
-    return [r.top_k for r in vlm._routers], list(vlm._language.layers), vlm._language.config.num_hidden_layers
+    language = vlm.decoder.model
+    return [r.top_k for r in routers(vlm)], list(language.layers), language.config.num_hidden_layers
+
+
+def routers(vlm):
+    return [layer.mlp.gate for layer in vlm.decoder.model.layers]
 
 
 def test_it_is_a_vlm_with_the_knobs_of_its_file(vlm):
@@ -78,8 +87,8 @@ def test_with_all_blocks_on_the_logits_are_those_of_the_untouched_model(vlm, max
 @pytest.mark.parametrize("max_crops", [1, 2, 4])
 def test_tiles_are_those_of_the_processor(vlm, size, max_crops):
     image = picture(1, size)
-    expected = vlm.tiles.processor(image, max_patches=max_crops, return_tensors="pt")["pixel_values"]
-    assert torch.allclose(vlm.tiles.all(image, max_crops), expected, atol=1e-6)
+    expected = vlm.images.processor(image, max_patches=max_crops, return_tensors="pt")["pixel_values"]
+    assert torch.allclose(vlm.images.all(image, max_crops), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [(256, 192), (64, 64)])
@@ -107,7 +116,7 @@ def test_cached_decoding_is_uncached_decoding(vlm, setting):
     """Every step's logits, from the cache, equal those of reading the whole prompt and answer again."""
     with vlm.apply(setting), torch.inference_mode():
         visual = vlm.encode_tiles([picture()], setting["max_crops"])[0]
-        prompt = vlm.assemble(visual, vlm.prompt.question_ids(QUESTIONS[0]))[None]
+        prompt = prompt_of(vlm, visual, QUESTIONS[0], setting["max_crops"])
         cache, token = vlm.decoder.prefill(prompt)
         assert cache.get_seq_length() == prompt.shape[1]
         sequence = prompt
@@ -121,10 +130,10 @@ def test_cached_decoding_is_uncached_decoding(vlm, setting):
 
 def test_skipping_blocks_is_a_model_without_them(vlm):
     """By hand: run the active blocks one after the other on the hidden states."""
-    language, question = vlm._language, vlm.prompt.question_ids(QUESTIONS[0])
+    language = vlm.decoder.model
     with torch.inference_mode():
         visual = vlm.encode_tiles([picture()], 1)[0]
-        hidden = vlm.assemble(visual, question)[None]
+        hidden = prompt_of(vlm, visual, QUESTIONS[0], 1)
         positions = torch.arange(hidden.shape[1])[None]
         rotary = language.rotary_emb(hidden, positions)
         with vlm.apply(SPACE.setting(max_crops=1, top_k=4, num_active_blocks=3)):
@@ -138,7 +147,7 @@ def test_skipping_blocks_is_a_model_without_them(vlm):
 def test_released_also_after_an_exception(vlm):
     before = state(vlm)
     with pytest.raises(RuntimeError, match="stop"), vlm.apply(SPACE.cheapest):
-        assert vlm._routers[0].top_k == 1 and len(vlm._language.layers) == 2
+        assert routers(vlm)[0].top_k == 1 and len(vlm.decoder.model.layers) == 2
         raise RuntimeError("stop")
     assert state(vlm) == before
 
@@ -146,8 +155,8 @@ def test_released_also_after_an_exception(vlm):
 def test_settings_nest(vlm):
     with vlm.apply(SPACE.cheapest):
         with vlm.apply(SPACE.full):
-            assert len(vlm._language.layers) == 4
-        assert len(vlm._language.layers) == 2 and vlm._routers[0].top_k == 1
+            assert len(vlm.decoder.model.layers) == 4
+        assert len(vlm.decoder.model.layers) == 2 and routers(vlm)[0].top_k == 1
 
 
 def test_an_unknown_value_is_an_error_and_changes_nothing(vlm):
@@ -293,7 +302,7 @@ def test_no_room_for_an_answer(vlm):
 
 def test_change_of_blocks_is_that_of_the_hidden_states(vlm):
     """A block made to do nothing has no influence; its neighbours have some."""
-    block = vlm._language.layers[2]
+    block = vlm.decoder.model.layers[2]
     kept = [p.clone() for p in (block.self_attn.o_proj.weight, block.mlp.experts.down_proj)]
     with torch.no_grad():
         block.self_attn.o_proj.weight.zero_()
@@ -312,7 +321,7 @@ def test_change_of_blocks_is_that_of_the_hidden_states(vlm):
 def test_likelihood_of_answers_is_that_of_the_plain_model(vlm):
     """By hand: the answer behind the prompt, and the log-probability of each of its tokens."""
     image, question, answer = picture(), QUESTIONS[0], "A 1 2"
-    done = vlm.tiles.processor(image, max_patches=4, return_tensors="pt")
+    done = vlm.images.processor(image, max_patches=4, return_tensors="pt")
     prompt = prompt_ids(vlm, question, int(done["num_patches"][0]))
     tokens = torch.tensor([[*vlm.prompt.tokenizer.encode(answer, add_special_tokens=False), 2]])
     with torch.inference_mode():
@@ -321,7 +330,7 @@ def test_likelihood_of_answers_is_that_of_the_plain_model(vlm):
     score = likelihood(vlm, [image], [question], [answer])
     assert score((0, 1, 2, 3)) == pytest.approx(float(expected), abs=1e-4)
     assert score((0, 3)) != pytest.approx(float(expected), abs=1e-2)
-    assert len(vlm._language.layers) == 4
+    assert len(vlm.decoder.model.layers) == 4
 
 
 @pytest.fixture

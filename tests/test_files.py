@@ -262,3 +262,13 @@ def test_truncated_and_foreign_files(tmp_path):
     path.write_text('{"per_sample_latencies": []}')
     with pytest.raises(DataError, match="missing field all_samples"):
         read_results(tmp_path, "text_vqa", "accuracy")
+
+
+def test_a_model_may_lack_a_knob(tmp_path):
+    """A dense model has no top_k: neither names nor contents of its files speak of it."""
+    knobs = {"max_crops": 4, "num_active_blocks": 6}
+    path = write_accuracy_result(tmp_path, "text_vqa", knobs, [accuracy()], config=CONFIG, **BLOCKS)
+    assert path.name == "exp5_accuracy_results_crops4_blocks6.json"
+    assert read_results(tmp_path, "text_vqa", "accuracy")[0].knobs == knobs
+    with pytest.raises(KnobSpaceError, match="given: none"):
+        result_path(tmp_path, "text_vqa", "accuracy", {})

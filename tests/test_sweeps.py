@@ -558,3 +558,30 @@ def test_ranks_skip_each_their_own(tmp_path):
         sweep_of("accuracy", tmp_path, Corrupt("train-1", "train-2"), rank=rank, world_size=2)
     side = read_accuracy_side(tmp_path, "fake_task")
     assert len(side.sample_ids) == 14 and set(side.config["skipped"]) == {"train-1", "train-2"}
+
+
+def test_a_model_with_fewer_knobs_goes_the_whole_way(tmp_path):
+    """A dense model of another family: both sweeps, and one table of the knobs that it has."""
+    from tiny_families import write_tiny_family
+
+    from budgetvlm.profiling.join import join
+    from budgetvlm.vlm import load_vlm
+
+    vlm = load_vlm(str(write_tiny_family("qwen2_5_vl", tmp_path / "model")))
+    assert vlm.knob_space.names == ("max_crops", "num_active_blocks")
+    settings = [vlm.knob_space.cheapest, vlm.knob_space.full]
+    options = SweepOptions(splits=("train",), output_dir=tmp_path / "exp5", num_samples=(4,), max_new_tokens=2)
+    profile_accuracy(vlm, WordsTask(), settings, options, batch_size=3)
+    profile_latency(vlm, WordsTask(), settings, replace(options, output_dir=tmp_path / "exp6"), warmup=0, repeats=1)
+    table, _ = join(tmp_path / "exp5", tmp_path / "exp6", "fake_task")
+    assert table.knob_space.to_dict() == {"max_crops": [1, 4], "num_active_blocks": [2, 4]}
+    measured = np.isfinite(table.latency_ms)
+    assert measured[:, [0, 3]].all() and not measured[:, [1, 2]].any()
+
+
+class WordsTask(FakeTask):
+    """Questions in words that the tiny tokenizer knows, images that a patch fits into."""
+
+    def samples(self, split, num_samples=None, seed=0):
+        for sample in super().samples(split, num_samples, seed):
+            yield replace(sample, question="what is red", load_image=lambda: Image.new("RGB", (90, 60), (200, 0, 0)))

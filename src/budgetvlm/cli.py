@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("budgetvlm.commands.evaluate", "compare the controller with simple policies on held-out samples"),
     "compare": ("budgetvlm.commands.compare", "compare every policy, simple and strong, on one table"),
     "ask": ("budgetvlm.commands.ask", "answer a question about an image within a budget"),
+    "check-model": ("budgetvlm.commands.check_model", "list the knobs of a model and prove that they work"),
 }
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
@@ -70,6 +71,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "ask": (
         'budgetvlm ask --image photo.png --question "read the sign in red" --budget-ms 40 \\\n'
         "      --checkpoint ./checkpoints/controller",
+    ),
+    "check-model": (
+        "budgetvlm check-model reference",
+        "budgetvlm check-model ./models/llava-v1.6-mistral-7b --device cuda --quick",
     ),
 }
 

@@ -46,7 +46,7 @@ from budgetvlm.vlm import VLM, Generation
 class SharesTiles(Protocol):
     """A `VLM` that can encode tiles once and answer with them at many settings."""
 
-    def encode_tiles(self, images: Sequence[Image.Image], max_crops: int) -> list[torch.Tensor]:
+    def encode_tiles(self, images: Sequence[Image.Image], max_crops: int | None) -> list[torch.Tensor]:
         """Visual tokens of each image."""
         ...
 
@@ -112,14 +112,19 @@ def profile_accuracy(
         if kept:
             say(f"going on with {kept} of {total} answers of an earlier run")
         with tqdm(total=total, initial=kept, desc="accuracy", unit="answer", mininterval=0.5) as bar:
-            for max_crops in sorted({one.setting["max_crops"] for one in open_ones}):
-                group = [one for one in open_ones if one.setting["max_crops"] == max_crops]
+            for max_crops in sorted({_crops(one.setting) for one in open_ones}):
+                group = [one for one in open_ones if _crops(one.setting) == max_crops]
                 sweep = _Tiling(vlm, task, group, int(config["max_new_tokens"]), skipped, bar)
                 batch_size = _sweep_tiling(sweep, samples, batch_size, say)
                 for one in group:
                     _finish(vlm, task, one, skipped.used(samples), config | skipped.for_config(), options)
     skipped.note(samples)
     return list(paths.values())
+
+
+def _crops(setting: Setting) -> int:
+    """0 where the model has no such knob."""
+    return int(setting.get("max_crops", 0))
 
 
 def _is_done(path: Path, task: Task, config: Mapping[str, Any], overwrite: bool) -> bool:
@@ -204,7 +209,8 @@ def _answer_batch(sweep: _Tiling, lacking: Sequence[_Setting], pairs: Sequence[t
         return
     shared: dict[str, Any] = {}
     if isinstance(sweep.vlm, SharesTiles):
-        shared["visual"] = sweep.vlm.encode_tiles([image for _, image in pairs], int(lacking[0].setting["max_crops"]))
+        crops = _crops(lacking[0].setting) or None
+        shared["visual"] = sweep.vlm.encode_tiles([image for _, image in pairs], crops)
     for one in lacking:
         rows = [i for i, (place, _) in enumerate(pairs) if place.sample.sample_id not in one.done]
         if not rows:

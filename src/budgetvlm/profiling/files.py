@@ -132,7 +132,7 @@ def _write(
         raise ConfigError(f"a result file's config needs {', '.join(REQUIRED_CONFIG)}; missing: {', '.join(missing)}")
     if not records or len({record.sample_id for record in records}) != len(records):
         raise ConfigError(f"{path.name} needs a sample at least, and each only once; given {len(records)}")
-    setting = {name: int(knobs[name]) for name in KNOBS}
+    setting = {name: int(knobs[name]) for name in KNOBS if name in knobs}
     own = setting if kind == "latency" else {}
     document = {
         "schema_version": SCHEMA_VERSION,

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from budgetvlm.errors import ConfigError, DataError
-from budgetvlm.knobs import KnobSpace, Setting
-from budgetvlm.profiling.files import KNOBS
+from budgetvlm.knobs import KnobSpace, Setting, Value
 from budgetvlm.profiling.fill import MIN_MEASURED, predict_times
 from budgetvlm.profiling.records import STAGE_FIELDS, TOKEN_COUNTS, TOKEN_KINDS
 from budgetvlm.profiling.sides import AccuracySide, Key, TimedSetting, read_accuracy_side, read_latency_side
@@ -51,7 +50,7 @@ def join(
     accuracy = _only_timed(accuracy, timed, latency_fill)
     stages = _common_stages(timed)
     times, predicted, errors = _times(accuracy, timed, stages, latency_fill)
-    space = KnobSpace({name: sorted({dict(key)[name] for key in accuracy.settings}) for name in KNOBS})
+    space = KnobSpace(_values(exp5_dir, accuracy.settings))
     notes, fill = _describe_fill(accuracy, timed, predicted, errors)
     source = tuple(np.where(predicted.any(axis=1), "predicted", "measured").tolist())
     table = ProfileTable.from_arrays(
@@ -65,6 +64,15 @@ def join(
         metadata=_metadata(dataset_name, accuracy, timed, fill),
     )
     return table, notes
+
+
+def _values(exp5_dir: str | Path, settings: Sequence[tuple[tuple[str, Value], ...]]) -> dict[str, list[Value]]:
+    """The values of each knob; all settings have to have the same knobs."""
+    names = {tuple(name for name, _ in key) for key in settings}
+    if len(names) > 1:
+        listed = "; ".join(", ".join(some) for some in sorted(names))
+        raise DataError(f"results in {exp5_dir} are of different knobs ({listed}), so of different models; keep one's")
+    return {name: sorted({dict(key)[name] for key in settings}) for name in names.pop()}
 
 
 def _only_timed(accuracy: AccuracySide, timed: Mapping[Key, TimedSetting], latency_fill: str) -> AccuracySide:

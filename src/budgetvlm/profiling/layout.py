@@ -14,6 +14,7 @@ from budgetvlm.profiling.records import AccuracyRecord, LatencyRecord
 
 SCHEMA_VERSION = 1
 KNOBS = ("max_crops", "top_k", "num_active_blocks")
+WORDS = ("crops", "topk", "blocks")  # of the knobs, in names of files
 Kind = Literal["accuracy", "latency"]
 R = TypeVar("R", AccuracyRecord, LatencyRecord)
 
@@ -23,7 +24,7 @@ class SettingResult(Generic[R]):
     """All samples of one setting.
 
     Attributes:
-        knobs: the setting, in the order of `KNOBS`.
+        knobs: the setting, in the order of `KNOBS`; those that the model has.
         records: one a sample, ids unique.
         config: as stored in the (first) file: dataset_name, split, max_new_tokens, versions and so on.
         paths: the files it was read from.
@@ -57,8 +58,9 @@ class Format:
 
     @property
     def pattern(self) -> re.Pattern[str]:
-        """Matches a file name; groups: the three knobs and the rank."""
-        return re.compile(re.escape(self.stem) + r"_crops(\d+)_topk(\d+)_blocks(\d+)(?:_rank(\d+))?\.json")
+        """Matches a file name; groups: the three knobs (None where the model lacks one) and the rank."""
+        knobs = r"(?=_(?:crops|topk|blocks)\d)(?:_crops(\d+))?(?:_topk(\d+))?(?:_blocks(\d+))?"
+        return re.compile(re.escape(self.stem) + knobs + r"(?:_rank(\d+))?\.json")
 
 
 FORMATS: dict[Kind, Format] = {
@@ -97,12 +99,11 @@ def result_path(
     """The file of one setting, of one rank where ``rank`` is given.
 
     Raises:
-        KnobSpaceError: the knobs are not whole numbers of max_crops, top_k and num_active_blocks.
+        KnobSpaceError: the knobs are not whole numbers of (some of) max_crops, top_k and num_active_blocks.
     """
-    if set(knobs) != set(KNOBS) or any(int(value) != value for value in knobs.values()):
+    if not knobs or set(knobs) - set(KNOBS) or any(int(value) != value for value in knobs.values()):
         given = ", ".join(f"{name}={value}" for name, value in knobs.items()) or "none"
         raise KnobSpaceError(f"result files are named by whole numbers of {', '.join(KNOBS)}; given: {given}")
-    crops, top_k, blocks = (int(knobs[name]) for name in KNOBS)
+    words = "".join(f"_{word}{int(knobs[name])}" for name, word in zip(KNOBS, WORDS, strict=True) if name in knobs)
     suffix = "" if rank is None else f"_rank{rank}"
-    name = f"{FORMATS[kind].stem}_crops{crops}_topk{top_k}_blocks{blocks}{suffix}.json"
-    return results_directory(directory, dataset_name, kind) / name
+    return results_directory(directory, dataset_name, kind) / f"{FORMATS[kind].stem}{words}{suffix}.json"

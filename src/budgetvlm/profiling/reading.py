@@ -97,7 +97,9 @@ def _files_by_setting(directory: Path, dataset_name: str, kind: Kind) -> list[li
         match = pattern.fullmatch(path.name)
         if match:
             crops, top_k, blocks, rank = match.groups()
-            by_setting[int(crops), int(top_k), int(blocks)].append((-1 if rank is None else int(rank), path))
+            by_setting[int(crops or 0), int(top_k or 0), int(blocks or 0)].append(
+                (-1 if rank is None else int(rank), path)
+            )
     return [[path for _, path in sorted(files)] for _, files in sorted(by_setting.items())]
 
 
@@ -180,7 +182,8 @@ def _knobs(
 ) -> dict[str, Value]:
     """The setting, from samples, config, summary or file name; where several tell it, they have to agree."""
     match = form.pattern.fullmatch(path.name)
-    from_name = dict(zip(KNOBS, map(int, match.groups()[:3]), strict=True)) if match else {}
+    groups = match.groups()[: len(KNOBS)] if match else ()
+    from_name = {knob: int(value) for knob, value in zip(KNOBS, groups, strict=False) if value}
     sources: Iterator[tuple[str, Mapping[str, Any]]] = chain(
         ((f"sample {number}", sample) for number, sample in enumerate(samples) if isinstance(sample, dict)),
         [("config", config), ("summary", summary), ("the file's name", from_name)],
@@ -192,10 +195,9 @@ def _knobs(
                 where, value = found.setdefault(knob, (source, fields[knob]))
                 if value != fields[knob]:
                     raise DataError(f"field {knob} is {value!r} in {where} but {fields[knob]!r} in {source}")
-    missing = [knob for knob in KNOBS if knob not in found]
-    if missing:
-        raise DataError(f"missing field {', '.join(missing)}: neither samples, config, summary nor the name has it")
-    knobs = {knob: found[knob][1] for knob in KNOBS}
+    if not found:
+        raise DataError(f"missing field {' or '.join(KNOBS)}: neither samples, config, summary nor the name has one")
+    knobs = {knob: found[knob][1] for knob in KNOBS if knob in found}
     for knob, value in knobs.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise DataError(f"field {knob} is {value!r}; it has to be a whole number above 0")

@@ -266,5 +266,5 @@ def remove_leftovers(path: Path) -> None:
 
 def blocks_of(vlm: VLM, setting: Setting) -> dict[str, Any]:
     """How many blocks the model has and which of them run."""
-    active = vlm.active_blocks(int(setting["num_active_blocks"]))
+    active = vlm.active_blocks(int(setting.get("num_active_blocks", vlm.num_total_blocks)))
     return {"num_total_blocks": vlm.num_total_blocks, "active_block_indices": active}

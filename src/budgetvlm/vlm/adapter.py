@@ -1,8 +1,8 @@
 """A Transformers vision-language model behind the `VLM` protocol, with its knobs.
 
-What a family does in its own way lies in its small file (`internvl.py`); here is what is the same for all: apply and
+What a family does in its own way lies in its small file in `families`; here is what is the same for all: apply and
 release a setting, encode the overview once and reuse it, answer one question with every stage timed, answer a batch.
-Shapes: n tiles, T visual tokens a tile, C channels of the language model.
+Shapes: n tiles, V visual tokens, T tokens, C channels of the language model, D levels of deepstack features.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from torch import nn
 
 from budgetvlm.errors import ConfigError, InputError
 from budgetvlm.knobs import KnobSpace, Setting
-from budgetvlm.vlm import blocks, internvl
+from budgetvlm.vlm import blocks
 from budgetvlm.vlm.decoding import Decoder
-from budgetvlm.vlm.images import Tiles
+from budgetvlm.vlm.families.base import Family, Guide, Images, Layout, Passed, Row
 from budgetvlm.vlm.prompt import Prompt
 from budgetvlm.vlm.protocol import Deadline, Generation, Overview
 from budgetvlm.vlm.stopwatch import Stopwatch
 
 KNOBS = ("max_crops", "top_k", "num_active_blocks")
-_TILES_AT_ONCE = 256  # bounds the memory of the vision tower in a batch
 
 
-class InternVLAdapter:
-    """A frozen InternVL model. See `budgetvlm.vlm.protocol.VLM` for the methods of the protocol.
+class Adapter:
+    """A frozen Transformers model. See `budgetvlm.vlm.protocol.VLM` for the methods of the protocol.
 
     Args:
         name: what results and checkpoints call the model.
-        model: an `InternVLForConditionalGeneration`.
-        processor: its `GotOcr2ImageProcessorPil`.
+        family: where its knobs live.
+        model: a model of that family.
+        images: the family's way from an image to visual tokens.
         prompt: the text around image and question.
         knob_space: allowed values of (some of) `KNOBS`.
         block_order: all blocks, most important first.
@@ -49,27 +49,33 @@ class InternVLAdapter:
     def __init__(
         self,
         name: str,
+        family: Family,
         model: Any,
-        processor: Any,
+        images: Images,
         prompt: Prompt,
         knob_space: KnobSpace,
         block_order: Sequence[int],
         end_ids: Sequence[int],
     ) -> None:
-        self.name, self.model, self.knob_space = name, model, knob_space
+        self.name, self.family, self.model, self.knob_space = name, family, model, knob_space
         self.model.eval().requires_grad_(False)
-        self.tiles, self.prompt = Tiles(processor), prompt
-        self._language = internvl.language_model(model)
-        self._routers = internvl.routers(model)
-        self.num_total_blocks = len(self._language.layers)
-        self._order = blocks.check_order(block_order, self.num_total_blocks)
+        self.images, self.prompt = images, prompt
+        self.dials = family.dials(model)
+        self._holder, self._list_name = family.blocks(model)
+        self._levels = family.deepstack_levels(model)
+        self.num_total_blocks = len(self.layers)
+        self._order = blocks.check_order(block_order, self.num_total_blocks, family.fixed_blocks(model))
         self._check_knobs()
-        self._layers = {n: self._layer_list(n) for n in self._depths()}
+        self._layers = {n: self._layer_list(self.active_blocks(n)) for n in self._depths()}
         self._setting_crops = [self._max_crops(setting) for setting in knob_space.settings]
         self._crops = set(self._setting_crops)
-        self._tokens_per_tile = int(model.config.image_seq_length)
-        self.decoder = Decoder(self._language, model.lm_head, end_ids)
+        self.decoder = Decoder(family.language(model), family.head(model), end_ids, family.new_cache)
         self._lock = threading.RLock()
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The blocks that run now."""
+        return self._holder._modules[self._list_name]  # type: ignore[return-value]
 
     @property
     def device(self) -> torch.device:
@@ -80,7 +86,23 @@ class InternVLAdapter:
         """The largest `max_crops`: that of the knob space, or the processor's own."""
         if "max_crops" in self.knob_space.names:
             return int(self.knob_space.values("max_crops")[-1])
-        return int(self.tiles.processor.max_patches)
+        return self.images.most_crops
+
+    @property
+    def block_order(self) -> tuple[int, ...]:
+        """All blocks, most important first."""
+        return self._order
+
+    def places(self) -> tuple[str, str]:
+        """In words: where the list of blocks lives, and the places of top_k ("" where there is none)."""
+        names = {id(module): name for name, module in self.model.named_modules()}
+        blocks_at = f"{names.get(id(self._holder), type(self._holder).__name__)}.{self._list_name}"
+        if not self.dials:
+            return blocks_at, ""
+        first = self.dials[0]
+        owner = names.get(id(first.owner), type(first.owner).__name__)
+        more = f" and {len(self.dials) - 1} more" if len(self.dials) > 1 else ""
+        return blocks_at, f"{owner}.{first.name}{more}; {first.get()} of {first.most} experts"
 
     def active_blocks(self, num_active_blocks: int) -> tuple[int, ...]:
         """Indices of the blocks that run at this depth, ascending."""
@@ -103,44 +125,43 @@ class InternVLAdapter:
 
     @contextmanager
     def only_blocks(self, active: Sequence[int]) -> Iterator[None]:
-        """Run just these blocks (ascending) for a ``with`` block, whatever the knob space says; to measure blocks."""
-        with self._changed(nn.ModuleList(self._language.layers[i] for i in active), None):
+        """Run just these blocks (ascending) for a ``with`` block, whatever the knob space says; to measure blocks.
+
+        Blocks that others cannot do without run as well.
+        """
+        with self._changed(self._layer_list(sorted({*active, *self.family.fixed_blocks(self.model)})), None):
             yield
 
     @contextmanager
     def _changed(self, layers: nn.ModuleList | None, top_k: int | None) -> Iterator[None]:
         """Other layers and another top_k, None for what stays; as before at the end, also after an exception."""
         with self._lock:
-            language = self._language._modules
-            before = language["layers"], [vars(router)["top_k"] for router in self._routers]
+            lists = self._holder._modules
+            before = lists[self._list_name], [dial.get() for dial in self.dials]
             try:
                 if layers is not None:
-                    language["layers"] = layers
+                    lists[self._list_name] = layers
                 if top_k is not None:
-                    self._set_top_k([top_k] * len(self._routers))
+                    self._set_top_k([top_k] * len(self.dials))
                 yield
             finally:
-                language["layers"] = before[0]
+                lists[self._list_name] = before[0]
                 self._set_top_k(before[1])
 
     @torch.inference_mode()
     def encode_overview(self, image: Image.Image) -> Overview:
         """Preprocess and encode the overview crop once."""
-        watch = Stopwatch(self.device)
-        pixels = self.tiles.overview(image)
-        preprocess_ms = watch.lap()
-        tokens = self._encode(pixels)
-        feature = pool(tokens)
-        return Overview(tokens, feature, preprocess_ms, watch.lap())
+        return self.encode_overviews([image])[0]
 
     @torch.inference_mode()
     def encode_overviews(self, images: Sequence[Image.Image]) -> list[Overview]:
         """`encode_overview` for several images in one pass; each is told its share of the time."""
         watch = Stopwatch(self.device)
-        pixels = torch.cat([self.tiles.overview(image) for image in images])
+        pixels = [self.images.overview(image) for image in images]
+        layouts = [self.images.overview_layout(image) for image in images]
         preprocess_ms = watch.lap() / len(images)
-        tokens = self._encode(pixels).unflatten(0, (len(images), -1))
-        features = [pool(row) for row in tokens]
+        tokens = [features.flatten(0, -2) for features in self._encode(pixels, layouts)]
+        features = [pool(self._first_level(row)) for row in tokens]
         vision_ms = watch.lap() / len(images)
         return [Overview(t, f, preprocess_ms, vision_ms) for t, f in zip(tokens, features, strict=True)]
 
@@ -151,17 +172,18 @@ class InternVLAdapter:
 
     def prompt_size(self, image: Image.Image, question: str) -> tuple[np.ndarray, int]:
         """Visual tokens at each setting ``[K]`` and the prompt's other tokens, without running the model."""
-        tokens = {crops: self.tiles.count(image, crops) * self._tokens_per_tile for crops in self._crops}
+        tokens = {crops: len(self.images.layout(image, crops).ids) for crops in self._crops}
         vision = np.array([tokens[crops] for crops in self._setting_crops], dtype=np.float64)
         return vision, len(self.prompt.question_ids(question)) + self.prompt.num_fixed
 
     @torch.inference_mode()
-    def encode_tiles(self, images: Sequence[Image.Image], max_crops: int) -> list[torch.Tensor]:
-        """Visual tokens of each image ``[n_i * T, C]`` at one tiling, for `generate_batch` at many settings."""
-        tiles = [self.tiles.all(image, max_crops) for image in images]
-        chunks = torch.cat(tiles).split(_TILES_AT_ONCE)
-        per_tile = torch.cat([self._encode(chunk).unflatten(0, (len(chunk), -1)) for chunk in chunks])
-        return [part.flatten(0, 1) for part in per_tile.split([len(t) for t in tiles])]
+    def encode_tiles(self, images: Sequence[Image.Image], max_crops: int | None = None) -> list[torch.Tensor]:
+        """Visual tokens of each image ``[V_i, C]`` at one `max_crops` (None: the most), for `generate_batch`."""
+        crops = self.most_crops if max_crops is None else max_crops
+        pixels = [self.images.all(image, crops) for image in images]
+        layouts = [self.images.layout(image, crops) for image in images]
+        joined = zip(self._encode(pixels, layouts), layouts, strict=True)
+        return [self.images.join(features, None, layout) for features, layout in joined]
 
     @torch.inference_mode()
     def generate(
@@ -176,18 +198,21 @@ class InternVLAdapter:
     ) -> Generation:
         """Answer one question at batch 1, greedily, with every stage timed and the device synchronised."""
         _check_length(max_new_tokens)
+        max_crops = self._max_crops(setting)
         with self.apply(setting):
             watch = Stopwatch(self.device)
             question_ids = self.prompt.question_ids(question)
-            pixels = self._pixels_beside(image, self._max_crops(setting), overview)
+            pixels = self._pixels_beside(image, max_crops, overview)
+            layout = self.images.layout(image, max_crops)
             stages = {"preprocess": watch.lap() + (overview.preprocess_ms if overview else 0.0)}
-            visual = self._join(pixels, overview)
+            visual = self._join(pixels, overview, layout)
             stages["vision"] = watch.lap() + (overview.vision_ms if overview else 0.0)
-            cache, first = self.decoder.prefill(self.assemble(visual, question_ids)[None])
+            guide = self.guide([self.row(visual, question_ids, layout)])
+            cache, first = self.decoder.prefill(guide.rows[0].embeddings[None], **guide.prefill())
             stages["prefill"] = watch.lap()
-            ids = self.decoder.decode(cache, first, max_new_tokens, deadline)
+            ids = self.decoder.decode(cache, first, max_new_tokens, deadline, guide)
             stages["decode"] = watch.lap()
-        return self._generation(ids, len(visual), len(question_ids), stages, max_new_tokens)
+        return self._generation(ids, len(layout.ids), len(question_ids), stages, max_new_tokens)
 
     @torch.inference_mode()
     def generate_batch(
@@ -202,42 +227,81 @@ class InternVLAdapter:
         """Answer a batch greedily; the same answers as `generate` one by one.
 
         Args:
-            visual: tokens of `encode_tiles` at this setting's `max_crops`; ``images`` are then not looked at.
+            visual: tokens of `encode_tiles` at this setting's `max_crops`; only the sizes of ``images`` then matter.
         """
         _check_length(max_new_tokens)
         questions_ids = [self.prompt.question_ids(question) for question in questions]
         if not questions_ids:
             return []
+        max_crops = self._max_crops(setting)
         with self.apply(setting):
-            visual = self.encode_tiles(images, self._max_crops(setting)) if visual is None else visual
-            pairs = list(zip(visual, questions_ids, strict=True))
-            answers = self.decoder.decode_batch([self.assemble(v, q) for v, q in pairs], max_new_tokens)
+            visual = self.encode_tiles(images, max_crops) if visual is None else visual
+            layouts = [self.images.layout(image, max_crops) for image in images]
+            rows = [self.row(*parts) for parts in zip(visual, questions_ids, layouts, strict=True)]
+            answers = self.decoder.decode_batch(self.guide(rows), max_new_tokens)
         return [
-            self._generation(ids, len(v), len(q), {}, max_new_tokens)
-            for ids, (v, q) in zip(answers, pairs, strict=True)
+            self._generation(ids, len(layout.ids), len(question), {}, max_new_tokens)
+            for ids, question, layout in zip(answers, questions_ids, layouts, strict=True)
         ]
 
-    def assemble(self, visual: torch.Tensor, question_ids: Sequence[int]) -> torch.Tensor:
-        """Embeddings of the whole prompt ``[T, C]``."""
-        start = len(self.prompt.before)
-        text = self._embed([*self.prompt.before, *self.prompt.between, *question_ids, *self.prompt.after])
-        return torch.cat([text[:start], visual.to(text.dtype), text[start:]])
+    def visual(self, image: Image.Image, max_crops: int, overview: Overview | None = None) -> torch.Tensor:
+        """Visual tokens of one image ``[V, C]``, with an overview that was encoded before or without."""
+        pixels = self._pixels_beside(image, max_crops, overview)
+        return self._join(pixels, overview, self.images.layout(image, max_crops))
+
+    def row(
+        self, visual: torch.Tensor, question_ids: Sequence[int], layout: Layout, answer_ids: Sequence[int] = ()
+    ) -> Row:
+        """The whole prompt of one image and question, and what of an answer is there already."""
+        before, after = self.prompt.around(question_ids)
+        ids = (*before, *layout.ids, *after, *answer_ids)
+        tokens, deepstack = self._first_level(visual), self._other_levels(visual)
+        if layout.visual is None:
+            text = self._embed([*before, *after, *answer_ids])
+            parts = [text[: len(before)], tokens.to(text.dtype), text[len(before) :]]
+            return Row(torch.cat(parts), ids, len(before), layout, deepstack)
+        embeddings = self._embed(self._without_placeholders(ids, len(before), layout))
+        row = Row(embeddings, ids, len(before), layout, deepstack)
+        mask = row.visual_mask()
+        tokens = tokens.to(embeddings.dtype)
+        embeddings[mask] = embeddings[mask] + tokens if self.family.adds_features else tokens
+        return row
+
+    def guide(self, rows: Sequence[Row]) -> Guide:
+        """What the decoder is told about these prompts."""
+        return self.family.guide(rows, self.model)
 
     def _pixels_beside(self, image: Image.Image, max_crops: int, overview: Overview | None) -> torch.Tensor:
         if overview is None:
-            return self.tiles.all(image, max_crops)
-        return self.tiles.details(image, max_crops)
+            return self.images.all(image, max_crops)
+        return self.images.beside(image, max_crops)
 
-    def _join(self, pixels: torch.Tensor, overview: Overview | None) -> torch.Tensor:
-        """Visual tokens ``[n * T, C]`` of the tiles just cut and, last, those of an overview encoded before."""
-        parts = [self._encode(pixels)] if len(pixels) else []
-        return torch.cat([*parts, *([overview.tokens] if overview else [])])
+    def _join(self, pixels: torch.Tensor, overview: Overview | None, layout: Layout) -> torch.Tensor:
+        """Visual tokens ``[V, C]`` of the pixels just cut and of an overview encoded before."""
+        features = self._encode([pixels], [layout])[0] if len(pixels) else None
+        return self.images.join(features, overview.tokens if overview else None, layout)
 
-    def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        return internvl.encode(self.model, pixels.to(self.device)).flatten(0, 1)
+    def _encode(self, pixels: Sequence[torch.Tensor], layouts: Sequence[Layout]) -> list[torch.Tensor]:
+        return self.images.encode(pixels, layouts)
 
     def _embed(self, ids: Sequence[int]) -> torch.Tensor:
         return self.decoder.embed(torch.tensor(ids, device=self.device))
+
+    def _without_placeholders(self, ids: Sequence[int], start: int, layout: Layout) -> list[int]:
+        """Ids that the table of embeddings is sure to hold: a placeholder may lie behind its end."""
+        safe = list(ids)
+        if self.family.adds_features:
+            return safe
+        for i, is_visual in enumerate(layout.visual or (), start):
+            safe[i] = 0 if is_visual else safe[i]
+        return safe
+
+    def _first_level(self, tokens: torch.Tensor) -> torch.Tensor:
+        """What stands in the prompt ``[V, C]``; further levels lie behind it, ``[V, C * (1 + D)]``."""
+        return tokens[:, : tokens.shape[1] // (1 + self._levels)] if self._levels else tokens
+
+    def _other_levels(self, tokens: torch.Tensor) -> torch.Tensor | None:
+        return tokens.unflatten(1, (1 + self._levels, -1))[:, 1:] if self._levels else None
 
     def _generation(
         self, ids: list[int], num_vision: int, num_question: int, stages: dict[str, float], max_new_tokens: int
@@ -257,25 +321,29 @@ class InternVLAdapter:
         return int(setting.get("max_crops", self.most_crops))
 
     def _set_top_k(self, values: Sequence[int]) -> None:
-        for router, value in zip(self._routers, values, strict=True):
-            vars(router)["top_k"] = value
+        for dial, value in zip(self.dials, values, strict=True):
+            dial.set(value)
 
     def _depths(self) -> list[int]:
         if "num_active_blocks" not in self.knob_space.names:
             return []
         return [int(n) for n in self.knob_space.values("num_active_blocks")]
 
-    def _layer_list(self, depth: int) -> nn.ModuleList:
-        if depth == self.num_total_blocks:
-            return self._language.layers
-        return nn.ModuleList(self._language.layers[i] for i in self.active_blocks(depth))
+    def _layer_list(self, active: Sequence[int]) -> nn.ModuleList:
+        """The list to run: without the skipped blocks, or with stand-ins where the decoder goes by place."""
+        layers = self.layers
+        if len(active) == len(layers):
+            return layers
+        if not self.family.goes_by_place(self.model):
+            return nn.ModuleList(layers[i] for i in active)
+        return nn.ModuleList(layer if i in active else Passed(layer) for i, layer in enumerate(layers))
 
     def _check_knobs(self) -> None:
         problems = list(self._knob_problems())
         if problems:
             raise ConfigError(f"the knobs of {self.name} do not fit the model: " + "; ".join(problems))
         if self._depths()[:1] not in ([], [self.num_total_blocks]):
-            internvl.check_blocks(self.model)
+            self.family.check_blocks(self.model)
 
     def _knob_problems(self) -> Iterator[str]:
         space = self.knob_space
@@ -286,10 +354,11 @@ class InternVLAdapter:
             if any(value != int(value) for value in space.values(name)):
                 yield f"{name} needs whole numbers: {list(space.values(name))}"
         depths = self._depths()
-        if depths and (depths[0] < 2 or depths[-1] > self.num_total_blocks):
-            yield f"num_active_blocks={depths} is outside 2 to {self.num_total_blocks}"
+        least = blocks.least_depth(self.num_total_blocks, self.family.fixed_blocks(self.model))
+        if depths and (depths[0] < least or depths[-1] > self.num_total_blocks):
+            yield f"num_active_blocks={depths} is outside {least} to {self.num_total_blocks}"
         if "top_k" in space.names:
-            most = min((int(router.num_experts) for router in self._routers), default=0)
+            most = min((dial.most for dial in self.dials), default=0)
             if max(space.values("top_k")) > most:
                 yield f"top_k={list(space.values('top_k'))} exceeds the model's {most} experts"
 

@@ -8,6 +8,7 @@ features into what the head reads. Shapes: L blocks.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -29,13 +30,21 @@ def active_blocks(order: Sequence[int], num_active_blocks: int) -> tuple[int, ..
     return tuple(sorted(order[:num_active_blocks]))
 
 
-def check_order(order: Sequence[int], num_total_blocks: int) -> tuple[int, ...]:
+def check_order(order: Sequence[int], num_total_blocks: int, fixed: Sequence[int] = ()) -> tuple[int, ...]:
     """The order as a tuple.
 
+    Args:
+        fixed: blocks that run at every depth beside the first and the last.
+
     Raises:
-        ConfigError: it is not a permutation of the blocks that begins with the first and the last.
+        ConfigError: it is not a permutation of the blocks that begins with the first, the last and the fixed ones.
     """
-    ends = {0, num_total_blocks - 1}
+    ends, always = {0, num_total_blocks - 1}, {0, num_total_blocks - 1, *fixed}
+    if set(order[: len(ends)]) == ends and set(order[: len(always)]) != always:
+        raise ConfigError(
+            f"block_order={list(order)} cannot be used: this model needs the blocks {sorted(always)} at every depth, "
+            "so that they have to come in front"
+        )
     if sorted(order) != list(range(num_total_blocks)) or set(order[: len(ends)]) != ends:
         raise ConfigError(
             f"block_order={list(order)} cannot be used: it must hold each of the blocks 0 to {num_total_blocks - 1} "
@@ -44,9 +53,14 @@ def check_order(order: Sequence[int], num_total_blocks: int) -> tuple[int, ...]:
     return tuple(order)
 
 
-def default_order(num_total_blocks: int) -> tuple[int, ...]:
-    """The order where nothing was measured: first, last, then from early to late."""
-    return order_by_importance([float(-i) for i in range(num_total_blocks)])
+def least_depth(num_total_blocks: int, fixed: Sequence[int] = ()) -> int:
+    """The fewest blocks that can run: the first, the last and the fixed ones, but 2 at least."""
+    return max(2, len({0, num_total_blocks - 1, *fixed}))
+
+
+def default_order(num_total_blocks: int, fixed: Sequence[int] = ()) -> tuple[int, ...]:
+    """The order where nothing was measured: first, last, those that always run, then from early to late."""
+    return order_by_importance([math.inf if i in fixed else float(-i) for i in range(num_total_blocks)])
 
 
 def order_by_importance(importance: Sequence[float]) -> tuple[int, ...]:

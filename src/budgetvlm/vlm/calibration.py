@@ -11,47 +11,54 @@ from collections.abc import Callable, Sequence
 import torch
 from PIL import Image
 
-from budgetvlm.vlm.adapter import InternVLAdapter
+from budgetvlm.vlm.adapter import Adapter
 from budgetvlm.vlm.blocks import change_by_block
+from budgetvlm.vlm.families.base import Layout, Row
 
 
 @torch.inference_mode()
-def block_changes(vlm: InternVLAdapter, images: Sequence[Image.Image], questions: Sequence[str]) -> list[float]:
+def block_changes(vlm: Adapter, images: Sequence[Image.Image], questions: Sequence[str]) -> list[float]:
     """How much each block changes its input, mean over the prompts, ``[L]``; see `blocks.change_by_block`."""
     per_prompt = [change_by_block(_hidden_states(vlm, prompt)) for prompt in _prompts(vlm, images, questions)]
     return torch.tensor(per_prompt).mean(0).tolist()
 
 
 def likelihood(
-    vlm: InternVLAdapter, images: Sequence[Image.Image], questions: Sequence[str], answers: Sequence[str]
+    vlm: Adapter, images: Sequence[Image.Image], questions: Sequence[str], answers: Sequence[str]
 ) -> Callable[[tuple[int, ...]], float]:
     """A score for `blocks.order_by_score`: mean log-likelihood of the answers' tokens when only some blocks run."""
     with torch.inference_mode():
-        prompts = _prompts(vlm, images, questions)
-    answer_ids = [_answer_ids(vlm, answer) for answer in answers]
+        visual = vlm.encode_tiles(images)
+    asked = [
+        (v, vlm.prompt.question_ids(question), _layout(vlm, image), _answer_ids(vlm, answer))
+        for v, image, question, answer in zip(visual, images, questions, answers, strict=True)
+    ]
 
     @torch.inference_mode()
     def score(active: tuple[int, ...]) -> float:
         with vlm.only_blocks(active):
-            values = [_log_likelihood(vlm, p, ids) for p, ids in zip(prompts, answer_ids, strict=True)]
+            values = [_log_likelihood(vlm, *parts) for parts in asked]
         return sum(values) / len(values)
 
     return score
 
 
-def _prompts(vlm: InternVLAdapter, images: Sequence[Image.Image], questions: Sequence[str]) -> list[torch.Tensor]:
-    """Embeddings of each prompt ``[T, C]`` at the most tiles."""
-    visual = vlm.encode_tiles(images, vlm.most_crops)
-    return [vlm.assemble(v, vlm.prompt.question_ids(q)) for v, q in zip(visual, questions, strict=True)]
+def _layout(vlm: Adapter, image: Image.Image) -> Layout:
+    return vlm.images.layout(image, vlm.most_crops)
 
 
-def _hidden_states(vlm: InternVLAdapter, prompt: torch.Tensor) -> list[torch.Tensor]:
+def _prompts(vlm: Adapter, images: Sequence[Image.Image], questions: Sequence[str]) -> list[Row]:
+    """Each prompt at the most tiles."""
+    asked = zip(vlm.encode_tiles(images), images, questions, strict=True)
+    return [vlm.row(v, vlm.prompt.question_ids(question), _layout(vlm, image)) for v, image, question in asked]
+
+
+def _hidden_states(vlm: Adapter, prompt: Row) -> list[torch.Tensor]:
     """The first block's input and every block's output, L + 1 tensors ``[1, T, C]``."""
-    seen = [prompt[None]]
-    layers = vlm.decoder.model.layers
-    hooks = [layer.register_forward_hook(lambda _layer, _inputs, out: seen.append(_first(out))) for layer in layers]
+    seen = [prompt.embeddings[None]]
+    hooks = [layer.register_forward_hook(lambda _layer, _inputs, out: seen.append(_first(out))) for layer in vlm.layers]
     try:
-        vlm.decoder.logits(prompt[None])
+        vlm.decoder.logits(seen[0], **vlm.guide([prompt]).prefill())
     finally:
         for hook in hooks:
             hook.remove()
@@ -62,16 +69,17 @@ def _first(out: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
     return out[0] if isinstance(out, tuple) else out
 
 
-def _answer_ids(vlm: InternVLAdapter, answer: str) -> torch.Tensor:
-    """Token ids of an answer and its end ``[A]``."""
+def _answer_ids(vlm: Adapter, answer: str) -> list[int]:
+    """Token ids of an answer and its end."""
     tokenizer = vlm.prompt.tokenizer
-    ids = [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id]
-    return torch.tensor(ids, device=vlm.device)
+    return [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id]
 
 
-def _log_likelihood(vlm: InternVLAdapter, prompt: torch.Tensor, answer_ids: torch.Tensor) -> float:
-    """Mean log-probability of the answer's tokens behind the prompt ``[T, C]``."""
-    sequence = torch.cat([prompt, vlm.decoder.embed(answer_ids[:-1])])
-    hidden = vlm.decoder.model(inputs_embeds=sequence[None], use_cache=False)[0][0]
-    log_probs = vlm.decoder.head(hidden[len(prompt) - 1 :]).float().log_softmax(-1)
-    return float(log_probs.gather(1, answer_ids[:, None]).mean())
+def _log_likelihood(
+    vlm: Adapter, visual: torch.Tensor, question_ids: list[int], layout: Layout, answer_ids: list[int]
+) -> float:
+    """Mean log-probability of the answer's tokens behind the prompt."""
+    row = vlm.row(visual, question_ids, layout, answer_ids[:-1])
+    hidden = vlm.decoder.hidden(row.embeddings[None], **vlm.guide([row]).prefill())[0]
+    log_probs = vlm.decoder.head(hidden[-len(answer_ids) :]).float().log_softmax(-1)
+    return float(log_probs.gather(1, torch.tensor(answer_ids, device=vlm.device)[:, None]).mean())

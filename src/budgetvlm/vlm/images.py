@@ -16,8 +16,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from budgetvlm.errors import InputError
 
-_SIZES_KEPT = 4096  # sizes of images whose number of tiles is remembered
-
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """The image in RGB.
@@ -84,7 +82,6 @@ class Tiles:
     def __init__(self, processor: Any) -> None:
         self.processor = processor
         self._mean = torch.tensor(processor.image_mean, dtype=torch.float32)[:, None, None]
-        self._counts: dict[tuple[int, int, int], int] = {}
         self._std = torch.tensor(processor.image_std, dtype=torch.float32)[:, None, None]
 
     def overview(self, image: Image.Image) -> torch.Tensor:
@@ -106,15 +103,10 @@ class Tiles:
         """The tiles in the model's order: details, then the overview."""
         return torch.cat([self.details(image, max_crops), self.overview(image)])
 
-    def count(self, image: Image.Image, max_crops: int) -> int:
-        """Number of tiles that `all` cuts, without cutting."""
-        key = image.height, image.width, max_crops
-        if key not in self._counts:
-            options = {"crop_to_patches": True, "max_patches": max_crops}
-            if len(self._counts) >= _SIZES_KEPT:
-                self._counts.clear()
-            self._counts[key] = int(self.processor.get_number_of_image_patches(*key[:2], options))
-        return self._counts[key]
+    def count(self, height: int, width: int, max_crops: int) -> int:
+        """Number of tiles that `all` cuts from an image of this size, without cutting."""
+        options = {"crop_to_patches": True, "max_patches": max_crops}
+        return int(self.processor.get_number_of_image_patches(height, width, options))
 
     def _normalise(self, tiles: list[np.ndarray]) -> torch.Tensor:
         if not tiles:

@@ -1,7 +1,8 @@
-"""Open a model: the bundled one by name, or a directory that Transformers wrote."""
+"""Open a model: the bundled one by name, a directory that Transformers wrote, or a repository of the hub."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
@@ -14,16 +15,24 @@ from safetensors import SafetensorError
 from budgetvlm._io import read_json
 from budgetvlm.errors import CheckpointError, ConfigError, DataError, KnobSpaceError
 from budgetvlm.knobs import KnobSpace
-from budgetvlm.vlm import blocks, internvl
-from budgetvlm.vlm.adapter import InternVLAdapter
-from budgetvlm.vlm.prompt import Prompt, chat_template
+from budgetvlm.vlm import blocks
+from budgetvlm.vlm.adapter import Adapter
+from budgetvlm.vlm.families import FAMILIES, supported
+from budgetvlm.vlm.families.base import ATTENTION_KINDS, Family, Images, attention_kinds, fractions
+from budgetvlm.vlm.prompt import Prompt
+from budgetvlm.vlm.repositories import fetch, is_hub_name
 
 BUNDLED = "reference"
-SUPPORTED = f"This version runs InternVL (model_type {internvl.MODEL_TYPE!r}) and the bundled model, named {BUNDLED!r}."
+TRUST = "BUDGETVLM_TRUST_REMOTE_CODE"  # "1" is as good as the flag, for commands that have none
+SUPPORTED = f"This version runs {supported()}, and the bundled model, named {BUNDLED!r}."
+
+HINTS = {"internvl_chat": "InternVL's repositories whose names end in -HF need no such code and are supported. "}
 
 
-def load(model_path: str, *, device: str = "cpu", num_threads: int | None = None) -> InternVLAdapter:
-    """Open "reference" or a directory with `config.json`, `model.safetensors`, tokenizer and preprocessor files.
+def load(
+    model_path: str, *, device: str = "cpu", num_threads: int | None = None, trust_remote_code: bool = False
+) -> Adapter:
+    """Open "reference", a hub name, or a directory with `config.json`, `model.safetensors`, tokenizer and preprocessor.
 
     A `knobs.json` beside them may hold "knob_space", "block_order" and "prompt"; what it lacks is derived from the
     model: powers of two of tiles, fractions of experts and blocks, blocks from early to late, the chat template.
@@ -32,57 +41,69 @@ def load(model_path: str, *, device: str = "cpu", num_threads: int | None = None
         ConfigError: the directory is missing, of an unknown family, or its knobs do not fit it.
         CheckpointError: the weights are damaged or incomplete.
     """
-    directory = model_directory(model_path)
-    _check_family(directory)
+    trust_remote_code = trust_remote_code or os.environ.get(TRUST) == "1"
+    directory = model_directory(model_path, trust_remote_code=trust_remote_code)
+    family = read_family(directory, trust_remote_code=trust_remote_code)
     if num_threads is not None:
         if num_threads < 1:
             raise ConfigError(f"num_threads={num_threads} cannot run; give at least 1")
         torch.set_num_threads(num_threads)
-    model = _load_model(directory, _device(device))
-    tokenizer, processor = _load_processors(directory)
-    return _adapt(model_path, directory, model, tokenizer, processor)
+    model = _load_model(family, directory, _device(device))
+    tokenizer, processor = _load_processors(family, directory)
+    return _adapt(model_path, family, directory, model, tokenizer, processor)
 
 
-def model_directory(model_path: str) -> Path:
-    """The directory of a model.
+def model_directory(model_path: str, *, trust_remote_code: bool = False) -> Path:
+    """The directory of a model; a repository of the hub is fetched.
 
     Raises:
         ConfigError: there is none.
     """
+    if is_hub_name(str(model_path)):
+        return fetch(str(model_path), trust_remote_code=trust_remote_code)
     bundled = Path(str(resources.files("budgetvlm.vlm") / BUNDLED))
     directory = bundled if str(model_path) == BUNDLED else Path(model_path)
     if not (directory / "config.json").is_file():
         what = "has no config.json" if directory.is_dir() else "is not a directory"
         raise ConfigError(
             f"model_path={str(model_path)!r}: {directory} {what}. Give the directory of a model in Transformers' "
-            f"layout; nothing is downloaded. {SUPPORTED}"
+            f"layout, or its hub name, organisation/name. {SUPPORTED}"
         )
     return directory
 
 
-def _check_family(directory: Path) -> None:
+def read_family(directory: Path, *, trust_remote_code: bool = False) -> Family:
+    """The family of a model's directory.
+
+    Raises:
+        ConfigError: its config.json cannot be read, it needs remote code that is not trusted, it sees no images, or it
+            is of a family that this version does not know; then the message lists what was found of its structure.
+    """
     try:
         config = read_json(directory / "config.json")
     except DataError as error:
         raise ConfigError(f"the model's configuration cannot be used: {error}") from None
-    family = config.get("model_type") if isinstance(config, dict) else None
-    if family != internvl.MODEL_TYPE:
+    config = config if isinstance(config, dict) else {}
+    model_type = config.get("model_type")
+    family = FAMILIES.get(str(model_type))
+    if family is not None and (trust_remote_code or not family.remote_code):
+        return family
+    where = f"{directory / 'config.json'} is of model_type {model_type!r}"
+    if config.get("auto_map") and not trust_remote_code:
         raise ConfigError(
-            f"{directory / 'config.json'} is of model_type {family!r}, which cannot be steered. {SUPPORTED}"
+            f"{where}, which comes with Python code of its own ({', '.join(sorted(config['auto_map']))}). Read that "
+            f"code; if you trust it, add --trust-remote-code, or set {TRUST}=1. "
+            f"{HINTS.get(str(model_type), '')}".rstrip()
         )
+    if not any(word in key for key in config for word in ("vision", "visual", "image", "vit")):
+        raise ConfigError(f"{where}, a model of text alone: there is no image to choose a resolution for. {SUPPORTED}")
+    from budgetvlm.vlm.detect import detect
 
-
-def read_config(directory: Path) -> Any:
-    """The model's configuration.
-
-    `InternVLConfig` takes any saved vision configuration for InternVL's own tower; here its `model_type` is heeded,
-    so that other towers (the bundled model has a FocalNet) come back as they were saved.
-    """
-    from transformers import AutoConfig, InternVLConfig
-
-    fields, _ = InternVLConfig.get_config_dict(directory, local_files_only=True)
-    vision = dict(fields.pop("vision_config"))
-    return InternVLConfig(vision_config=AutoConfig.for_model(vision.pop("model_type"), **vision), **fields)
+    found = detect(directory, trust_remote_code=trust_remote_code).describe()
+    raise ConfigError(
+        f"{where}, which cannot be steered. Looking at its structure gave: {found}. docs/families.md says how to add a "
+        f"family. {HINTS.get(str(model_type), '')}{SUPPORTED}"
+    )
 
 
 def _device(device: str) -> torch.device:
@@ -93,15 +114,11 @@ def _device(device: str) -> torch.device:
         raise ConfigError(f"device={device!r} cannot be used: {str(error).splitlines()[0]}. Try cpu.") from None
 
 
-def _load_model(directory: Path, device: torch.device) -> Any:
-    from transformers import InternVLForConditionalGeneration
-
-    read: Any = InternVLForConditionalGeneration.from_pretrained
+def _load_model(family: Family, directory: Path, device: torch.device) -> Any:
     try:
         with _quiet():
-            model, info = read(
+            model, info = family.load(
                 directory,
-                config=read_config(directory),
                 dtype=torch.float32 if device.type == "cpu" else "auto",
                 local_files_only=True,
                 use_safetensors=True,
@@ -134,35 +151,72 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _load_processors(directory: Path) -> tuple[Any, Any]:
+def _load_processors(family: Family, directory: Path) -> tuple[Any, Any]:
     from transformers import AutoTokenizer
-    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        processor = GotOcr2ImageProcessorPil.from_pretrained(directory, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=family.remote_code
+        )
+        processor = family.load_processor(directory)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise ConfigError(
             f"the tokenizer or image processor in {directory} cannot be read: {error}. The directory needs "
             "tokenizer.json, tokenizer_config.json and preprocessor_config.json."
         ) from error
+    if not getattr(tokenizer, "chat_template", None):
+        tokenizer.chat_template = _older_chat_template(directory)
     return tokenizer, processor
 
 
-def _adapt(name: str, directory: Path, model: Any, tokenizer: Any, processor: Any) -> InternVLAdapter:
+def _older_chat_template(directory: Path) -> str | None:
+    """The template of models saved before it moved to chat_template.jinja."""
+    path = directory / "chat_template.json"
+    return read_json(path).get("chat_template") if path.is_file() else None
+
+
+def _adapt(name: str, family: Family, directory: Path, model: Any, tokenizer: Any, processor: Any) -> Adapter:
     knobs = _read_knobs(directory / "knobs.json")
-    num_blocks = len(internvl.language_model(model).layers)
-    image_token = str(tokenizer.convert_ids_to_tokens(model.config.image_token_id))
-    template = knobs.get("prompt") or chat_template(tokenizer, image_token)
-    return InternVLAdapter(
+    images = family.images(model, processor, tokenizer, knobs)
+    holder, list_name = family.blocks(model)
+    num_blocks = len(getattr(holder, list_name))
+    template = knobs.get("prompt") or family.template(model, tokenizer)
+    return Adapter(
         name=str(name),
+        family=family,
         model=model,
-        processor=processor,
+        images=images,
         prompt=Prompt.from_template(tokenizer, template),
-        knob_space=_knob_space(knobs, directory) or internvl.derive_knob_space(model, processor.max_patches),
-        block_order=knobs.get("block_order") or blocks.default_order(num_blocks),
+        knob_space=_knob_space(knobs, directory) or derive_knob_space(family, model, images),
+        block_order=knobs.get("block_order") or blocks.default_order(num_blocks, family.fixed_blocks(model)),
         end_ids=_end_ids(model, tokenizer),
     )
+
+
+def derive_knob_space(family: Family, model: Any, images: Images) -> KnobSpace:
+    """A knob space for a model that brings none: powers and the most of crops, shares of experts and of blocks.
+
+    A knob that the model lacks is left out; so is one that could take one value only.
+
+    Raises:
+        ConfigError: no knob is left.
+    """
+    holder, list_name = family.blocks(model)
+    num_blocks = len(getattr(holder, list_name))
+    knobs: dict[str, list[int]] = {"max_crops": images.crop_values()}
+    dials = family.dials(model)
+    if dials:
+        knobs["top_k"] = fractions(min(dial.get() for dial in dials), (0.25, 0.5, 1.0), least=1)
+    if attention_kinds(family.language(model)) <= ATTENTION_KINDS:
+        least = blocks.least_depth(num_blocks, family.fixed_blocks(model))
+        knobs["num_active_blocks"] = fractions(num_blocks, (0.5, 0.75, 1.0), least=least)
+    useful = {name: values for name, values in knobs.items() if len(values) > 1}
+    if not useful:
+        raise ConfigError(
+            f"this model has no knob to turn: its images have one size, {len(dials)} routers were found, and its "
+            f"{num_blocks} blocks cannot be skipped"
+        )
+    return KnobSpace(useful)
 
 
 def _read_knobs(path: Path) -> dict[str, Any]:

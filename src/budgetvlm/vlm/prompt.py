@@ -6,6 +6,7 @@ bring theirs in `knobs.json`; others have a chat template in their tokenizer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,10 @@ class Prompt:
         """Tokens that every prompt has."""
         return len(self.before) + len(self.between) + len(self.after)
 
+    def around(self, question_ids: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Token ids in front of the image and behind it."""
+        return self.before, (*self.between, *question_ids, *self.after)
+
     def question_ids(self, question: str) -> list[int]:
         """Token ids of a question; names of special tokens in it are plain text.
 
@@ -59,8 +64,11 @@ class Prompt:
         return list(ids)
 
 
-def chat_template(tokenizer: Any, image_token: str) -> str:
+def chat_template(tokenizer: Any, placeholder: str) -> str:
     """The tokenizer's chat template for one image and one question, as a template with `{image}` and `{question}`.
+
+    Args:
+        placeholder: what stands for the image in the rendered template.
 
     Raises:
         ConfigError: there is no chat template, or it does not hold one image and one question.
@@ -74,9 +82,9 @@ def chat_template(tokenizer: Any, image_token: str) -> str:
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
     )
-    if text.count(image_token) != 1 or text.count(_MARK) != 1:
+    if text.count(placeholder) != 1 or text.count(_MARK) != 1:
         raise ConfigError(
             f"the chat template does not hold one image and one question: {text!r}; add a prompt to knobs.json"
         )
     start, end = (getattr(tokenizer, f"{side}_image_token", "") for side in ("start", "end"))
-    return str(text).replace(image_token, f"{start}{{image}}{end}").replace(_MARK, "{question}")
+    return str(text).replace(placeholder, f"{start}{{image}}{end}").replace(_MARK, "{question}")

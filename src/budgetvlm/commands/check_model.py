@@ -1,0 +1,190 @@
+"""List the knobs of a model and prove that they do what they say, on your own machine.
+
+Exit codes: 0 all checks hold, 1 one does not, 2 the model cannot be checked (missing, gated, of unknown family, ...).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from budgetvlm.knobs import Setting
+    from budgetvlm.vlm.adapter import Adapter
+    from budgetvlm.vlm.conformance import Check
+
+FAILED = 1
+QUESTIONS = ("What does the sign in the middle say?", "Count the squares.")
+SIZES = ((1280, 960), (500, 900))  # of the made-up images: large enough that more crops show more
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `budgetvlm check-model`."""
+    add = parser.add_argument
+    add("model", metavar="ID_OR_DIR", help="model directory, hub name (organisation/name), or 'reference'")
+    add("--image", metavar="FILE", help="image to check with (default: one that is made up)")
+    add("--question", metavar="TEXT", help="question to check with")
+    add("--quick", action="store_true", help="settings that differ in one knob, instead of all")
+    add("--repeats", type=int, default=3, metavar="N", help="timed requests at each setting; 0: none (default: 3)")
+    add("--trust-remote-code", action="store_true", help="run the Python code that comes with the model")
+    add("--num_threads", type=int, metavar="N", help="threads of torch (default: torch's own choice)")
+    add("--device", default="cpu", help="torch device (default: cpu)")
+    add("--json", action="store_true", help="one JSON document instead of the page")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Open, check, time, report."""
+    from budgetvlm.vlm.conformance import Probe, check, one_knob_at_a_time, time_settings
+    from budgetvlm.vlm.loading import load
+
+    images, questions = _asked(args)
+    vlm = load(args.model, device=args.device, num_threads=args.num_threads, trust_remote_code=args.trust_remote_code)
+    settings = one_knob_at_a_time(vlm.knob_space) if args.quick else None
+    probe = Probe(vlm, images, questions, settings)
+    checks = check(probe, _say)
+    times = {}
+    if args.repeats > 0 and checks[-1].passed:
+        _say("time per setting")
+        times = time_settings(probe, repeats=args.repeats)
+    _show(vlm, probe, checks, times, args.json)
+    return FAILED if any(one.passed is False for one in checks) else 0
+
+
+def _asked(args: argparse.Namespace) -> tuple[list[Any], list[str]]:
+    """Two images and questions of different lengths: a batch of them has to be padded."""
+    from budgetvlm.errors import ConfigError
+    from budgetvlm.vlm.images import open_image
+
+    if args.repeats < 0:
+        raise ConfigError(f"repeats={args.repeats} cannot be timed; give 0 for no timing, or a positive number")
+    images = [made_up_image(size) for size in SIZES]
+    if args.image:
+        images[0] = open_image(args.image)
+    return images, [args.question or QUESTIONS[0], QUESTIONS[1]]
+
+
+def made_up_image(size: tuple[int, int]) -> Any:
+    """Coloured squares of many sizes: something to see at every resolution."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    coarse, fine = (
+        Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)).resize(size, Image.Resampling.NEAREST)
+        for side in (7, 61)
+    )
+    return Image.blend(coarse, fine, 0.5)
+
+
+def _say(name: str) -> None:
+    import sys
+
+    print(f"... {name}", file=sys.stderr, flush=True)
+
+
+def _show(vlm: Adapter, probe: Any, checks: list[Check], times: dict[Setting, dict[str, float]], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(document(vlm, probe, checks, times), ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    Console().print(page(vlm, probe, checks, times))
+
+
+def document(vlm: Adapter, probe: Any, checks: list[Check], times: dict[Setting, dict[str, float]]) -> dict[str, Any]:
+    """Everything as plain values."""
+    tokens, _ = vlm.prompt_size(probe.images[0], probe.questions[0])
+    promised = dict(zip(vlm.knob_space.settings, tokens.tolist(), strict=True))
+    return {
+        "schema_version": 1,
+        "model": vlm.name,
+        "family": vlm.family.name,
+        "class": type(vlm.model).__name__,
+        "dtype": str(vlm.model.dtype).removeprefix("torch."),
+        "device": str(vlm.device),
+        "image": list(probe.images[0].size),
+        "knob_space": vlm.knob_space.to_dict(),
+        "found": found(vlm),
+        "blocks_in_order_of_importance": list(vlm.block_order),
+        "passed": all(one.passed is not False for one in checks),
+        "checks": [{"name": one.name, "passed": one.passed, "detail": one.detail} for one in checks],
+        "times_ms": [
+            {**setting, "visual_tokens": promised[setting], **{name: round(ms, 3) for name, ms in stages.items()}}
+            for setting, stages in times.items()
+        ],
+    }
+
+
+def found(vlm: Adapter) -> dict[str, str]:
+    """Each knob and where it lives, or why there is none."""
+    place, count = vlm.places()
+    depth = f"{place}, {vlm.num_total_blocks} blocks"
+    kept = list(vlm.family.fixed_blocks(vlm.model))
+    return {
+        "max_crops": f"{vlm.family.crop_meaning}; at most {vlm.images.most_crops}",
+        "top_k": count or "none: no router was found, the language model is dense",
+        "num_active_blocks": depth
+        + ("; a skipped block leaves a stand-in" if vlm.family.goes_by_place(vlm.model) else "")
+        + (f"; always run: {kept}" if kept else ""),
+    }
+
+
+def page(vlm: Adapter, probe: Any, checks: list[Check], times: dict[Setting, dict[str, float]]) -> RenderableType:
+    """One page for people."""
+    from rich.console import Group
+    from rich.text import Text
+
+    head = Text(f"{vlm.name}: {vlm.family.name}, {type(vlm.model).__name__}, {vlm.model.dtype}, {vlm.device}\n")
+    failed = sum(one.passed is False for one in checks)
+    verdict = f"{failed} checks do not hold: do not steer this model" if failed else "All checks hold."
+    parts = [head, _knobs_table(vlm), _checks_table(checks), *([_times_table(vlm, probe, times)] if times else [])]
+    return Group(*parts, Text(verdict, style="red" if failed else "green"))
+
+
+def _table(*columns: str, title: str, numbers_from: int = 99) -> Any:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i >= numbers_from else "left", overflow="fold")
+    return table
+
+
+def _knobs_table(vlm: Adapter) -> Any:
+    table = _table("knob", "values", "where it lives", title="Knobs")
+    values = vlm.knob_space.to_dict()
+    for name, place in found(vlm).items():
+        table.add_row(name, ", ".join(f"{v:g}" for v in values[name]) if name in values else "-", _plain(place))
+    return table
+
+
+def _checks_table(checks: list[Check]) -> Any:
+    table = _table("", "check", "seen", title="Checks")
+    words = {True: "[green]holds[/]", False: "[red]BROKEN[/]", None: "-"}
+    for one in checks:
+        table.add_row(words[one.passed], one.name, _plain(one.detail))
+    return table
+
+
+def _plain(text: str) -> Any:
+    """Brackets in it are no markup."""
+    from rich.text import Text
+
+    return Text(text)
+
+
+def _times_table(vlm: Adapter, probe: Any, times: dict[Setting, dict[str, float]]) -> Any:
+    names = list(vlm.knob_space.names)
+    stages = list(next(iter(times.values())))
+    tokens, _ = vlm.prompt_size(probe.images[0], probe.questions[0])
+    promised = dict(zip(vlm.knob_space.settings, tokens.tolist(), strict=True))
+    title = "Time per setting, the fastest of a few requests (ms)"
+    table = _table(*names, "visual tokens", *stages, title=title, numbers_from=0)
+    for setting, ms in times.items():
+        row = [f"{setting[name]:g}" for name in names]
+        table.add_row(*row, f"{promised[setting]:g}", *(f"{ms[stage]:.1f}" for stage in stages))
+    return table

@@ -1,0 +1,392 @@
+"""Checks that a model's knobs do what they say: for users on their own model, and for the tests of every family.
+
+A check is a function from a `Probe` to one line of detail; it raises `Broken` where the model does not hold what it
+must. Differences of logits are measured in standard deviations of the logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.overrides import TorchFunctionMode
+
+from budgetvlm.errors import BudgetVLMError
+from budgetvlm.knobs import KnobSpace, Setting
+from budgetvlm.vlm.adapter import Adapter
+from budgetvlm.vlm.families.base import Layout, Row
+
+STEPS = 3  # tokens decoded in a check
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+
+
+class Broken(Exception):
+    """A check that does not hold; the message says what was seen."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """The outcome of one check.
+
+    Attributes:
+        name: what was checked.
+        passed: whether it holds; None: it does not apply to this model.
+        detail: what was seen.
+    """
+
+    name: str
+    passed: bool | None
+    detail: str
+
+
+class Probe:
+    """A model, one or more questions about images, and the settings to try.
+
+    Args:
+        settings: which to try; None: all.
+    """
+
+    def __init__(
+        self,
+        vlm: Adapter,
+        images: Sequence[Image.Image],
+        questions: Sequence[str],
+        settings: Sequence[Setting] | None = None,
+    ) -> None:
+        self.vlm, self.images, self.questions = vlm, list(images), list(questions)
+        self.settings = list(vlm.knob_space.settings if settings is None else settings)
+        self.tolerance = TOLERANCE.get(vlm.model.dtype, TOLERANCE[torch.float32])
+
+    @property
+    def space(self) -> KnobSpace:
+        return self.vlm.knob_space
+
+    @cached_property
+    def question_ids(self) -> list[list[int]]:
+        return [self.vlm.prompt.question_ids(question) for question in self.questions]
+
+    def crops(self, setting: Setting) -> int:
+        return int(setting.get("max_crops", self.vlm.most_crops))
+
+    def layout(self, max_crops: int, i: int = 0) -> Layout:
+        return self.vlm.images.layout(self.images[i], max_crops)
+
+    def row(self, max_crops: int, i: int = 0, answer_ids: Sequence[int] = ()) -> Row:
+        """The prompt of one image and question, encoded without a reused overview; then part of an answer."""
+        visual = self.visual(max_crops, i)
+        return self.vlm.row(visual, self.question_ids[i], self.layout(max_crops, i), answer_ids)
+
+    def visual(self, max_crops: int, i: int = 0) -> torch.Tensor:
+        seen = self.__dict__.setdefault("_visual", {})
+        if (max_crops, i) not in seen:
+            seen[max_crops, i] = self.vlm.visual(self.images[i], max_crops)
+        return seen[max_crops, i]
+
+    def logits(self, row: Row) -> torch.Tensor:
+        """Logits behind the prompt ``[V]``, without a cache."""
+        return self.vlm.decoder.logits(row.embeddings[None], **self.vlm.guide([row]).prefill())[0]
+
+    def logits_at(self, setting: Setting) -> torch.Tensor:
+        with self.vlm.apply(setting):
+            return self.logits(self.row(self.crops(setting)))
+
+    def untouched(self, max_crops: int) -> torch.Tensor:
+        """Logits of the model's own forward, with pixels of its own processor ``[V]``."""
+        row = self.row(max_crops)
+        inputs = {
+            **self.vlm.images.plain(self.images[0], max_crops),
+            **self.vlm.family.plain_arguments(row, self.vlm.model),
+        }
+        moved = {k: v.to(self.vlm.device) if torch.is_tensor(v) else v for k, v in inputs.items()}
+        return self.vlm.family.untouched_logits(self.vlm.model, row, moved)
+
+    def same(self, got: torch.Tensor, wanted: torch.Tensor, where: str) -> float:
+        """How far apart two logits are.
+
+        Raises:
+            Broken: further than the tolerance.
+        """
+        apart = float((got.float() - wanted.float()).abs().max() / wanted.float().std())
+        if not apart <= self.tolerance:
+            raise Broken(f"{where}: logits differ by {apart:.2g} standard deviations")
+        return apart
+
+
+def full_is_untouched(probe: Probe) -> str:
+    """At the full setting the logits are those of the model's own forward."""
+    full = probe.space.full
+    wanted = probe.untouched(probe.crops(full))
+    own = _own_values(probe.vlm)
+    lower = [f"{name}={full[name]:g} of {own[name]}" for name in full if full[name] < own[name]]
+    if lower:
+        with probe.vlm.apply(full):
+            wanted = probe.untouched(probe.crops(full))
+    apart = probe.same(probe.logits_at(full), wanted, "full setting against the model's own forward")
+    note = f"; the knob space stops below the model's own ({', '.join(lower)})" if lower else ""
+    return f"logits differ by {apart:.1e} standard deviations{note}"
+
+
+def visual_tokens_fall(probe: Probe) -> str:
+    """Fewer crops give fewer visual tokens, and as many as `prompt_size` says."""
+    crops = list(probe.space.values("max_crops"))
+    promised, _ = probe.vlm.prompt_size(probe.images[0], probe.questions[0])
+    by_setting = dict(zip(probe.space.settings, promised.tolist(), strict=True))
+    counts = [int(by_setting[_with(probe.space, max_crops=value)]) for value in crops]
+    for value, count in zip(crops, counts, strict=True):
+        layout, got = probe.layout(int(value)), len(probe.visual(int(value)))
+        if got != layout.num_visual or count != len(layout.ids):
+            raise Broken(f"max_crops={value}: {got} visual tokens encoded, {layout.num_visual} promised")
+    if sorted(counts) != counts or counts[0] == counts[-1]:
+        raise Broken(f"tokens do not grow with max_crops: {counts}; a larger image may be needed to see it")
+    return ", ".join(f"{value:g}: {count}" for value, count in zip(crops, counts, strict=True)) + " tokens"
+
+
+def experts_fall(probe: Probe) -> str:
+    """The number of experts asked for per token and layer is the setting's."""
+    values = [int(value) for value in probe.space.values("top_k")]
+    row, own = probe.row(probe.crops(probe.space.cheapest)), _own_values(probe.vlm)["top_k"]
+    asked, missed = [], 0
+    for value in values:
+        with probe.vlm.apply(_with(probe.space, top_k=value)), _TopK(probe.vlm.dials[0].most) as watch:
+            probe.logits(row)
+        asked.append(sum(watch.chosen))
+        # some routers choose groups by their two best experts first, whatever top_k is
+        missed = max(missed, watch.chosen.count(own) if own not in (value, 2) else 0)
+    steps = [(b - a) / (y - x) for a, b, x, y in zip(asked, asked[1:], values, values[1:], strict=False)]
+    layers = steps[0] if steps else 0
+    if layers < 1 or any(step != layers for step in steps):
+        raise Broken(f"top_k={values} asks the routers for {asked} experts in all; the knob does not reach them")
+    if missed:
+        raise Broken(f"{missed} routers still choose {own} experts: the knob reaches only {layers:g} of them")
+    return f"{', '.join(map(str, values))} a token in each of {layers:g} layers"
+
+
+def fewer_blocks_run(probe: Probe) -> str:
+    """At each depth just the active blocks run."""
+    row = probe.row(probe.crops(probe.space.cheapest))
+    depths = [int(value) for value in probe.space.values("num_active_blocks")]
+    for depth in depths:
+        ran = _blocks_that_run(probe, _with(probe.space, num_active_blocks=depth), row)
+        if tuple(ran) != probe.vlm.active_blocks(depth):
+            raise Broken(f"num_active_blocks={depth}: blocks {ran} ran, not {list(probe.vlm.active_blocks(depth))}")
+    return f"{', '.join(map(str, depths))} of {probe.vlm.num_total_blocks}"
+
+
+def _blocks_that_run(probe: Probe, setting: Setting, row: Row) -> list[int]:
+    """Indices in the order in which they run."""
+    number = {id(layer): i for i, layer in enumerate(probe.vlm.layers)}
+    ran: list[int] = []
+    hooks = [
+        layer.register_forward_hook(lambda module, *_: ran.append(number[id(module)])) for layer in probe.vlm.layers
+    ]
+    try:
+        with probe.vlm.apply(setting):
+            probe.logits(row)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return ran
+
+
+def every_knob_matters(probe: Probe) -> str:
+    """The smallest value of each knob gives other logits than the largest."""
+    full = probe.logits_at(probe.space.full)
+    moved = {}
+    for name in probe.space.names:
+        small = probe.logits_at(_with(probe.space, **{name: probe.space.values(name)[0]}))
+        moved[name] = float((small.float() - full.float()).abs().max() / full.float().std())
+        if len(probe.space.values(name)) > 1 and moved[name] <= probe.tolerance:
+            raise Broken(f"{name} changes nothing: logits at its smallest value are those of the full setting")
+    return ", ".join(f"{name} {value:.2g}" for name, value in moved.items()) + " standard deviations"
+
+
+def cached_is_uncached(probe: Probe) -> str:
+    """At every setting each step's logits from the cache are those of reading everything again."""
+    worst = 0.0
+    for setting in probe.settings:
+        with probe.vlm.apply(setting):
+            worst = max(worst, _decode_both_ways(probe, setting))
+    return f"{len(probe.settings)} settings, {STEPS} steps: logits differ by at most {worst:.1e} standard deviations"
+
+
+def _decode_both_ways(probe: Probe, setting: Setting) -> float:
+    decoder, crops = probe.vlm.decoder, probe.crops(setting)
+    row = probe.row(crops)
+    guide = probe.vlm.guide([row])
+    cache, token = decoder.prefill(row.embeddings[None], **guide.prefill())
+    answer, worst = [int(token)], 0.0
+    for step in range(STEPS):
+        cached = decoder.logits(decoder.embed(token[:, None]), cache, **guide.step(token))[0]
+        uncached = probe.logits(probe.row(crops, answer_ids=answer))
+        worst = max(worst, probe.same(cached, uncached, f"{setting}, step {step + 1}, cached against uncached"))
+        token = cached.argmax(-1, keepdim=True)
+        answer.append(int(token))
+    return worst
+
+
+def batch_is_single(probe: Probe) -> str:
+    """Prompts of several lengths in one padded batch have the logits that each has alone, also a token later."""
+    worst, count = 0.0, len(probe.images)
+    for setting in probe.settings:
+        with probe.vlm.apply(setting):
+            rows = [probe.row(probe.crops(setting), i) for i in range(count)]
+            alone = [_two_steps(probe, [row]) for row in rows]
+            together = _two_steps(probe, rows, [int(first.argmax()) for first, _ in alone])
+            for step in (0, 1):
+                for i in range(count):
+                    where = f"{setting}, prompt {i + 1}, step {step + 1}, batch against single"
+                    worst = max(worst, probe.same(together[step][i], alone[i][step][0], where))
+    return f"{count} prompts, {len(probe.settings)} settings: at most {worst:.1e} standard deviations"
+
+
+def _two_steps(probe: Probe, rows: Sequence[Row], tokens: Sequence[int] | None = None) -> tuple[torch.Tensor, ...]:
+    """Logits behind the prompts and behind one more token (given, or the likeliest), ``[B, V]`` each."""
+    decoder, guide = probe.vlm.decoder, probe.vlm.guide(rows)
+    cache = decoder.new_cache()
+    first = decoder.logits(guide.pad([row.embeddings for row in rows]), cache, **guide.prefill())
+    token = first.argmax(-1) if tokens is None else torch.tensor(tokens, device=first.device)
+    return first, decoder.logits(decoder.embed(token[:, None]), cache, **guide.step(token))
+
+
+def overview_is_reused(probe: Probe) -> str:
+    """With the overview encoded before, logits are those of encoding everything; and how often it saves anything."""
+    overview = probe.vlm.encode_overview(probe.images[0])
+    crops, saved, worst = sorted({probe.crops(s) for s in probe.space.settings}), [], 0.0
+    for value in crops:
+        visual = probe.vlm.visual(probe.images[0], value, overview)
+        row = probe.vlm.row(visual, probe.question_ids[0], probe.layout(value))
+        where = f"max_crops={value}, reused overview against none"
+        worst = max(worst, probe.same(probe.logits(row), probe.logits(probe.row(value)), where))
+        left = len(probe.vlm.images.beside(probe.images[0], value))
+        if left < len(probe.vlm.images.all(probe.images[0], value)):
+            saved.append(value)
+    cost = f"{overview.preprocess_ms + overview.vision_ms:.0f} ms"
+    if len(saved) == len(crops):
+        return f"part of every setting, so that reading it costs nothing ({cost}); at most {worst:.1e}"
+    where = f"reused at max_crops={', '.join(map(str, saved))}" if saved else "never reused"
+    return f"the features take {cost} of their own, {where}; at most {worst:.1e}"
+
+
+def restored_afterwards(probe: Probe) -> str:
+    """After all settings, and after an exception within one, the model is as before, to the bit."""
+    row, before = probe.row(probe.crops(probe.space.cheapest)), _state(probe.vlm)
+    logits = probe.logits(row)
+    for setting in (probe.space.cheapest, probe.space.full):
+        try:
+            with probe.vlm.apply(setting):
+                probe.logits(row)
+                raise Broken("on purpose")
+        except Broken:
+            pass
+        if _state(probe.vlm) != before or not torch.equal(probe.logits(row), logits):
+            raise Broken(f"{setting}: the model is not as before after an exception")
+    return "layers, experts and logits as before, also after an exception"
+
+
+def answers_end(probe: Probe) -> str:
+    """`generate` and `generate_batch` answer at the cheapest and at the full setting, alike."""
+    texts = []
+    for setting in (probe.space.cheapest, probe.space.full):
+        single = probe.vlm.generate(probe.images[0], probe.questions[0], setting, max_new_tokens=STEPS)
+        batch = probe.vlm.generate_batch(probe.images[:1], probe.questions[:1], setting, max_new_tokens=STEPS)[0]
+        if single.token_ids != batch.token_ids:
+            raise Broken(f"{setting}: generate says {single.token_ids}, generate_batch {batch.token_ids}")
+        texts.append(repr(single.text))
+    return " and ".join(texts)
+
+
+CHECKS: dict[str, tuple[str | None, Callable[[Probe], str]]] = {
+    "full setting is the untouched model": (None, full_is_untouched),
+    "visual tokens fall with max_crops": ("max_crops", visual_tokens_fall),
+    "experts fall with top_k": ("top_k", experts_fall),
+    "blocks fall with num_active_blocks": ("num_active_blocks", fewer_blocks_run),
+    "every knob changes the logits": (None, every_knob_matters),
+    "cached decoding is uncached decoding": (None, cached_is_uncached),
+    "a batch is its members one by one": (None, batch_is_single),
+    "a reused overview changes nothing": (None, overview_is_reused),
+    "restored afterwards": (None, restored_afterwards),
+    "answers": (None, answers_end),
+}
+
+
+@torch.inference_mode()
+def check(probe: Probe, say: Callable[[str], None] = lambda name: None) -> list[Check]:
+    """Run all checks; one that fails does not stop the others.
+
+    Args:
+        say: told the name of each check before it runs.
+    """
+    done = []
+    for name, (knob, run) in CHECKS.items():
+        if knob and (knob not in probe.space.names or len(probe.space.values(knob)) < 2):
+            done.append(Check(name, None, f"the model has no knob {knob}"))
+            continue
+        say(name)
+        done.append(_one(name, run, probe))
+    return done
+
+
+def _one(name: str, run: Callable[[Probe], str], probe: Probe) -> Check:
+    try:
+        return Check(name, True, run(probe))
+    except (Broken, BudgetVLMError) as error:
+        return Check(name, False, str(error))
+    except Exception as error:  # whatever the model's own code raises is a finding, not an end
+        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        return Check(name, False, f"{type(error).__name__}: {first}")
+
+
+def time_settings(probe: Probe, *, repeats: int = 3, max_new_tokens: int = 4) -> dict[Setting, dict[str, float]]:
+    """Stages of the fastest of some requests at each setting, in ms; with "total"."""
+    times = {}
+    for setting in probe.settings:
+        probe.vlm.generate(probe.images[0], probe.questions[0], setting, max_new_tokens=max_new_tokens)
+        runs = [
+            probe.vlm.generate(probe.images[0], probe.questions[0], setting, max_new_tokens=max_new_tokens)
+            for _ in range(repeats)
+        ]
+        best = min(runs, key=lambda run: run.total_ms)
+        times[setting] = {**best.stages_ms, "total": best.total_ms}
+    return times
+
+
+def one_knob_at_a_time(space: KnobSpace) -> list[Setting]:
+    """Settings that differ from the full one in one knob, the full and the cheapest one."""
+    near = {_with(space, **{name: value}) for name in space.names for value in space.values(name)}
+    return [s for s in space.settings if s in near | {space.cheapest, space.full}]
+
+
+def _with(space: KnobSpace, **values: float) -> Setting:
+    """The full setting with other values."""
+    return space.setting(**{**space.full, **values})
+
+
+def _own_values(vlm: Adapter) -> dict[str, int]:
+    """What the untouched model does."""
+    experts = min((dial.get() for dial in vlm.dials), default=0)
+    return {"max_crops": vlm.images.most_crops, "top_k": experts, "num_active_blocks": vlm.num_total_blocks}
+
+
+def _state(vlm: Adapter) -> tuple[Any, ...]:
+    return list(map(id, vlm.layers)), [dial.get() for dial in vlm.dials]
+
+
+class _TopK(TorchFunctionMode):
+    """Notes how many experts each router chooses per token: what `topk` over that many experts returns."""
+
+    def __init__(self, num_experts: int) -> None:
+        super().__init__()
+        self.num_experts = num_experts
+        self.chosen: list[int] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in (torch.topk, torch.Tensor.topk):
+            scores = args[0] if args else (kwargs or {})["input"]
+            if scores.shape[-1] == self.num_experts:
+                self.chosen.append(int(result[0].shape[-1]))
+        return result

@@ -1,0 +1,140 @@
+"""What can be seen of a model of an unknown family: blocks, routers, limits of its image processor.
+
+Nothing is run and no weight is read: the model is built from its configuration on torch's "meta" device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+_NOT_LANGUAGE = ("vision", "visual", "vit", "image", "audio", "encoder", "resampler", "perceiver", "projector")
+_COUNTS = ("top_k", "num_experts_per_tok", "moe_top_k", "moe_topk", "top_k_experts", "moe_k")
+_LIMITS = (
+    "max_crops", "max_patches", "max_num_tiles", "max_dynamic_patch", "image_grid_pinpoints", "split_resolutions",
+    "pan_and_scan_max_num_crops", "max_soft_tokens", "max_pixels", "max_image_size", "max_slice_nums", "size",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found.
+
+    Attributes:
+        blocks: the decoder's list of blocks and how many, for example "model.layers (32)"; None: not found.
+        routers: places with a number of experts per token and its value.
+        limits: what of the image processor bounds an image's size or number of parts.
+        problems: why something could not be looked at.
+    """
+
+    blocks: str | None = None
+    routers: dict[str, int] = field(default_factory=dict)
+    limits: dict[str, Any] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """One sentence a knob, found or not."""
+        first = next(iter(self.routers.items()), None)
+        experts = (
+            f"{len(self.routers)} places, the first {first[0]} = {first[1]}" if first else "no router with a top_k"
+        )
+        limits = ", ".join(f"{name}={_short(value)}" for name, value in self.limits.items())
+        parts = [
+            f"num_active_blocks: {self.blocks or 'no list of decoder blocks'}",
+            f"top_k: {experts}",
+            f"max_crops: {limits or 'no limit in its image processor'}",
+        ]
+        return "; ".join([*parts, *self.problems])
+
+
+def detect(directory: Path, *, trust_remote_code: bool = False) -> Findings:
+    """Look at a model's structure."""
+    problems: list[str] = []
+    model = _built(directory, trust_remote_code, problems)
+    processor = _processor(directory, trust_remote_code, problems)
+    if model is None:
+        return Findings(limits=limits(processor), problems=tuple(problems))
+    return Findings(find_blocks(model), find_routers(model), limits(processor), tuple(problems))
+
+
+def find_blocks(model: nn.Module) -> str | None:
+    """The longest list of like blocks with attention, outside of anything that sees or hears."""
+    found = [
+        (len(module), name)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) > 1 and _is_language(name) and _has_attention(module[0])
+    ]
+    longest = max(found, key=lambda one: one[0], default=None)
+    return f"{longest[1]} ({longest[0]})" if longest else None
+
+
+def find_routers(model: nn.Module) -> dict[str, int]:
+    """Attributes of modules that hold a number of experts per token; else fields of the configuration."""
+    held = {
+        f"{name}.{count}": int(vars(module)[count])
+        for name, module in model.named_modules()
+        for count in _COUNTS
+        if _is_language(name) and isinstance(vars(module).get(count), int)
+    }
+    config = getattr(model, "config", None)
+    text = config.get_text_config() if config is not None else None
+    told = {f"config.{count}": value for count in _COUNTS if isinstance(value := getattr(text, count, None), int)}
+    return held or told
+
+
+def limits(processor: Any) -> dict[str, Any]:
+    """What bounds an image's size or number of parts."""
+    return {name: value for name in _LIMITS if (value := getattr(processor, name, None)) is not None}
+
+
+def _built(directory: Path, trust_remote_code: bool, problems: list[str]) -> nn.Module | None:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    try:
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code, local_files_only=True)
+    except Exception as error:  # remote code may raise anything
+        problems.append(f"its configuration cannot be read ({_first_line(error)})")
+        return None
+    for kind in (AutoModelForImageTextToText, AutoModelForCausalLM):
+        try:
+            with torch.device("meta"):
+                return kind.from_config(config, trust_remote_code=trust_remote_code)
+        except Exception as error:
+            problem = f"Transformers cannot build it ({_first_line(error)})"
+    problems.append(problem)
+    return None
+
+
+def _processor(directory: Path, trust_remote_code: bool, problems: list[str]) -> Any:
+    from transformers import AutoImageProcessor
+
+    try:
+        return AutoImageProcessor.from_pretrained(
+            directory, backend="pil", local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except Exception as error:
+        problems.append(f"its image processor cannot be read ({_first_line(error)})")
+        return None
+
+
+def _is_language(name: str) -> bool:
+    return not any(word in part for part in name.lower().split(".") for word in _NOT_LANGUAGE)
+
+
+def _has_attention(block: nn.Module) -> bool:
+    return any("att" in name.lower() for name, _ in block.named_modules())
+
+
+def _first_line(error: Exception) -> str:
+    lines: Iterator[str] = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

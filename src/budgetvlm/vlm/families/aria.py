@@ -1,0 +1,95 @@
+"""Aria: one tile, or a grid of tiles from a list of resolutions; no overview beside them.
+
+    max_crops          1: the whole image in one tile; more: `split_image` with the `split_resolutions` that fit
+    top_k              the attribute of every router
+    num_active_blocks  which decoder layers the language model's list holds
+
+The controller reads the whole image in one tile. That tile is the model's at max_crops=1 and is paid on top elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+
+from budgetvlm.vlm.families.base import Family, Images, Layout, run_processor
+from budgetvlm.vlm.families.tiles import encode_tiles
+
+
+class AriaImages(Images):
+    """Tiles with their mask of real pixels as a fourth channel, ``[n, 4, H, W]``."""
+
+    overview_is_part = False
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        super().__init__(model, processor)
+        self._side = int(processor.max_image_size)
+        patches = (self._side // int(model.config.vision_config.patch_size)) ** 2
+        self._tokens_per_tile = int(model.config.projector_patch_to_query_dict[patches])
+        self._placeholder = int(model.config.image_token_id)
+        self._resolutions = [list(map(int, size)) for size in processor.split_resolutions]
+        self.most_crops = max(self._tiles(size) for size in self._resolutions)
+
+    def overview(self, image: Image.Image) -> torch.Tensor:
+        return self._pixels(image, [])
+
+    def beside(self, image: Image.Image, max_crops: int) -> torch.Tensor:
+        allowed = self._allowed(max_crops)
+        return self._pixels(image, allowed) if allowed else torch.empty(0)
+
+    def all(self, image: Image.Image, max_crops: int) -> torch.Tensor:
+        return self._pixels(image, self._allowed(max_crops))
+
+    def encode(self, pixels: Sequence[torch.Tensor], layouts: Sequence[Layout]) -> list[torch.Tensor]:
+        layer = self.model.config.vision_feature_layer
+
+        def features(tiles: torch.Tensor) -> torch.Tensor:
+            values, mask = tiles[:, :3].to(self.model.dtype), tiles[:, 3] > 0
+            done = self.model.model.get_image_features(values, pixel_mask=mask, vision_feature_layer=layer)
+            return done.pooler_output
+
+        return encode_tiles(features, pixels, self.model.device)
+
+    def join(self, features: torch.Tensor | None, overview: torch.Tensor | None, layout: Layout) -> torch.Tensor:
+        found = features.flatten(0, 1) if features is not None else overview
+        assert found is not None
+        return found
+
+    def plain(self, image: Image.Image, max_crops: int) -> dict[str, Any]:
+        done = self._processed(image, self._allowed(max_crops))
+        return {"pixel_values": done["pixel_values"], "pixel_mask": done["pixel_mask"]}
+
+    def _layout(self, height: int, width: int, max_crops: int) -> Layout:
+        from transformers.image_processing_utils import select_best_resolution
+
+        allowed = self._allowed(max_crops)
+        tiles = self._tiles(select_best_resolution((height, width), allowed)) if allowed else 1
+        return Layout((self._placeholder,) * (tiles * self._tokens_per_tile), size=(height, width))
+
+    def _tiles(self, size: Sequence[int]) -> int:
+        return math.ceil(size[0] / self._side) * math.ceil(size[1] / self._side)
+
+    def _allowed(self, max_crops: int) -> list[list[int]]:
+        """Resolutions to choose from; none where the image stays whole."""
+        return [] if max_crops == 1 else [size for size in self._resolutions if self._tiles(size) <= max_crops]
+
+    def _processed(self, image: Image.Image, allowed: list[list[int]]) -> Any:
+        split = {"split_image": True, "split_resolutions": allowed} if allowed else {"split_image": False}
+        return run_processor(self.processor, image, **split)
+
+    def _pixels(self, image: Image.Image, allowed: list[list[int]]) -> torch.Tensor:
+        done = self._processed(image, allowed)
+        return torch.cat([done["pixel_values"], done["pixel_mask"][:, None].float()], dim=1)
+
+
+class Aria(Family):
+    name: ClassVar = "Aria"
+    model_types: ClassVar = ("aria",)
+    crop_meaning: ClassVar = "`split_image` with `split_resolutions` of at most so many tiles; 1: one tile, not split"
+
+    def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> Images:
+        return AriaImages(model, processor)

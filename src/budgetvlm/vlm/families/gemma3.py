@@ -1,0 +1,135 @@
+"""Gemma 3: the whole image, and crops of it where it is oblong ("pan and scan").
+
+    max_crops          1: the image alone; more: `pan_and_scan_max_num_crops`
+    num_active_blocks  which decoder layers run; a skipped one leaves a stand-in, because kinds of attention go by place
+
+Visual tokens of one crop see each other in both directions, at reading only. The image itself is always encoded first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+
+from budgetvlm.vlm.families.base import Family, Guide, Images, Layout, Row, run_processor
+from budgetvlm.vlm.families.tiles import encode_tiles
+
+# the values of the model's authors, for processors that name none
+PAN_AND_SCAN = {
+    "pan_and_scan_max_num_crops": 4,
+    "pan_and_scan_min_crop_size": 256,
+    "pan_and_scan_min_ratio_to_activate": 1.2,
+}
+
+
+class Gemma3Images(Images):
+    """The image first, then its crops; words stand between them in the prompt."""
+
+    def __init__(self, model: Any, processor: Any, tokenizer: Any) -> None:
+        super().__init__(model, processor)
+        self.tokenizer = tokenizer
+        self._options = {name: getattr(processor, name, None) or value for name, value in PAN_AND_SCAN.items()}
+        self._tokens_per_crop = int(model.config.mm_tokens_per_image)
+        self._placeholder = int(model.config.image_token_id)
+        self.most_crops = int(self._options["pan_and_scan_max_num_crops"])
+
+    def overview(self, image: Image.Image) -> torch.Tensor:
+        return self.plain(image, 1)["pixel_values"]
+
+    def beside(self, image: Image.Image, max_crops: int) -> torch.Tensor:
+        return self.plain(image, max_crops)["pixel_values"][1:] if self._crops(image, max_crops) else torch.empty(0)
+
+    def all(self, image: Image.Image, max_crops: int) -> torch.Tensor:
+        return self.plain(image, max_crops)["pixel_values"]
+
+    def encode(self, pixels: Sequence[torch.Tensor], layouts: Sequence[Layout]) -> list[torch.Tensor]:
+        def features(tiles: torch.Tensor) -> torch.Tensor:
+            return self.model.model.get_image_features(tiles.to(self.model.dtype)).pooler_output
+
+        return encode_tiles(features, pixels, self.model.device)
+
+    def join(self, features: torch.Tensor | None, overview: torch.Tensor | None, layout: Layout) -> torch.Tensor:
+        parts = [overview] if overview is not None else []
+        return torch.cat([*parts, *([features.flatten(0, 1)] if features is not None else [])])
+
+    def plain(self, image: Image.Image, max_crops: int) -> dict[str, Any]:
+        scan = {**self._options, "pan_and_scan_max_num_crops": max_crops} if max_crops > 1 else {}
+        return {
+            "pixel_values": run_processor(self.processor, image, do_pan_and_scan=max_crops > 1, **scan)["pixel_values"]
+        }
+
+    def _crops(self, image: Image.Image, max_crops: int) -> int:
+        return self.layout(image, max_crops).num_visual // self._tokens_per_crop - 1
+
+    def _layout(self, height: int, width: int, max_crops: int) -> Layout:
+        crops = 0
+        if max_crops > 1:
+            blank = torch.empty(3, 1, 1).expand(3, height, width).numpy()  # only its shape is looked at
+            options = {**self._options, "pan_and_scan_max_num_crops": max_crops}
+            crops = len(self.processor.pan_and_scan(blank, **options))
+        ids = self._ids(crops)
+        return Layout(ids, tuple(i == self._placeholder for i in ids), (1, crops), (height, width))
+
+    def _ids(self, crops: int) -> tuple[int, ...]:
+        """What the processor writes for an image: one mark, or words around the image and its crops."""
+        t = self.tokenizer
+        start, end = (
+            t.convert_ids_to_tokens(getattr(self.model.config, f"{side}_token_index")) for side in ("boi", "eoi")
+        )
+        one = f"\n\n{start}{t.convert_ids_to_tokens(self._placeholder)}{end}\n\n"
+        words = f"Here is the original image {one} and here are some crops to help you see better "
+        short = t.encode(words + " ".join([one] * crops) if crops else one, add_special_tokens=False)
+        return tuple(i for s in short for i in [s] * (self._tokens_per_crop if s == self._placeholder else 1))
+
+
+class VisionBlocksGuide(Guide):
+    """Visual tokens that stand together see each other in both directions when the prompt is read."""
+
+    def __init__(self, rows: Sequence[Row], config: Any) -> None:
+        super().__init__(rows)
+        self._config = config
+
+    def prefill(self) -> dict[str, Any]:
+        masks = self._create_masks()(
+            config=self._config,
+            inputs_embeds=self.pad([row.embeddings for row in self.rows]),
+            attention_mask=self.mask if self.padded else None,
+            past_key_values=None,
+            position_ids=self.positions if self.padded else None,
+            block_sequence_ids=visual_blocks(self.pad([row.visual_mask() for row in self.rows])),
+        )
+        return {**super().prefill(), "attention_mask": masks}
+
+    def _create_masks(self) -> Callable[..., dict[str, torch.Tensor]]:
+        """The model's own: how a window and a run of visual tokens combine differs between the generations."""
+        from transformers.models.gemma3.modeling_gemma3 import create_masks_for_vision_model
+
+        return create_masks_for_vision_model
+
+
+def visual_blocks(visual: torch.Tensor) -> torch.Tensor:
+    """The number of the run of visual tokens that each token belongs to, -1 for text, ``[B, T]``."""
+    begins = visual & ~torch.nn.functional.pad(visual, (1, 0))[:, :-1]
+    return torch.where(visual, begins.long().cumsum(1) - 1, -1)
+
+
+class Gemma3(Family):
+    name: ClassVar = "Gemma 3"
+    model_types: ClassVar = ("gemma3",)
+    by_place: ClassVar = True
+    crop_meaning: ClassVar = "`pan_and_scan_max_num_crops` beside the whole image; 1: none"
+
+    def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> Images:
+        return Gemma3Images(model, processor, tokenizer)
+
+    def placeholder(self, model: Any, tokenizer: Any) -> str:
+        return str(tokenizer.convert_ids_to_tokens(model.config.boi_token_index))
+
+    def guide(self, rows: Sequence[Row], model: Any) -> Guide:
+        return VisionBlocksGuide(rows, model.config.get_text_config())
+
+    def plain_arguments(self, row: Row, model: Any) -> dict[str, Any]:
+        return {"token_type_ids": row.visual_mask().long()[None]}

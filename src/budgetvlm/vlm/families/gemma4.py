@@ -1,0 +1,156 @@
+"""Gemma 4: an image at its own shape, bounded by a number of visual tokens that comes in steps.
+
+    max_crops          `max_soft_tokens`: 70 a crop, and 70, 140, 280, 560, 1120 are all there is
+    top_k              `top_k_experts` of the language model's configuration, which routers read at each call
+    num_active_blocks  which decoder layers run; a skipped one leaves a stand-in, because kinds of attention, and a part
+                       of each token's embedding, go by place
+
+Late blocks of some sizes read keys and values of earlier ones, which therefore always run. There is no overview: the
+controller reads the image at one crop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import nn
+
+from budgetvlm.errors import InputError
+from budgetvlm.vlm.families.base import Dial, Family, Guide, Images, Layout, Row, run_processor
+from budgetvlm.vlm.families.gemma3 import VisionBlocksGuide
+
+TOKENS_PER_CROP = 70
+STEPS = (1, 2, 4, 8, 16)  # the numbers of crops whose tokens the image processor takes
+
+
+class Gemma4Images(Images):
+    """Patches with their column and row (-1: padding) as the last two channels, ``[n, P + 2]``."""
+
+    overview_is_part = False
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        super().__init__(model, processor)
+        config = model.config
+        self._placeholder = int(config.image_token_id)
+        self._around = int(config.boi_token_id), int(config.eoi_token_id)
+        self.most_crops = int(processor.max_soft_tokens) // TOKENS_PER_CROP
+
+    def crop_values(self) -> list[int]:
+        return [crops for crops in STEPS if crops <= self.most_crops]
+
+    def overview(self, image: Image.Image) -> torch.Tensor:
+        return self.all(image, 1)
+
+    def beside(self, image: Image.Image, max_crops: int) -> torch.Tensor:
+        return torch.empty(0) if max_crops == 1 else self.all(image, max_crops)
+
+    def all(self, image: Image.Image, max_crops: int) -> torch.Tensor:
+        done = self.plain(image, max_crops)
+        return torch.cat([done["pixel_values"][0], done["image_position_ids"][0].float()], dim=-1)
+
+    def encode(self, pixels: Sequence[torch.Tensor], layouts: Sequence[Layout]) -> list[torch.Tensor]:
+        """One image at a time: how far patches are padded depends on `max_crops` alone."""
+        moved = (one[None].to(self.model.device) for one in pixels)
+        encode = self.model.model.get_image_features
+        return [
+            encode(one[..., :-2].to(self.model.dtype), one[..., -2:].long()).pooler_output[0]
+            for one in moved
+        ]  # fmt: skip
+
+    def join(self, features: torch.Tensor | None, overview: torch.Tensor | None, layout: Layout) -> torch.Tensor:
+        found = features if features is not None else overview
+        assert found is not None
+        return found
+
+    def plain(self, image: Image.Image, max_crops: int) -> dict[str, Any]:
+        done = run_processor(self.processor, image, max_soft_tokens=max_crops * TOKENS_PER_CROP)
+        return {name: done[name] for name in ("pixel_values", "image_position_ids")}
+
+    def _layout(self, height: int, width: int, max_crops: int) -> Layout:
+        from transformers.models.gemma4.image_processing_pil_gemma4 import get_aspect_ratio_preserving_size
+
+        patch, pool = int(self.processor.patch_size), int(self.processor.pooling_kernel_size)
+        try:
+            most = max_crops * TOKENS_PER_CROP * pool**2
+            size = get_aspect_ratio_preserving_size(height, width, patch, most, pool)
+        except ValueError as error:
+            raise InputError(f"an image of {width} x {height} pixels does not fit the model: {error}") from None
+        rows, columns = (side // patch // pool for side in size)
+        inside = (True,) * (rows * columns)
+        ids = (self._around[0], *(self._placeholder for _ in inside), self._around[1])
+        return Layout(ids, (False, *inside, False), (rows, columns), (height, width))
+
+
+class Gemma4Guide(VisionBlocksGuide):
+    """Masks as Gemma 3's where the model was made with them; a part of each token's embedding for every block."""
+
+    def __init__(self, rows: Sequence[Row], language: Any) -> None:
+        super().__init__(rows, language.config)
+        self._language = language
+        self._by_block = bool(language.config.hidden_size_per_layer_input)
+
+    def prefill(self) -> dict[str, Any]:
+        both_ways = self._config.use_bidirectional_attention == "vision"
+        told = super().prefill() if both_ways else Guide.prefill(self)
+        if not self._by_block:
+            return told
+        ids = self.pad([torch.tensor(row.token_ids, device=self.mask.device) for row in self.rows])
+        visual = self.pad([row.visual_mask() for row in self.rows])
+        padding = int(self._config.pad_token_id or 0)
+        ids = torch.where(visual | (self.mask == 0), padding, ids)
+        return {**told, "per_layer_inputs": self._language.get_per_layer_inputs(ids)}
+
+    def _create_masks(self) -> Callable[..., dict[str, torch.Tensor]]:
+        from transformers.models.gemma4.modeling_gemma4 import create_masks_for_vision_model
+
+        return create_masks_for_vision_model
+
+    def step(self, token: torch.Tensor) -> dict[str, Any]:
+        told = super().step(token)
+        return (
+            {**told, "per_layer_inputs": self._language.get_per_layer_inputs(token[:, None])}
+            if self._by_block
+            else told
+        )
+
+
+class SoftCap(nn.Module):
+    """A head whose logits are bounded: cap * tanh(logits / cap)."""
+
+    def __init__(self, head: nn.Module, cap: float) -> None:
+        super().__init__()
+        self.head, self.cap = head, cap
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.head(hidden) / self.cap) * self.cap
+
+
+class Gemma4(Family):
+    name: ClassVar = "Gemma 4"
+    model_types: ClassVar = ("gemma4",)
+    by_place: ClassVar = True
+    crop_meaning: ClassVar = f"`max_soft_tokens`: {TOKENS_PER_CROP} visual tokens a crop, in steps of two"
+
+    def head(self, model: Any) -> Any:
+        cap = self.language(model).config.final_logit_softcapping
+        return model.lm_head if cap is None else SoftCap(model.lm_head, float(cap))
+
+    def dials(self, model: Any) -> list[Dial]:
+        config = self.language(model).config
+        return [Dial(config, "top_k_experts", int(config.num_experts))] if config.enable_moe_block else []
+
+    def fixed_blocks(self, model: Any) -> tuple[int, ...]:
+        layers = self.language(model).layers
+        return tuple(i for i, layer in enumerate(layers) if layer.self_attn.store_full_length_kv)
+
+    def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> Images:
+        return Gemma4Images(model, processor)
+
+    def guide(self, rows: Sequence[Row], model: Any) -> Guide:
+        return Gemma4Guide(rows, self.language(model))
+
+    def plain_arguments(self, row: Row, model: Any) -> dict[str, Any]:
+        return {"mm_token_type_ids": row.visual_mask().long()[None]}

@@ -1,0 +1,115 @@
+"""Idefics3 and SmolVLM: a grid of tiles, each announced by its row and column, and the overview last.
+
+    max_crops          `longest_edge` of the image processor: the largest size whose grid has at most so many tiles
+    top_k              routers of the language model, where it has any
+    num_active_blocks  which decoder layers the language model's list holds
+
+The processor makes the overview from the enlarged image, so that its pixels would depend a little on the grid. Here it
+is always made as at the full setting: it is encoded once, and the full setting is the untouched model's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+
+from budgetvlm.vlm.families.base import Family, Images, Layout, run_processor
+from budgetvlm.vlm.families.tiles import encode_tiles
+from budgetvlm.vlm.images import to_rgb
+
+_FAKE, _GLOBAL = "<fake_token_around_image>", "<global-img>"
+
+
+class Idefics3Images(Images):
+    """Details first, the overview last; text stands between them in the prompt."""
+
+    def __init__(self, model: Any, processor: Any, tokenizer: Any) -> None:
+        super().__init__(model, processor)
+        self.tokenizer = tokenizer
+        self._side = int(processor.max_image_size["longest_edge"])
+        self._longest = int(processor.size["longest_edge"])
+        self._tokens_per_tile = int(model.model.image_seq_len)
+        self._placeholder = int(model.config.image_token_id)
+        self._whole = math.ceil(self._longest / self._side) if processor.do_image_splitting else 1
+        self.most_crops = self._whole**2
+
+    def overview(self, image: Image.Image) -> torch.Tensor:
+        """The processor's own steps to its last tile, without cutting the others."""
+        from transformers.image_utils import SizeDict
+
+        p = self.processor
+        square = SizeDict(height=self._side, width=self._side)
+        pixels = np.moveaxis(np.asarray(to_rgb(image)), -1, 0)
+        pixels = p.resize(pixels, SizeDict(longest_edge=self._longest), resample=p.resample)
+        if p.do_image_splitting:
+            pixels = p.resize_for_vision_encoder(pixels, self._side, resample=p.resample)
+        if pixels.shape[-2:] != (self._side, self._side) or not p.do_image_splitting:
+            pixels = p.resize(pixels, square, resample=p.resample)
+        pixels = p.normalize(p.rescale(pixels, p.rescale_factor), p.image_mean, p.image_std)
+        return torch.from_numpy(np.ascontiguousarray(pixels))[None]
+
+    def beside(self, image: Image.Image, max_crops: int) -> torch.Tensor:
+        if self.layout(image, max_crops).grid == (0, 0):
+            return torch.empty(0)
+        return self._processed(image, self._multiple(image.height, image.width, max_crops))["pixel_values"][0][:-1]
+
+    def all(self, image: Image.Image, max_crops: int) -> torch.Tensor:
+        beside = self.beside(image, max_crops)
+        overview = self.overview(image)
+        return torch.cat([beside, overview]) if len(beside) else overview
+
+    def encode(self, pixels: Sequence[torch.Tensor], layouts: Sequence[Layout]) -> list[torch.Tensor]:
+        def features(tiles: torch.Tensor) -> torch.Tensor:
+            return self.model.model.get_image_features(tiles[None]).pooler_output[0].unflatten(0, (len(tiles), -1))
+
+        return encode_tiles(features, pixels, self.model.device)
+
+    def join(self, features: torch.Tensor | None, overview: torch.Tensor | None, layout: Layout) -> torch.Tensor:
+        parts = [features.flatten(0, 1)] if features is not None else []
+        return torch.cat([*parts, *([overview] if overview is not None else [])])
+
+    def plain(self, image: Image.Image, max_crops: int) -> dict[str, Any]:
+        done = self._processed(image, self._multiple(image.height, image.width, max_crops))
+        return {name: done[name] for name in ("pixel_values", "pixel_attention_mask") if name in done}
+
+    def _layout(self, height: int, width: int, max_crops: int) -> Layout:
+        rows, columns = self._grid(height, width, self._multiple(height, width, max_crops))
+        once = self.tokenizer.convert_ids_to_tokens(self._placeholder)
+        tiles = ["".join(f"{_FAKE}<row_{r}_col_{c}>{once}" for c in range(1, columns + 1)) for r in range(1, rows + 1)]
+        details = "".join(f"{line}\n" for line in tiles) + ("\n" if tiles else "")
+        short = self.tokenizer.encode(f"{details}{_FAKE}{_GLOBAL}{once}{_FAKE}", add_special_tokens=False)
+        ids = [i for one in short for i in [one] * (self._tokens_per_tile if one == self._placeholder else 1)]
+        visual = tuple(i == self._placeholder for i in ids)
+        return Layout(tuple(ids), visual, (rows, columns), (height, width))
+
+    def _multiple(self, height: int, width: int, max_crops: int) -> int:
+        """How many tiles long the enlarged image is: as many as give at most ``max_crops`` tiles."""
+        fitting = (n for n in range(self._whole, 1, -1) if math.prod(self._grid(height, width, n)) <= max_crops)
+        return next(fitting, 1)
+
+    def _grid(self, height: int, width: int, multiple: int) -> tuple[int, int]:
+        _, rows, columns = self.processor.get_number_of_image_patches(height, width, {"size": self._size(multiple)})
+        return (rows, columns) if rows * columns > 1 else (0, 0)
+
+    def _size(self, multiple: int) -> dict[str, int]:
+        return {"longest_edge": self._longest if multiple == self._whole else multiple * self._side}
+
+    def _processed(self, image: Image.Image, multiple: int) -> Any:
+        return run_processor(self.processor, image, size=self._size(multiple))
+
+
+class Idefics3(Family):
+    name: ClassVar = "Idefics3, SmolVLM"
+    model_types: ClassVar = ("idefics3", "smolvlm")
+    crop_meaning: ClassVar = "`longest_edge`: the largest grid of at most so many tiles beside the overview tile"
+
+    def language(self, model: Any) -> Any:
+        return model.model.text_model
+
+    def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> Images:
+        return Idefics3Images(model, processor, tokenizer)

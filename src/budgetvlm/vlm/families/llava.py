@@ -1,0 +1,123 @@
+"""LLaVA-NeXT and LLaVA-OneVision: an overview tile and a grid of tiles from a list of pinpoints.
+
+    max_crops          grids (pinpoints) of at most so many tiles; 1: the overview alone
+    top_k              routers of the language model, where it has any
+    num_active_blocks  which decoder layers the language model's list holds
+
+The overview is the whole image squeezed into one tile and does not depend on the grid, so that it is encoded once.
+Packing (unpadding, the token that ends a row) is the model's own code, told of the grid that was chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+
+from budgetvlm.vlm.families.base import Family, Images, Layout, run_processor
+from budgetvlm.vlm.families.tiles import encode_tiles
+
+
+class LlavaImages(Images):
+    """The overview first, then the grid's tiles row by row."""
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        super().__init__(model, processor)
+        vision = model.config.vision_config
+        self._side = int(vision.image_size)
+        self._tokens_per_tile = (self._side // int(vision.patch_size)) ** 2
+        self._placeholder = int(model.config.image_token_id)
+        self._pinpoints = [list(map(int, point)) for point in processor.image_grid_pinpoints]
+        self.most_crops = max(self._tiles(point) for point in self._pinpoints)
+
+    def crop_values(self) -> list[int]:
+        sizes = sorted({1, *map(self._tiles, self._pinpoints)})
+        return sizes if len(sizes) <= 5 else super().crop_values()
+
+    def overview(self, image: Image.Image) -> torch.Tensor:
+        return self._pixels(image, [[self._side, self._side]])[:1]
+
+    def beside(self, image: Image.Image, max_crops: int) -> torch.Tensor:
+        allowed = self._allowed(max_crops)
+        return self._pixels(image, allowed)[1:] if allowed else torch.empty(0)
+
+    def all(self, image: Image.Image, max_crops: int) -> torch.Tensor:
+        allowed = self._allowed(max_crops)
+        return self._pixels(image, allowed) if allowed else self.overview(image)
+
+    def encode(self, pixels: Sequence[torch.Tensor], layouts: Sequence[Layout]) -> list[torch.Tensor]:
+        return encode_tiles(self._features, pixels, self.model.device)
+
+    def join(self, features: torch.Tensor | None, overview: torch.Tensor | None, layout: Layout) -> torch.Tensor:
+        parts = [overview[None]] if overview is not None else []
+        tiles = torch.cat([*parts, *([features] if features is not None else [])])
+        return self._pack(tiles, layout.grid, layout.size, self.model.model.image_newline)
+
+    def plain(self, image: Image.Image, max_crops: int) -> dict[str, Any]:
+        done = run_processor(self.processor, image, image_grid_pinpoints=self._allowed(max_crops))
+        return {"pixel_values": done["pixel_values"], "image_sizes": done["image_sizes"]}
+
+    def _layout(self, height: int, width: int, max_crops: int) -> Layout:
+        from transformers.image_processing_utils import select_best_resolution
+
+        allowed = self._allowed(max_crops)
+        best = select_best_resolution((height, width), allowed) if allowed else (0, 0)
+        grid = best[0] // self._side, best[1] // self._side
+        # one channel of zeros is packed to count what packing leaves
+        tiles = torch.zeros(1 + grid[0] * grid[1], self._tokens_per_tile, 1)
+        count = len(self._pack(tiles, grid, (height, width), torch.zeros(1)))
+        return Layout((self._placeholder,) * count, grid=grid, size=(height, width))
+
+    def _tiles(self, point: Sequence[int]) -> int:
+        return (point[0] // self._side) * (point[1] // self._side)
+
+    def _allowed(self, max_crops: int) -> list[list[int]]:
+        """Grids to choose from; none where the overview is to stand alone."""
+        return [] if max_crops == 1 else [point for point in self._pinpoints if self._tiles(point) <= max_crops]
+
+    def _pixels(self, image: Image.Image, pinpoints: list[list[int]]) -> torch.Tensor:
+        done = run_processor(self.processor, image, image_grid_pinpoints=pinpoints)
+        return done["pixel_values"][0]
+
+    def _features(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Projected features of tiles ``[n, 3, H, W]`` -> ``[n, T, C]``, before packing."""
+        config, inner = self.model.config, self.model.model
+        hidden = inner.vision_tower(tiles.to(self.model.dtype), output_hidden_states=True).hidden_states
+        layers = config.vision_feature_layer
+        wanted = [layers] if isinstance(layers, int) else layers
+        selected = torch.cat([hidden[i] for i in wanted], dim=-1)
+        if config.vision_feature_select_strategy == "default":
+            selected = selected[:, 1:]
+        return inner.multi_modal_projector(selected)
+
+    def _pack(
+        self, tiles: torch.Tensor, grid: tuple[int, int], size: tuple[int, int], newline: torch.Tensor
+    ) -> torch.Tensor:
+        """The model's own packing, under a configuration that knows just the chosen grid."""
+        config = self.model.config
+        pinpoints = [[grid[0] * self._side, grid[1] * self._side]]
+        told = SimpleNamespace(
+            config=SimpleNamespace(image_grid_pinpoints=pinpoints, vision_config=config.vision_config)
+        )
+        packed, _ = type(self.model.model).pack_image_features(
+            told, [tiles], [list(size)], image_newline=newline, **self._packing()
+        )
+        return packed[0]
+
+    def _packing(self) -> dict[str, Any]:
+        config = self.model.config
+        if hasattr(config, "vision_aspect_ratio"):
+            return {"vision_aspect_ratio": config.vision_aspect_ratio}
+        return {"vision_feature_select_strategy": config.vision_feature_select_strategy}
+
+
+class Llava(Family):
+    name: ClassVar = "LLaVA-NeXT, LLaVA-OneVision"
+    model_types: ClassVar = ("llava_next", "llava_onevision")
+    crop_meaning: ClassVar = "`image_grid_pinpoints` of at most so many tiles beside the overview tile"
+
+    def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> Images:
+        return LlavaImages(model, processor)

@@ -1,0 +1,187 @@
+"""Molmo and MolmoE-1B (`allenai/MolmoE-1B-0924`): Python code that comes with the model.
+
+    max_crops          an argument of the image processor: tiles beside the overview tile (one at least)
+    top_k              `model.transformer.blocks[i].mlp.top_k`
+    num_active_blocks  which blocks `model.transformer.blocks` holds
+
+That code predates Transformers' caches: keys and values are a list with one pair for each block that ran. Visual
+features are added to the embeddings of their placeholders. The processor shifts the masks of padding by one tile, so
+that the overview is encoded under the first tile's mask; it is reused where that mask is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from budgetvlm.vlm.families.base import Dial, Family, Images, Layout, Row, find_dials
+from budgetvlm.vlm.families.tiles import encode_tiles
+from budgetvlm.vlm.images import to_rgb
+
+_MARKS = ("<im_patch>", "<im_col>", "<im_start>", "<im_end>")
+
+
+class MolmoImages(Images):
+    """The overview first, then overlapping tiles; the share of each patch that is image is the last channel.
+
+    Pixels are ``[n, patches, channels + 1]``.
+    """
+
+    def __init__(self, model: Any, processor: Any, tokenizer: Any) -> None:
+        super().__init__(model, processor)
+        self._marks = [int(tokenizer.convert_tokens_to_ids(mark)) for mark in _MARKS]
+        self.most_crops = int(processor.max_crops)
+
+    def overview(self, image: Image.Image) -> torch.Tensor:
+        return self.all(image, 1)[:1]
+
+    def beside(self, image: Image.Image, max_crops: int) -> torch.Tensor:
+        pixels = self.all(image, max_crops)
+        return pixels[1:] if torch.equal(pixels[:1], self.overview(image)) else pixels
+
+    def all(self, image: Image.Image, max_crops: int) -> torch.Tensor:
+        crops, _, _, mask = self._processed(np.asarray(to_rgb(image)), max_crops)
+        return torch.cat([_tensor(crops), _tensor(mask)[..., None]], dim=-1)
+
+    def encode(self, pixels: Sequence[torch.Tensor], layouts: Sequence[Layout]) -> list[torch.Tensor]:
+        def features(tiles: torch.Tensor) -> torch.Tensor:
+            values = tiles[..., :-1].to(self.model.dtype)
+            return self.model.model.vision_backbone(values[None], tiles[None, ..., -1])[0][0]
+
+        return encode_tiles(features, pixels, self.model.device)
+
+    def join(self, features: torch.Tensor | None, overview: torch.Tensor | None, layout: Layout) -> torch.Tensor:
+        assert features is not None and layout.order is not None
+        tiles = layout.grid[0]
+        if overview is not None and len(features) < tiles:
+            features = torch.cat([overview[None], features])
+        return features.flatten(0, 1)[list(layout.order)]
+
+    def plain(self, image: Image.Image, max_crops: int) -> dict[str, Any]:
+        crops, _, places, mask = self._processed(np.asarray(to_rgb(image)), max_crops)
+        return {
+            "images": _tensor(crops)[None].to(self.model.dtype),
+            "image_masks": _tensor(mask)[None],
+            "image_input_idx": torch.as_tensor(places).long()[None],
+        }
+
+    def _layout(self, height: int, width: int, max_crops: int) -> Layout:
+        """The processor is asked about a black image of this size: it has no way to be asked about a size."""
+        _, ids, places, _ = self._processed(np.zeros((height, width, 3), np.uint8), max_crops)
+        tokens, flat = np.asarray(ids), np.asarray(places).reshape(-1)
+        taken = np.flatnonzero(flat >= 0)
+        order = taken[np.argsort(flat[taken], kind="stable")]
+        return Layout(
+            tuple(tokens.tolist()), tuple((tokens == self._marks[0]).tolist()), (len(places), 1), (height, width),
+            tuple(order.tolist()),
+        )  # fmt: skip
+
+    def _processed(self, pixels: np.ndarray, max_crops: int) -> Any:
+        """Tiles, token ids, each feature's place among them (negative: none), share of image in each patch."""
+        return self.processor.preprocess(pixels, *self._marks, max_crops=max_crops)
+
+
+def _tensor(values: Any) -> torch.Tensor:
+    return torch.as_tensor(np.asarray(values)).float()
+
+
+class PairsOfBlocks:
+    """A cache as such code wants it: keys and values of each block that ran, in their order."""
+
+    def __init__(self) -> None:
+        self.pairs: list[Any] = []
+
+    def get_seq_length(self) -> int:
+        return int(self.pairs[0][0].shape[-2]) if self.pairs else 0
+
+    def padded(self, num_blocks: int) -> list[Any] | None:
+        """As many pairs as the model has blocks, which it insists on; those behind the last active one go unread."""
+        return [*self.pairs, *self.pairs[-1:] * (num_blocks - len(self.pairs))] if self.pairs else None
+
+
+class MolmoLanguage:
+    """The whole model as a decoder: embeddings -> logits; masks and positions are always given."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.config = model, model.config
+        self._num_blocks = len(model.model.transformer.blocks)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.model.transformer.wte
+
+    def __call__(
+        self,
+        inputs_embeds: torch.Tensor,
+        past_key_values: PairsOfBlocks | None = None,
+        use_cache: bool = False,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor]:
+        past = past_key_values.get_seq_length() if past_key_values else 0
+        rows, length = inputs_embeds.shape[:2]
+        if attention_mask is None:
+            attention_mask = inputs_embeds.new_ones(rows, past + length, dtype=torch.long)
+        if position_ids is None:
+            position_ids = torch.arange(past, past + length, device=inputs_embeds.device).expand(rows, -1)
+        done = self.model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values.padded(self._num_blocks) if past_key_values else None,
+            use_cache=use_cache,
+        )
+        if past_key_values is not None:
+            past_key_values.pairs = list(done.past_key_values)
+        return (done.logits,)
+
+
+class Molmo(Family):
+    name: ClassVar = "Molmo, MolmoE-1B"
+    model_types: ClassVar = ("molmo",)
+    remote_code: ClassVar = True
+    adds_features: ClassVar = True
+    crop_meaning: ClassVar = "`max_crops` of the image processor: tiles beside the overview tile, one at least"
+
+    def language(self, model: Any) -> Any:
+        return MolmoLanguage(model)
+
+    def head(self, model: Any) -> Any:
+        return nn.Identity()  # the decoder above ends in logits
+
+    def blocks(self, model: Any) -> tuple[nn.Module, str]:
+        return model.model.transformer, "blocks"
+
+    def dials(self, model: Any) -> list[Dial]:
+        return find_dials(model.model.transformer)
+
+    def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> Images:
+        return MolmoImages(model, processor, tokenizer)
+
+    def new_cache(self) -> Any:
+        return PairsOfBlocks()
+
+    def template(self, model: Any, tokenizer: Any) -> str:
+        return f"{tokenizer.bos_token or tokenizer.eos_token}{{image}} User: {{question}} Assistant:"
+
+    def load(self, directory: Path, **options: Any) -> Any:
+        from transformers import AutoModelForCausalLM
+
+        options.pop("experts_implementation", None)  # not known to code of its time
+        return AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True, **options)
+
+    def load_processor(self, directory: Path) -> Any:
+        from transformers import AutoImageProcessor
+
+        return AutoImageProcessor.from_pretrained(directory, trust_remote_code=True, local_files_only=True)
+
+    def untouched_logits(self, model: Any, row: Row, inputs: Mapping[str, Any]) -> torch.Tensor:
+        places = inputs["image_input_idx"]
+        moved = {**inputs, "image_input_idx": torch.where(places < 0, places, places + row.start)}
+        ids = torch.tensor([row.token_ids], device=model.device)
+        return model(input_ids=ids, use_cache=False, **moved).logits[0, -1]

@@ -1,0 +1,221 @@
+"""Families that see an image in patches at its own shape, with positions in three dimensions (M-RoPE).
+
+    max_crops          pixels: `longest_edge` of the image processor (also called max_pixels), one crop's worth each
+    top_k              routers of the language model, where it has any
+    num_active_blocks  which decoder layers the language model's list holds
+
+One crop is what gives `TOKENS_PER_CROP` visual tokens ("tokens_per_crop" in knobs.json sets another number). These
+families have no overview crop. The controller reads the image at one crop; where the chosen setting shows it at the
+same size, that is reused, and elsewhere it is paid on top: about 1 / max_crops of the image's encoding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+
+from budgetvlm.errors import InputError
+from budgetvlm.vlm.families.base import Family, Guide, Images, Layout, Row, run_processor
+
+TOKENS_PER_CROP = 256
+MOST_OBLONG = 200  # the processors refuse images of a larger aspect ratio
+
+
+class PatchImages(Images):
+    """Pixels are patches ``[n, P]``; the vision tower is told their grid."""
+
+    overview_is_part = False
+    frames_count = False  # GLM counts a still image's two frames in its limits
+
+    def __init__(self, model: Any, processor: Any, tokens_per_crop: int = TOKENS_PER_CROP) -> None:
+        super().__init__(model, processor)
+        self._patch, self._merge = int(processor.patch_size), int(processor.merge_size)
+        self._factor = self._patch * self._merge
+        self._frames = int(processor.temporal_patch_size) if self.frames_count else 1
+        self._least, self._most = int(processor.size.shortest_edge), int(processor.size.longest_edge)
+        self._crop_pixels = tokens_per_crop * self._factor**2 * self._frames
+        self._placeholder = int(model.config.image_token_id)
+        self.most_crops = max(1, self._most // self._crop_pixels)
+
+    def overview(self, image: Image.Image) -> torch.Tensor:
+        return self.all(image, 1)
+
+    def beside(self, image: Image.Image, max_crops: int) -> torch.Tensor:
+        same = self.layout(image, max_crops).grid == self.layout(image, 1).grid
+        return torch.empty(0) if same else self.all(image, max_crops)
+
+    def all(self, image: Image.Image, max_crops: int) -> torch.Tensor:
+        return self.plain(image, max_crops)["pixel_values"]
+
+    def encode(self, pixels: Sequence[torch.Tensor], layouts: Sequence[Layout]) -> list[torch.Tensor]:
+        grids = torch.tensor([[1, *layout.grid] for layout in layouts], device=self.model.device)
+        patches = torch.cat(list(pixels)).to(self.model.device, self.model.dtype)
+        done = self.model.model.get_image_features(patches, grids)
+        levels = getattr(done, "deepstack_features", None) or []
+        by_level = [done.pooler_output, *levels]
+        return [torch.cat(parts, dim=-1) for parts in zip(*by_level, strict=True)]
+
+    def join(self, features: torch.Tensor | None, overview: torch.Tensor | None, layout: Layout) -> torch.Tensor:
+        found = features if features is not None else overview
+        assert found is not None
+        return found
+
+    def plain(self, image: Image.Image, max_crops: int) -> dict[str, Any]:
+        least, most = self._limits(max_crops)
+        size = {"shortest_edge": least, "longest_edge": most}
+        done = run_processor(self.processor, image, size=size)
+        return {"pixel_values": done["pixel_values"], "image_grid_thw": done["image_grid_thw"]}
+
+    def _limits(self, max_crops: int) -> tuple[int, int]:
+        """Fewest and most pixels; at the most crops those of the untouched processor."""
+        most = self._most if max_crops >= self.most_crops else max_crops * self._crop_pixels
+        return min(self._least, most), most
+
+    def _layout(self, height: int, width: int, max_crops: int) -> Layout:
+        rows, columns = (side // self._patch for side in self._resized(height, width, max_crops))
+        count = rows * columns // self._merge**2
+        return Layout((self._placeholder,) * count, grid=(rows, columns), size=(height, width))
+
+    def _resized(self, height: int, width: int, max_crops: int) -> tuple[int, int]:
+        """Height and width that the processor will give the image: multiples of a merged patch, within the limits."""
+        least, most = self._limits(max_crops)
+        if max(height, width) > MOST_OBLONG * min(height, width):
+            raise InputError(
+                f"an image of {width} x {height} pixels is too oblong; give one of at most {MOST_OBLONG} to 1"
+            )
+        height, width = self._enlarged(height, width)
+        wanted = [round(side / self._factor) * self._factor for side in (height, width)]
+        pixels = self._frames * wanted[0] * wanted[1]
+        if pixels > most:
+            shrink = math.sqrt(self._frames * height * width / most)
+            wanted = [
+                max(self._factor, math.floor(side / shrink / self._factor) * self._factor) for side in (height, width)
+            ]
+        elif pixels < least:
+            grow = math.sqrt(least / (self._frames * height * width))
+            wanted = [math.ceil(side * grow / self._factor) * self._factor for side in (height, width)]
+        return wanted[0], wanted[1]
+
+    def _enlarged(self, height: int, width: int) -> tuple[int, int]:
+        return height, width
+
+
+class Glm4vImages(PatchImages):
+    """GLM enlarges images smaller than one merged patch first, and counts two frames in its limits."""
+
+    frames_count = True
+
+    def _enlarged(self, height: int, width: int) -> tuple[int, int]:
+        scale = max(1.0, self._factor / height, self._factor / width)
+        return (int(height * scale), int(width * scale)) if scale > 1 else (height, width)
+
+
+class MRopeGuide(Guide):
+    """Positions of text are the same in all three dimensions; an image spans rows and columns at one time.
+
+    Behind the image the text goes on after its longer side (Qwen2-VL, Wang et al., 2024, arXiv:2409.12191, 2.1).
+    """
+
+    def __init__(self, rows: Sequence[Row], merge: int) -> None:
+        super().__init__(rows)
+        self._where = self.pad([self._positions(row, merge).T for row in rows]).permute(2, 0, 1)
+        self._next = self._where.amax(dim=(0, 2))[None, :, None].expand(3, -1, -1)
+
+    def prefill(self) -> dict[str, Any]:
+        levels = [row.deepstack for row in self.rows if row.deepstack is not None]
+        told = {**super().prefill(), "position_ids": self._where}
+        if levels:
+            told["visual_pos_masks"] = self.pad([row.visual_mask() for row in self.rows])
+            told["deepstack_visual_embeds"] = list(torch.cat(levels).unbind(1))
+        return told
+
+    def step(self, token: torch.Tensor) -> dict[str, Any]:
+        self._next = self._next + 1
+        return {**super().step(token), "position_ids": self._next}
+
+    def _positions(self, row: Row, merge: int) -> torch.Tensor:
+        """Time, row and column of each token, ``[3, T]``."""
+        height, width = (side // merge for side in row.layout.grid)
+        device = row.embeddings.device
+        text = torch.arange(len(row), device=device).expand(3, -1)
+        end = row.start + height * width
+        y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
+        image = row.start + torch.stack([torch.zeros_like(y), y, x]).flatten(1)
+        jump = max(height, width) - height * width
+        return torch.cat([text[:, : row.start], image, text[:, end:] + jump], dim=1)
+
+
+class QwenVL(Family):
+    name: ClassVar = "Qwen2-VL, Qwen2.5-VL"
+    model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen2_5_vl")
+    crop_meaning: ClassVar = f"`longest_edge` (max_pixels): {TOKENS_PER_CROP} visual tokens a crop"
+    images_class: ClassVar[type[PatchImages]] = PatchImages
+
+    def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> Images:
+        return self.images_class(model, processor, int(options.get("tokens_per_crop", TOKENS_PER_CROP)))
+
+    def guide(self, rows: Sequence[Row], model: Any) -> Guide:
+        return MRopeGuide(rows, int(model.config.vision_config.spatial_merge_size))
+
+    def plain_arguments(self, row: Row, model: Any) -> dict[str, Any]:
+        return {"mm_token_type_ids": row.visual_mask().long()[None]}
+
+
+class Qwen3VL(QwenVL):
+    """Features of several depths of the vision tower are added behind the first blocks (deepstack).
+
+    They are added also where such a block is skipped: its stand-in keeps its place.
+    """
+
+    name: ClassVar = "Qwen3-VL, Qwen3-VL-MoE"
+    model_types: ClassVar = ("qwen3_vl", "qwen3_vl_moe")
+    by_place: ClassVar = True
+
+    def deepstack_levels(self, model: Any) -> int:
+        return len(model.config.vision_config.deepstack_visual_indexes)
+
+
+class Glm4v(QwenVL):
+    name: ClassVar = "GLM-4.1V, GLM-4.5V"
+    model_types: ClassVar = ("glm4v", "glm4v_moe")
+    images_class: ClassVar[type[PatchImages]] = Glm4vImages
+
+
+class ErnieGuide(MRopeGuide):
+    """ERNIE sends visual tokens, and the marks around them, to experts of their own."""
+
+    def __init__(self, rows: Sequence[Row], merge: int, marks: frozenset[int]) -> None:
+        super().__init__(rows, merge)
+        self._kinds = self.pad([_among(row, marks) for row in rows])
+
+    def prefill(self) -> dict[str, Any]:
+        return {**super().prefill(), "moe_mm_token_type_ids": self._kinds}
+
+
+def _among(row: Row, marks: frozenset[int]) -> torch.Tensor:
+    """1 where a token is one of the marks, ``[T]``; none in an answer, which is text whatever it says."""
+    around = range(row.start - 1, row.start + len(row.layout.ids) + 1)
+    kinds = [int(place in around and i in marks) for place, i in enumerate(row.token_ids)]
+    return torch.tensor(kinds, device=row.embeddings.device)
+
+
+class ErnieVL(QwenVL):
+    name: ClassVar = "ERNIE-4.5-VL"
+    model_types: ClassVar = ("ernie4_5_vl_moe",)
+
+    def guide(self, rows: Sequence[Row], model: Any) -> Guide:
+        return ErnieGuide(rows, int(model.config.vision_config.spatial_merge_size), self._marks(model.config))
+
+    def plain_arguments(self, row: Row, model: Any) -> dict[str, Any]:
+        return {
+            **super().plain_arguments(row, model),
+            "moe_mm_token_type_ids": _among(row, self._marks(model.config))[None],
+        }
+
+    def _marks(self, config: Any) -> frozenset[int]:
+        names = ("image_token_id", "image_start_token_id", "image_end_token_id")
+        return frozenset(int(getattr(config, name)) for name in names)

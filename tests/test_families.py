@@ -1,0 +1,181 @@
+"""Every family on a tiny model of it: the checks of `budgetvlm check-model`, and each family's own arithmetic."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_families import BUILDERS, ID, write_tiny_family, write_tokenizer
+from tiny_molmo import ImageProcessor, TinyMolmo, Tokenizer
+from transformers import AutoTokenizer
+
+from budgetvlm.errors import ConfigError, InputError
+from budgetvlm.vlm import load_vlm
+from budgetvlm.vlm.adapter import Adapter
+from budgetvlm.vlm.blocks import check_order
+from budgetvlm.vlm.calibration import block_changes, likelihood
+from budgetvlm.vlm.conformance import CHECKS, Probe, check, one_knob_at_a_time
+from budgetvlm.vlm.families.base import Passed
+from budgetvlm.vlm.families.molmo import Molmo, MolmoImages
+from budgetvlm.vlm.loading import derive_knob_space
+from budgetvlm.vlm.prompt import Prompt
+
+QUESTIONS = ["what is the red sign", "sum of both"]
+SIZES = [(150, 96), (40, 100)]
+AT_EVERY_SETTING = {"qwen3_vl_moe", "ernie4_5_vl_moe", "llava_onevision", "gemma3", "gemma4_shared"}
+
+
+def picture(seed=0, size=(150, 96)):
+    noise = np.random.default_rng(seed).integers(0, 256, (size[1] // 4, size[0] // 4, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize(size)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Each family's model, made when it is first asked for."""
+    made = {}
+
+    def model(name):
+        if name not in made:
+            made[name] = load_vlm(str(write_tiny_family(name, tmp_path_factory.mktemp(name))))
+        return made[name]
+
+    return model
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_a_model_of_every_family_holds_all_checks(models, name):
+    vlm, images = models(name), [picture(i, size) for i, size in enumerate(SIZES)]
+    settings = None if name in AT_EVERY_SETTING else one_knob_at_a_time(vlm.knob_space)
+    outcomes = check(Probe(vlm, images, QUESTIONS, settings))
+    assert [o.name for o in outcomes] == list(CHECKS)
+    assert [f"{o.name}: {o.detail}" for o in outcomes if o.passed is False] == []
+
+
+@pytest.fixture(scope="module")
+def molmo(tmp_path_factory):
+    words = tmp_path_factory.mktemp("words")
+    write_tokenizer(words, "<image>")
+    tokenizer = AutoTokenizer.from_pretrained(words)
+    family, model = Molmo(), TinyMolmo()
+    images = MolmoImages(model, ImageProcessor(), Tokenizer())
+    return Adapter(
+        "tiny", family, model, images, Prompt.from_template(tokenizer, "</s>{image} : {question} <a>"),
+        derive_knob_space(family, model, images), [0, 3, 2, 1], [ID["</s>"]],
+    )  # fmt: skip
+
+
+def test_molmo_with_its_caches_of_pairs_holds_all_checks(molmo):
+    outcomes = check(Probe(molmo, [picture(i, size) for i, size in enumerate(SIZES)], QUESTIONS))
+    assert [f"{o.name}: {o.detail}" for o in outcomes if not o.passed] == []
+    assert molmo.knob_space.to_dict() == {"max_crops": [1, 2, 4], "top_k": [1, 2, 4], "num_active_blocks": [2, 3, 4]}
+
+
+@pytest.mark.parametrize("size", [(64, 64), (64, 40), (150, 96), (40, 100)])
+def test_molmos_overview_is_reused_where_the_mask_allows_it(molmo, size):
+    """The processor gives the overview the first tile's mask: padded in one tiling, it may be whole in another."""
+    image, left = picture(3, size), []
+    overview = molmo.encode_overview(image)
+    for crops in (1, 2, 4):
+        with torch.inference_mode():
+            assert torch.allclose(molmo.visual(image, crops, overview), molmo.visual(image, crops), atol=1e-6)
+        left.append(len(molmo.images.all(image, crops)) - len(molmo.images.beside(image, crops)))
+    assert left[0] == 1 and set(left) <= {0, 1}
+
+
+def test_a_pair_cache_is_as_long_as_the_model_insists(molmo):
+    cache = molmo.decoder.new_cache()
+    assert cache.padded(4) is None and cache.get_seq_length() == 0
+    cache.pairs = ["first", "last"]
+    assert cache.padded(4) == ["first", "last", "last", "last"]
+
+
+ODD_SIZES = [(33, 31), (300, 20), (8, 90), (64, 64), (97, 200)]
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_layouts_promise_what_is_encoded_at_any_size(models, name):
+    """Counted by arithmetic, against what the processor and the vision tower make."""
+    vlm = models(name)
+    for size in ODD_SIZES:
+        image = picture(5, size)
+        for crops in vlm.knob_space.values("max_crops"):
+            with torch.inference_mode():
+                got = vlm.visual(image, int(crops))
+                reused = vlm.visual(image, int(crops), vlm.encode_overview(image))
+            assert len(got) == vlm.images.layout(image, int(crops)).num_visual, (size, crops)
+            assert torch.allclose(got, reused, atol=1e-5), (size, crops)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_likelihoods_and_changes_of_blocks_can_be_measured(models, name):
+    """What an order of blocks is chosen by works for every family: answers lie behind the prompt, at their places."""
+    vlm, images = models(name), [picture(0), picture(1, (40, 100))]
+    changes = block_changes(vlm, images, QUESTIONS)
+    assert len(changes) == vlm.num_total_blocks and min(changes) > 0
+    score = likelihood(vlm, images[:1], QUESTIONS[:1], ["A 1"])
+    every = tuple(range(vlm.num_total_blocks))
+    row = vlm.row(
+        vlm.encode_tiles(images[:1])[0], vlm.prompt.question_ids(QUESTIONS[0]),
+        vlm.images.layout(images[0], vlm.most_crops), [ID["A"], ID["1"]],
+    )  # fmt: skip
+    with torch.inference_mode():
+        hidden = vlm.decoder.hidden(row.embeddings[None], **vlm.guide([row]).prefill())
+        log_probs = vlm.decoder.head(hidden)[0].log_softmax(-1)[-3:]
+    expected = sum(float(log_probs[i, token]) for i, token in enumerate([ID["A"], ID["1"], ID["</s>"]])) / 3
+    assert score(every) == pytest.approx(expected, abs=1e-4)
+    assert score((0, vlm.num_total_blocks - 1)) != pytest.approx(expected, abs=1e-3)
+
+
+def test_an_oblong_image_is_refused_in_words(models):
+    vlm, image = models("qwen2_5_vl"), Image.new("RGB", (900, 4))
+    with pytest.raises(InputError, match="refuses an image of 900 x 4"):
+        vlm.generate(image, QUESTIONS[0], vlm.knob_space.full)
+    with pytest.raises(InputError, match="too oblong"):
+        vlm.prompt_size(image, QUESTIONS[0])
+
+
+def test_blocks_whose_keys_others_read_always_run(models):
+    vlm = models("gemma4_shared")
+    assert vlm.family.fixed_blocks(vlm.model) == (2, 3)
+    assert vlm.knob_space.values("num_active_blocks") == (4, 5, 6)
+    assert vlm.active_blocks(4) == (0, 2, 3, 5)
+    with pytest.raises(ConfigError, match=r"\[0, 2, 3, 5\] at every depth"):
+        check_order([0, 5, 1, 2, 3, 4], 6, (2, 3))
+
+
+def test_experts_of_every_place_are_turned(models):
+    """Gemma 4's routers read the configuration; ERNIE has routers of its own for visual tokens."""
+    gemma, ernie = models("gemma4_moe"), models("ernie4_5_vl_moe")
+    setting = gemma.knob_space.setting(**{**gemma.knob_space.full, "top_k": 1})
+    config = gemma.decoder.model.config
+    with gemma.apply(setting):
+        assert config.top_k_experts == 1
+    assert config.top_k_experts == 4
+    kinds = {type(dial.owner).__name__ for dial in ernie.dials}
+    assert kinds == {"Ernie4_5_VLMoeMoeTopKRouter", "Ernie4_5_VLMoeSparseMoeBlock"} and len(ernie.dials) == 12
+
+
+def test_a_stand_in_answers_for_its_block():
+    block = torch.nn.Linear(2, 2)
+    block.attention_type = "sliding_attention"
+    stand_in = Passed(block)
+    assert stand_in.attention_type == "sliding_attention" and list(stand_in.parameters()) == []
+    hidden = torch.ones(1, 3, 2)
+    assert stand_in(hidden, "mask", past_key_values=None) is hidden
+
+
+def test_gemmas_crops_stand_in_words(models):
+    """An oblong image at two crops: the image, the words between, two crops; each with its marks around."""
+    vlm = models("gemma3")
+    layout = vlm.images.layout(picture(0, (200, 80)), 2)
+    words = vlm.prompt.tokenizer.decode(layout.ids)
+    assert words.count("<start> <image>") + words.count("<start><image>") == 3
+    assert layout.num_visual == 3 * 4 and "Here is the original image" in " ".join(words.split())
+
+
+def test_a_token_per_crop_is_a_choice(tmp_path):
+    directory = write_tiny_family("qwen2_5_vl", tmp_path)
+    (directory / "knobs.json").write_text('{"tokens_per_crop": 8}')
+    vlm = load_vlm(str(directory))
+    assert vlm.knob_space.values("max_crops") == (1, 2, 4, 8)
+    assert len(vlm.images.layout(picture(), 1).ids) <= 8 < len(vlm.images.layout(picture(), 2).ids) <= 16

@@ -1,0 +1,317 @@
+"""Tiny models of every family, random weights, written to a directory as `save_pretrained` does it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedTokenizerFast
+
+WORDS = ["what", "is", "the", "red", "sign", "code", "A", "B", "C", "1", "2", "3", "sum", "of", "both", "colour", ":"]
+WORDS += "Here original image and here are some crops to help you see better".split()
+MARKS = {
+    "start": "<start>", "image": "<image>", "end": "<end>", "video": "<video>", "fake": "<fake_token_around_image>",
+    "global": "<global-img>", "answer": "<a>",
+}  # fmt: skip
+ROWS = [f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7)]
+SPECIAL = ["<pad>", "<unk>", "</s>", *MARKS.values(), *ROWS]
+VOCABULARY = SPECIAL + WORDS
+ID = {word: i for i, word in enumerate(VOCABULARY)}
+TEMPLATE = (
+    "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}PLACE{% else %}{{ c['text'] }}"
+    "{% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+)
+SMALL = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
+TEXT = {
+    **SMALL, "vocab_size": len(VOCABULARY), "intermediate_size": 48, "max_position_embeddings": 1024,
+    "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 2, "tie_word_embeddings": False, "head_dim": 8,
+}  # fmt: skip
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 4, "moe_intermediate_size": 16, "norm_topk_prob": True}
+VIT = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+VISION = {**VIT, "patch_size": 8, "image_size": 32}
+ROPE = {"rope_theta": 1e4, "rope_type": "default", "mrope_section": [1, 1, 2]}
+BUILDERS: dict[str, Callable[[], tuple[Any, Any, str, dict[str, Any]]]] = {}
+
+
+def family(build: Callable[[], tuple[Any, Any, str, dict[str, Any]]]) -> Callable[[], Any]:
+    """Register a builder: configuration, image processor, what stands for the image in a prompt, knobs.json."""
+    BUILDERS[build.__name__] = build
+    return build
+
+
+def write_tiny_family(which: str, directory: Path) -> Path:
+    """Save one model; weights large enough that every knob changes the logits."""
+    torch.manual_seed(0)
+    config, processor, place, knobs = BUILDERS[which]()
+    model = AutoModelForImageTextToText.from_config(config)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.dim() > 1:
+                p.normal_(0, 1.0 / (p.shape[-1] if "experts" in name else p[0].numel()) ** 0.5)
+    model.save_pretrained(directory)
+    processor.save_pretrained(directory)
+    write_tokenizer(directory, place)
+    (directory / "knobs.json").write_text(json.dumps(knobs))
+    return directory
+
+
+def write_tokenizer(directory: Path, place: str) -> None:
+    tokenizer = Tokenizer(models.WordLevel(ID, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token="</s>",
+        additional_special_tokens=[*MARKS.values(), *ROWS], chat_template=TEMPLATE.replace("PLACE", place),
+        extra_special_tokens={"boi_token": "<start>", "eoi_token": "<end>", "image_token": "<image>"},
+    ).save_pretrained(directory)  # fmt: skip
+
+
+def config(model_type: str, **fields: Any) -> Any:
+    return AutoConfig.for_model(model_type, image_token_id=ID["<image>"], **fields)
+
+
+@family
+def llava_next():
+    from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
+    points = [[32, 64], [64, 32], [64, 64], [96, 32], [32, 96]]
+    made = config(
+        "llava_next", text_config={"model_type": "llama", **TEXT}, vision_feature_select_strategy="default",
+        vision_config={"model_type": "clip_vision_model", **VISION, "projection_dim": 16}, vision_feature_layer=-2,
+        image_grid_pinpoints=points,
+    )  # fmt: skip
+    side = {"height": 32, "width": 32}
+    return (
+        made,
+        LlavaNextImageProcessorPil(size={"shortest_edge": 32}, crop_size=side, image_grid_pinpoints=points),
+        "<image>",
+        {},
+    )
+
+
+@family
+def llava_onevision():
+    from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+
+    points = [[32 * r, 32 * c] for r in (1, 2, 3) for c in (1, 2, 3)]
+    made = config(
+        "llava_onevision", text_config={"model_type": "qwen2", **TEXT}, vision_feature_select_strategy="full",
+        vision_config={"model_type": "siglip_vision_model", **VISION, "vision_use_head": False},
+        vision_feature_layer=-1, image_grid_pinpoints=points, vision_aspect_ratio="anyres_max_4",
+    )  # fmt: skip
+    side = {"height": 32, "width": 32}
+    return made, LlavaOnevisionImageProcessorPil(size=side, image_grid_pinpoints=points), "<image>", {}
+
+
+def patches(**options):
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    size = {"shortest_edge": 8 * 8, "longest_edge": 8 * 8 * 64}
+    return Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, size=size, **options)
+
+
+CROPS = {"tokens_per_crop": 16}
+PLACE = "<start><image><end>"
+
+
+@family
+def qwen2_5_vl():
+    vision = {"depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 4,
+              "out_hidden_size": 32, "window_size": 16, "fullatt_block_indexes": [1]}  # fmt: skip
+    made = config("qwen2_5_vl", text_config={**TEXT, "rope_parameters": ROPE}, vision_config=vision)
+    return made, patches(), PLACE, CROPS
+
+
+@family
+def qwen3_vl():
+    made = config("qwen3_vl", text_config={**TEXT, "rope_parameters": ROPE}, vision_config=_qwen3_vision())
+    return made, patches(), PLACE, CROPS
+
+
+@family
+def qwen3_vl_moe():
+    text = {**TEXT, **EXPERTS, "rope_parameters": ROPE, "decoder_sparse_step": 1}
+    return config("qwen3_vl_moe", text_config=text, vision_config=_qwen3_vision()), patches(), PLACE, CROPS
+
+
+def _qwen3_vision():
+    return {"depth": 3, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 4,
+            "out_hidden_size": 32, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}  # fmt: skip
+
+
+@family
+def glm4v_moe():
+    from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
+
+    text = {**TEXT, "rope_parameters": {**ROPE, "partial_rotary_factor": 1.0}, "n_routed_experts": 6,
+            "num_experts_per_tok": 4, "n_group": 1,
+            "moe_intermediate_size": 16, "topk_group": 1, "n_shared_experts": 1,
+            "first_k_dense_replace": 1}  # fmt: skip
+    vision = {"depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 4,
+              "out_hidden_size": 32, "image_size": 32}  # fmt: skip
+    size = {"shortest_edge": 8 * 8, "longest_edge": 8 * 8 * 2 * 64}
+    return (
+        config("glm4v_moe", text_config=text, vision_config=vision),
+        Glm4vImageProcessorPil(patch_size=4, size=size),
+        PLACE,
+        CROPS,
+    )
+
+
+@family
+def ernie4_5_vl_moe():
+    from transformers.models.ernie4_5_vl_moe.image_processing_pil_ernie4_5_vl_moe import (
+        Ernie4_5_VLMoeImageProcessorPil,
+    )
+
+    text = {**TEXT, **EXPERTS, "moe_intermediate_size": [16, 8], "moe_k": 4, "moe_num_shared_experts": 1,
+            "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"], "rope_parameters": ROPE}  # fmt: skip
+    text.pop("norm_topk_prob")
+    vision = {"depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 4}
+    made = config(
+        "ernie4_5_vl_moe", text_config=text, vision_config=vision, image_start_token_id=ID["<start>"],
+        image_end_token_id=ID["<end>"], video_token_id=ID["<video>"],
+    )  # fmt: skip
+    size = {"shortest_edge": 8 * 8, "longest_edge": 8 * 8 * 64}
+    return made, Ernie4_5_VLMoeImageProcessorPil(patch_size=4, merge_size=2, size=size), PLACE, CROPS
+
+
+def _idefics3(model_type, image_processor):
+    made = config(
+        model_type, text_config={"model_type": "llama", **TEXT}, vision_config=VISION, scale_factor=2,
+        pad_token_id=0, tie_word_embeddings=False,
+    )  # fmt: skip
+    sizes = {"size": {"longest_edge": 96}, "max_image_size": {"longest_edge": 32}}
+    return made, image_processor(**sizes), "<image>", {}
+
+
+@family
+def idefics3():
+    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+
+    return _idefics3("idefics3", Idefics3ImageProcessorPil)
+
+
+@family
+def smolvlm():
+    from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+
+    return _idefics3("smolvlm", SmolVLMImageProcessorPil)
+
+
+@family
+def aria():
+    from transformers.models.aria.image_processing_pil_aria import AriaImageProcessorPil
+
+    text = {**TEXT, "moe_num_experts": 6, "moe_topk": 4, "moe_num_shared_experts": 1, "intermediate_size": 16}
+    vision = {**VIT, "model_type": "idefics3_vision", "patch_size": 70, "image_size": 490}
+    made = AutoConfig.for_model(
+        "aria", text_config=text, vision_config=vision, image_token_index=ID["<image>"],
+        projector_patch_to_query_dict={49: 6},
+    )  # fmt: skip
+    sizes = [[490, 980], [980, 490], [980, 980]]
+    return made, AriaImageProcessorPil(max_image_size=490, split_resolutions=sizes), PLACE, {}
+
+
+@family
+def gemma3():
+    from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+
+    kinds = ["sliding_attention", "full_attention", "sliding_attention", "full_attention", "sliding_attention"]
+    text = {**TEXT, "num_hidden_layers": 5, "layer_types": kinds, "sliding_window": 6, "query_pre_attn_scalar": 8}
+    made = AutoConfig.for_model(
+        "gemma3", text_config=text,
+        vision_config={"model_type": "siglip_vision_model", **VISION, "vision_use_head": False},
+        image_token_index=ID["<image>"], boi_token_index=ID["<start>"], eoi_token_index=ID["<end>"],
+        mm_tokens_per_image=4, tie_word_embeddings=False,
+    )  # fmt: skip
+    scan = {"pan_and_scan_min_crop_size": 8, "pan_and_scan_max_num_crops": 4, "pan_and_scan_min_ratio_to_activate": 1.2}
+    return made, Gemma3ImageProcessorPil(size={"height": 32, "width": 32}, **scan), "<start>", {}
+
+
+@family
+def qwen2_vl():
+    vision = {"depth": 2, "embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2, "num_heads": 2, "patch_size": 4}
+    made = config("qwen2_vl", text_config={**TEXT, "rope_parameters": ROPE}, vision_config=vision)
+    return made, patches(), PLACE, CROPS
+
+
+@family
+def glm4v():
+    from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
+
+    vision = {"depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 4,
+              "out_hidden_size": 32, "image_size": 32}  # fmt: skip
+    text = {**TEXT, "rope_parameters": {**ROPE, "partial_rotary_factor": 1.0}}
+    size = {"shortest_edge": 8 * 8, "longest_edge": 8 * 8 * 2 * 64}
+    return (
+        config("glm4v", text_config=text, vision_config=vision),
+        Glm4vImageProcessorPil(patch_size=4, size=size),
+        PLACE,
+        CROPS,
+    )
+
+
+def _internvl(text):
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+
+    made = config(
+        "internvl", text_config={**TEXT, **text}, image_seq_length=4, downsample_ratio=0.5,
+        vision_config={**VIT, "model_type": "internvl_vision", "patch_size": [8, 8], "image_size": [32, 32]},
+    )  # fmt: skip
+    tiles = GotOcr2ImageProcessorPil(
+        size={"height": 32, "width": 32}, crop_to_patches=True, min_patches=1, max_patches=4
+    )
+    return made, tiles, PLACE, {}
+
+
+@family
+def internvl_dense():
+    return _internvl({"model_type": "qwen3"})
+
+
+@family
+def internvl_qwen3_moe():
+    return _internvl({"model_type": "qwen3_moe", **EXPERTS, "decoder_sparse_step": 1, "mlp_only_layers": [1]})
+
+
+@family
+def internvl_gpt_oss():
+    """Full and sliding attention by turns; the window is shorter than the prompt."""
+    kinds = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
+    return _internvl(
+        {"model_type": "gpt_oss", "num_local_experts": 6, "num_experts_per_tok": 4, "sliding_window": 6,
+         "layer_types": kinds}
+    )  # fmt: skip
+
+
+def _gemma4(**text):
+    from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
+
+    kinds = ["sliding_attention", "full_attention"] * 3
+    made = config(
+        "gemma4", boi_token_id=ID["<start>"], eoi_token_id=ID["<end>"], video_token_id=ID["<video>"],
+        text_config={
+            **TEXT, "num_hidden_layers": 6, "layer_types": kinds, "sliding_window": 6, "global_head_dim": 16,
+            "vocab_size_per_layer_input": len(VOCABULARY), "hidden_size_per_layer_input": 0, **text,
+        },
+        vision_config={**VIT, "num_key_value_heads": 2, "head_dim": 8, "patch_size": 4, "pooling_kernel_size": 2,
+                       "position_embedding_size": 512},
+        audio_config=None, audio_token_id=None, tie_word_embeddings=False,
+    )  # fmt: skip
+    return made, Gemma4ImageProcessorPil(patch_size=4, pooling_kernel_size=2, max_soft_tokens=140), "<image>", {}
+
+
+@family
+def gemma4_shared():
+    """As the small sizes: late blocks read the keys and values of blocks 2 and 3; embeddings for each block."""
+    return _gemma4(num_kv_shared_layers=2, hidden_size_per_layer_input=4, final_logit_softcapping=5.0)
+
+
+@family
+def gemma4_moe():
+    return _gemma4(
+        enable_moe_block=True, num_experts=6, top_k_experts=4, moe_intermediate_size=16,
+        use_bidirectional_attention="vision",
+    )  # fmt: skip
