@@ -24,6 +24,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("budgetvlm.commands.train", "train a controller with GRPO on a table and its features"),
     "calibrate": ("budgetvlm.commands.calibrate", "fit the guard to this machine from a few requests"),
     "evaluate": ("budgetvlm.commands.evaluate", "compare the controller with simple policies on held-out samples"),
+    "report": ("budgetvlm.commands.report", "one HTML file about what was measured, learnt and chosen"),
+    "explain": ("budgetvlm.commands.explain", "why a setting is chosen for an image, a question and a budget"),
     "ask": ("budgetvlm.commands.ask", "answer a question about an image within a budget"),
 }
 
@@ -52,6 +54,14 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "budgetvlm evaluate --data ./data/controller_training_data.json --checkpoint ./checkpoints/controller",
         "budgetvlm evaluate --table T.parquet --features F.safetensors --checkpoint ./checkpoints/controller --json",
         "budgetvlm evaluate --live --checkpoint ./checkpoints/controller --num_requests 1500",
+    ),
+    "report": (
+        "budgetvlm report --data ./data/controller_training_data.json --checkpoint ./checkpoints/controller \\\n"
+        "      --output report.html",
+    ),
+    "explain": (
+        'budgetvlm explain --image photo.png --question "read the sign in red" --budget-ms 40 \\\n'
+        "      --checkpoint ./checkpoints/controller --data ./data/controller_training_data.json",
     ),
     "ask": (
         'budgetvlm ask --image photo.png --question "read the sign in red" --budget-ms 40 \\\n'

@@ -184,6 +184,11 @@ class AdaptiveVLM:
             bounds = self.guard.bounds(request, budget_ms)
         return Outlook(request, bounds if self.known.all() else bounds.only(self.known))
 
+    def seen_budget_ms(self, bounds: Bounds, left_ms: float) -> float:
+        """What the controller is told of a budget: as it would be on the machine that was profiled, for the model."""
+        own_ms = self.guard.other_ms if self.guard is not None else self.controller_ms
+        return max((left_ms - own_ms) / bounds.slowdown, 1e-3)
+
     def _question_feature(self, question: str) -> np.ndarray:
         feature: np.ndarray = self.vlm.question_feature(question).numpy()
         return feature
@@ -211,10 +216,8 @@ class AdaptiveVLM:
     def _choose(
         self, overview: Overview, outlook: Outlook, left_ms: float, price: float | None, allowed: np.ndarray
     ) -> Choice:
-        """The controller sees the budget as it would be on the machine that was profiled."""
         bounds = outlook.bounds
-        own_ms = self.guard.other_ms if self.guard is not None else self.controller_ms
-        budget_ms = max((left_ms - own_ms) / bounds.slowdown, 1e-3)
+        budget_ms = self.seen_budget_ms(bounds, left_ms)
         index = bounds.fastest
         if allowed.any():
             features = overview.feature.numpy(), outlook.request.feature
