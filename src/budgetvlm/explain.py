@@ -122,7 +122,7 @@ class Explainer:
         self, controller: GRPOController, image: np.ndarray, language: np.ndarray, price: float | None = None
     ) -> None:
         self.controller, self.decider = controller, Decider(controller)
-        self.image, self.language = np.float32(image), np.float32(language)
+        self.image, self.language = (np.asarray(part, dtype=np.float32) for part in (image, language))
         self.price = float(controller.default_price) if price is None else price
 
     def options(

@@ -183,7 +183,7 @@ def _cases(found: Explanation) -> list[str]:
     for case in found.nearest:
         labels = ", ".join(case.labels.values())
         right = "right at no setting" if case.cheapest_right is None else f"right from {_short(case.cheapest_right)} on"
-        here = {None: "not measured"}.get(case.accuracy, f"{case.accuracy or 0:.0%} right")
+        here = "not measured" if case.accuracy is None else f"{case.accuracy:.0%} right"
         lines.append(f"{case.similarity:+.2f}  {case.sample_id}  {labels}  {right}; at the choice {here}")
     return lines
 

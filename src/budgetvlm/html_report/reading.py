@@ -78,7 +78,7 @@ def _build(kind: Any, value: Any) -> Any:
     if origin in (types.UnionType, typing.Union):
         options = [a for a in arguments if a is not type(None)]
         return None if value is None else _build(options[0], value) if len(options) == 1 else value
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         missing = [f.name for f in dataclasses.fields(kind) if f.name not in value and _required(f)]
         if missing:

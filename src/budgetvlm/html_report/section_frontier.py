@@ -169,7 +169,7 @@ def _compared(rows: tuple[dict[str, Any], ...]) -> list[Block]:
                 "comparison_gain",
                 "Everything that was compared",
                 "identical splits, budgets and guard",
-                "points of accuracy over the lookup table",
+                "points over the lookup table",
                 "",
                 tuple(name for name, _ in order),
                 (bars,),
