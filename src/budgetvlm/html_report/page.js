@@ -3,7 +3,6 @@
   const figures = JSON.parse(document.getElementById("figures").textContent);
   const plots = [...document.querySelectorAll(".plot")];
   const narrow = () => window.innerWidth < 600;
-  const PRINTED = 660; // CSS pixels between the margins of a sheet
 
   const save = (format) => (plot) => {
     const title = { text: figures[plot.id].title, x: 0.02, xanchor: "left", font: { size: 20 } };
@@ -44,6 +43,16 @@
     const { data, layout } = figures[plot.id];
     Plotly.newPlot(plot, data, shape(layout), config);
   }
-  window.addEventListener("beforeprint", () => plots.forEach((plot) => Plotly.relayout(plot, { width: PRINTED })));
-  window.addEventListener("afterprint", () => plots.forEach((plot) => Plotly.relayout(plot, { width: null, autosize: true })));
+
+  // A sheet has about 680 CSS pixels between its margins; charts of a row share them.
+  const forPaper = (plot) => {
+    const width = plot.closest(".row") ? 325 : 660;
+    Plotly.relayout(plot, { width, height: Math.min(figures[plot.id].layout.height, 290), "font.size": 10 });
+  };
+  const forScreen = (plot) => {
+    const { height, font } = shape(figures[plot.id].layout);
+    Plotly.relayout(plot, { width: null, autosize: true, height, "font.size": font.size });
+  };
+  window.addEventListener("beforeprint", () => plots.forEach(forPaper));
+  window.addEventListener("afterprint", () => plots.forEach(forScreen));
 })();
