@@ -140,9 +140,7 @@ def describe(found: Explanation) -> str:
 
 def _option(option: Option) -> str:
     bound = "" if option.bound_ms is None else f", at most {option.bound_ms:.1f} ms"
-    like = (
-        "" if option.measured_accuracy is None else f" (measured where it predicted so: {option.measured_accuracy:.0%})"
-    )
+    like = "" if option.measured_accuracy is None else f" (measured on like cases: {option.measured_accuracy:.0%})"
     return f"{_short(option.setting)}: predicted accuracy {option.predicted_accuracy:.0%}{like}{bound}"
 
 
@@ -182,9 +180,11 @@ def _cases(found: Explanation) -> list[str]:
     lines = []
     for case in found.nearest:
         labels = ", ".join(case.labels.values())
-        right = "right at no setting" if case.cheapest_right is None else f"right from {_short(case.cheapest_right)} on"
+        right = (
+            "right at no setting" if case.cheapest_right is None else f"cheapest right: {_short(case.cheapest_right)}"
+        )
         here = "not measured" if case.accuracy is None else f"{case.accuracy:.0%} right"
-        lines.append(f"{case.similarity:+.2f}  {case.sample_id}  {labels}  {right}; at the choice {here}")
+        lines.append(f"{case.similarity:+.2f}  {case.sample_id}  {labels}  {right}; the choice: {here}")
     return lines
 
 

@@ -47,7 +47,7 @@
   // A sheet has about 680 CSS pixels between its margins; charts of a row share them.
   const forPaper = (plot) => {
     const width = plot.closest(".row") ? 325 : 660;
-    Plotly.relayout(plot, { width, height: Math.min(figures[plot.id].layout.height, 290), "font.size": 10 });
+    Plotly.relayout(plot, { width, height: Math.min(figures[plot.id].layout.height, 330), "font.size": 10 });
   };
   const forScreen = (plot) => {
     const { height, font } = shape(figures[plot.id].layout);
