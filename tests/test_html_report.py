@@ -253,6 +253,11 @@ def test_an_evaluation_of_other_knobs_is_refused(folder):
         Material(table, read_evaluation(folder / "evaluation.json"))
 
 
+def test_an_evaluation_of_other_samples_is_refused(folder):
+    with pytest.raises(DataError, match="the evaluation is of 60 test samples, and the data has 50"):
+        Material(planted(120, 40, 50, width=8).table, read_evaluation(folder / "evaluation.json"))
+
+
 def test_a_damaged_history_is_named(tmp_path):
     (tmp_path / "metrics.json").write_text(json.dumps({"history": [{"loss": 1}]}))
     with pytest.raises(DataError, match="its history is no list of epochs"):

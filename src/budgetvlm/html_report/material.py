@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from budgetvlm.errors import KnobSpaceError
+from budgetvlm.errors import DataError, KnobSpaceError
 from budgetvlm.evaluate import EvaluationOptions
 from budgetvlm.html_report.choices import Choices
 from budgetvlm.html_report.reading import Run
@@ -39,6 +39,7 @@ class Material:
 
     Raises:
         KnobSpaceError: the evaluation is of another knob space than the table.
+        DataError: it is of other samples.
     """
 
     table: ProfileTable
@@ -55,6 +56,14 @@ class Material:
             raise KnobSpaceError(
                 f"the evaluation is of other knobs ({self.evaluation.knobs}) than the data ({self.table.knob_space}); "
                 "give the evaluation of this data, or none: then it is made"
+            )
+        counts, split = self.evaluation.counts, self.evaluation.split
+        evaluated = counts["evaluated_samples"] + counts["left_out_incomplete"]
+        here = (self.table.split or ()).count(split)
+        if evaluated != here:
+            raise DataError(
+                f"the evaluation is of {evaluated} {split} samples, and the data has {here}; give the evaluation of "
+                "this data, or none: then it is made"
             )
 
 
