@@ -111,7 +111,7 @@ def read_live(path: str | Path) -> dict[str, Any]:
             f"{path} was written by another version of budgetvlm: it lacks {', '.join(missing[:4])}. "
             "Run evaluate --live again."
         )
-    return dict(document)
+    return {**document, "systems": dict(sorted(systems.items()))}  # the guarded one first
 
 
 def _missing(document: Mapping[str, Any], systems: Mapping[str, Any]) -> typing.Iterator[str]:
