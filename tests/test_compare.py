@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from planted_tables import planted, tiny
 
-from budgetvlm import cli
-from budgetvlm.baselines import extras
+from budgetvlm import cli, extras
 from budgetvlm.compare import CompareOptions, compare
 from budgetvlm.compare.cells import Cell, Spec
 from budgetvlm.compare.material import learning_part, viewed, with_splits

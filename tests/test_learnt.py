@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_policies import SPACE, features_of, states, two_kinds
 
-from budgetvlm.baselines import extras
+from budgetvlm import extras
 from budgetvlm.baselines.learnt import boosted_trees, knn, logistic
 from budgetvlm.errors import KnobSpaceError, MissingExtraError
 from budgetvlm.expected import Expected

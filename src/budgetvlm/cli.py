@@ -26,6 +26,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "calibrate": ("budgetvlm.commands.calibrate", "fit the guard to this machine from a few requests"),
     "evaluate": ("budgetvlm.commands.evaluate", "compare the controller with simple policies on held-out samples"),
     "compare": ("budgetvlm.commands.compare", "compare every policy, simple and strong, on one table"),
+    "report": ("budgetvlm.commands.report", "one HTML file about what was measured, learnt and chosen"),
+    "explain": ("budgetvlm.commands.explain", "why a setting is chosen for an image, a question and a budget"),
     "ask": ("budgetvlm.commands.ask", "answer a question about an image within a budget"),
     "check-model": ("budgetvlm.commands.check_model", "list the knobs of a model and prove that they work"),
 }
@@ -67,6 +69,14 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "compare": (
         "budgetvlm compare --data ./data/controller_training_data.json --output_dir ./results/compare",
         "budgetvlm compare --table T.parquet --quick",
+    ),
+    "report": (
+        "budgetvlm report --data ./data/controller_training_data.json --checkpoint ./checkpoints/controller \\\n"
+        "      --output report.html",
+    ),
+    "explain": (
+        'budgetvlm explain --image photo.png --question "read the sign in red" --budget-ms 40 \\\n'
+        "      --checkpoint ./checkpoints/controller --data ./data/controller_training_data.json",
     ),
     "ask": (
         'budgetvlm ask --image photo.png --question "read the sign in red" --budget-ms 40 \\\n'

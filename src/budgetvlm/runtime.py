@@ -196,6 +196,11 @@ class AdaptiveVLM:
             bounds = self.guard.bounds(request, budget_ms, spent)
         return bounds if self.known.all() else bounds.only(self.known)
 
+    def seen_budget_ms(self, bounds: Bounds, left_ms: float) -> float:
+        """What the controller is told of a budget: as it would be on the machine that was profiled, for the model."""
+        own_ms = self.guard.other_ms if self.guard is not None else self.controller_ms
+        return max((left_ms - own_ms) / bounds.slowdown, 1e-3)
+
     def _question_feature(self, question: str) -> np.ndarray:
         feature: np.ndarray = self.vlm.question_feature(question).numpy()
         return feature
@@ -224,10 +229,8 @@ class AdaptiveVLM:
         price: float | None,
         when_infeasible: Infeasible,
     ) -> Choice:
-        """The controller sees the budget as it would be on the machine that was profiled."""
         bounds = outlook.bounds
-        own_ms = self.guard.other_ms if self.guard is not None else self.controller_ms
-        profiled_ms = max((budget_ms - waited_ms - own_ms) / bounds.slowdown, 1e-3)
+        profiled_ms = self.seen_budget_ms(bounds, budget_ms - waited_ms)
         allowed = bounds.allowed(budget_ms)
         feasible = bool(allowed.any())
         if not feasible and when_infeasible == "best_effort":

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from budgetvlm.baselines.extras import require
 from budgetvlm.baselines.inputs import Inputs
 from budgetvlm.baselines.states import States
 from budgetvlm.expected import Expected
+from budgetvlm.extras import require
 from budgetvlm.features import Features
 from budgetvlm.table import ProfileTable
 
@@ -37,7 +37,7 @@ class ContextualBandit:
     @classmethod
     def fit(cls, train: ProfileTable, features: Features, seed: int = 0) -> ContextualBandit:
         """Learn online, in random order. Raises MissingExtraError without vowpalwabbit."""
-        require("vowpalwabbit")
+        require("vowpalwabbit", "vw", "such policy")
         from vowpalwabbit import Workspace
 
         expected, inputs = Expected.fit(train), Inputs.fit(features)

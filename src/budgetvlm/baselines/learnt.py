@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from budgetvlm.baselines.extras import require
 from budgetvlm.baselines.inputs import Inputs
 from budgetvlm.baselines.states import States
 from budgetvlm.expected import Expected
+from budgetvlm.extras import require
 from budgetvlm.features import Features
 from budgetvlm.table import ProfileTable
 
@@ -78,7 +78,7 @@ def _fitted(
     validation: ProfileTable,
     held_out: Features,
 ) -> Predicted:
-    require("sklearn")
+    require("sklearn", "compare", "such policy")
     expected, inputs = Expected.fit(train), Inputs.fit(features)
     prior = np.nan_to_num(expected.accuracy, nan=0.0)  # a setting without measurements is never feasible
     examples = Examples(

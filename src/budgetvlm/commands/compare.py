@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from budgetvlm.commands.data_arguments import add_data_arguments, read_table
 from budgetvlm.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
@@ -27,10 +28,7 @@ QUICK_EPOCHS = 30
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `budgetvlm compare`."""
-    data = parser.add_argument_group("data (either --table, with --features where there are some, or --data)")
-    data.add_argument("--table", type=Path, metavar="FILE", help="profile table (.parquet)")
-    data.add_argument("--features", type=Path, metavar="FILE", help="its samples' features (.safetensors)")
-    data.add_argument("--data", type=Path, metavar="FILE", help="controller_training_data.json of `budgetvlm prepare`")
+    add_data_arguments(parser)
     what = parser.add_argument_group("what is compared")
     what.add_argument("--policies", nargs="+", metavar="NAME", help="some of them; --policies help lists all")
     what.add_argument("--seeds", type=int, nargs="+", metavar="N", help="default: 0 1 2")
@@ -68,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         return _list_policies()
     options = _options(args)
     _open_output(args)
-    table, features = _read_data(args)
+    table, features = read_table(args)
     report = _compare(table, features, options, args.output_dir)
     written = _write(report, args.output_dir)
     _show(report, args.json, written)
@@ -123,20 +121,6 @@ def _open_output(args: argparse.Namespace) -> None:
         (directory / REPORT).unlink(missing_ok=True)
         (directory / PICTURE).unlink(missing_ok=True)
         shutil.rmtree(directory / CELLS, ignore_errors=True)
-
-
-def _read_data(args: argparse.Namespace) -> tuple[ProfileTable, Features | None]:
-    if args.data is not None and args.table is None and args.features is None:
-        from budgetvlm.profiling.prepare import load_prepared
-
-        prepared = load_prepared(args.data)
-        return prepared.table, prepared.features
-    if args.table is None or args.data is not None:
-        raise ConfigError("give either --table (and --features), or --data alone; they say what is compared")
-    from budgetvlm.features import Features
-    from budgetvlm.table import ProfileTable
-
-    return ProfileTable.load(args.table), None if args.features is None else Features.load(args.features)
 
 
 def _compare(

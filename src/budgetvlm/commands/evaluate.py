@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from budgetvlm.commands import live
+from budgetvlm.commands.data_arguments import add_data_arguments, read_data
 from budgetvlm.errors import CheckpointError, ConfigError, KnobSpaceError, OutputError
 
 if TYPE_CHECKING:
@@ -27,10 +28,7 @@ REPORT, PICTURE = "evaluation.json", "evaluation.png"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `budgetvlm evaluate`."""
-    data = parser.add_argument_group("data (either --table and --features, or --data)")
-    data.add_argument("--table", type=Path, metavar="FILE", help="profile table (.parquet)")
-    data.add_argument("--features", type=Path, metavar="FILE", help="its samples' features (.safetensors)")
-    data.add_argument("--data", type=Path, metavar="FILE", help="controller_training_data.json of `budgetvlm prepare`")
+    add_data_arguments(parser)
     parser.add_argument(
         "--checkpoint", type=Path, nargs="+", default=[], metavar="DIR", help="trained controllers, one a seed"
     )
@@ -64,9 +62,9 @@ def run(args: argparse.Namespace) -> int:
         return live.run(args)
     options = _options(args)
     _check_output(args.output_dir, args.overwrite)
-    table, features = _read_data(args)
-    policies = _read_controllers(args.checkpoint, table, features)
-    report = _evaluate(table, features, policies, options)
+    table, features = read_data(args)
+    policies = read_controllers(args.checkpoint, table, features)
+    report = evaluate_with_progress(table, features, policies, options)
     written = _write(report, args.output_dir)
     _show(report, args.json, written)
     return 0
@@ -98,29 +96,14 @@ def _check_output(directory: Path | None, overwrite: bool) -> None:
         )
 
 
-def _read_data(args: argparse.Namespace) -> tuple[ProfileTable, Features]:
-    from budgetvlm.features import Features
-    from budgetvlm.table import ProfileTable
-
-    pair = args.table is not None and args.features is not None
-    if args.data is not None and args.table is None and args.features is None:
-        from budgetvlm.profiling.prepare import load_prepared
-
-        prepared = load_prepared(args.data)
-        return prepared.table, prepared.features
-    if not pair or args.data is not None:
-        raise ConfigError("give either --table and --features, or --data alone; they say what is evaluated")
-    return ProfileTable.load(args.table), Features.load(args.features)
-
-
-def _read_controllers(paths: list[Path], table: ProfileTable, features: Features) -> dict[str, Policy]:
+def read_controllers(paths: list[Path], table: ProfileTable, features: Features) -> dict[str, Policy]:
     """One policy a checkpoint, named after its path.
 
     Raises:
         CheckpointError, KnobSpaceError: a checkpoint that cannot be read or does not fit the data.
     """
     policies: dict[str, Policy] = {}
-    for path, name in zip(paths, _names(paths), strict=True):
+    for path, name in zip(paths, checkpoint_names(paths), strict=True):
         policies[name] = _read_controller(path, table, features)
     return policies
 
@@ -145,7 +128,7 @@ def _read_controller(path: Path, table: ProfileTable, features: Features) -> Pol
     return ControllerPolicy(controller)
 
 
-def _names(paths: list[Path]) -> list[str]:
+def checkpoint_names(paths: list[Path]) -> list[str]:
     """The last part of each path, or the whole path where the last parts do not differ."""
     short = [path.name or str(path) for path in paths]
     names = short if len(set(short)) == len(paths) else [str(path) for path in paths]
@@ -154,7 +137,7 @@ def _names(paths: list[Path]) -> list[str]:
     return names
 
 
-def _evaluate(
+def evaluate_with_progress(
     table: ProfileTable, features: Features, policies: dict[str, Policy], options: EvaluationOptions
 ) -> EvaluationReport:
     """Evaluate with a line of progress on a terminal's standard error."""

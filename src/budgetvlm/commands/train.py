@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from budgetvlm.commands.data_arguments import add_data_arguments, read_data
 from budgetvlm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,10 +30,7 @@ REWARD_WEIGHTS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `budgetvlm train`."""
-    data = parser.add_argument_group("data (either --table and --features, or --data)")
-    data.add_argument("--table", type=Path, metavar="FILE", help="profile table (.parquet)")
-    data.add_argument("--features", type=Path, metavar="FILE", help="its samples' features (.safetensors)")
-    data.add_argument("--data", type=Path, metavar="FILE", help="controller_training_data.json of `budgetvlm prepare`")
+    add_data_arguments(parser)
     parser.add_argument("--output_dir", type=Path, required=True, metavar="DIR", help="checkpoints, figures and logs")
     add_training_arguments(parser, group_size=None)
 
@@ -157,7 +155,7 @@ def _width(args: argparse.Namespace) -> int:
 def run(args: argparse.Namespace) -> int:
     """Read, train, say where it lies."""
     config = training_config(args)
-    table, features = _read_data(args)
+    table, features = read_data(args)
     train_and_report(args, config, table, features)
     return 0
 
@@ -175,17 +173,3 @@ def train_and_report(
     if args.ensemble > 1:
         return train_ensemble(table, features, config, args.output_dir, args.ensemble, **how)
     return train(table, features, config, args.output_dir, **how)
-
-
-def _read_data(args: argparse.Namespace) -> tuple[ProfileTable, Features]:
-    if args.data is not None and args.table is None and args.features is None:
-        from budgetvlm.profiling.prepare import load_prepared
-
-        prepared = load_prepared(args.data)
-        return prepared.table, prepared.features
-    if args.table is None or args.features is None or args.data is not None:
-        raise ConfigError("give either --table and --features, or --data alone; they say what to train on")
-    from budgetvlm.features import Features
-    from budgetvlm.table import ProfileTable
-
-    return ProfileTable.load(args.table), Features.load(args.features)

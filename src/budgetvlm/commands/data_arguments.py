@@ -1,0 +1,45 @@
+"""The profiled data that a command works on: a table and its features, or what `budgetvlm prepare` wrote."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from budgetvlm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from budgetvlm.features import Features
+    from budgetvlm.table import ProfileTable
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """--table, --features and --data."""
+    data = parser.add_argument_group("data (either --table and --features, or --data)")
+    data.add_argument("--table", type=Path, metavar="FILE", help="profile table (.parquet)")
+    data.add_argument("--features", type=Path, metavar="FILE", help="its samples' features (.safetensors)")
+    data.add_argument("--data", type=Path, metavar="FILE", help="controller_training_data.json of `budgetvlm prepare`")
+
+
+def read_data(args: argparse.Namespace) -> tuple[ProfileTable, Features]:
+    """The table and its features. Raises ConfigError for flags that name neither or both, DataError for their files."""
+    if args.features is None and args.data is None:
+        raise ConfigError("give either --table and --features, or --data alone; they say what to work on")
+    table, features = read_table(args)
+    assert features is not None
+    return table, features
+
+
+def read_table(args: argparse.Namespace) -> tuple[ProfileTable, Features | None]:
+    """As `read_data`, but a table may come without features."""
+    if args.data is not None and args.table is None and args.features is None:
+        from budgetvlm.profiling.prepare import load_prepared
+
+        prepared = load_prepared(args.data)
+        return prepared.table, prepared.features
+    if args.table is None or args.data is not None:
+        raise ConfigError("give either --table and --features, or --data alone; they say what to work on")
+    from budgetvlm.features import Features
+    from budgetvlm.table import ProfileTable
+
+    return ProfileTable.load(args.table), None if args.features is None else Features.load(args.features)

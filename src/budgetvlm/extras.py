@@ -1,0 +1,23 @@
+"""Packages that only some parts need: found, or named with the command that installs them."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from budgetvlm.errors import MissingExtraError
+
+PACKAGES = {"sklearn": "scikit-learn"}  # packages that are imported under another name
+
+
+def installed(module: str) -> bool:
+    """Whether a module can be imported; it is not imported for that."""
+    return importlib.util.find_spec(module) is not None
+
+
+def require(module: str, extra: str, purpose: str) -> None:
+    """Raise MissingExtraError, which says what to install, where a module is not there; nothing is imported."""
+    if not installed(module):
+        raise MissingExtraError(
+            f"{PACKAGES.get(module, module)} is not installed; without it there is no {purpose}. "
+            f"pip install 'budgetvlm[{extra}]'"
+        )
