@@ -1,7 +1,5 @@
 """How the bundled model is made: labels, packing, the training pass, and the lessons run through with tiny numbers."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +8,7 @@ import torch
 
 from budgetvlm.tasks import signs
 from budgetvlm.vlm import load_vlm
-from experiments.reference import batches, build, forward, labels, stages
+from experiments.reference import batches, build, forward, labels, stages, train_reference
 
 ROOT = Path(__file__).parents[1]
 
@@ -159,17 +157,15 @@ def test_the_shipped_weights_are_of_the_documented_size():
     assert files and sum(f.stat().st_size for f in files) <= 12 * 2**20
 
 
-def test_all_lessons_run_and_resume(tmp_path):
-    command = [
-        sys.executable, "-m", "experiments.reference.train_reference", "--output_dir", str(tmp_path), "--threads", "1",
-        "--language_steps", "2", "--vision_steps", "2", "--projector_steps", "2", "--joint_steps", "2",
-    ]  # fmt: skip
+def test_all_lessons_run_and_resume(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "CHECKED", 2)  # scenes of the learning curve
+    options = ["--output_dir", str(tmp_path), "--threads", str(torch.get_num_threads())]
+    steps = [word for name in ("language", "vision", "projector", "joint") for word in (f"--{name}_steps", "2")]
     for _ in range(2):
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        assert train_reference.main([*options, *steps]) == 0
         stamps = {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("*.safetensors")}
         assert {"language.safetensors", "vision.safetensors", "projector.safetensors", "joint.safetensors"} <= set(
             stamps
         )
-    export = [*command[:5], "--export", str(tmp_path / "model"), "--order_scenes", "2"]
-    subprocess.run(export, cwd=ROOT, check=True, capture_output=True)
+    assert train_reference.main([*options, "--export", str(tmp_path / "model"), "--order_scenes", "2"]) == 0
     assert load_vlm(str(tmp_path / "model")).knob_space.to_dict() == build.KNOB_SPACE

@@ -26,7 +26,16 @@ from budgetvlm.tasks import signs
 from . import vision
 from .batches import Batch, pack
 from .build import KNOB_SPACE, NUM_BLOCKS
-from .forward import answer_logits, answer_loss, dense_experts, question_hits, router_logits, router_loss, set_top_k
+from .forward import (
+    QUICK,
+    answer_logits,
+    answer_loss,
+    dense_experts,
+    question_hits,
+    router_logits,
+    router_loss,
+    set_top_k,
+)
 from .labels import one_hot, tile_labels
 
 CONTENT = 168
@@ -130,10 +139,10 @@ def perfect_tokens(perfect: nn.Linear) -> Visual:
 
 
 def seen_tokens(model: nn.Module) -> Visual:
-    """Pixels ``[B, tiles, 3, 64, 64]`` -> visual tokens ``[B, tokens, H]``; the tower runs in bfloat16."""
+    """Pixels ``[B, tiles, 3, 64, 64]`` -> visual tokens ``[B, tokens, H]``; the tower runs in `forward.QUICK`."""
 
     def visual(pixels: torch.Tensor) -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=QUICK is torch.bfloat16):
             hidden = model.model.vision_tower(pixels.flatten(0, 1)).last_hidden_state
         return project(model, hidden).unflatten(0, pixels.shape[:2]).flatten(1, 2)
 
@@ -269,7 +278,7 @@ def _check_vision(tower: nn.Module, heads: nn.Module) -> dict[str, list[float]]:
     """Share of non-empty positions right, by label, on scenes where they can just be read."""
     out = {}
     for difficulty, crops in (("large", 1), ("medium", 4), ("small", 12)):
-        scenes = [signs.make_scene(signs.scene_seed("pretrain-check", i), difficulty) for i in range(30)]
+        scenes = [signs.make_scene(signs.scene_seed("pretrain-check", i), difficulty) for i in range(CHECKED)]
         pixels = torch.from_numpy(np.concatenate([vision.pixels(signs.draw(s), crops) for s in scenes]))
         labels = torch.from_numpy(np.concatenate([vision.tile_labels(s, crops) for s in scenes]))
         right = vision.dense_accuracy(heads(tower(pixels).last_hidden_state), labels)
