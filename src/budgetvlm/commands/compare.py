@@ -7,7 +7,6 @@ Without features only policies that read no input are compared.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 from dataclasses import replace
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from budgetvlm.commands.data_arguments import add_data_arguments, read_table
+from budgetvlm.commands.showing import show_report, write_report
 from budgetvlm.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
@@ -62,14 +62,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read, compare, report."""
+    from budgetvlm.compare.tables import WIDTH, renderable
+
     if args.policies == ["help"]:
         return _list_policies()
     options = _options(args)
     _open_output(args)
     table, features = read_table(args)
     report = _compare(table, features, options, args.output_dir)
-    written = _write(report, args.output_dir)
-    _show(report, args.json, written)
+    written = write_report(report, args.output_dir, REPORT, PICTURE)
+    show_report(report, lambda: renderable(report), WIDTH, args.json, written)
     return 0
 
 
@@ -139,32 +141,3 @@ def _compare(
             bar.update(done - bar.n)
 
         return compare(table, features, options, directory and directory / CELLS, show)
-
-
-def _write(report: CompareReport, directory: Path | None) -> list[Path]:
-    """Write the document and the picture; their paths."""
-    if directory is None:
-        return []
-    from budgetvlm._io import write_json
-
-    write_json(directory / REPORT, report.to_dict())
-    report.plot(directory / PICTURE)
-    return [directory / REPORT, directory / PICTURE]
-
-
-def _show(report: CompareReport, as_json: bool, written: list[Path]) -> None:
-    if as_json:
-        print(json.dumps(report.to_dict(), allow_nan=False, ensure_ascii=False))
-        return
-    if sys.stdout.isatty():
-        from rich.console import Console
-
-        from budgetvlm.compare.tables import WIDTH, renderable
-
-        console = Console()
-        console.width = max(console.width, WIDTH)
-        console.print(renderable(report))
-    else:
-        sys.stdout.write(report.table())
-    for path in written:
-        print(path)

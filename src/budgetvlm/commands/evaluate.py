@@ -7,13 +7,13 @@ policies and the bounds are reported.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from budgetvlm.commands import live
 from budgetvlm.commands.data_arguments import add_data_arguments, read_data
+from budgetvlm.commands.showing import show_report, write_report
 from budgetvlm.errors import CheckpointError, ConfigError, KnobSpaceError, OutputError
 
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read, evaluate, report."""
+    from budgetvlm.tables import WIDTH, renderable
+
     if args.live:
         return live.run(args)
     options = _options(args)
@@ -65,8 +67,8 @@ def run(args: argparse.Namespace) -> int:
     table, features = read_data(args)
     policies = read_controllers(args.checkpoint, table, features)
     report = evaluate_with_progress(table, features, policies, options)
-    written = _write(report, args.output_dir)
-    _show(report, args.json, written)
+    written = write_report(report, args.output_dir, REPORT, PICTURE)
+    show_report(report, lambda: renderable(report), WIDTH, args.json, written)
     return 0
 
 
@@ -147,32 +149,3 @@ def evaluate_with_progress(
 
     with tqdm(disable=None, bar_format="{desc} ({elapsed})", file=sys.stderr, leave=False) as bar:
         return evaluate(table, features, policies, options, progress=bar.set_description_str)
-
-
-def _write(report: EvaluationReport, directory: Path | None) -> list[Path]:
-    """Write the document and the picture; their paths."""
-    if directory is None:
-        return []
-    from budgetvlm._io import write_json
-
-    write_json(directory / REPORT, report.to_dict())
-    report.plot(directory / PICTURE)
-    return [directory / REPORT, directory / PICTURE]
-
-
-def _show(report: EvaluationReport, as_json: bool, written: list[Path]) -> None:
-    if as_json:
-        print(json.dumps(report.to_dict(), allow_nan=False, ensure_ascii=False))
-        return
-    if sys.stdout.isatty():
-        from rich.console import Console
-
-        from budgetvlm.tables import WIDTH, renderable
-
-        console = Console()
-        console.width = max(console.width, WIDTH)
-        console.print(renderable(report))
-    else:
-        sys.stdout.write(report.table())
-    for path in written:
-        print(path)
