@@ -10,7 +10,7 @@ import torch
 from test_policies import LATENCY, SPACE, features_of
 
 from budgetvlm.controller.fitting import fit_controller
-from budgetvlm.controller.grpo import NEVER, GRPOConfig, reward_regression
+from budgetvlm.controller.grpo import GRPOConfig
 from budgetvlm.controller.training import Run, TrainingConfig
 from budgetvlm.errors import ConfigError
 from budgetvlm.policies import ControllerPolicy, States
@@ -60,15 +60,3 @@ def test_budget_and_price_still_start_without_influence() -> None:
 def test_fewer_teachers_than_none() -> None:
     with pytest.raises(ConfigError, match="teachers=-1"):
         replace(CONFIG, teachers=-1)
-
-
-def test_regression_is_zero_where_the_policy_is_the_softmax_of_the_rewards() -> None:
-    rewards = torch.tensor([[0.1, 0.9, 0.4], [0.5, 0.2, 0.7]])
-    allowed = torch.tensor([[True, True, True], [True, False, True]])
-    offset = torch.zeros(2, 3).masked_fill(~allowed, NEVER)
-    exact = (20 * rewards + offset).log_softmax(dim=1)
-    assert reward_regression(exact, rewards, allowed, 20.0).item() == pytest.approx(0.0, abs=1e-9)
-    uniform = offset.log_softmax(dim=1)
-    # The variance of the allowed rewards of each state, and their mean over the states.
-    wanted = (rewards[0].var(correction=0) + torch.tensor([0.5, 0.7]).var(correction=0)) / 2
-    assert reward_regression(uniform, rewards, allowed, 20.0).item() == pytest.approx(wanted.item(), abs=1e-6)

@@ -39,10 +39,6 @@ class Outlook:
     request: Request
     bounds: Bounds
 
-    def allowed(self, budget_ms: float) -> np.ndarray:
-        """Settings expected to keep the budget, bool ``[K]``."""
-        return self.bounds.allowed(budget_ms)
-
 
 class AdaptiveVLM:
     """A vision-language model with a controller.

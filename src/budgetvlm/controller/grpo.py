@@ -47,8 +47,6 @@ class GRPOConfig:
         loss_type: "grpo" (clipped objective) or "cispo" (clipped weight, arXiv 2506.13585).
         entropy_coef: weight of an entropy bonus. It keeps the policy from learning single samples' luck by heart; at
             1 / logit_scale of the controller the values become expected accuracies.
-        regression_coef: weight of `reward_regression`, which learns from every setting of a state and not only from
-            those that the policy likes.
         learning_rate, weight_decay, batch_size, num_epochs: AdamW and its schedule; batch_size counts states.
         ema_decay: decay of the averaged weights, which are validated and saved; 0 uses the last weights.
 
@@ -66,7 +64,6 @@ class GRPOConfig:
     scale_rewards: ScaleRewards = "none"
     loss_type: LossType = "grpo"
     entropy_coef: float = 0.05
-    regression_coef: float = 0.0
     learning_rate: float = 1e-4
     weight_decay: float = 0.01
     batch_size: int = 64
@@ -114,7 +111,7 @@ def _number_problems(config: GRPOConfig) -> Iterator[str]:
     for name in ("epsilon", "learning_rate"):
         if not 0 < getattr(config, name) < math.inf:
             yield f"{name}={getattr(config, name)!r} must be a positive number"
-    for name in ("beta", "entropy_coef", "regression_coef", "weight_decay"):
+    for name in ("beta", "entropy_coef", "weight_decay"):
         if not 0 <= getattr(config, name) < math.inf:
             yield f"{name}={getattr(config, name)!r} must be 0 or more"
     if config.epsilon_high is not None and not 0 < config.epsilon_high < math.inf:
@@ -193,19 +190,6 @@ def kl_divergence(log_policy: Tensor, log_reference: Tensor) -> Tensor:
 def entropy(log_policy: Tensor) -> Tensor:
     """Mean entropy in nats of policies ``[B, K]``, finite; a scalar."""
     return -(log_policy.exp() * log_policy).sum(dim=1).mean()
-
-
-def reward_regression(log_policy: Tensor, rewards: Tensor, allowed: Tensor, logit_scale: float) -> Tensor:
-    """Mean squared error of the advantages that a policy implies, a scalar.
-
-    The optimum of expected reward plus entropy / logit_scale is softmax(logit_scale * reward) (Ziebart et al. 2008), so
-    log pi / logit_scale less its mean over the allowed settings estimates the reward less its mean. All arguments but
-    the last are ``[B, K]``.
-    """
-    count = allowed.sum(dim=1, keepdim=True).clamp(min=1)
-    error = (log_policy / logit_scale - rewards).masked_fill(~allowed, 0.0)
-    centred = (error - error.sum(dim=1, keepdim=True) / count).masked_fill(~allowed, 0.0)
-    return (centred.square() / count).sum(dim=1).mean()
 
 
 def draw_groups(log_policy: Tensor, group_size: int, generator: torch.Generator | None = None) -> Tensor:

@@ -25,7 +25,6 @@ from budgetvlm.controller.grpo import (
     exact_loss,
     grpo_loss,
     kl_divergence,
-    reward_regression,
 )
 from budgetvlm.controller.losses import Batch, PolicyLoss
 from budgetvlm.controller.network import GRPOController
@@ -167,9 +166,6 @@ class GRPOTrainer:
             loss = loss + config.beta * kl_divergence(log_policy, reference.log_softmax(dim=1))
         if config.entropy_coef:
             loss = loss - config.entropy_coef * entropy(log_policy)
-        if config.regression_coef:
-            scale = self.controller.logit_scale
-            loss = loss + config.regression_coef * reward_regression(log_policy, batch.rewards, batch.allowed, scale)
         return loss
 
     @torch.no_grad()
