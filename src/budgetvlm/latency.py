@@ -130,6 +130,12 @@ class LatencyModel:
         table.knob_space.require_equal(self.knob_space, "the table")
         return self.predict(Sizes.of_table(table))
 
+    def predict_stages(self, sizes: Sizes) -> dict[str, np.ndarray]:
+        """As `predict`, for each stage."""
+        functions = sizes.functions()
+        parts = (np.einsum("mk,msk->sk", weights, functions) for weights in self._corrected_size)
+        return dict(zip(self.stages, parts, strict=True))
+
     @cached_property
     def per_size(self) -> np.ndarray:
         """Weight of each function of size at each setting, ``[stages, M, K]``."""
