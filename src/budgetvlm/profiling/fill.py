@@ -90,7 +90,7 @@ def predict_cells(table: ProfileTable, seed: int = 0) -> FilledCells:
     sizes, model = Sizes.of_table(table), LatencyModel.fit(table)
     predicted = np.maximum(model.predict(sizes), np.nanmin(table.latency_ms))
     stages = model.predict_stages(sizes)
-    filled = {name: np.where(np.isfinite(known), known, stages.get(name)) for name, known in table.stages_ms.items()}
+    filled = {name: np.where(np.isfinite(known), known, stages[name]) for name, known in table.stages_ms.items()}
     return FilledCells(np.where(measured, table.latency_ms, predicted), filled, errors)
 
 

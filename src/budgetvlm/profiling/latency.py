@@ -164,8 +164,8 @@ def _sweep(
         for setting in settings:
             remove_leftovers(paths[setting])
             told = dict(config) | skipped.for_config()
-            measured = [runs[name][str(setting)] for name in used if setting in plan[name]]
-            _write(vlm, task, setting, measured, told, options)
+            records = [runs[name][str(setting)] for name in used if setting in plan[name]]
+            _write(vlm, task, setting, records, told, options)
         journal.remove()
 
 
