@@ -70,6 +70,7 @@ class Adapter:
         self._setting_crops = [self._max_crops(setting) for setting in knob_space.settings]
         self._crops = set(self._setting_crops)
         self.decoder = Decoder(family.language(model), family.head(model), end_ids, family.new_cache)
+        self._first_parameter = next(model.parameters())
         self._lock = threading.RLock()
 
     @property
@@ -79,7 +80,7 @@ class Adapter:
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        return self._first_parameter.device  # what `model.device` looks for each time anew
 
     @property
     def most_crops(self) -> int:
