@@ -112,6 +112,16 @@ def test_losses_of_one_request_by_hand():
     np.testing.assert_array_equal(loss[0], FACTORS <= 1.5)
 
 
+@pytest.mark.parametrize(("first_ms", "cost"), [(29.0, 0.2), (31.0, 1.0)])
+def test_an_answer_that_is_cut_short_costs_less_than_one_that_is_late(first_ms, cost):
+    """As above; up to its first token the slow setting takes 29 ms, which is in time, or 31 ms."""
+    loss = losses(
+        np.array([[[0.1, 0.9]]]), np.array([[10.0, 20.0]]), np.array([[10.0, 40.0]]), np.array([[30.0]]),
+        first_ms=np.array([[5.0, first_ms]]), cut_cost=0.2,
+    )  # fmt: skip
+    np.testing.assert_array_equal(loss[0], cost * (FACTORS <= 1.5))
+
+
 def test_a_loss_never_grows_with_the_factor_even_if_violations_come_back():
     """At a large factor only the cheap setting is left, and it is the one that breaks the budget."""
     loss = losses(np.array([[[0.1, 0.9]]]), np.array([[10.0, 20.0]]), np.array([[99.0, 20.0]]), np.array([[30.0]]))

@@ -122,6 +122,20 @@ def test_the_share_that_misses_follows_the_target_whatever_the_scores_are(alpha)
     assert np.mean(missed) == pytest.approx(alpha, rel=0.35)
 
 
+@pytest.mark.parametrize(("alpha", "cost"), [(0.01, 0.2), (0.05, 1.0), (0.2, 1.0)])
+def test_answers_cut_short_count_less_where_hardly_any_may_be_late(alpha, cost):
+    """Of ten answers above their bound one is late and nine are cut: what they cost follows the target."""
+    rng, margin = np.random.default_rng(4), started(alpha, scores())
+    assert margin.cut_cost == pytest.approx(cost)
+    costs = []
+    for score in 0.1 * rng.standard_t(3, size=8000):
+        over = score > margin.q(GROUPS)
+        costs.append(float(over) * (1.0 if rng.random() < 0.1 else margin.cut_cost))
+        margin.add(score)
+        margin.judge(GROUPS, costs[-1], alpha)
+    assert np.mean(costs) == pytest.approx(alpha, rel=0.2)
+
+
 def test_it_survives_json():
     margin = started(0.05, scores(), 0.3)
     margin.judge(GROUPS, True, 0.05)

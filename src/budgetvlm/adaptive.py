@@ -302,7 +302,7 @@ class AdaptiveGuard:
             if took > 0:
                 self.margin.add(math.log(took / float(look.rest_ms[setting_index])), look.moment)
         # A broken budget that nothing was expected to keep breaks no promise; a kept one shows that bounds are wide.
-        missed = late or cut
+        missed = 1.0 if late else self.margin.cut_cost if cut else 0.0
         if promised:
             self.credit = min(self.credit + self.alpha, MOST_CREDIT) - late
         if promised or not missed:

@@ -134,6 +134,8 @@ def calibrated(model: AdaptiveVLM, guard: AdaptiveGuard, measured: Measured, alp
             np.where(model.known, found.later_rest_ms, np.inf),
             pairs.image_factors(FACTORS),
         ),
+        found.first_ms,
+        pairs.cut_cost,
     )
     margin = Margin.start(alpha, found.scores(model.known), math.log(choose_factor(loss, alpha)))
     speed = StageSpeed(speed.stages, speed.log_scale)
@@ -147,6 +149,7 @@ class _Predictions:
     Attributes:
         rest_ms: when the setting is chosen; of it answer_ms from the encoded image on. overview_ms: spent by then.
         later_rest_ms: when the image is encoded. image_ms: spent by then.
+        latency_ms: what it took in all. first_ms: until the answer's first token.
     """
 
     rest_ms: np.ndarray
@@ -155,6 +158,7 @@ class _Predictions:
     later_rest_ms: np.ndarray
     image_ms: np.ndarray
     latency_ms: np.ndarray
+    first_ms: np.ndarray
 
     def scores(self, known: np.ndarray) -> dict[Moment, np.ndarray]:
         """Of the settings that may be chosen (bool ``[K]``), in one row for each moment."""
@@ -181,9 +185,9 @@ def _predictions(guard: AdaptiveGuard, measured: Measured, rows: range, own_ms: 
             stages = {name: float(times[row, k]) for name, times in measured.stages_ms.items()}
             guard.follow(request, int(k), stages, float(measured.output[row, k]))
     here = slice(rows.start, rows.stop)
-    return _Predictions(
-        rest, answer, measured.overview_ms[here], later, image[here], measured.latency_ms[here] + own_ms
-    )
+    total = measured.latency_ms[here] + own_ms
+    first = total - measured.stages_ms["decode"][here]
+    return _Predictions(rest, answer, measured.overview_ms[here], later, image[here], total, first)
 
 
 def _for_scales(count: int) -> int:

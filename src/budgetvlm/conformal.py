@@ -14,6 +14,9 @@ It never grows with f, and it is at least the violation at f. With f the smalles
 exchangeable with the calibration requests: conformal risk control (Angelopoulos et al. 2022, arXiv 2208.02814,
 theorem 1). Several budgets a request are averaged into one loss in [0, 1].
 
+Where an answer that would be late is cut short instead, loss_i counts it by less: the cost of c_i(f') takes the place
+of the brackets, 1 for a late answer and cut_cost for a cut one.
+
 Where the choice is revised once the image is encoded (`budgetvlm.recourse`), the procedure is both choices: a second
 factor belongs to each f, c_i(f) is the setting that is left in the end, and nothing else changes.
 
@@ -68,6 +71,8 @@ def losses(
     budget_ms: np.ndarray,
     spent_ms: np.ndarray | float = 0.0,
     revising: Revising | None = None,
+    first_ms: np.ndarray | None = None,
+    cut_cost: float = 1.0,
 ) -> np.ndarray:
     """loss_i(f) of every request at every factor of `FACTORS`, ``[n, F]``.
 
@@ -77,9 +82,14 @@ def losses(
         budget_ms: ``[n, P]``.
         spent_ms: a part of the latency that is known when the setting is chosen; what is predicted is the rest.
         revising: None: the choice stays.
+        first_ms: until the answer's first token, ``[n, K]``: where that is in time, the answer is cut short and not
+            late. None: answers are never cut.
+        cut_cost: what a cut answer counts, from 0 to 1.
     """
-    over = latency_ms[:, None, :] > budget_ms[:, :, None]
-    worst = np.zeros(over.shape[:2], dtype=bool)
+    over = (latency_ms[:, None, :] > budget_ms[:, :, None]).astype(np.float64)
+    if first_ms is not None:
+        over[(over > 0) & (first_ms[:, None, :] <= budget_ms[:, :, None])] = cut_cost
+    worst = np.zeros(over.shape[:2])
     out = np.empty((len(values), len(FACTORS)))
     for f in range(len(FACTORS) - 1, -1, -1):
         bounds = spent_ms + FACTORS[f] * predicted_ms
@@ -90,8 +100,8 @@ def losses(
         chosen = np.where(allowed, values, -np.inf).argmax(axis=2)
         if revising is not None:
             chosen = _revised(chosen, values, budget_ms, revising, f)
-        violated = np.take_along_axis(over, chosen[:, :, None], axis=2)[:, :, 0] & allowed.any(axis=2)
-        worst |= violated
+        missed = np.take_along_axis(over, chosen[:, :, None], axis=2)[:, :, 0] * allowed.any(axis=2)
+        worst = np.maximum(worst, missed)
         out[:, f] = worst.mean(axis=1)
     return out
 

@@ -8,6 +8,7 @@ noise changes. So it follows adaptive conformal inference (Gibbs and Candes 2021
 
     a <- a + step (target - missed)
 
+where missed is 1 for a late request and less for an answer that was cut short to be in time (`Margin.cut_cost`),
 in one part for each of the request's groups (groups that overlap: Gibbs, Cherian and Candes 2023, arXiv 2305.12616).
 Below the level that the scores reach, q grows on in proportion to what a lacks, so that misses always raise it. A part
 is a sum over its group's requests: over T of them the share missed differs from the target by (change of the part) /
@@ -29,8 +30,9 @@ MOMENTS: tuple[Moment, ...] = ("overview", "image")
 LEAST_Q, MOST_Q = math.log(0.7), math.log(20.0)
 LEAST_SCORES = 100
 SCORES_A_MISS = 2.0  # the window holds this many scores for each one that is expected to be above the bound
-STEP = 0.2  # of a level, as a share of alpha
-MOST_LEVEL = 4.0  # as a share of alpha: budgets leave room, so that more scores may lie above bounds than may miss
+CUT_SHARE = 0.05  # of the answers may be cut short, where alpha is smaller: fewer would cost more answers than they are
+STEP = 0.2  # of a level, as a share of what may be missed
+MOST_LEVEL = 4.0  # as a share of that: budgets leave room, so that more scores may lie above bounds than may miss
 BEYOND = 5.0  # q grows by this for a level of 1 below what the scores reach: 0.05 for a miss more in 100
 
 
@@ -106,9 +108,18 @@ class Margin:
     ) -> None:
         self.alpha, self.level = alpha, alpha if level is None else level
         self.parts: dict[str, float] = {}
-        self._most_level = min(MOST_LEVEL * alpha, 0.5)
+        self._may_miss = max(alpha, CUT_SHARE)
+        self._most_level = min(MOST_LEVEL * self._may_miss, 0.5)
         size = max(LEAST_SCORES, math.ceil(SCORES_A_MISS / alpha))
         self._scores = {moment: Scores(size, (scores or {}).get(moment, ())) for moment in MOMENTS}
+
+    @property
+    def cut_cost(self) -> float:
+        """What an answer that is cut short counts, a late one being 1.
+
+        Late and cut together, so counted, are kept at alpha: late ones at most alpha, cut ones `CUT_SHARE` or alpha.
+        """
+        return self.alpha / self._may_miss
 
     @classmethod
     def start(cls, alpha: float, scores: Mapping[Moment, np.ndarray], q: float | None = None) -> Margin:
@@ -136,13 +147,13 @@ class Margin:
     def _level(self, groups: Sequence[str]) -> float:
         return min(self.level + sum(self.parts.get(group, 0.0) for group in groups), self._most_level)
 
-    def judge(self, groups: Sequence[str], missed: bool, target: float) -> None:
-        """Learn from whether a request of these groups missed its budget, where ``target`` of them may."""
+    def judge(self, groups: Sequence[str], missed: float, target: float) -> None:
+        """Learn what a request of these groups missed, from 0 to 1, where ``target`` may be missed on average."""
         # A part that leads nowhere further would only take long to come back.
         if self.q(groups) >= MOST_Q if missed else self._level(groups) >= self._most_level:
             return
         for group in groups:
-            self.parts[group] = self.parts.get(group, 0.0) + STEP * self.alpha * (target - missed)
+            self.parts[group] = self.parts.get(group, 0.0) + STEP * self._may_miss * (target - missed)
 
     def add(self, score: float, moment: Moment = "overview") -> None:
         """Learn the score of a finished request."""
