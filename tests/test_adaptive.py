@@ -45,7 +45,7 @@ def requests(made: AdaptiveGuard, speed, seed=1, noise=0.08):
         k, promised = dearest(looks[0], budget), bool(looks[0].allowed(budget).any())
         if promised:
             image = slow * (STAGES["preprocess"][row, k] + STAGES["vision"][row, k])
-            looks.append(made.revised(request, looks[0], k, Spent(image + 0.5, image)))
+            looks.append(made.revised(looks[0], k, Spent(image + 0.5, image)))
             k = dearest(looks[1], budget)
         stages = {name: slow * times[row, k] for name, times in STAGES.items()}
         total, output = sum(stages.values()) + 0.5, int(TOKENS["output"][row, k])
@@ -145,13 +145,13 @@ def test_what_the_image_took_moves_the_bounds_of_the_settings_that_share_it():
     made, request = guard(), Request(TOKENS["vision"][0], TOKENS["language"][0, 0], FEATURES[0])
     bounds, full = made.bounds(request, 60.0), SPACE.index(SPACE.full)
     usual = STAGES["preprocess"][0, full] + STAGES["vision"][0, full]
-    quick, slow = (made.revised(request, bounds, full, Spent(took, took)) for took in (usual, 1.3 * usual))
+    quick, slow = (made.revised(bounds, full, Spent(took, took)) for took in (usual, 1.3 * usual))
     same = np.array([setting["max_crops"] == 12 for setting in SPACE.settings])
     np.testing.assert_array_equal(np.isfinite(quick.bounds_ms), same)
     assert (slow.bounds_ms[same] > quick.bounds_ms[same] + 0.3 * usual).all()
     assert (slow.rest_ms[same] > 1.1 * quick.rest_ms[same]).all()
     known = same & (np.arange(len(SPACE)) != full)
-    assert not np.isfinite(made.revised(request, bounds, full, Spent(usual, usual), known).bounds_ms[full])
+    assert not np.isfinite(made.revised(bounds, full, Spent(usual, usual), known).bounds_ms[full])
 
 
 @pytest.mark.parametrize("ms", [-1.0, math.nan, math.inf])

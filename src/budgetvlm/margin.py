@@ -17,7 +17,7 @@ is a sum over its group's requests: over T of them the share missed differs from
 from __future__ import annotations
 
 import math
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -78,14 +78,17 @@ class Scores:
     def add(self, score: float) -> None:
         """Learn the score of a finished request."""
         if len(self._window) == self._window.maxlen:
-            self._sorted.remove(self._window[0])
+            self._drop(self._window[0])
         self._window.append(score)
         insort(self._sorted, score)
 
     def forget(self, count: int) -> None:
         """Drop the last scores, all but one at most."""
         for _ in range(min(count, len(self._window) - 1)):
-            self._sorted.remove(self._window.pop())
+            self._drop(self._window.pop())
+
+    def _drop(self, score: float) -> None:
+        del self._sorted[bisect_left(self._sorted, score)]
 
     def to_list(self) -> list[float]:
         """Oldest first."""
