@@ -208,10 +208,10 @@ class AdaptiveGuard:
         pace = self._pace(done_ms, taken.image_ms)
         rest, total = _rest(pace, long, self.other_ms - pace * done_ms), taken.total_ms
         answer = (0.0, pace, rest[2], 0.0)
-        factor, later = math.exp(self.margin.q(groups)), math.exp(self.margin.q(groups, "image")) - 1
+        q, later_q = self.margin.both(groups)
         rows = (
-            _after(total, rest, factor),
-            _after(total, [r + later * a for r, a in zip(rest, answer, strict=True)]),
+            _after(total, rest, math.exp(q)),
+            _after(total, [r + (math.exp(later_q) - 1) * a for r, a in zip(rest, answer, strict=True)]),
             _after(total, _rest(pace, expected, rest[3])),
             rest,
             answer,

@@ -131,6 +131,12 @@ class Margin:
         """log(bound / predicted time) from this moment on, for a request of these groups."""
         return _limited(self._scores[moment].quantile(self._level(groups)))
 
+    def both(self, groups: Sequence[str]) -> tuple[float, float]:
+        """`q` from each of `MOMENTS` on."""
+        level = self._level(groups)
+        overview, image = (_limited(self._scores[moment].quantile(level)) for moment in MOMENTS)
+        return overview, image
+
     def image_factors(self, factors: np.ndarray) -> np.ndarray:
         """The factors once the image is encoded that belong to these at the choice: of the same level, ``[F]``."""
         overview, image = (self._scores[moment] for moment in MOMENTS)

@@ -253,15 +253,11 @@ class AdaptiveVLM:
         Args:
             values: `Decider.values` of every setting, ``[K]``.
         """
-        worth = np.where(bounds.bounds_ms <= budget_ms, values, -np.inf)
-        index = int(worth.argmax())
-        feasible = kept = bool(worth[index] > -np.inf)
+        allowed = bounds.allowed(budget_ms).nonzero()[0]
+        feasible = len(allowed) > 0
         if not feasible and when_infeasible == "best_effort":
-            worth = np.where(bounds.predicted_ms <= budget_ms, values, -np.inf)
-            index = int(worth.argmax())
-            kept = bool(worth[index] > -np.inf)
-        if not kept:
-            index = bounds.fastest
+            allowed = (bounds.predicted_ms <= budget_ms).nonzero()[0]
+        index = int(allowed[values[allowed].argmax()]) if len(allowed) else bounds.fastest
         bound = float(bounds.bounds_ms[index])
         setting = self.controller.knob_space.settings[index]
         return Choice(setting, index, feasible, bound if 0 < bound < math.inf else None)

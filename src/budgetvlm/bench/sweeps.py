@@ -15,13 +15,14 @@ from budgetvlm.bench.figures import Figure, percentile, timed_s, times_us
 from budgetvlm.bench.material import Material, made_up
 from budgetvlm.errors import DataError
 from budgetvlm.knobs import KnobSpace
-from budgetvlm.latency import LatencyModel, QuickLatency
+from budgetvlm.latency import LatencyModel
 from budgetvlm.profiling.accuracy import profile_accuracy
 from budgetvlm.profiling.cells import draw_cells
 from budgetvlm.profiling.files import read_results
 from budgetvlm.profiling.fill import predict_cells
 from budgetvlm.profiling.latency import profile_latency
 from budgetvlm.profiling.sweep import SweepOptions
+from budgetvlm.quick_latency import QuickLatency
 from budgetvlm.table import ProfileTable
 from budgetvlm.tasks import Sample
 

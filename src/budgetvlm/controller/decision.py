@@ -174,25 +174,19 @@ def _components(layer: Standardiser) -> np.ndarray:
 
 
 class _Embedding:
-    """`LogEmbedding` for one number; a cosine is a sine a quarter of a turn later. Signs: see `Decider`."""
+    """`LogEmbedding` for one number, in plain numbers as far as they are few. Signs: see `Decider`."""
 
     def __init__(self, layer: LogEmbedding) -> None:
-        frequencies = _array(layer.frequencies)
+        self._frequencies = _array(layer.frequencies).tolist()
         weight, bias = _affine(layer.linear)
         # The number itself and the bias are columns as well.
         self._weight = np.ascontiguousarray(-np.concatenate([weight[:, 1:], weight[:, :1], bias[:, None]], axis=1))
-        self._frequencies = np.concatenate([frequencies, frequencies])
-        self._phases = np.repeat(np.float32([0.0, np.pi / 2]), len(frequencies))
 
     def __call__(self, log_ratio: float, out: np.ndarray) -> None:
         """Into ``out``, float32 ``[width]``."""
-        basis = np.empty(len(self._phases) + 2, dtype=np.float32)
-        angles = basis[:-2]
-        np.multiply(self._frequencies, log_ratio, out=angles)
-        angles += self._phases
-        np.sin(angles, out=angles)
-        basis[-2:] = log_ratio, 1.0
-        _silu_of_minus(self._weight.dot(basis, out=out))
+        angles = [frequency * log_ratio for frequency in self._frequencies]
+        basis = [*map(math.sin, angles), *map(math.cos, angles), log_ratio, 1.0]
+        _silu_of_minus(self._weight.dot(np.array(basis, dtype=np.float32), out=out))
 
 
 class _Blocks:

@@ -72,6 +72,7 @@ class Adapter:
         self._visual_tokens: dict[tuple[int, int], np.ndarray] = {}
         self.decoder = Decoder(family.language(model), family.head(model), end_ids, family.new_cache)
         self._first_parameter = next(model.parameters())
+        self._embeddings = self.decoder.model.get_input_embeddings()
         self._lock = threading.RLock()
 
     @property
@@ -167,16 +168,16 @@ class Adapter:
         vision_ms = watch.lap() / len(images)
         return [Overview(t, f, preprocess_ms, vision_ms) for t, f in zip(tokens, features, strict=True)]
 
-    @torch.inference_mode()
     def question_feature(self, question: str) -> torch.Tensor:
         """Mean of the embeddings of the question's tokens, float32 ``[Dl]``; what every prompt has is left out."""
         ids = self.prompt.question_ids(question)
-        table = self.decoder.model.get_input_embeddings()
+        table = self._embeddings
         if type(table) is nn.Embedding and table.weight.dtype == torch.float32 and table.weight.device.type == "cpu":
             # One vector needs no tensors, whose operations would take four times as long.
             rows = table.weight.detach().numpy().take(ids, axis=0)
             return torch.from_numpy(np.add.reduce(rows) / np.float32(len(ids)))
-        return self._embed(ids).float().mean(0).cpu()
+        with torch.inference_mode():
+            return self._embed(ids).float().mean(0).cpu()
 
     def prompt_size(self, image: Image.Image, question: str) -> tuple[np.ndarray, int]:
         """Visual tokens at each setting ``[K]`` and the prompt's other tokens, without running the model."""
