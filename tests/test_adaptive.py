@@ -170,3 +170,23 @@ def test_a_clock_that_jumps_teaches_nothing(ms):
 def test_options_that_cannot_work(options):
     with pytest.raises(ConfigError):
         AdaptiveGuard(LATENCY, LENGTHS, **options)
+
+
+def test_settings_that_are_not_known_are_never_allowed():
+    made, known = guard(), np.arange(len(SPACE)) % 5 > 0
+    request = Request(TOKENS["vision"][0], TOKENS["language"][0, 0], FEATURES[0])
+    bounds = made.bounds(request, 1e6, Spent(3.0, 2.5), known)
+    assert bounds.allowed(1e6).tolist() == known.tolist()
+    assert not made.revised(bounds, 1, Spent(6.0, 5.5), known).allowed(1e6)[~known].any()
+
+
+def test_a_size_that_comes_again_has_the_bounds_it_would_have_alone():
+    """What is remembered of a size does not know the machine's speed, which changes in between."""
+    made = guard()
+    request = Request(TOKENS["vision"][0], TOKENS["language"][0, 0], FEATURES[0])
+    before = made.bounds(request, 60.0)
+    list(requests(made, lambda row: 1.5))
+    again = AdaptiveGuard.from_dict(made.to_dict())
+    again.speed.mood = made.speed.mood
+    np.testing.assert_allclose(made.bounds(request, 60.0).bounds_ms, again.bounds(request, 60.0).bounds_ms)
+    assert made.bounds(request, 60.0).slowdown > 1.2 * before.slowdown

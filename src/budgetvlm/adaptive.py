@@ -257,10 +257,10 @@ class AdaptiveGuard:
         here = self._same_image.of(index)
         here = here if known is None else here & known
         bounds_ms, predicted_ms = np.where(here, (bounds_ms, predicted_ms), np.inf)
-        fastest, moment = int(bounds_ms.argmin()), "image"
+        fastest = int(bounds_ms.argmin())
         return Bounds(
             bounds_ms, rest_ms, rest_ms, predicted_ms, steps_ms, bounds.slowdown, fastest, bounds.lengths,
-            bounds.groups, spent, moment, terms,
+            bounds.groups, spent, "image", terms,
         )  # fmt: skip
 
     def _pace(self, predicted_ms: float, took_ms: float) -> float:

@@ -16,12 +16,13 @@ from budgetvlm.controller.network import GRPOController
 from budgetvlm.runtime import AdaptiveVLM
 
 P50_US, P99_US = 50.0, 200.0
+FULL, QUICK = (7, 2000), (3, 300)  # rounds, decisions
 LANGUAGE_TOKENS = 8, 20  # of made-up requests, from and to below
 
 
 def measure(material: Material) -> list[Figure]:
     """Both ways take turns, on states that all differ, on one core."""
-    rounds, count = (3, 300) if material.options.quick else (7, 2000)
+    rounds, count = QUICK if material.options.quick else FULL
     quick, eager = decisions(material, count)
     with threads(1):
         pairs = [(times_us(quick), times_us(eager[: count // 5])) for _ in range(rounds + 1)][1:]

@@ -24,6 +24,8 @@ from budgetvlm.vlm.adapter import pool
 MOST_SHARE, MOST_SHARE_OF_LARGE = 1.0, 0.1  # percent
 LARGE_MS = 300.0  # a request of a model of ordinary size
 CHANGE_US = 100.0
+FULL, QUICK = (5, 40), (3, 12)  # rounds, requests
+CHANGES = 1000
 BUDGET_SHARE = 0.6  # of the full setting's time: most settings are allowed, and the image is usually cut into tiles
 ALL, MODEL = "all that is added to a request", "the bare model at its cheapest setting"
 PARTS = {
@@ -38,13 +40,13 @@ APART = "encoding the overview apart, at the full setting"
 
 def measure(material: Material) -> list[Figure]:
     """Requests of the whole system and of the bare model take turns; no question comes twice."""
-    rounds, count = (3, 12) if material.options.quick else (5, 40)
+    rounds, count = QUICK if material.options.quick else FULL
     samples = material.samples(rounds * count)
     size = max(1, len(samples) // rounds)
     system = material.system
-    found = [_round(system, samples[start : start + size]) for start in range(0, size * rounds, size)]
+    found = [_round(system, samples[start : start + size]) for start in range(0, len(samples) - size + 1, size)]
     own, model = ([one[name] for one in found] for name in (ALL, MODEL))
-    change = [lambda: _change(system)] * (300 if material.options.quick else 2000)
+    change = [lambda: _change(system)] * CHANGES
     return [
         *(Figure.of(name, "ms", [one[name] for one in found]) for name in (ALL, *PARTS.values(), MODEL, APART)),
         Figure.of(
@@ -56,7 +58,7 @@ def measure(material: Material) -> list[Figure]:
             at_most=MOST_SHARE_OF_LARGE,
         ),
         Figure.of(
-            "applying and releasing a setting", "us", [percentile(times_us(change), 0.5) for _ in range(rounds)],
+            "applying and releasing a setting", "us", [percentile(times_us(change), 0.5) for _ in found],
             at_most=CHANGE_US,
         ),
     ]  # fmt: skip
