@@ -45,7 +45,7 @@ def requests(made: AdaptiveGuard, speed, seed=1, noise=0.08):
         k, promised = dearest(looks[0], budget), bool(looks[0].allowed(budget).any())
         if promised:
             image = slow * (STAGES["preprocess"][row, k] + STAGES["vision"][row, k])
-            looks.append(made.revised(request, looks[0], k, Spent(image + 0.5, image)))
+            looks.append(made.revised(looks[0], k, Spent(image + 0.5, image)))
             k = dearest(looks[1], budget)
         stages = {name: slow * times[row, k] for name, times in STAGES.items()}
         total, output = sum(stages.values()) + 0.5, int(TOKENS["output"][row, k])
@@ -145,13 +145,13 @@ def test_what_the_image_took_moves_the_bounds_of_the_settings_that_share_it():
     made, request = guard(), Request(TOKENS["vision"][0], TOKENS["language"][0, 0], FEATURES[0])
     bounds, full = made.bounds(request, 60.0), SPACE.index(SPACE.full)
     usual = STAGES["preprocess"][0, full] + STAGES["vision"][0, full]
-    quick, slow = (made.revised(request, bounds, full, Spent(took, took)) for took in (usual, 1.3 * usual))
+    quick, slow = (made.revised(bounds, full, Spent(took, took)) for took in (usual, 1.3 * usual))
     same = np.array([setting["max_crops"] == 12 for setting in SPACE.settings])
     np.testing.assert_array_equal(np.isfinite(quick.bounds_ms), same)
     assert (slow.bounds_ms[same] > quick.bounds_ms[same] + 0.3 * usual).all()
     assert (slow.rest_ms[same] > 1.1 * quick.rest_ms[same]).all()
     known = same & (np.arange(len(SPACE)) != full)
-    assert not np.isfinite(made.revised(request, bounds, full, Spent(usual, usual), known).bounds_ms[full])
+    assert not np.isfinite(made.revised(bounds, full, Spent(usual, usual), known).bounds_ms[full])
 
 
 @pytest.mark.parametrize("ms", [-1.0, math.nan, math.inf])
@@ -170,3 +170,23 @@ def test_a_clock_that_jumps_teaches_nothing(ms):
 def test_options_that_cannot_work(options):
     with pytest.raises(ConfigError):
         AdaptiveGuard(LATENCY, LENGTHS, **options)
+
+
+def test_settings_that_are_not_known_are_never_allowed():
+    made, known = guard(), np.arange(len(SPACE)) % 5 > 0
+    request = Request(TOKENS["vision"][0], TOKENS["language"][0, 0], FEATURES[0])
+    bounds = made.bounds(request, 1e6, Spent(3.0, 2.5), known)
+    assert bounds.allowed(1e6).tolist() == known.tolist()
+    assert not made.revised(bounds, 1, Spent(6.0, 5.5), known).allowed(1e6)[~known].any()
+
+
+def test_a_size_that_comes_again_has_the_bounds_it_would_have_alone():
+    """What is remembered of a size does not know the machine's speed, which changes in between."""
+    made = guard()
+    request = Request(TOKENS["vision"][0], TOKENS["language"][0, 0], FEATURES[0])
+    before = made.bounds(request, 60.0)
+    list(requests(made, lambda row: 1.5))
+    again = AdaptiveGuard.from_dict(made.to_dict())
+    again.speed.mood = made.speed.mood
+    np.testing.assert_allclose(made.bounds(request, 60.0).bounds_ms, again.bounds(request, 60.0).bounds_ms)
+    assert made.bounds(request, 60.0).slowdown > 1.2 * before.slowdown

@@ -151,9 +151,9 @@ def test_a_choice_is_revised_once_the_image_is_encoded(system, monkeypatch):
     request, asked = (sample.load_image(), sample.question), []
     revised = system.guard.revised
 
-    def after_a_slow_image(request, bounds, index, spent, known):
+    def after_a_slow_image(bounds, index, spent, known):
         asked.append(index)
-        found = revised(request, bounds, index, spent, known)
+        found = revised(bounds, index, spent, known)
         return replace(found, bounds_ms=np.where(np.arange(4) == index, np.inf, found.bounds_ms))
 
     monkeypatch.setattr(system.guard, "revised", after_a_slow_image)

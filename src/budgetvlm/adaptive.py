@@ -23,9 +23,10 @@ from budgetvlm.conformal import samples_needed
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.features import Features
 from budgetvlm.guard import timed_rows
-from budgetvlm.latency import LatencyModel, QuickLatency, Sizes
+from budgetvlm.latency import LatencyModel, Sizes
 from budgetvlm.lengths import LengthModel
 from budgetvlm.margin import Margin, Moment
+from budgetvlm.quick_latency import TERMS, QuickLatency
 from budgetvlm.recourse import SameImage
 from budgetvlm.speed import AGREEING, StageSpeed
 from budgetvlm.table import ProfileTable
@@ -80,6 +81,7 @@ class Bounds:
         groups: the requests that share parts of this one's margin.
         spent: when the bounds were made.
         moment: what was encoded by then.
+        terms: of `QuickLatency.terms`; None: these are fixed bounds.
     """
 
     bounds_ms: np.ndarray
@@ -93,6 +95,7 @@ class Bounds:
     groups: Groups = ()
     spent: Spent = Spent()
     moment: Moment = "overview"
+    terms: np.ndarray | None = None
 
     def allowed(self, budget_ms: float) -> np.ndarray:
         """Which settings a budget allows, bool ``[K]``; maybe none."""
@@ -138,9 +141,9 @@ class AdaptiveGuard:
         self.speed = StageSpeed(latency.stages) if speed is None else speed
         self.other_ms, self.calibrated_on = other_ms, calibrated_on
         self.credit = 1.0
-        self._profiled = QuickLatency(latency)
+        self._quick = QuickLatency(latency, IMAGE_STAGES)
+        self._quick.scale(np.exp(self.speed.log_scale))
         self._same_image = SameImage(latency.knob_space)
-        self._compile()
 
     @property
     def alpha(self) -> float:
@@ -179,12 +182,6 @@ class AdaptiveGuard:
         known = scores[np.isfinite(scores)]
         return cls(latency, lengths, Margin.start(alpha, {"overview": known, "image": known}))
 
-    def _compile(self) -> None:
-        scale = np.exp(self.speed.log_scale)
-        image = np.array([stage in IMAGE_STAGES for stage in self.latency.stages])
-        self._quick = QuickLatency(self.latency, scale)
-        self._image, self._reading = (QuickLatency(self.latency, scale * part) for part in (image, ~image))
-
     def bounds(
         self, request: Request, budget_ms: float, spent: Spent | None = None, known: np.ndarray | None = None
     ) -> Bounds:
@@ -194,46 +191,51 @@ class AdaptiveGuard:
             spent: with the overview's encoding; None: nothing has run yet.
             known: settings that may be chosen, bool ``[K]``; None: all.
         """
+        taken = spent or Spent()
         expected, long = self.lengths.outlook(request.feature, 1 - self.alpha / 2)
         expected = max(expected, 1.0)
-        first, step = self._quick.parts(request.vision, request.language)
-        full_ms = float(first[-1] + (expected - 1) * step[-1])
-        slowdown = full_ms / self._profiled.at(-1, float(request.vision[-1]), request.language, expected)
-        image = f"image of up to {request.vision.max():.0f} visual tokens"
-        groups = "all", image, f"up to {long} output tokens", _budget_group(budget_ms / full_ms)
-        done_ms, taken = 0.0, spent or Spent()
-        if taken.image_ms > 0:
-            done_ms = self._image.at(0, float(request.vision.min()), 0.0, 1.0)
-        pace = self._pace(done_ms, taken.image_ms)
-        step = pace * step
-        rest = pace * (first - done_ms) + self.other_ms
-        long_rest = rest + (long - 1) * step
-        out = Bounds(
-            bounds_ms=_only(taken.total_ms + math.exp(self.margin.q(groups)) * long_rest, known),
-            rest_ms=long_rest,
-            answer_ms=pace * self._reading.parts(request.vision, request.language)[0] + (long - 1) * step,
-            predicted_ms=_only(taken.total_ms + rest + (expected - 1) * step, known),
-            step_ms=step,
-            slowdown=pace * slowdown,
-            fastest=0,
-            lengths=(expected, long),
-            groups=groups,
-            spent=taken,
+        sized = self._quick.size(request.vision, request.language)
+        terms = self._quick.terms(sized)
+        image_ms, first_ms, step_ms, _, profiled_ms, profiled_step_ms = terms[:, -1].tolist()
+        full_ms = image_ms + first_ms + (expected - 1) * step_ms
+        groups = (
+            "all",
+            f"image of up to {sized.most:.0f} visual tokens",
+            f"up to {long} output tokens",
+            _budget_group(budget_ms / full_ms),
         )
-        return self._with_recourse(out)
+        done_ms = self._quick.overview_ms(sized) if taken.image_ms > 0 else 0.0
+        pace = self._pace(done_ms, taken.image_ms)
+        rest, total = _rest(pace, long, self.other_ms - pace * done_ms), taken.total_ms
+        answer = (0.0, pace, rest[2], 0.0)
+        q, later_q = self.margin.both(groups)
+        rows = (
+            _after(total, rest, math.exp(q)),
+            _after(total, [r + (math.exp(later_q) - 1) * a for r, a in zip(rest, answer, strict=True)]),
+            _after(total, _rest(pace, expected, rest[3])),
+            rest,
+            answer,
+            (0.0, 0.0, pace, 0.0),
+        )
+        bounds_ms, aimed_ms, predicted_ms, rest_ms, answer_ms, steps_ms = _sums(rows, terms)
+        if known is not None:
+            bounds_ms, aimed_ms, predicted_ms = np.where(known, (bounds_ms, aimed_ms, predicted_ms), np.inf)
+        fastest = int(bounds_ms.argmin())
+        return Bounds(
+            self._same_image.reachable(bounds_ms, aimed_ms) if self.revises else bounds_ms,
+            rest_ms,
+            answer_ms,
+            predicted_ms,
+            steps_ms,
+            pace * full_ms / (profiled_ms + (expected - 1) * profiled_step_ms),
+            fastest,
+            (expected, long),
+            groups,
+            taken,
+            terms=terms,
+        )
 
-    def _with_recourse(self, bounds: Bounds) -> Bounds:
-        """With what revising makes possible."""
-        bounds_ms, fastest = bounds.bounds_ms, int(bounds.bounds_ms.argmin())
-        if self.revises:
-            margin = math.exp(self.margin.q(bounds.groups, "image")) - 1
-            aimed = bounds.spent.total_ms + bounds.rest_ms + margin * bounds.answer_ms
-            bounds_ms = self._same_image.reachable(bounds_ms, aimed)
-        return replace(bounds, bounds_ms=bounds_ms, fastest=fastest)
-
-    def revised(
-        self, request: Request, bounds: Bounds, index: int, spent: Spent, known: np.ndarray | None = None
-    ) -> Bounds:
+    def revised(self, bounds: Bounds, index: int, spent: Spent, known: np.ndarray | None = None) -> Bounds:
         """Bounds once the image of the chosen setting is encoded; other images are out of reach.
 
         Args:
@@ -241,26 +243,25 @@ class AdaptiveGuard:
             spent: with the whole image's encoding.
             known: settings that may be chosen, bool ``[K]``; None: all.
         """
-        expected, long = bounds.lengths
-        done_ms = self._image.at(index, float(request.vision[index]), request.language, 1.0)
-        pace = self._pace(done_ms, spent.image_ms)
-        first, step = self._reading.parts(request.vision, request.language)
-        rest, step = pace * first, pace * step
-        long_rest = rest + (long - 1) * step
+        (expected, long), terms = bounds.lengths, bounds.terms
+        assert terms is not None
+        pace = self._pace(float(terms[0, index]), spent.image_ms)
+        rest = (0.0, *_rest(pace, long)[1:])
+        rows = (
+            _after(spent.total_ms, rest, math.exp(self.margin.q(bounds.groups, "image"))),
+            _after(spent.total_ms, (0.0, *_rest(pace, expected)[1:])),
+            rest,
+            (0.0, 0.0, pace, 0.0),
+        )
+        bounds_ms, predicted_ms, rest_ms, steps_ms = _sums(rows, terms)
         here = self._same_image.of(index)
         here = here if known is None else here & known
-        bounds_ms = _only(spent.total_ms + math.exp(self.margin.q(bounds.groups, "image")) * long_rest, here)
-        return replace(
-            bounds,
-            bounds_ms=bounds_ms,
-            rest_ms=long_rest,
-            answer_ms=long_rest,
-            predicted_ms=_only(spent.total_ms + rest + (expected - 1) * step, here),
-            step_ms=step,
-            fastest=int(bounds_ms.argmin()),
-            spent=spent,
-            moment="image",
-        )
+        bounds_ms, predicted_ms = np.where(here, (bounds_ms, predicted_ms), np.inf)
+        fastest = int(bounds_ms.argmin())
+        return Bounds(
+            bounds_ms, rest_ms, rest_ms, predicted_ms, steps_ms, bounds.slowdown, fastest, bounds.lengths,
+            bounds.groups, spent, "image", terms,
+        )  # fmt: skip
 
     def _pace(self, predicted_ms: float, took_ms: float) -> float:
         """Factor on predicted times at this moment, from a part of the request that is over; 0: none is."""
@@ -316,9 +317,9 @@ class AdaptiveGuard:
 
     def follow(self, request: Request, index: int, stages_ms: Mapping[str, float], output_tokens: float) -> bool:
         """Learn this machine's speed from a request, and nothing else; whether a stage's speed has jumped."""
-        predicted = self.latency.stages_of(index, request.vision[index], request.language, output_tokens)
-        jumped = self.speed.follow(predicted, stages_ms)
-        self._compile()
+        sized = self._quick.size(request.vision, request.language)
+        jumped = self.speed.follow(self._quick.stages_at(sized, index, output_tokens), stages_ms)
+        self._quick.scale(np.exp(self.speed.log_scale))
         return jumped
 
     def to_dict(self) -> dict[str, Any]:
@@ -354,9 +355,25 @@ class AdaptiveGuard:
             raise DataError(f"the guard lacks the field {error.args[0]}; calibrate again") from None
 
 
-def _only(times: np.ndarray, known: np.ndarray | None) -> np.ndarray:
-    """Times with all but the known settings out of reach."""
-    return times if known is None else np.where(known, times, np.inf)
+# Times of all settings are sums of a request's terms; a row of coefficients stands for one of them.
+Row = Sequence[float]
+
+
+def _rest(pace: float, tokens: float, more_ms: float = 0.0) -> Row:
+    """An answer of so many tokens, and a time beside it."""
+    return pace, pace, pace * (tokens - 1), more_ms
+
+
+def _after(taken_ms: float, row: Row, factor: float = 1.0) -> Row:
+    """So many times a row, behind a time that was taken."""
+    image, first, step, more = row
+    return factor * image, factor * first, factor * step, factor * more + taken_ms
+
+
+def _sums(rows: Sequence[Row], terms: np.ndarray) -> np.ndarray:
+    """The times that rows stand for, ``[rows, K]``."""
+    out: np.ndarray = np.array(rows).dot(terms[:TERMS])
+    return out
 
 
 def _budget_group(share: float) -> str:

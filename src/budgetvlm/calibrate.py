@@ -179,7 +179,7 @@ def _predictions(guard: AdaptiveGuard, measured: Measured, rows: range, own_ms: 
         for k in measured.order[row]:
             overview_ms, image_ms = float(measured.overview_ms[row, k]), float(measured.image_ms[row, k])
             bounds = guard.bounds(request, math.inf, Spent(overview_ms, overview_ms))
-            revised = guard.revised(request, bounds, int(k), Spent(image_ms, image_ms))
+            revised = guard.revised(bounds, int(k), Spent(image_ms, image_ms))
             rest[place, k], answer[place, k] = bounds.rest_ms[k], bounds.answer_ms[k]
             later[place, k] = revised.rest_ms[k]
             stages = {name: float(times[row, k]) for name, times in measured.stages_ms.items()}

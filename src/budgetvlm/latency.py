@@ -133,7 +133,7 @@ class LatencyModel:
     def predict_stages(self, sizes: Sizes) -> dict[str, np.ndarray]:
         """As `predict`, for each stage."""
         functions = sizes.functions()
-        parts = (np.einsum("mk,msk->sk", weights, functions) for weights in self._corrected_size)
+        parts = (np.einsum("mk,msk->sk", weights, functions) for weights in self.corrected_size)
         return dict(zip(self.stages, parts, strict=True))
 
     @cached_property
@@ -143,8 +143,8 @@ class LatencyModel:
         return np.einsum("gpm,pk->gmk", self.weights, products)
 
     @cached_property
-    def _corrected_size(self) -> np.ndarray:
-        """`per_size` with the corrections, ``[stages, M, K]``."""
+    def corrected_size(self) -> np.ndarray:
+        """Weight of each function of size at each setting, with the corrections, ``[stages, M, K]``."""
         return np.ascontiguousarray(self.per_size * self.correction)
 
     def for_space(self, space: KnobSpace) -> LatencyModel:
@@ -164,7 +164,7 @@ class LatencyModel:
         """The time of each stage of one request at one setting, ``[stages]``."""
         context, steps = float(vision + language), max(float(output) - 1.0, 0.0)
         functions = np.array((1.0, float(vision), context, context * context, steps, steps * context))  # as in `SIZES`
-        out: np.ndarray = self._corrected_size[:, :, index].dot(functions)
+        out: np.ndarray = self.corrected_size[:, :, index].dot(functions)
         return out
 
     def to_dict(self) -> dict[str, Any]:
@@ -200,42 +200,6 @@ class LatencyModel:
         if weights.shape != shape or correction.shape != (len(space),):
             raise DataError(f"the latency model's weights have shape {weights.shape}, not {shape}; train again")
         return cls(space, compute, stages, weights, correction)
-
-
-class QuickLatency:
-    """Times of all settings for one request, in a few operations on ``[K]``.
-
-    Args:
-        stage_scale: how much longer each stage takes on this machine, ``[stages]``; None: as in the profile.
-    """
-
-    def __init__(self, model: LatencyModel, stage_scale: np.ndarray | None = None) -> None:
-        scale = np.ones(len(model.stages)) if stage_scale is None else stage_scale
-        corrected = model._corrected_size
-        self._per_size = scale.dot(corrected.reshape(len(corrected), -1)).reshape(corrected.shape[1:])
-        self._fixed, self._vision, self._context, self._square, self._step, self._step_context = self._per_size
-
-    def parts(self, vision: np.ndarray, language: float) -> tuple[np.ndarray, np.ndarray]:
-        """The time until the first token and that of each further one, ``[K]`` each.
-
-        Args:
-            vision: visual tokens at each setting ``[K]``. language: the prompt's other tokens.
-        """
-        context = vision + language
-        first = self._fixed + vision * self._vision + context * (self._context + context * self._square)
-        return first, self._step + context * self._step_context
-
-    def total(self, vision: np.ndarray, language: float, output: float) -> np.ndarray:
-        """The time of an answer of ``output`` tokens at each setting, ``[K]``."""
-        first, step = self.parts(vision, language)
-        return first + max(output - 1.0, 0.0) * step
-
-    def at(self, index: int, vision: float, language: float, output: float) -> float:
-        """`total` at one setting, whose visual tokens are given."""
-        fixed, per_vision, per_token, square, step, step_context = self._per_size[:, index].tolist()
-        context = vision + language
-        first = fixed + vision * per_vision + context * (per_token + context * square)
-        return float(first + max(output - 1.0, 0.0) * (step + context * step_context))
 
 
 def knob_products(space: KnobSpace, reference: KnobSpace, names: Sequence[str]) -> np.ndarray:

@@ -75,12 +75,13 @@ class LengthModel:
     def _folded(self) -> tuple[np.ndarray, np.ndarray, list[float]]:
         """Weights ``[L, Dl]`` and biases that take raw features, and the lengths."""
         weight = self.weight / self.std[:, None]
-        return np.ascontiguousarray(weight.T), self.bias - self.mean @ weight, self.lengths.tolist()
+        bias = self.bias - self.mean @ weight
+        return np.ascontiguousarray(weight.T, dtype=np.float32), bias.astype(np.float32), self.lengths.tolist()
 
     def outlook(self, language: np.ndarray, level: float) -> tuple[float, int]:
         """`expected` and `quantile` of one request ``[Dl]``, quickly: there are few lengths, so in plain numbers."""
         weight, bias, lengths = self._folded
-        logits = (weight.dot(language.astype(np.float64)) + bias).tolist()
+        logits = (weight.dot(language) + bias).tolist()
         top = max(logits)
         shares = [math.exp(logit - top) for logit in logits]
         total = sum(shares)

@@ -18,7 +18,7 @@ is a sum over its group's requests: over T of them the share missed differs from
 from __future__ import annotations
 
 import math
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -80,14 +80,17 @@ class Scores:
     def add(self, score: float) -> None:
         """Learn the score of a finished request."""
         if len(self._window) == self._window.maxlen:
-            self._sorted.remove(self._window[0])
+            self._drop(self._window[0])
         self._window.append(score)
         insort(self._sorted, score)
 
     def forget(self, count: int) -> None:
         """Drop the last scores, all but one at most."""
         for _ in range(min(count, len(self._window) - 1)):
-            self._sorted.remove(self._window.pop())
+            self._drop(self._window.pop())
+
+    def _drop(self, score: float) -> None:
+        del self._sorted[bisect_left(self._sorted, score)]
 
     def to_list(self) -> list[float]:
         """Oldest first."""
@@ -138,6 +141,12 @@ class Margin:
     def q(self, groups: Sequence[str], moment: Moment = "overview") -> float:
         """log(bound / predicted time) from this moment on, for a request of these groups."""
         return _limited(self._scores[moment].quantile(self._level(groups)))
+
+    def both(self, groups: Sequence[str]) -> tuple[float, float]:
+        """`q` from each of `MOMENTS` on."""
+        level = self._level(groups)
+        overview, image = (_limited(self._scores[moment].quantile(level)) for moment in MOMENTS)
+        return overview, image
 
     def image_factors(self, factors: np.ndarray) -> np.ndarray:
         """The factors once the image is encoded that belong to these at the choice: of the same level, ``[F]``."""

@@ -20,23 +20,21 @@ class SameImage:
     """Which settings of a knob space show the model the same image: those that differ in other knobs alone."""
 
     def __init__(self, space: KnobSpace) -> None:
-        self._sizes = space.sizes
-        self._others = tuple(axis for axis, name in enumerate(space.names) if name != IMAGE_KNOB)
-        image = [axis for axis in range(len(space.names)) if axis not in self._others]
-        self._number = space.value_indices[:, image[0]] if image else np.zeros(len(space), dtype=np.int64)
+        image = space.names.index(IMAGE_KNOB) if IMAGE_KNOB in space.names else None
+        self._number = np.zeros(len(space), dtype=np.int64) if image is None else space.value_indices[:, image]
+        self._same = self._number == self._number[:, None]
+        # Settings by image: each has as many as any other.
+        self._members = np.argsort(self._number, kind="stable").reshape(self._number.max() + 1, -1)
 
     def of(self, index: int | np.ndarray) -> np.ndarray:
         """Settings with the image of these ones ``[...]``, bool ``[..., K]``."""
-        out: np.ndarray = self._number == self._number[index][..., None]
+        out: np.ndarray = self._same[index]
         return out
 
     def least(self, times: np.ndarray) -> np.ndarray:
         """The least time among those with the same image, of every setting, ``[..., K]``."""
-        lead = times.shape[:-1]
-        axes = tuple(len(lead) + axis for axis in self._others)
-        grid = times.reshape(*lead, *self._sizes)
-        least = grid.min(axis=axes, keepdims=True) if axes else grid
-        out: np.ndarray = np.broadcast_to(least, grid.shape).reshape(times.shape)
+        by_image = times.take(self._members, axis=-1).min(axis=-1)
+        out: np.ndarray = by_image.take(self._number, axis=-1)
         return out
 
     def reachable(self, bounds: np.ndarray, aimed: np.ndarray) -> np.ndarray:

@@ -86,8 +86,8 @@ def _replay(
     looks = [moments[index]]
     if guard.revises and promised:
         spent = [Spent(own_ms + ms, ms) for ms in images.tolist()]
-        revised = [guard.revised(request, moments[k], k, spent[k], model.known) for k in range(len(spent))]
-        here = np.isfinite(guard.revised(request, moments[index], index, spent[index], model.known).bounds_ms)
+        revised = [guard.revised(moments[k], k, spent[k], model.known) for k in range(len(spent))]
+        here = np.isfinite(guard.revised(moments[index], index, spent[index], model.known).bounds_ms)
         later_ms = np.array([look.bounds_ms[k] for k, look in enumerate(revised)])
         index = _best(values, np.where(here, later_ms, np.inf), budget_ms)
         looks = [moments[index], revised[index]]

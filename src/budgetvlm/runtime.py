@@ -65,7 +65,9 @@ class AdaptiveVLM:
         if guard is not None:
             controller.knob_space.require_equal(guard.latency.knob_space, "the guard")
         self._columns = [vlm.knob_space.index(setting) for setting in controller.knob_space.settings]
+        self._all_columns = self._columns == list(range(len(vlm.knob_space)))
         self.known = np.isfinite(controller.bounds_ms.numpy())  # settings that the controller has learnt about
+        self._only_known = None if self.known.all() else self.known
         self._lock = threading.Lock()
         self.guard = None  # the rehearsal is not to be learnt from
         self.controller_ms = self._rehearse(*(_DECISIONS, _ANSWERS) if warm_up else (1, 0))
@@ -140,10 +142,10 @@ class AdaptiveVLM:
         overview = self.vlm.encode_overview(picture)
         choosing = time.perf_counter()
         spent = Spent(_ms(start, choosing), overview.preprocess_ms + overview.vision_ms)
-        bounds = self._bounds(request, budget_ms, spent, waited_ms)
-        values = self._values(overview, request, self.seen_budget_ms(bounds, budget_ms - waited_ms), price)
-        course = _Course(self, request, start, budget_ms, cut, values, [bounds])
-        course.choose(when_infeasible)
+        bounds, values, choice = self.decide(
+            request, overview.feature.numpy(), budget_ms, spent, price, waited_ms, when_infeasible
+        )
+        course = _Course(self, request, start, budget_ms, cut, values, [bounds], choice)
         chosen = time.perf_counter()
         generation = self.vlm.generate(
             picture,
@@ -178,8 +180,30 @@ class AdaptiveVLM:
         """The controller's decision for an image whose overview is given, by the fixed bounds, without answering."""
         request = Request(np.zeros(len(self._columns)), 0, self._question_feature(question))
         bounds = self._fixed_bounds(0.0)
-        values = self._values(overview, request, self.seen_budget_ms(bounds, budget_ms), price)
+        seen_ms = self.seen_budget_ms(bounds, budget_ms)
+        values = self.decider.values(overview.feature.numpy(), request.feature, seen_ms, price)
         return self.choice(values, bounds, budget_ms)
+
+    def decide(
+        self,
+        request: Request,
+        image: np.ndarray,
+        budget_ms: float,
+        spent: Spent,
+        price: float | None = None,
+        waited_ms: float = 0.0,
+        when_infeasible: Infeasible = "fastest",
+    ) -> tuple[Bounds, np.ndarray, Choice]:
+        """From what is known of a request to its setting; with it the bounds and every setting's value, ``[K]``.
+
+        Args:
+            image: the overview's feature ``[Di]``, float32.
+            spent: on the request so far, waiting included.
+        """
+        bounds = self._bounds(request, budget_ms, spent, waited_ms)
+        seen_ms = self.seen_budget_ms(bounds, budget_ms - waited_ms)
+        values = self.decider.values(image, request.feature, seen_ms, price)
+        return bounds, values, self.choice(values, bounds, budget_ms, when_infeasible)
 
     def look(self, image: Image.Image, question: str, budget_ms: float = math.inf) -> Outlook:
         """What can be said of a request before the model runs."""
@@ -188,13 +212,14 @@ class AdaptiveVLM:
 
     def _request(self, image: Image.Image, question: str) -> Request:
         vision, language = self.vlm.prompt_size(image, question)
-        return Request(vision[self._columns], language, self._question_feature(question))
+        vision = vision if self._all_columns else vision[self._columns]
+        return Request(vision, language, self._question_feature(question))
 
     def _bounds(self, request: Request, budget_ms: float, spent: Spent, waited_ms: float = 0.0) -> Bounds:
         if self.guard is None:
             return self._fixed_bounds(waited_ms)
         with self._lock:
-            return self.guard.bounds(request, budget_ms, spent, self.known)
+            return self.guard.bounds(request, budget_ms, spent, self._only_known)
 
     def seen_budget_ms(self, bounds: Bounds, left_ms: float) -> float:
         """What the controller is told of a budget: as it would be on the machine that was profiled, for the model."""
@@ -220,9 +245,6 @@ class AdaptiveVLM:
                 'or another when_infeasible ("fastest", "best_effort")'
             )
 
-    def _values(self, overview: Overview, request: Request, seen_ms: float, price: float | None) -> np.ndarray:
-        return self.decider.values(overview.feature.numpy(), request.feature, seen_ms, price)
-
     def choice(
         self, values: np.ndarray, bounds: Bounds, budget_ms: float, when_infeasible: Infeasible = "fastest"
     ) -> Choice:
@@ -231,24 +253,20 @@ class AdaptiveVLM:
         Args:
             values: `Decider.values` of every setting, ``[K]``.
         """
-        allowed = bounds.allowed(budget_ms)
-        feasible = bool(allowed.any())
+        allowed = bounds.allowed(budget_ms).nonzero()[0]
+        feasible = len(allowed) > 0
         if not feasible and when_infeasible == "best_effort":
-            allowed = bounds.predicted_ms <= budget_ms
-        index = int(np.where(allowed, values, -np.inf).argmax()) if allowed.any() else bounds.fastest
+            allowed = (bounds.predicted_ms <= budget_ms).nonzero()[0]
+        index = int(allowed[values[allowed].argmax()]) if len(allowed) else bounds.fastest
         bound = float(bounds.bounds_ms[index])
-        return Choice(
-            setting=self.controller.knob_space.settings[index],
-            index=index,
-            feasible=feasible,
-            predicted_ms=bound if 0 < bound < math.inf else None,
-        )
+        setting = self.controller.knob_space.settings[index]
+        return Choice(setting, index, feasible, bound if 0 < bound < math.inf else None)
 
-    def revised(self, request: Request, bounds: Bounds, index: int, spent: Spent) -> Bounds:
+    def revised(self, bounds: Bounds, index: int, spent: Spent) -> Bounds:
         """Bounds once the chosen setting's image is encoded; there has to be a guard."""
         assert self.guard is not None
         with self._lock:
-            return self.guard.revised(request, bounds, index, spent, self.known)
+            return self.guard.revised(bounds, index, spent, self._only_known)
 
     def _learn(self, course: _Course, answer: Answer) -> None:
         if self.guard is None:
@@ -295,9 +313,8 @@ class _Course:
         cut: which answers have a deadline.
         values: of every setting, ``[K]``.
         looks: the guard's bounds, at each moment at which a setting is chosen.
+        choice: by the first of them.
     """
-
-    choice: Choice
 
     def __init__(
         self,
@@ -308,14 +325,11 @@ class _Course:
         cut: Cut,
         values: np.ndarray,
         looks: list[Bounds],
+        choice: Choice,
     ) -> None:
         self._model, self.request, self._start_s, self._budget_ms = model, request, start_s, budget_ms
-        self._cut, self._values, self.looks = cut, values, looks
+        self._cut, self._values, self.looks, self.choice = cut, values, looks, choice
         self.revising_ms = 0.0
-
-    def choose(self, when_infeasible: Infeasible) -> None:
-        """Choose by the first bounds."""
-        self.choice = self._model.choice(self._values, self.looks[0], self._budget_ms, when_infeasible)
 
     @property
     def may_be_revised(self) -> bool:
@@ -327,7 +341,7 @@ class _Course:
         """Choose anew among the settings with the encoded image."""
         began = time.perf_counter()
         spent = Spent(_ms(self._start_s, began), image_ms)
-        self.looks.append(self._model.revised(self.request, self.looks[0], self.choice.index, spent))
+        self.looks.append(self._model.revised(self.looks[0], self.choice.index, spent))
         revised = self._model.choice(self._values, self.looks[-1], self._budget_ms)
         self.choice = replace(revised, feasible=True)
         self.revising_ms = _ms(began, time.perf_counter())

@@ -11,6 +11,7 @@ setting has to be chosen.
 from __future__ import annotations
 
 import math
+import statistics
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -48,34 +49,35 @@ class StageSpeed:
         """The mood, given log(measured / predicted) of a part of the request itself; the prediction with scales."""
         return self.mood + PROBE_RATE * _limited(log_ratio - self.mood)
 
-    def follow(self, predicted_ms: np.ndarray, stages_ms: Mapping[str, float]) -> bool:
+    def follow(self, predicted_ms: Sequence[float], stages_ms: Mapping[str, float]) -> bool:
         """Learn from one request's times; whether any stage's speed has jumped.
 
         Args:
             predicted_ms: of each stage, by the profile, ``[stages]``.
             stages_ms: what each stage took; one that is not known or took nothing teaches nothing.
         """
-        took = np.array([stages_ms.get(stage, 0.0) for stage in self.stages])
-        known = (took > 0) & (predicted_ms > 0)
-        if not known.any():
+        took_ms = [stages_ms.get(stage, 0.0) for stage in self.stages]
+        known = [g for g, (took, ms) in enumerate(zip(took_ms, predicted_ms, strict=True)) if took > 0 and ms > 0]
+        if not known:
             return False
-        together = math.log(took[known].sum() / (predicted_ms * np.exp(self.log_scale))[known].sum())
-        self.mood += MOOD_RATE * _limited(together - self.mood)
-        ratios = np.log(took[known] / predicted_ms[known])
-        jumps = [self._follow(int(g), float(ratio)) for g, ratio in zip(np.flatnonzero(known), ratios, strict=True)]
+        scales = self.log_scale.tolist()
+        together = sum(took_ms[g] for g in known) / sum(predicted_ms[g] * math.exp(scales[g]) for g in known)
+        self.mood += MOOD_RATE * _limited(math.log(together) - self.mood)
+        # All are learnt from, also behind one that has jumped.
+        jumps = [self._follow(g, scales[g], math.log(took_ms[g] / predicted_ms[g])) for g in known]
         if any(jumps):
             self.mood = 0.0
         return any(jumps)
 
-    def _follow(self, g: int, log_ratio: float) -> bool:
+    def _follow(self, g: int, scale: float, log_ratio: float) -> bool:
         recent = self._recent[g]
         recent.append(log_ratio)
-        errors = [ratio - self.log_scale[g] for ratio in recent]
-        if len(errors) == AGREEING and (min(errors) > JUMP or max(errors) < -JUMP):
-            self.log_scale[g] += float(np.median(errors))
+        least, most = min(recent) - scale, max(recent) - scale
+        if len(recent) == AGREEING and (least > JUMP or most < -JUMP):
+            self.log_scale[g] = statistics.median(recent)
             recent.clear()
             return True
-        self.log_scale[g] += RATE * _limited(errors[-1])
+        self.log_scale[g] = scale + RATE * _limited(log_ratio - scale)
         return False
 
     @property

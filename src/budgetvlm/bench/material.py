@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from budgetvlm.adaptive import AdaptiveGuard
 from budgetvlm.controller.network import GRPOController
@@ -22,6 +23,7 @@ from budgetvlm.tasks import Sample, Task, load_task
 from budgetvlm.vlm import VLM, load_vlm
 
 WIDTHS = 256, 128  # of the bundled model's image and question features
+BLANK = 256, 192  # pixels of an image that tells how wide a model's features are
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,9 @@ class Material:
 
             prepared = load_prepared(self.options.data)
             return prepared.table, prepared.features
-        return made_up(2000, self.vlm.knob_space, seed=self.options.seed)
+        overview = self.vlm.encode_overview(Image.new("RGB", BLANK))
+        widths = len(overview.feature), len(self.vlm.question_feature("what"))
+        return made_up(2000, self.vlm.knob_space, self.options.seed, widths)
 
     @cached_property
     def system(self) -> AdaptiveVLM:
@@ -115,7 +119,7 @@ class Material:
             bounds_ms=latency,
         )
         for parameter in controller.parameters():
-            torch.nn.init.normal_(parameter, std=0.05)
+            torch.nn.init.normal_(parameter, std=0.2)
         controller.fit_features(torch.from_numpy(features.image), torch.from_numpy(features.language))
         return controller
 
@@ -165,7 +169,7 @@ def _columns(space: KnobSpace) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Values of the three usual knobs at each setting, ``[K]`` each; 1 where a model lacks one."""
     known = dict(zip(space.names, space.value_matrix.T, strict=True))
     ones = np.ones(len(space))
-    return tuple(known.get(n, ones) for n in ("max_crops", "top_k", "num_active_blocks"))  # type: ignore[return-value]
+    return tuple(known.get(n, ones) for n in ("max_crops", "top_k", "num_active_blocks"))
 
 
 @contextmanager

@@ -1,20 +1,23 @@
-"""GRPO as it is usually written first: a `DataLoader` over JSON rows, a dictionary of outcomes, a loop over the rows.
+"""GRPO as prototypes have it: a `DataLoader` over rows of logged settings, a group being so many rows.
 
-The network, the optimiser, the reward, the batch size and the size of the groups are those of the package's trainer,
-so that what differs is how the data gets to the update. A row is a state: sample, features, budget.
+A row is a sample, a budget, a setting that was measured, and what came of it; its features are looked up by sample.
+Two things are better than in the prototypes, so that it learns what the package's trainer learns (a test compares the
+gradients): the rows of a group belong to one state, and advantages go to the rows that they were computed from.
+The network and the optimiser are the package's; what differs is how the data gets to the update.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from budgetvlm.controller.grpo import compute_advantages, grpo_loss
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.features import Features
 from budgetvlm.table import ProfileTable
@@ -22,98 +25,109 @@ from budgetvlm.table import ProfileTable
 BUDGET_FACTORS = (0.8, 1.0, 1.2)
 
 
+def write_rows(table: ProfileTable, features: Features, path: Path, group_size: int, seed: int = 0) -> int:
+    """Three budgets a sample with ``group_size`` settings each, as JSON; returns how many rows.
+
+    A budget is a share of the sample's latency at the setting in the middle of the space; settings are drawn among all.
+    """
+    rng, middle = np.random.default_rng(seed), table.num_settings // 2
+    rows = [
+        {
+            "sample_id": name,
+            "budget_ms": factor * float(table.latency_ms[i, middle]),
+            "setting": k,
+            "accuracy": float(table.accuracy[i, k]),
+            "latency_ms": float(table.latency_ms[i, k]),
+        }
+        for i, name in enumerate(table.sample_ids)
+        for factor in BUDGET_FACTORS
+        for k in rng.integers(table.num_settings, size=group_size).tolist()
+    ]
+    image, language = features.image.tolist(), features.language.tolist()
+    known = {name: (image[i], language[i]) for i, name in enumerate(features.sample_ids)}
+    path.write_text(json.dumps({"rows": rows, "features": known}))
+    return len(rows)
+
+
 class Rows(Dataset[dict[str, Any]]):
-    """The rows of a JSON file."""
+    """The rows of a JSON file, with tensors of their features."""
 
     def __init__(self, path: Path) -> None:
-        self.rows = json.loads(path.read_text())
+        document = json.loads(path.read_text())
+        self.rows = document["rows"]
+        self.features = {
+            name: (torch.tensor(image), torch.tensor(language))
+            for name, (image, language) in document["features"].items()
+        }
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.rows[index]
+        image, language = self.features[row["sample_id"]]
         return {
             "sample_id": row["sample_id"],
-            "image": torch.tensor(row["image"]),
-            "language": torch.tensor(row["language"]),
-            "budget_ms": torch.tensor(row["budget_ms"]),
+            "image": image,
+            "language": language,
+            "budget_ms": torch.tensor(row["budget_ms"], dtype=torch.float32),
+            "setting": torch.tensor(row["setting"], dtype=torch.long),
+            "accuracy": torch.tensor(row["accuracy"], dtype=torch.float32),
+            "latency_ms": torch.tensor(row["latency_ms"], dtype=torch.float32),
         }
 
 
-def write_rows(table: ProfileTable, features: Features, path: Path) -> int:
-    """Three states a sample, as JSON; returns how many."""
-    middle = table.num_settings // 2
-    rows = [
-        {
-            "sample_id": name,
-            "image": features.image[i].tolist(),
-            "language": features.language[i].tolist(),
-            "budget_ms": factor * float(table.latency_ms[i, middle]),
-        }
-        for i, name in enumerate(table.sample_ids)
-        for factor in BUDGET_FACTORS
-    ]
-    path.write_text(json.dumps(rows))
-    return len(rows)
+class Groups(Sampler[int]):
+    """Row numbers, group after group, the groups in a random order."""
 
+    def __init__(self, num_rows: int, group_size: int) -> None:
+        self.num_rows, self.group_size = num_rows, group_size
 
-def outcomes_of(table: ProfileTable) -> dict[tuple[str, int], tuple[float, float]]:
-    """(sample, setting) -> accuracy and latency in ms."""
-    accuracy, latency = table.accuracy.tolist(), table.latency_ms.tolist()
-    return {
-        (name, k): (accuracy[i][k], latency[i][k])
-        for i, name in enumerate(table.sample_ids)
-        for k in range(table.num_settings)
-    }
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __iter__(self) -> Iterator[int]:
+        for group in torch.randperm(self.num_rows // self.group_size).tolist():
+            yield from range(group * self.group_size, (group + 1) * self.group_size)
 
 
 class NaiveTrainer:
     """One epoch after the other over the rows.
 
     Args:
-        controller: trained in place. path: the rows. outcomes: of `outcomes_of`.
+        controller: trained in place. path: the rows. batch_size: in rows, whole groups.
     """
 
     def __init__(
-        self,
-        controller: GRPOController,
-        path: Path,
-        outcomes: dict[tuple[str, int], tuple[float, float]],
-        batch_size: int = 64,
-        group_size: int = 8,
-        price: float = 0.01,
+        self, controller: GRPOController, path: Path, batch_size: int = 64, group_size: int = 8, price: float = 0.01
     ) -> None:
-        self.controller, self.outcomes = controller, outcomes
-        self.group_size, self.price = group_size, price
-        self.loader = DataLoader(Rows(path), batch_size=batch_size, shuffle=True)
+        self.controller, self.group_size, self.price = controller, group_size, price
+        rows = Rows(path)
+        self.loader = DataLoader(rows, batch_size=batch_size, sampler=Groups(len(rows), group_size))
         self.optimizer = torch.optim.AdamW(controller.parameters(), lr=1e-4)
 
     def train_batches(self, count: int) -> int:
         """Update on so many batches, or an epoch's if these are fewer; returns how many states these were."""
-        states = 0
+        rows = 0
         for batch, _ in zip(self.loader, range(count), strict=False):
-            self._update(batch)
-            states += len(batch["sample_id"])
-        return states
+            self.optimizer.zero_grad()
+            self.loss(batch).backward()
+            self.optimizer.step()
+            rows += len(batch["sample_id"])
+        return rows // self.group_size
 
-    def _update(self, batch: dict[str, Any]) -> None:
+    def loss(self, batch: dict[str, Any]) -> Tensor:
+        """- mean of log-probability x advantage over the rows ``[B * G]``."""
         logits = self.controller(batch["image"], batch["language"], batch["budget_ms"])
-        log_policy = self.controller.log_policy(logits)
-        settings = torch.multinomial(log_policy.detach().exp(), self.group_size, replacement=True)
-        rewards = torch.tensor(
-            [
-                [self._reward(name, k) for k in group]
-                for name, group in zip(batch["sample_id"], settings.tolist(), strict=True)
-            ]
-        )
-        log_probs: Tensor = log_policy.gather(1, settings)
-        advantages = compute_advantages(rewards, "none")
-        loss = grpo_loss(log_probs, log_probs.detach(), advantages)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
+        log_probs = self.controller.log_policy(logits).gather(1, batch["setting"][:, None])[:, 0]
+        reference_ms = float(self.controller.latency_reference_ms)
+        rewards = batch["accuracy"] - self.price * batch["latency_ms"] / reference_ms
+        return -(log_probs * self._advantages(rewards, batch["sample_id"])).mean()
 
-    def _reward(self, sample_id: str, setting: int) -> float:
-        accuracy, latency_ms = self.outcomes[sample_id, setting]
-        return accuracy - self.price * latency_ms / float(self.controller.latency_reference_ms)
+    def _advantages(self, rewards: Tensor, names: Sequence[str]) -> Tensor:
+        """Rewards less the mean of their group ``[B * G]``."""
+        advantages = torch.zeros_like(rewards)
+        for start in range(0, len(names), self.group_size):
+            group = slice(start, start + self.group_size)
+            advantages[group] = rewards[group] - rewards[group].mean()
+        return advantages

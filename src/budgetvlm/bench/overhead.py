@@ -1,64 +1,125 @@
-"""What features, controller and guard cost in a real request, beside the model's own time."""
+"""What features, controller and guard cost in a real request, beside the model's own time.
+
+Only what is added counts: the question is tokenised before either side's clock starts, and the overview is a part of
+the image that every setting encodes. Caches are as cold as in service, because a run of the model lies between any two
+of these parts; warm, in a loop, they take a fifth (section "decision").
+"""
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from PIL import Image
 
 from budgetvlm.bench.figures import Figure, percentile, timed_s, times_us
 from budgetvlm.bench.material import Material
 from budgetvlm.profiling.latency import request
 from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.tasks import Sample
+from budgetvlm.vlm.adapter import pool
 
 MOST_SHARE, MOST_SHARE_OF_LARGE = 1.0, 0.1  # percent
 LARGE_MS = 300.0  # a request of a model of ordinary size
 CHANGE_US = 100.0
+FULL, QUICK = (5, 40), (3, 12)  # rounds, requests
+CHANGES = 1000
+BUDGET_SHARE = 0.6  # of the full setting's time: most settings are allowed, and the image is usually cut into tiles
+ALL, MODEL = "all that is added to a request", "the bare model at its cheapest setting"
+PARTS = {
+    "_request": "  the question's feature, the prompt's size",
+    "pool": "  the overview's feature",
+    "decide": "  guard and controller choose",
+    "revise": "  they choose anew when the image is encoded",
+    "_learn": "  the guard learns, when the answer is there",
+}
+APART = "encoding the overview apart, at the full setting"
 
 
 def measure(material: Material) -> list[Figure]:
-    """Requests of the whole system and of the bare model at its cheapest setting take turns; no question comes twice.
-
-    Caches are as cold as in service: between two decisions lies a run of the model.
-    """
-    rounds, count = (3, 12) if material.options.quick else (5, 40)
+    """Requests of the whole system and of the bare model take turns; no question comes twice."""
+    rounds, count = QUICK if material.options.quick else FULL
     samples = material.samples(rounds * count)
     size = max(1, len(samples) // rounds)
     system = material.system
-    parts = [_round(system, samples[start : start + size]) for start in range(0, len(samples), size)]
-    own, cheapest = zip(*parts, strict=True)
-    change = [lambda: _change(system)] * (300 if material.options.quick else 2000)
+    found = [_round(system, samples[start : start + size]) for start in range(0, len(samples) - size + 1, size)]
+    own, model = ([one[name] for one in found] for name in (ALL, MODEL))
+    change = [lambda: _change(system)] * CHANGES
     return [
-        Figure.of("features, controller and guard, in a request", "ms", own),
-        Figure.of("the model at its cheapest setting", "ms", cheapest),
+        *(Figure.of(name, "ms", [one[name] for one in found]) for name in (ALL, *PARTS.values(), MODEL, APART)),
         Figure.of(
-            "their share of it", "%", [100 * a / b for a, b in zip(own, cheapest, strict=True)], at_most=MOST_SHARE
+            "what is added, of that request", "%", [100 * a / b for a, b in zip(own, model, strict=True)],
+            at_most=MOST_SHARE,
         ),
         Figure.of(
-            f"their share of a {LARGE_MS:.0f} ms request", "%", [100 * a / LARGE_MS for a in own],
+            f"what is added, of a {LARGE_MS:.0f} ms request", "%", [100 * a / LARGE_MS for a in own],
             at_most=MOST_SHARE_OF_LARGE,
         ),
         Figure.of(
-            "applying and releasing a setting", "us", [percentile(times_us(change), 0.5) for _ in range(rounds)],
+            "applying and releasing a setting", "us", [percentile(times_us(change), 0.5) for _ in found],
             at_most=CHANGE_US,
         ),
     ]  # fmt: skip
 
 
-def _round(system: AdaptiveVLM, samples: list[Sample]) -> tuple[float, float]:
-    """Medians in ms: of what the system adds to a request, and of the model's cheapest request."""
-    cheapest, budget_ms = system.vlm.knob_space.cheapest, 0.6 * float(system.controller.latency_reference_ms)
-    own, model = [], []
-    for sample in samples:
-        image, answers = sample.load_image(), []
-        # What is learnt from a request is learnt when its answer is there already, but it is paid for all the same.
-        whole_ms = 1e3 * timed_s(
-            lambda image=image, sample=sample, answers=answers: answers.append(
-                system.generate(image, sample.question, budget_ms=budget_ms)
-            )
-        )
-        own.append(answers[0].controller_ms + whole_ms - answers[0].latency_ms)
-        model.append(request(system.vlm, image, sample.question, cheapest, 16).total_ms)
-    return statistics.median(own), statistics.median(model)
+def _round(system: AdaptiveVLM, samples: list[Sample]) -> Mapping[str, float]:
+    """Medians in ms, by name."""
+    runs = [_compared(system, sample) for sample in samples]
+    return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+
+
+def _compared(system: AdaptiveVLM, sample: Sample) -> dict[str, float]:
+    """One question: the bare model, the overview apart and with the rest, the whole system."""
+    vlm, image, question = system.vlm, sample.load_image(), sample.question
+    cheapest, full = vlm.knob_space.cheapest, vlm.knob_space.full
+    vlm.prompt_size(image, question)  # tokenises it
+    one_pass = vlm.generate(image, question, full, max_new_tokens=1).stages_ms
+    apart = request(vlm, image, question, full, 1).stages_ms
+    model_ms = vlm.generate(image, question, cheapest).total_ms
+    parts = _added(system, image, question)
+    return {
+        ALL: sum(parts.values()),
+        **{PARTS[name]: ms for name, ms in parts.items()},
+        MODEL: model_ms,
+        APART: sum(apart[stage] - one_pass[stage] for stage in ("preprocess", "vision")),
+    }
+
+
+def _added(system: AdaptiveVLM, image: Image.Image, question: str) -> dict[str, float]:
+    """What each of `PARTS` takes of one request, in ms."""
+    overview = system.vlm.encode_overview(image)
+    budget_ms = BUDGET_SHARE * float(system.controller.latency_reference_ms)
+    with _timed(system, "_request", "decide", "_learn") as took:
+        answer = system.generate(image, question, budget_ms=budget_ms)
+    took["revise"] = answer.controller_ms - took["_request"] - took["decide"]
+    took["pool"] = 1e3 * timed_s(lambda: pool(overview.tokens))
+    return {name: took[name] for name in PARTS}
+
+
+@contextmanager
+def _timed(owner: Any, *names: str) -> Iterator[dict[str, float]]:
+    """Milliseconds in these methods of an object inside the ``with`` block."""
+    took = dict.fromkeys(names, 0.0)
+
+    def watched(name: str) -> Callable[..., Any]:
+        method = getattr(owner, name)
+
+        def call(*args: Any, **options: Any) -> Any:
+            result: list[Any] = []
+            took[name] += 1e3 * timed_s(lambda: result.append(method(*args, **options)))
+            return result[0]
+
+        return call
+
+    try:
+        for name in names:
+            setattr(owner, name, watched(name))
+        yield took
+    finally:
+        for name in names:
+            delattr(owner, name)
 
 
 def _change(system: AdaptiveVLM) -> None:

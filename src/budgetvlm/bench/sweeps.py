@@ -15,19 +15,23 @@ from budgetvlm.bench.figures import Figure, percentile, timed_s, times_us
 from budgetvlm.bench.material import Material, made_up
 from budgetvlm.errors import DataError
 from budgetvlm.knobs import KnobSpace
-from budgetvlm.latency import LatencyModel, QuickLatency
+from budgetvlm.latency import LatencyModel
 from budgetvlm.profiling.accuracy import profile_accuracy
 from budgetvlm.profiling.cells import draw_cells
 from budgetvlm.profiling.files import read_results
 from budgetvlm.profiling.fill import predict_cells
 from budgetvlm.profiling.latency import profile_latency
 from budgetvlm.profiling.sweep import SweepOptions
+from budgetvlm.quick_latency import QuickLatency
 from budgetvlm.table import ProfileTable
 from budgetvlm.tasks import Sample
 
 TIMES_FASTER = 3.0
 CELLS = 0.25
 FIT_S, SETTINGS_US = 2.0, 50.0
+ACCURACY_FULL, ACCURACY_QUICK = (3, 48), (1, 24)  # rounds, samples
+LATENCY_FULL, LATENCY_QUICK = (24, 3), (10, 1)  # samples, repeats
+MODEL_FULL, MODEL_QUICK = (5, 4000), (2, 1000)  # rounds, samples
 
 Answers = dict[tuple[str, str], str]  # (setting, sample) -> answer
 
@@ -38,7 +42,7 @@ def measure_accuracy(material: Material) -> list[Figure]:
     Raises:
         DataError: the answers differ.
     """
-    rounds, count = (1, 24) if material.options.quick else (3, 48)
+    rounds, count = ACCURACY_QUICK if material.options.quick else ACCURACY_FULL
     samples = material.samples(count)
     found = [_accuracy_round(material, samples) for _ in range(rounds)]
     sweep, batched, single = zip(*found, strict=True)
@@ -106,7 +110,7 @@ def _sweep_directory(material: Material, count: int) -> Iterator[SweepOptions]:
 
 def measure_latency(material: Material) -> list[Figure]:
     """All cells are measured once; from a quarter of them the others are predicted, and compared with the measured."""
-    count, repeats = (10, 1) if material.options.quick else (24, 3)
+    count, repeats = LATENCY_QUICK if material.options.quick else LATENCY_FULL
     (part_s, _), (whole_s, table) = (
         _timed_sweep(material, count, repeats, CELLS),
         _timed_sweep(material, count, repeats),
@@ -166,7 +170,7 @@ def _latency_table(space: KnobSpace, options: SweepOptions, dataset: str) -> Pro
 
 def _predictor(material: Material) -> list[Figure]:
     """The latency model itself, on a made-up table: fitting it, and the times of 432 settings for one request."""
-    rounds, count = (2, 1000) if material.options.quick else (5, 4000)
+    rounds, count = MODEL_QUICK if material.options.quick else MODEL_FULL
     table, _ = made_up(count, seed=material.options.seed)
     model = LatencyModel.fit(table)
     fits = [timed_s(lambda: LatencyModel.fit(table)) for _ in range(rounds)]

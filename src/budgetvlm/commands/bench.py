@@ -4,8 +4,8 @@ Every figure is the median of several runs, with the smallest and the largest; w
 stands beside it, met or missed. Run it on an idle machine: what else runs is measured too.
 
   decision   features in hand to setting out, guard included; the same by PyTorch
-  overhead   features, controller and guard within real requests, as a share of the cheapest request
-  training   state updates a second, beside a plain trainer over JSON rows
+  overhead   what being adaptive adds to real requests, part by part, beside the model's cheapest one
+  training   state updates a second, beside a plain trainer over rows of logged settings
   memory     the peak of resident memory of an epoch over a million samples (with --quick a hundred thousand)
   accuracy   the accuracy sweep beside a plain loop over the settings; the answers have to be the same
   latency    the latency sweep with a quarter of the cells measured, and the error of the others

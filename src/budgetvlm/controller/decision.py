@@ -25,20 +25,20 @@ MOST_BLOCKS = 64  # members of an ensemble that are looked for
 class Decider:
     """Chooses a setting for one state at a time. May be called by several threads.
 
-    Hidden numbers are kept with the other sign: silu(h) = h / (1 + exp(-h)) is then one operation less.
+    Hidden numbers and embeddings are kept with the other sign: silu(h) = h / (1 + exp(-h)) is then one operation less.
 
     Args:
         controller: trained; later changes to it are not seen.
     """
 
     def __init__(self, controller: GRPOController) -> None:
-        self._inputs = _Inputs(controller)
+        self._inputs = _Inputs(controller, controller.budget_embedding.linear.out_features)
         feature_weight, feature_bias = _affine(controller.feature_layer)
         context_weight, context_bias = _affine(controller.context_layer)
         width = controller.budget_embedding.linear.out_features
         self._budget, self._price = _Embedding(controller.budget_embedding), _Embedding(controller.price_embedding)
-        self._first = -np.concatenate([feature_weight, context_weight[:, :width]], axis=1)
-        self._price_weight, self._first_bias = context_weight[:, width:], feature_bias + context_bias
+        self._first = np.concatenate([-feature_weight, context_weight[:, :width]], axis=1)
+        self._price_weight, self._first_bias = -context_weight[:, width:], feature_bias + context_bias
         self._hidden = [_Blocks(layer) for layer in controller.trunk if isinstance(layer, nn.Linear)]
         weight, self._head_bias = _summed_heads(controller)
         self._heads = -weight
@@ -70,7 +70,9 @@ class Decider:
         priced = self._priced
         if priced.price != price:
             self._priced = priced = self._at_price(price)
-        hidden = self._first.dot(self._inputs(image, language, self._budget(self._budget_log(budget_ms))))
+        state = self._inputs(image, language)
+        self._budget(self._budget_log(budget_ms), out=state[self._inputs.width :])
+        hidden = self._first.dot(state)
         hidden -= priced.hidden
         for layer in self._hidden:
             hidden = layer(_silu_of_minus(hidden))
@@ -102,7 +104,9 @@ class Decider:
 
     def _at_price(self, price: float) -> _Priced:
         price_log = min(math.log(max(price, SMALLEST_PRICE) / 0.1), LARGEST_LOG_RATIO)
-        hidden = self._price_weight @ self._price(price_log) + self._first_bias
+        embedded = np.empty(self._price_weight.shape[1], dtype=np.float32)
+        self._price(price_log, out=embedded)
+        hidden = self._price_weight @ embedded + self._first_bias
         return _Priced(price, hidden, self._head_bias - np.float32(price) * self._latency_share)
 
 
@@ -121,31 +125,36 @@ class _Priced:
 
 
 class _Inputs:
-    """`Standardiser` of both features for one state, with the budget's embedding behind them."""
+    """`Standardiser` of both features for one state, with room for ``more`` numbers behind them."""
 
-    def __init__(self, controller: GRPOController) -> None:
+    def __init__(self, controller: GRPOController, more: int) -> None:
         layers = controller.image_input, controller.lang_input
         self._split = len(layers[0].mean)
         self._mean = np.concatenate([_array(layer.mean) for layer in layers])
         self._scale = np.concatenate([1.0 / _array(layer.std) for layer in layers])
         self._components = [_components(layer) for layer in layers if layer.components is not None]
-        width = sum(layer.out_dim for layer in layers)
-        self._most = np.full(width, LARGEST_SCORE, dtype=np.float32)
+        self._middle = layers[0].out_dim
+        self.width = sum(layer.out_dim for layer in layers)
+        self._room = self.width + more
+        self._most = np.full(self.width, LARGEST_SCORE, dtype=np.float32)
         self._least = -self._most
 
-    def __call__(self, image: np.ndarray, language: np.ndarray, budget: np.ndarray) -> np.ndarray:
+    def __call__(self, image: np.ndarray, language: np.ndarray) -> np.ndarray:
         split = self._split
         if image.shape != (split,) or language.shape != (len(self._mean) - split,):
             self._complain(image, language)
-        z = np.concatenate((image, language))
+        out = np.empty(self._room, dtype=np.float32)
+        scores = out[: self.width]
+        z = np.concatenate((image, language), out=None if self._components else scores)
         z -= self._mean
         z *= self._scale
         if self._components:
             ours, theirs = self._components
-            z = np.concatenate((ours.dot(z[:split]), theirs.dot(z[split:])))
-        np.minimum(z, self._most, out=z)
-        np.maximum(z, self._least, out=z)
-        return np.concatenate((z, budget))
+            ours.dot(z[:split], out=scores[: self._middle])
+            theirs.dot(z[split:], out=scores[self._middle :])
+        np.minimum(scores, self._most, out=scores)
+        np.maximum(scores, self._least, out=scores)
+        return out
 
     def _complain(self, image: np.ndarray, language: np.ndarray) -> NoReturn:
         widths = self._split, len(self._mean) - self._split
@@ -165,26 +174,19 @@ def _components(layer: Standardiser) -> np.ndarray:
 
 
 class _Embedding:
-    """`LogEmbedding` for one number; a cosine is a sine a quarter of a turn later."""
+    """`LogEmbedding` for one number, in plain numbers as far as they are few. Signs: see `Decider`."""
 
     def __init__(self, layer: LogEmbedding) -> None:
-        frequencies = _array(layer.frequencies).astype(np.float64)
+        self._frequencies = _array(layer.frequencies).tolist()
         weight, bias = _affine(layer.linear)
-        self._frequencies = np.concatenate([frequencies, frequencies])
-        self._phases = np.repeat([0.0, np.pi / 2], len(frequencies))
         # The number itself and the bias are columns as well.
-        self._weight = -np.concatenate([weight[:, 1:], weight[:, :1], bias[:, None]], axis=1).astype(np.float64)
-        self._width = 2 * len(frequencies)
+        self._weight = np.ascontiguousarray(-np.concatenate([weight[:, 1:], weight[:, :1], bias[:, None]], axis=1))
 
-    def __call__(self, log_ratio: float) -> np.ndarray:
-        basis = np.empty(self._width + 2)
-        angles = basis[: self._width]
-        np.multiply(self._frequencies, log_ratio, out=angles)
-        angles += self._phases
-        np.sin(angles, out=angles)
-        basis[-2:] = log_ratio, 1.0
-        minus = self._weight.dot(basis)
-        return (-_silu_of_minus(minus)).astype(np.float32)
+    def __call__(self, log_ratio: float, out: np.ndarray) -> None:
+        """Into ``out``, float32 ``[width]``."""
+        angles = [frequency * log_ratio for frequency in self._frequencies]
+        basis = [*map(math.sin, angles), *map(math.cos, angles), log_ratio, 1.0]
+        _silu_of_minus(self._weight.dot(np.array(basis, dtype=np.float32), out=out))
 
 
 class _Blocks:

@@ -21,7 +21,7 @@ from budgetvlm.errors import ConfigError, InputError, KnobSpaceError
 from budgetvlm.knobs import KnobSpace, Setting
 from budgetvlm.vlm import blocks
 from budgetvlm.vlm.decoding import Decoder
-from budgetvlm.vlm.families.base import Family, Guide, Images, Layout, Passed, Row
+from budgetvlm.vlm.families.base import SIZES_KEPT, Family, Guide, Images, Layout, Passed, Row
 from budgetvlm.vlm.prompt import Prompt
 from budgetvlm.vlm.protocol import Deadline, Generation, Overview, Revise
 from budgetvlm.vlm.stopwatch import Stopwatch
@@ -69,8 +69,10 @@ class Adapter:
         self._layers = {n: self._layer_list(self.active_blocks(n)) for n in self._depths()}
         self._setting_crops = [self._max_crops(setting) for setting in knob_space.settings]
         self._crops = set(self._setting_crops)
+        self._visual_tokens: dict[tuple[int, int], np.ndarray] = {}
         self.decoder = Decoder(family.language(model), family.head(model), end_ids, family.new_cache)
         self._first_parameter = next(model.parameters())
+        self._embeddings = self.decoder.model.get_input_embeddings()
         self._lock = threading.RLock()
 
     @property
@@ -166,16 +168,33 @@ class Adapter:
         vision_ms = watch.lap() / len(images)
         return [Overview(t, f, preprocess_ms, vision_ms) for t, f in zip(tokens, features, strict=True)]
 
-    @torch.inference_mode()
     def question_feature(self, question: str) -> torch.Tensor:
         """Mean of the embeddings of the question's tokens, float32 ``[Dl]``; what every prompt has is left out."""
-        return self._embed(self.prompt.question_ids(question)).float().mean(0).cpu()
+        ids = self.prompt.question_ids(question)
+        table = self._embeddings
+        if type(table) is nn.Embedding and table.weight.dtype == torch.float32 and table.weight.device.type == "cpu":
+            # One vector needs no tensors, whose operations would take four times as long.
+            rows = table.weight.detach().numpy().take(ids, axis=0)
+            return torch.from_numpy(np.add.reduce(rows) / np.float32(len(ids)))
+        with torch.inference_mode():
+            return self._embed(ids).float().mean(0).cpu()
 
     def prompt_size(self, image: Image.Image, question: str) -> tuple[np.ndarray, int]:
         """Visual tokens at each setting ``[K]`` and the prompt's other tokens, without running the model."""
+        vision = self._visual_tokens.get(image.size)
+        if vision is None:
+            vision = self._count_visual_tokens(image)
+        return vision, len(self.prompt.question_ids(question)) + self.prompt.num_fixed
+
+    def _count_visual_tokens(self, image: Image.Image) -> np.ndarray:
+        """At each setting ``[K]``; remembered for images of this size."""
+        if len(self._visual_tokens) >= SIZES_KEPT:
+            self._visual_tokens.clear()
         tokens = {crops: len(self.images.layout(image, crops).ids) for crops in self._crops}
         vision = np.array([tokens[crops] for crops in self._setting_crops], dtype=np.float64)
-        return vision, len(self.prompt.question_ids(question)) + self.prompt.num_fixed
+        vision.setflags(write=False)
+        self._visual_tokens[image.size] = vision
+        return vision
 
     @torch.inference_mode()
     def encode_tiles(self, images: Sequence[Image.Image], max_crops: int | None = None) -> list[torch.Tensor]:
