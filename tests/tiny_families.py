@@ -17,7 +17,9 @@ MARKS = {
 }  # fmt: skip
 ROWS = [f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7)]
 SPECIAL = ["<pad>", "<unk>", "</s>", *MARKS.values(), *ROWS]
-LLAMA4 = [f"<|{mark}|>" for mark in ("image_start", "image_end", "image", "patch", "tile_x_separator", "tile_y_separator")]
+LLAMA4 = [
+    f"<|{mark}|>" for mark in ("image_start", "image_end", "image", "patch", "tile_x_separator", "tile_y_separator")
+]
 MOLMO2 = [f"<{mark}>" for mark in ("im_patch", "im_col", "im_start", "low_res_im_start", "im_end")]
 VOCABULARY = SPECIAL + WORDS + LLAMA4 + MOLMO2
 ID = {word: i for i, word in enumerate(VOCABULARY)}

@@ -140,7 +140,7 @@ class Llama4Images(Images):
         rows, columns = self.processor.grid(height, width, max_crops)
         start, end, image, patch, next_column, next_row = self._marks.values()
         tile = [patch] * self._tokens_per_tile
-        line = [*(tile + [next_column]) * (columns - 1), *tile, next_row]
+        line = [*[*tile, next_column] * (columns - 1), *tile, next_row]
         ids = (start, *(line * rows if rows * columns > 1 else ()), image, *tile, end)
         return Layout(ids, tuple(i == patch for i in ids), (rows, columns), (height, width))
 

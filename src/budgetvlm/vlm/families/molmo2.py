@@ -80,7 +80,9 @@ class Crops:
         step, margin = self.window * self.patch_size, sum(self.margins) * self.patch_size
         shapes = [s for s in itertools.product(range(1, max_crops + 1), repeat=2) if math.prod(s) <= max_crops]
         shapes.sort(key=lambda shape: (math.prod(shape), shape[0]))
-        size = torch.tensor([height - margin, width - margin], dtype=torch.float32)  # may be negative, as in the original
+        size = torch.tensor(
+            [height - margin, width - margin], dtype=torch.float32
+        )  # may be negative, as in the original
         scales = (torch.tensor(shapes, dtype=torch.float32) * step / size).amin(dim=1)
         enlarging = torch.where(scales < 1, torch.inf, scales)
         best = scales.argmax() if bool((scales < 1).all()) else enlarging.argmin()
@@ -110,7 +112,9 @@ class Crops:
         numbers = torch.arange(math.prod(grid) * self.patches**2).view(*grid, self.patches, self.patches)
         before, behind = self.margins
         kept = [
-            torch.cat([self._kept(numbers[row, column], row, column, grid, before, behind) for column in range(grid[1])], 1)
+            torch.cat(
+                [self._kept(numbers[row, column], row, column, grid, before, behind) for column in range(grid[1])], 1
+            )
             for row in range(grid[0])
         ]
         return self._pooled(torch.cat(kept))
