@@ -32,7 +32,7 @@ DATA = Path(__file__).parent / "data" / "frugalml.npz"
 SPLITS = {"train": 0.5, "validation": 0.1, "test": 0.4}
 JUST_ABOVE = 1.001
 POLICIES = (
-    "grpo", "grpo_warm", "grpo_ensemble", "knn",
+    "grpo", "grpo_cold", "grpo_ensemble", "knn",
     "logistic", "trees", "predict", "predict_ensemble", "cross_entropy", "regret",
     "reinforce", "ppo", "dpo", "grpo_8", "grpo_8_group",
 )  # fmt: skip
@@ -158,7 +158,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; what was finished is kept in --output_dir", file=sys.stderr)
         return 130
-    keys = [key for key in ("grpo", "grpo_warm", "grpo_ensemble", "predict") if key in args.policies]
+    keys = [key for key in ("grpo", "grpo_cold", "grpo_ensemble", "predict") if key in args.policies]
     if args.json:
         print(json.dumps({task: report.to_dict() for task, report in reports.items()}, allow_nan=False))
         return 0

@@ -23,9 +23,8 @@ LENGTHS = LengthModel.fit(FEATURES, TOKENS["output"][:, 0])
 
 def guard(alpha=0.05, factor=None) -> AdaptiveGuard:
     scores = 0.08 * np.random.default_rng(3).standard_t(4, 500)
-    return AdaptiveGuard(
-        LATENCY, LENGTHS, Margin.start(alpha, scores, math.log(factor) if factor else None), other_ms=0.5
-    )
+    margin = Margin.start(alpha, {"overview": scores, "image": scores}, math.log(factor) if factor else None)
+    return AdaptiveGuard(LATENCY, LENGTHS, margin, other_ms=0.5)
 
 
 def requests(made: AdaptiveGuard, speed, seed=1, noise=0.08):
@@ -42,14 +41,22 @@ def requests(made: AdaptiveGuard, speed, seed=1, noise=0.08):
         budget = rng.uniform(20, 130) * speed(row)
         slow = speed(row) * math.exp(noise * rng.standard_t(4))
         overview = slow * (STAGES["preprocess"][row, 0] + STAGES["vision"][row, 0])
-        bounds = made.bounds(request, budget, Spent(overview, overview))
-        allowed = bounds.allowed(budget)
-        k = int(np.where(allowed, bounds.predicted_ms, -np.inf).argmax()) if allowed.any() else bounds.fastest
+        looks = [made.bounds(request, budget, Spent(overview, overview))]
+        k, promised = dearest(looks[0], budget), bool(looks[0].allowed(budget).any())
+        if promised:
+            image = slow * (STAGES["preprocess"][row, k] + STAGES["vision"][row, k])
+            looks.append(made.revised(request, looks[0], k, Spent(image + 0.5, image)))
+            k = dearest(looks[1], budget)
         stages = {name: slow * times[row, k] for name, times in STAGES.items()}
-        total = sum(stages.values()) + 0.5
-        output, rest = int(TOKENS["output"][row, k]), total - overview
-        made.update(request, bounds, k, stages, output, rest, late=total > budget, promised=allowed.any())
-        yield total > budget, total / budget, bool(allowed.any())
+        total, output = sum(stages.values()) + 0.5, int(TOKENS["output"][row, k])
+        made.update(request, looks, k, stages, output, total, late=total > budget, promised=promised)
+        yield total > budget, total / budget, promised
+
+
+def dearest(bounds, budget):
+    """The dearest allowed setting, or the fastest."""
+    allowed = bounds.allowed(budget)
+    return int(np.where(allowed, bounds.predicted_ms, -np.inf).argmax()) if allowed.any() else bounds.fastest
 
 
 def violation_rate(results) -> float:
@@ -111,6 +118,7 @@ def test_what_was_learnt_survives_json():
 
 def test_an_overview_that_took_long_warns_of_the_rest():
     made, request = guard(), Request(TOKENS["vision"][0], TOKENS["language"][0, 0], FEATURES[0])
+    made.revises = False
     usual = STAGES["preprocess"][0, 0] + STAGES["vision"][0, 0]
     quick, slow = (made.bounds(request, 60.0, Spent(1.5 * usual, took)) for took in (usual, 1.5 * usual))
     before = made.bounds(request, 60.0)
@@ -121,15 +129,40 @@ def test_an_overview_that_took_long_warns_of_the_rest():
     np.testing.assert_allclose(quick.rest_ms, before.rest_ms - usual, rtol=0.05)
 
 
+def test_a_setting_is_aimed_at_where_a_cheaper_one_with_its_image_is_safe():
+    made, request = guard(), Request(TOKENS["vision"][0], TOKENS["language"][0, 0], FEATURES[0])
+    with_recourse = made.bounds(request, 60.0)
+    made.revises = False
+    without = made.bounds(request, 60.0)
+    assert (with_recourse.bounds_ms <= without.bounds_ms).all()
+    cheapest, full = SPACE.index(SPACE.cheapest), SPACE.index(SPACE.full)
+    assert with_recourse.bounds_ms[cheapest] == without.bounds_ms[cheapest]  # it has nothing to fall back on
+    assert with_recourse.bounds_ms[full] < without.bounds_ms[full]
+    assert with_recourse.fastest == without.fastest == cheapest
+
+
+def test_what_the_image_took_moves_the_bounds_of_the_settings_that_share_it():
+    made, request = guard(), Request(TOKENS["vision"][0], TOKENS["language"][0, 0], FEATURES[0])
+    bounds, full = made.bounds(request, 60.0), SPACE.index(SPACE.full)
+    usual = STAGES["preprocess"][0, full] + STAGES["vision"][0, full]
+    quick, slow = (made.revised(request, bounds, full, Spent(took, took)) for took in (usual, 1.3 * usual))
+    same = np.array([setting["max_crops"] == 12 for setting in SPACE.settings])
+    np.testing.assert_array_equal(np.isfinite(quick.bounds_ms), same)
+    assert (slow.bounds_ms[same] > quick.bounds_ms[same] + 0.3 * usual).all()
+    assert (slow.rest_ms[same] > 1.1 * quick.rest_ms[same]).all()
+    known = same & (np.arange(len(SPACE)) != full)
+    assert not np.isfinite(made.revised(request, bounds, full, Spent(usual, usual), known).bounds_ms[full])
+
+
 @pytest.mark.parametrize("ms", [-1.0, math.nan, math.inf])
 def test_a_clock_that_jumps_teaches_nothing(ms):
     made = guard()
     request = Request(TOKENS["vision"][0], TOKENS["language"][0, 0], FEATURES[0])
     bounds = made.bounds(request, 60.0)
     with pytest.raises(DataError, match="clock"):
-        made.update(request, bounds, 0, {"prefill": ms}, 1, 5.0, late=False)
+        made.update(request, [bounds], 0, {"prefill": ms}, 1, 5.0, late=False)
     with pytest.raises(DataError, match="clock"):
-        made.update(request, bounds, 0, {"prefill": 5.0}, 1, ms, late=False)
+        made.update(request, [bounds], 0, {"prefill": 5.0}, 1, ms, late=False)
     np.testing.assert_array_equal(made.bounds(request, 60.0).bounds_ms, bounds.bounds_ms)
 
 

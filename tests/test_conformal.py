@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from budgetvlm.conformal import FACTORS, choose_factor, losses, samples_needed
+from budgetvlm.conformal import FACTORS, Revising, choose_factor, losses, samples_needed
 from budgetvlm.errors import ConfigError, DataError
+from budgetvlm.knobs import KnobSpace
+from budgetvlm.recourse import SameImage
 
 TIMES = np.array([10.0, 20.0, 30.0, 45.0, 60.0])
 ALIKE = np.full(40, 20.0)  # many settings of one price leave a policy much to choose from
@@ -30,6 +32,53 @@ def violation_rate(factor, values, predicted, measured, budgets):
     chosen = np.where(allowed, values, -np.inf).argmax(axis=2)
     over = np.take_along_axis(measured, chosen, axis=1) > budgets
     return (over & allowed.any(axis=2)).mean()
+
+
+SAME = SameImage(KnobSpace({"max_crops": [1, 4], "top_k": [1, 2, 3]}))
+ENCODE, ANSWER = np.repeat([5.0, 20.0], 3), np.tile([8.0, 16.0, 30.0], 2)
+
+
+def requests_in_two_parts(count, rng, tail):
+    """As `requests`: (values, rest when chosen, time, budgets, spent, what is known when the choice is revised)."""
+    slow = np.exp(0.15 * rng.standard_t(tail, (count, 6)))
+    image = ENCODE * slow
+    measured = image + ANSWER * slow * np.exp(0.1 * rng.standard_t(tail, (count, 6)))
+    budgets = rng.uniform(12, 80, (count, 3))
+    values = np.repeat(rng.uniform(size=(count, 1, 6)), 3, axis=1)
+    predicted = np.tile(ENCODE + ANSWER, (count, 1))
+    rest = ANSWER * image / ENCODE
+    factors = np.exp(0.7 * np.log(FACTORS))
+    return values, predicted, measured, budgets, 0.0, Revising(SAME, np.tile(ANSWER, (count, 1)), image, rest, factors)
+
+
+def revised_violation_rate(factor, values, predicted, measured, budgets, spent, revising):
+    """Written out one request at a time: choose, encode the image, choose again among what shares it."""
+    late, later = 0, factor**0.7
+    for i, p in np.ndindex(budgets.shape):
+        bounds, budget, value = factor * predicted[i], budgets[i, p], values[i, p]
+        aimed = predicted[i] + (later - 1) * ANSWER
+        safe = np.repeat([bounds[:3].min(), bounds[3:].min()], 3)
+        allowed = (bounds <= budget) | ((safe <= budget) & (aimed <= budget))
+        if not allowed.any():
+            continue
+        image = int(np.where(allowed, value, -np.inf).argmax()) // 3
+        ones = np.arange(3 * image, 3 * image + 3)
+        left = revising.spent_ms[i, ones] + later * revising.rest_ms[i, ones]
+        kept = left <= budget
+        k = ones[np.where(kept, value[ones], -np.inf).argmax() if kept.any() else left.argmin()]
+        late += measured[i, k] > budget
+    return late / budgets.size
+
+
+@pytest.mark.parametrize("tail", [2, 5])
+def test_the_promise_holds_over_200_seeds_when_choices_are_revised(tail):
+    rates = []
+    for seed in range(200):
+        rng = np.random.default_rng([tail, seed])
+        factor = choose_factor(losses(*requests_in_two_parts(60, rng, tail)), ALPHA)
+        rates.append(revised_violation_rate(factor, *requests_in_two_parts(80, rng, tail)))
+    assert np.mean(rates) <= ALPHA + 2 * np.std(rates) / np.sqrt(len(rates))
+    assert np.mean(rates) > ALPHA / 4
 
 
 @pytest.mark.parametrize(("tail", "times"), [(2, TIMES), (5, TIMES), (2, ALIKE)])

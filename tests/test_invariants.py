@@ -17,7 +17,7 @@ MODEL_SIDE = {"vlm", "tasks"}  # the model under control and its questions
 # may know both sides
 JOINTS = {
     *("profiling", "importing", "runtime", "answer", "calibrate", "live", "replay"),
-    *("integrations", "cli", "commands"),
+    *("bench", "integrations", "cli", "commands"),
 }
 FOREIGN = {"transformers", "tokenizers"}
 PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}

@@ -11,7 +11,7 @@ from budgetvlm.adaptive import AdaptiveGuard
 from budgetvlm.calibrate import calibrated, measure, requests_needed
 from budgetvlm.cli import main
 from budgetvlm.controller.network import GRPOController
-from budgetvlm.errors import ConfigError, DataError, InputError
+from budgetvlm.errors import ConfigError, DataError, InputError, KnobSpaceError
 from budgetvlm.features import Features
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.live import LiveRecord, price_of_guarantee, run_live, summary
@@ -98,7 +98,7 @@ def test_requests_are_bounded_and_learnt_from(system, measured):
     ample = system.generate(sample.load_image(), sample.question, budget_ms=1e5, max_new_tokens=4)
     assert ample.feasible and ample.budget_met and ample.setting == SPACE.full
     assert 0 < ample.predicted_ms < 1e5
-    assert len(system.guard.margin.parts) == 3  # that of all, its length's and its budget's
+    assert len(system.guard.margin.parts) == 4  # that of all, its image's, its length's and its budget's
     before = system.guard.bounds(measured.requests[0], 1e5).bounds_ms
     system.generate(sample.load_image(), sample.question, budget_ms=1e5, max_new_tokens=4)
     assert (system.guard.bounds(measured.requests[0], 1e5).bounds_ms != before).any()
@@ -140,9 +140,38 @@ def test_best_effort_takes_what_keeps_the_budget_on_average(system):
     request = sample.load_image(), sample.question
     budget = 3 * system.look(*request).bounds.predicted_ms.max()
     for when, setting in (("best_effort", SPACE.full), ("fastest", SPACE.cheapest)):
-        system.guard.margin = Margin(0.05, [np.log(1e4)] * 100)
+        system.guard.margin = flat(0.05, np.log(1e4))
         answer = system.generate(*request, budget_ms=budget, max_new_tokens=2, when_infeasible=when)
         assert not answer.feasible and answer.setting == setting
+
+
+def test_a_choice_is_revised_once_the_image_is_encoded(system, monkeypatch):
+    """The image takes long: of the settings that share it only the cheaper one still keeps the budget."""
+    sample = next(TASK.samples("train", 2))
+    request, asked = (sample.load_image(), sample.question), []
+    revised = system.guard.revised
+
+    def after_a_slow_image(request, bounds, index, spent, known):
+        asked.append(index)
+        found = revised(request, bounds, index, spent, known)
+        return replace(found, bounds_ms=np.where(np.arange(4) == index, np.inf, found.bounds_ms))
+
+    monkeypatch.setattr(system.guard, "revised", after_a_slow_image)
+    answer = system.generate(*request, budget_ms=1e5, max_new_tokens=2)
+    assert asked == [SPACE.index(SPACE.full)]
+    assert answer.setting != SPACE.full and answer.setting["max_crops"] == SPACE.full["max_crops"]
+    alone = system.vlm.generate(*request, answer.setting, max_new_tokens=2)
+    assert answer.answer == alone.text and answer.feasible
+    system.guard.revises = False
+    assert system.generate(*request, budget_ms=1e5, max_new_tokens=2).setting == SPACE.full and len(asked) == 1
+
+
+def test_the_image_cannot_be_revised(system):
+    sample = next(TASK.samples("train", 2))
+    with pytest.raises(KnobSpaceError, match="encoded at max_crops=4 already"):
+        system.vlm.generate(
+            sample.load_image(), sample.question, SPACE.full, revise=lambda image_ms: (SPACE.cheapest, None)
+        )
 
 
 def test_waiting_counts(system):
@@ -189,12 +218,17 @@ def test_both_systems_get_the_same_requests(system, measured):
 
 def test_the_price_of_the_guarantee_by_hand(system, measured):
     """Only the dearest setting is right. It takes 30 ms of the budget's 40, which the guard's bound does not allow."""
-    system.guard.margin = Margin(0.05, [np.log(10.0)] * 100)
+    system.guard.margin = flat(0.05, np.log(10.0))
     right = np.tile([0.0, 0.0, 0.0, 1.0], (REQUESTS, 1))
     scale = 30.0 / measured.latency_ms[:, -1:]
     known = replace(measured, accuracy=right, latency_ms=measured.latency_ms * 0 + scale * measured.latency_ms[:, -1:])
     found = price_of_guarantee(system, known, 40.0, (1.0,))
     assert found["true latencies"] == 1.0 and found["guard"] < 1.0 and found["late"] == 0.0
+
+
+def flat(alpha, score):
+    """A margin that has seen one score only, at both moments."""
+    return Margin(alpha, {"overview": [score] * 100, "image": [score] * 100})
 
 
 def of_one_length(measured, total_ms, output):
@@ -215,7 +249,7 @@ def of_one_length(measured, total_ms, output):
 def test_a_replayed_answer_is_cut_where_its_deadline_would_cut_it(system, measured, budget_ms, accuracy, cut):
     """Five tokens in 50 ms. At 45 only the token that ends the answer is missing, at 35 another one too."""
     system.controller_ms = 0.0
-    system.guard.margin = Margin(0.05, [np.log(0.8)] * 100)
+    system.guard.margin = flat(0.05, np.log(0.8))
     given = of_one_length(measured, 50.0, 5)
     (found,) = replay(system, given, reference_ms=budget_ms, budget_shares=(1.0,), num_requests=1)
     assert (found.accuracy, found.cut) == (accuracy, cut)
@@ -225,14 +259,14 @@ def test_a_replayed_answer_is_cut_where_its_deadline_would_cut_it(system, measur
 def test_late_answers_are_finished_while_the_promise_holds(system, measured):
     """At alpha 20% the guard may finish a fifth of the answers late; it cuts those that would be too many."""
     system.controller_ms = 0.0
-    system.guard.margin = Margin(0.2, [np.log(0.8)] * 100)
+    system.guard.margin = flat(0.2, np.log(0.8))
     given = of_one_length(measured, 50.0, 5)
     options = {"reference_ms": 45.0, "budget_shares": (1.0,), "num_requests": 200}
     found = replay(system, given, cut="needed", **options)
     late, cut = (np.array([getattr(r, name) for r in found]) for name in ("late", "cut"))
     assert 0 < late.sum() <= 1 + 0.2 * 200 and not (late & cut).any()
     assert all(late[: n + 1].sum() <= 2 + 0.2 * n for n in range(200))
-    system.guard.margin = Margin(0.2, [np.log(0.8)] * 100)
+    system.guard.margin = flat(0.2, np.log(0.8))
     assert not any(r.late for r in replay(system, given, cut="always", **options))
 
 

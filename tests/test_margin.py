@@ -16,21 +16,25 @@ def scores(count=1000, spread=0.1, seed=0):
     return spread * np.random.default_rng(seed).standard_normal(count)
 
 
+def started(alpha, given, q=None):
+    return Margin.start(alpha, {"overview": given, "image": given / 2}, q)
+
+
 @pytest.mark.parametrize("alpha", [0.01, 0.05, 0.2])
 def test_it_begins_with_the_quantile_of_the_scores(alpha):
     given = scores(5000)
-    assert Margin.start(alpha, given).q(()) == pytest.approx(np.quantile(given, 1 - alpha), abs=0.03)
+    assert started(alpha, given).q(()) == pytest.approx(np.quantile(given, 1 - alpha), abs=0.03)
 
 
 @pytest.mark.parametrize("q", [-0.1, 0.05, 0.15, 0.3, 0.8])
 def test_it_begins_with_the_q_that_calibration_found(q):
-    margin = Margin.start(0.05, scores(), q)
+    margin = started(0.05, scores(), q)
     least = np.quantile(scores(), 1 - 4 * 0.05)  # more than four times alpha of the scores are never above
     assert margin.q(()) == pytest.approx(max(q, least), abs=0.01)
 
 
 def test_misses_raise_it_and_hits_lower_it_for_their_groups_alone():
-    margin = Margin.start(0.05, scores())
+    margin = started(0.05, scores())
     before = margin.q(GROUPS)
     margin.judge(GROUPS, True, 0.05)
     assert margin.q(GROUPS) > margin.q(("short", "ample")) > before == margin.q(("long", "ample"))
@@ -40,7 +44,7 @@ def test_misses_raise_it_and_hits_lower_it_for_their_groups_alone():
 
 
 def test_misses_raise_it_also_beyond_all_scores_up_to_a_limit_from_which_it_comes_back():
-    margin, found = Margin.start(0.05, scores()), []
+    margin, found = started(0.05, scores()), []
     for _ in range(2000):
         margin.judge(GROUPS, True, 0.05)
         found.append(margin.q(GROUPS))
@@ -52,7 +56,7 @@ def test_misses_raise_it_also_beyond_all_scores_up_to_a_limit_from_which_it_come
 
 
 def test_hits_lower_it_down_to_a_limit_from_which_it_comes_back():
-    margin = Margin.start(0.05, scores())
+    margin = started(0.05, scores())
     for _ in range(5000):
         margin.judge(GROUPS, False, 0.05)
     low = margin.q(GROUPS)
@@ -62,7 +66,7 @@ def test_hits_lower_it_down_to_a_limit_from_which_it_comes_back():
 
 
 def test_a_noisy_spell_is_followed_and_forgotten():
-    margin = Margin.start(0.05, scores())
+    margin = started(0.05, scores())
     before = margin.q(())
     for score in scores(200, 0.6, seed=1):
         margin.add(score)
@@ -73,12 +77,30 @@ def test_a_noisy_spell_is_followed_and_forgotten():
 
 
 def test_scores_that_told_of_another_speed_are_dropped():
-    margin = Margin.start(0.05, scores())
+    margin = started(0.05, scores())
     before = margin.q(())
     for _ in range(4):
         margin.add(2.3)
     margin.forget(4)
     assert margin.q(()) == pytest.approx(before, abs=0.02)
+
+
+def test_each_moment_has_scores_of_its_own_and_the_level_in_common():
+    margin = started(0.05, scores())
+    assert margin.q(GROUPS, "image") == pytest.approx(margin.q(GROUPS) / 2)
+    for score in scores(100, 0.6, seed=1):
+        margin.add(score, "image")
+    assert margin.q(GROUPS, "image") > 2 * margin.q(GROUPS)
+    before = margin.q(GROUPS, "image")
+    margin.judge(GROUPS, True, 0.05)
+    assert margin.q(GROUPS, "image") > before
+
+
+def test_factors_of_both_moments_belong_together_by_their_level():
+    margin = started(0.05, scores())
+    q = np.array([-0.1, 0.0, 0.1, 0.2, 0.6])
+    np.testing.assert_allclose(np.log(margin.image_factors(np.exp(q)))[:4], q[:4] / 2, atol=0.01)
+    assert (np.diff(margin.image_factors(np.geomspace(0.01, 50, 100))) >= 0).all()
 
 
 def test_without_scores_the_bound_is_the_predicted_time():
@@ -90,7 +112,7 @@ def test_without_scores_the_bound_is_the_predicted_time():
 @pytest.mark.parametrize("alpha", [0.01, 0.05])
 def test_the_share_that_misses_follows_the_target_whatever_the_scores_are(alpha):
     """Scores jump about without any law; the rate is alpha all the same."""
-    rng, margin = np.random.default_rng(3), Margin.start(alpha, scores())
+    rng, margin = np.random.default_rng(3), started(alpha, scores())
     missed = []
     for number in range(6000):
         score = 0.1 * rng.standard_t(3) + 0.3 * math.sin(number / 50) + 0.4 * (number % 1000 > 500)
@@ -101,7 +123,7 @@ def test_the_share_that_misses_follows_the_target_whatever_the_scores_are(alpha)
 
 
 def test_it_survives_json():
-    margin = Margin.start(0.05, scores(), 0.3)
+    margin = started(0.05, scores(), 0.3)
     margin.judge(GROUPS, True, 0.05)
     again = Margin.from_dict(0.05, json.loads(json.dumps(margin.to_dict())))
     assert again.q(GROUPS) == margin.q(GROUPS) and again.to_dict() == margin.to_dict()

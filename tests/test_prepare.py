@@ -16,6 +16,7 @@ from PIL import Image
 from budgetvlm.errors import ConfigError, DataError, KnobSpaceError, OutputError
 from budgetvlm.features import Features
 from budgetvlm.knobs import KnobSpace
+from budgetvlm.profiling.cells import draw_cells
 from budgetvlm.profiling.extract import extract_features, in_batches, model_fingerprint
 from budgetvlm.profiling.files import AccuracyRecord, LatencyRecord, write_accuracy_result, write_latency_result
 from budgetvlm.profiling.fill import predict_times
@@ -285,6 +286,55 @@ def test_a_sparse_sweep_leaves_gaps(toy):
     np.testing.assert_array_equal(np.isnan(data.table.accuracy[0]), [False, True, True, False])
     assert np.isnan(load_prepared(data.path).table.latency_ms[:, 1:3]).all()
     assert data.table.metadata["measured_settings"] == 2
+
+
+def drop_cells(toy, keep):
+    """Leave only the timed cells for which ``keep(number of the setting, number of the sample)`` holds."""
+    for k, (crops, blocks) in enumerate([(1, 3), (1, 6), (4, 3), (4, 6)]):
+
+        def cut(document, k=k):
+            samples = document["per_sample_latencies"]
+            document["per_sample_latencies"] = [s for n, s in enumerate(samples) if keep(k, n)]
+            document["config"]["cells"] = 0.5
+            document.pop("summary")
+
+        edit(result(toy, "exp6", crops, blocks), cut)
+
+
+def test_cells_that_were_not_timed_are_predicted_and_checked_on_some_that_were(toy):
+    write_profiles(toy.root)
+    whole = toy().table
+    timed = draw_cells(32, 4, 0.5, seed=0)
+    drop_cells(toy, lambda k, n: timed[n, k])
+    table = toy(force_recompute=True).table
+    fill = table.metadata["latency_fill"]
+    assert {name: fill[name] for name in ("predicted_cells", "fitted_on_cells", "held_out_cells")} == {
+        "predicted_cells": 64, "fitted_on_cells": 64, "held_out_cells": 12,
+    }  # fmt: skip
+    assert fill["held_out_error_p50"] < 0.05
+    np.testing.assert_allclose(table.latency_ms, whole.latency_ms, rtol=0.1)
+    np.testing.assert_allclose(table.stages_ms["decode"], whole.stages_ms["decode"], atol=0.8)
+    np.testing.assert_array_equal(table.latency_ms[timed], whole.latency_ms[timed])
+    assert any("64 of 128 cells" in line and "12 measured cells held out" in line for line in toy.said)
+    with pytest.raises(DataError, match=r"lacks 16 of the 32 samples"):
+        toy(force_recompute=True, latency_fill="none")
+
+
+def test_a_setting_that_was_never_timed_is_predicted_on_request(toy):
+    write_profiles(toy.root)
+    whole = toy().table
+    result(toy, "exp6", 4).unlink()
+    table = toy(force_recompute=True, latency_fill="settings").table
+    assert table.metadata["latency_fill"]["predicted_cells"] == 32
+    assert np.isfinite(table.latency_ms).all()
+    np.testing.assert_array_equal(table.latency_ms[:, [0, 1, 3]], whole.latency_ms[:, [0, 1, 3]])
+
+
+def test_too_few_cells_to_predict_the_others(toy):
+    write_profiles(toy.root)
+    drop_cells(toy, lambda k, n: n < 9)
+    with pytest.raises(DataError, match=r"36 cells .* were timed; to predict the others 40 are needed"):
+        toy()
 
 
 def test_the_tasks_own_test_split_is_kept_and_validation_drawn_from_train(toy):

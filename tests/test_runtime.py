@@ -124,10 +124,10 @@ def test_a_high_price_buys_less_time(vlm, picture):
 
 def test_the_controller_sees_this_requests_features(vlm, picture, monkeypatch):
     model, seen = AdaptiveVLM(vlm, controller()), []
-    choose = model.decider.choose
-    monkeypatch.setattr(model.decider, "choose", lambda *args: seen.append(args) or choose(*args))
+    values = model.decider.values
+    monkeypatch.setattr(model.decider, "values", lambda *args: seen.append(args) or values(*args))
     model.generate(picture, QUESTION, budget_ms=5e4, price=0.5)
-    image, language, budget_ms, price, _feasible = seen[0]
+    image, language, budget_ms, price = seen[0]
     assert torch.equal(torch.from_numpy(image), vlm.encode_overview(picture).feature)
     assert torch.equal(torch.from_numpy(language), vlm.question_feature(QUESTION))
     assert budget_ms == pytest.approx(5e4 - model.controller_ms) and price == 0.5

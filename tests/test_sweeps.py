@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from tiny_vlm import write_tiny_model
 
 from budgetvlm.cli import main
 from budgetvlm.errors import ConfigError, DataError, InputError, OutputError
-from budgetvlm.knobs import KnobSpace
+from budgetvlm.knobs import KnobSpace, Setting
 from budgetvlm.profiling import timing
 from budgetvlm.profiling.accuracy import profile_accuracy
 from budgetvlm.profiling.files import read_results
@@ -107,9 +108,11 @@ def accuracy(directory, vlm=None, settings=SPACE.settings, batch_size=4, say=lam
     return profile_accuracy(vlm, FakeTask(), settings, options(directory, **changes), batch_size=batch_size, say=say)
 
 
-def latency(directory, vlm=None, settings=SPACE.settings, warmup=0, repeats=3, say=lambda line: None, **changes):
+def latency(
+    directory, vlm=None, settings=SPACE.settings, warmup=0, repeats=3, cells=1.0, say=lambda line: None, **changes
+):
     vlm, sweep = vlm or FakeVLM(), options(directory, **changes)
-    return profile_latency(vlm, FakeTask(), settings, sweep, warmup=warmup, repeats=repeats, say=say)
+    return profile_latency(vlm, FakeTask(), settings, sweep, warmup=warmup, repeats=repeats, cells=cells, say=say)
 
 
 def contents(directory):
@@ -585,3 +588,50 @@ class WordsTask(FakeTask):
     def samples(self, split, num_samples=None, seed=0):
         for sample in super().samples(split, num_samples, seed):
             yield replace(sample, question="what is red", load_image=lambda: Image.new("RGB", (90, 60), (200, 0, 0)))
+
+
+def timed_cells(directory):
+    """(setting, sample) of all result files."""
+    read = read_results(directory, "fake_task", "latency")
+    return {
+        (str(Setting(tuple(result.knobs.items()))), record.sample_id) for result in read for record in result.records
+    }
+
+
+def test_a_share_of_the_cells_is_timed_equally_often_at_each_setting_and_sample(tmp_path):
+    vlm = FakeVLM()
+    latency(tmp_path, vlm, repeats=1, cells=0.25)
+    found = timed_cells(tmp_path)
+    assert len(found) == len(vlm.calls) == 16 * 2
+    settings, samples = (Counter(names) for names in zip(*found, strict=True))
+    assert len(settings) == 8 and set(settings.values()) == {4}
+    assert len(samples) == 16 and set(samples.values()) == {2}
+
+
+def test_a_stopped_sweep_of_some_cells_goes_on_and_settings_may_come_later(tmp_path):
+    latency(tmp_path / "whole", repeats=1, cells=0.25)
+    with pytest.raises(Stopped):
+        latency(tmp_path / "cut", StopsAfter(17), repeats=1, cells=0.25)
+    second = FakeVLM()
+    latency(tmp_path / "cut", second, repeats=1, cells=0.25)
+    assert 32 - 17 <= len(second.calls) <= 32 - 17 + 2
+    latency(tmp_path / "later", repeats=1, cells=0.25, settings=SPACE.settings[:3])
+    latency(tmp_path / "later", repeats=1, cells=0.25)
+    assert timed_cells(tmp_path / "cut") == timed_cells(tmp_path / "later") == timed_cells(tmp_path / "whole")
+
+
+def test_another_share_is_another_sweep(tmp_path):
+    latency(tmp_path, repeats=1)
+    with pytest.raises(OutputError, match="other cells"):
+        latency(tmp_path, repeats=1, cells=0.25)
+
+
+@pytest.mark.parametrize(("cells", "message"), [(0.0, "above 0"), (1.5, "above 0"), (0.1, "Give 0.12 or more")])
+def test_a_share_of_cells_that_cannot_work(tmp_path, cells, message):
+    with pytest.raises(ConfigError, match=message):
+        latency(tmp_path, cells=cells)
+
+
+def test_too_few_samples_for_a_share_of_cells(tmp_path):
+    with pytest.raises(ConfigError, match=r"Give 0\.25 or more"):
+        latency(tmp_path, num_samples=(2, 2), cells=0.125)

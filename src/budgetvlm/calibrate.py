@@ -17,11 +17,12 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from budgetvlm.adaptive import AdaptiveGuard, Request, Spent
-from budgetvlm.conformal import choose_factor, losses, samples_needed
+from budgetvlm.adaptive import IMAGE_STAGES, AdaptiveGuard, Request, Spent
+from budgetvlm.conformal import FACTORS, Revising, choose_factor, losses, samples_needed
 from budgetvlm.controller.validation import BUDGET_SHARES
 from budgetvlm.errors import DataError
-from budgetvlm.margin import Margin
+from budgetvlm.margin import MOMENTS, Margin, Moment
+from budgetvlm.recourse import SameImage
 from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.speed import StageSpeed
 from budgetvlm.tasks import Sample, Task
@@ -52,6 +53,12 @@ class Measured:
 
     def __len__(self) -> int:
         return len(self.requests)
+
+    @property
+    def image_ms(self) -> np.ndarray:
+        """What preprocessing and encoding the image took, the overview included, ``[n, K]``."""
+        out: np.ndarray = sum((self.stages_ms[stage] for stage in IMAGE_STAGES), np.zeros(self.latency_ms.shape))
+        return out
 
 
 def requests_needed(alpha: float) -> int:
@@ -106,31 +113,77 @@ def calibrated(model: AdaptiveVLM, guard: AdaptiveGuard, measured: Measured, alp
     count = _for_scales(len(measured))
     speed = StageSpeed(guard.latency.stages, _log_scales(guard, measured, range(count)))
     fresh = AdaptiveGuard(guard.latency, guard.lengths, Margin(alpha), speed, model.controller_ms)
+    first = _predictions(fresh, measured, range(count), model.controller_ms)
+    pairs = Margin.start(alpha, first.scores(model.known))
     rest = range(count, len(measured))
     slowdown = np.array([fresh.bounds(measured.requests[row], math.inf).slowdown for row in rest])
     reference_ms = float(model.controller.latency_reference_ms)
     profiled_budgets = reference_ms * np.tile(np.array(BUDGET_SHARES), (len(rest), 1))
     values = np.stack([preferences(model, measured, row, profiled_budgets[0]) for row in rest])
-    predicted = np.where(model.known, _predicted_rest(fresh, measured, rest), np.inf)
-    spent, latency = measured.overview_ms[count:], measured.latency_ms[count:] + model.controller_ms
-    loss = losses(values, predicted, latency, profiled_budgets * slowdown[:, None], spent)
-    scores = np.log((latency - spent) / predicted)
-    margin = Margin.start(alpha, scores[np.isfinite(scores)], math.log(choose_factor(loss, alpha)))
+    found = _predictions(fresh, measured, rest, model.controller_ms)
+    loss = losses(
+        values,
+        np.where(model.known, found.rest_ms, np.inf),
+        found.latency_ms,
+        profiled_budgets * slowdown[:, None],
+        found.overview_ms,
+        Revising(
+            SameImage(guard.latency.knob_space),
+            found.answer_ms,
+            found.image_ms,
+            np.where(model.known, found.later_rest_ms, np.inf),
+            pairs.image_factors(FACTORS),
+        ),
+    )
+    margin = Margin.start(alpha, found.scores(model.known), math.log(choose_factor(loss, alpha)))
     speed = StageSpeed(speed.stages, speed.log_scale)
     return AdaptiveGuard(guard.latency, guard.lengths, margin, speed, model.controller_ms, len(measured))
 
 
-def _predicted_rest(guard: AdaptiveGuard, measured: Measured, rows: range) -> np.ndarray:
-    """What the guard would have predicted of each run's rest, having seen those before it, ``[n, K]``."""
-    out = np.zeros((len(rows), measured.latency_ms.shape[1]))
+@dataclass(frozen=True, eq=False)
+class _Predictions:
+    """What the guard predicts of each run, having seen those before it, and what it took, ``[n, K]`` each.
+
+    Attributes:
+        rest_ms: when the setting is chosen; of it answer_ms from the encoded image on. overview_ms: spent by then.
+        later_rest_ms: when the image is encoded. image_ms: spent by then.
+    """
+
+    rest_ms: np.ndarray
+    answer_ms: np.ndarray
+    overview_ms: np.ndarray
+    later_rest_ms: np.ndarray
+    image_ms: np.ndarray
+    latency_ms: np.ndarray
+
+    def scores(self, known: np.ndarray) -> dict[Moment, np.ndarray]:
+        """Of the settings that may be chosen (bool ``[K]``), in one row for each moment."""
+        times = {
+            "overview": (self.latency_ms - self.overview_ms) / self.rest_ms,
+            "image": (self.latency_ms - self.image_ms) / self.later_rest_ms,
+        }
+        return {moment: np.log(times[moment][:, known]).ravel() for moment in MOMENTS}
+
+
+def _predictions(guard: AdaptiveGuard, measured: Measured, rows: range, own_ms: float) -> _Predictions:
+    """Of these rows, in the order in which they were run; ``own_ms``: the controller's time beside the model's."""
+    shape = (len(rows), measured.latency_ms.shape[1])
+    rest, answer, later = (np.zeros(shape) for _ in range(3))
+    image = measured.image_ms + own_ms
     for place, row in enumerate(rows):
         request = measured.requests[row]
         for k in measured.order[row]:
-            overview_ms = float(measured.overview_ms[row, k])
-            out[place, k] = guard.bounds(request, math.inf, Spent(overview_ms, overview_ms)).rest_ms[k]
+            overview_ms, image_ms = float(measured.overview_ms[row, k]), float(measured.image_ms[row, k])
+            bounds = guard.bounds(request, math.inf, Spent(overview_ms, overview_ms))
+            revised = guard.revised(request, bounds, int(k), Spent(image_ms, image_ms))
+            rest[place, k], answer[place, k] = bounds.rest_ms[k], bounds.answer_ms[k]
+            later[place, k] = revised.rest_ms[k]
             stages = {name: float(times[row, k]) for name, times in measured.stages_ms.items()}
             guard.follow(request, int(k), stages, float(measured.output[row, k]))
-    return out
+    here = slice(rows.start, rows.stop)
+    return _Predictions(
+        rest, answer, measured.overview_ms[here], later, image[here], measured.latency_ms[here] + own_ms
+    )
 
 
 def _for_scales(count: int) -> int:

@@ -14,16 +14,21 @@ It never grows with f, and it is at least the violation at f. With f the smalles
 exchangeable with the calibration requests: conformal risk control (Angelopoulos et al. 2022, arXiv 2208.02814,
 theorem 1). Several budgets a request are averaged into one loss in [0, 1].
 
+Where the choice is revised once the image is encoded (`budgetvlm.recourse`), the procedure is both choices: a second
+factor belongs to each f, c_i(f) is the setting that is left in the end, and nothing else changes.
+
 Shapes: n calibration requests, P budgets each, K settings, F factors.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
 from budgetvlm.errors import ConfigError, DataError
+from budgetvlm.recourse import SameImage
 
 FACTORS = np.geomspace(0.25, 64.0, 401)  # 1.4% apart
 
@@ -39,12 +44,30 @@ def samples_needed(alpha: float) -> int:
     return math.ceil(1 / alpha - 1 - 1e-9)
 
 
+@dataclass(frozen=True, eq=False)
+class Revising:
+    """What is known when the choice is revised. Times of every setting, ``[n, K]``.
+
+    Attributes:
+        answer_ms: how long answering from the encoded image is predicted to take, at the first choice.
+        spent_ms: what was taken when the image was encoded. rest_ms: what is predicted of the rest then.
+        factors: on ``rest_ms``, one for each of `FACTORS`, ``[F]``.
+    """
+
+    same_image: SameImage
+    answer_ms: np.ndarray
+    spent_ms: np.ndarray
+    rest_ms: np.ndarray
+    factors: np.ndarray
+
+
 def losses(
     values: np.ndarray,
     predicted_ms: np.ndarray,
     latency_ms: np.ndarray,
     budget_ms: np.ndarray,
     spent_ms: np.ndarray | float = 0.0,
+    revising: Revising | None = None,
 ) -> np.ndarray:
     """loss_i(f) of every request at every factor of `FACTORS`, ``[n, F]``.
 
@@ -53,18 +76,33 @@ def losses(
         predicted_ms, latency_ms: of every setting, ``[n, K]``.
         budget_ms: ``[n, P]``.
         spent_ms: a part of the latency that is known when the setting is chosen; what is predicted is the rest.
+        revising: None: the choice stays.
     """
-    left = budget_ms[:, :, None] - np.broadcast_to(spent_ms, predicted_ms.shape)[:, None, :]
     over = latency_ms[:, None, :] > budget_ms[:, :, None]
     worst = np.zeros(over.shape[:2], dtype=bool)
     out = np.empty((len(values), len(FACTORS)))
     for f in range(len(FACTORS) - 1, -1, -1):
-        allowed = FACTORS[f] * predicted_ms[:, None, :] <= left
-        chosen = np.where(allowed, values, -np.inf).argmax(axis=2)[:, :, None]
-        violated = np.take_along_axis(over, chosen, axis=2)[:, :, 0] & allowed.any(axis=2)
+        bounds = spent_ms + FACTORS[f] * predicted_ms
+        if revising is not None:
+            aimed = spent_ms + predicted_ms + (revising.factors[f] - 1) * revising.answer_ms
+            bounds = revising.same_image.reachable(bounds, aimed)
+        allowed = bounds[:, None, :] <= budget_ms[:, :, None]
+        chosen = np.where(allowed, values, -np.inf).argmax(axis=2)
+        if revising is not None:
+            chosen = _revised(chosen, values, budget_ms, revising, f)
+        violated = np.take_along_axis(over, chosen[:, :, None], axis=2)[:, :, 0] & allowed.any(axis=2)
         worst |= violated
         out[:, f] = worst.mean(axis=1)
     return out
+
+
+def _revised(chosen: np.ndarray, values: np.ndarray, budget_ms: np.ndarray, revising: Revising, f: int) -> np.ndarray:
+    """The choices ``[n, P]`` after the image is encoded; where nothing is allowed, the fastest is taken."""
+    bounds = (revising.spent_ms + revising.factors[f] * revising.rest_ms)[:, None, :]
+    here = revising.same_image.of(chosen)
+    allowed = here & (bounds <= budget_ms[:, :, None])
+    fastest = np.where(here, bounds, np.inf).argmin(axis=2)
+    return np.where(allowed.any(axis=2), np.where(allowed, values, -np.inf).argmax(axis=2), fastest)
 
 
 def choose_factor(loss: np.ndarray, alpha: float) -> float:

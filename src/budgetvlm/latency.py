@@ -130,11 +130,22 @@ class LatencyModel:
         table.knob_space.require_equal(self.knob_space, "the table")
         return self.predict(Sizes.of_table(table))
 
+    def predict_stages(self, sizes: Sizes) -> dict[str, np.ndarray]:
+        """As `predict`, for each stage."""
+        functions = sizes.functions()
+        parts = (np.einsum("mk,msk->sk", weights, functions) for weights in self._corrected_size)
+        return dict(zip(self.stages, parts, strict=True))
+
     @cached_property
     def per_size(self) -> np.ndarray:
         """Weight of each function of size at each setting, ``[stages, M, K]``."""
         products = knob_products(self.knob_space, self.knob_space, self.compute_knobs)
         return np.einsum("gpm,pk->gmk", self.weights, products)
+
+    @cached_property
+    def _corrected_size(self) -> np.ndarray:
+        """`per_size` with the corrections, ``[stages, M, K]``."""
+        return np.ascontiguousarray(self.per_size * self.correction)
 
     def for_space(self, space: KnobSpace) -> LatencyModel:
         """The same machine with other values of the same knobs; corrections hold for the settings both spaces have.
@@ -151,8 +162,9 @@ class LatencyModel:
 
     def stages_of(self, index: int, vision: float, language: float, output: float) -> np.ndarray:
         """The time of each stage of one request at one setting, ``[stages]``."""
-        size = Sizes(*(np.asarray(float(count)) for count in (vision, language, output)))
-        out: np.ndarray = self.per_size[:, :, index] @ size.functions() * self.correction[index]
+        context, steps = float(vision + language), max(float(output) - 1.0, 0.0)
+        functions = np.array((1.0, float(vision), context, context * context, steps, steps * context))  # as in `SIZES`
+        out: np.ndarray = self._corrected_size[:, :, index].dot(functions)
         return out
 
     def to_dict(self) -> dict[str, Any]:
@@ -199,7 +211,8 @@ class QuickLatency:
 
     def __init__(self, model: LatencyModel, stage_scale: np.ndarray | None = None) -> None:
         scale = np.ones(len(model.stages)) if stage_scale is None else stage_scale
-        self._per_size = np.tensordot(scale, model.per_size, 1) * model.correction
+        corrected = model._corrected_size
+        self._per_size = scale.dot(corrected.reshape(len(corrected), -1)).reshape(corrected.shape[1:])
         self._fixed, self._vision, self._context, self._square, self._step, self._step_context = self._per_size
 
     def parts(self, vision: np.ndarray, language: float) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ wanted is a quantile as well as the mean. Shapes: B requests, L lengths, Dl lang
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -71,19 +72,25 @@ class LengthModel:
         return out
 
     @cached_property
-    def _folded(self) -> tuple[np.ndarray, np.ndarray]:
-        """Weights and biases that take raw features."""
+    def _folded(self) -> tuple[np.ndarray, np.ndarray, list[float]]:
+        """Weights ``[L, Dl]`` and biases that take raw features, and the lengths."""
         weight = self.weight / self.std[:, None]
-        return weight, self.bias - self.mean @ weight
+        return np.ascontiguousarray(weight.T), self.bias - self.mean @ weight, self.lengths.tolist()
 
     def outlook(self, language: np.ndarray, level: float) -> tuple[float, int]:
-        """`expected` and `quantile` of one request ``[Dl]``, quickly."""
-        weight, bias = self._folded
-        logits = language @ weight + bias
-        share = np.exp(logits - logits.max())
-        share /= share.sum()
-        long = int(share.cumsum().searchsorted(level - 1e-12))
-        return float(share @ self.lengths), int(self.lengths[min(long, len(self.lengths) - 1)])
+        """`expected` and `quantile` of one request ``[Dl]``, quickly: there are few lengths, so in plain numbers."""
+        weight, bias, lengths = self._folded
+        logits = (weight.dot(language.astype(np.float64)) + bias).tolist()
+        top = max(logits)
+        shares = [math.exp(logit - top) for logit in logits]
+        total = sum(shares)
+        expected = sum(share * length for share, length in zip(shares, lengths, strict=True)) / total
+        limit, below = (level - 1e-12) * total, 0.0
+        for share, length in zip(shares, lengths, strict=True):
+            below += share
+            if below >= limit:
+                return expected, int(length)
+        return expected, int(lengths[-1])
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able document; `from_dict` takes it back."""

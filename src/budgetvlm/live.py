@@ -35,12 +35,14 @@ LEAST_GROUP = 200  # requests that a group needs to be judged alone
 class Unguarded(AdaptiveGuard):
     """Allows what is expected to keep the budget on average, never cuts, and learns nothing."""
 
-    cuts = False
+    cuts = revises = False
 
-    def bounds(self, request: Request, budget_ms: float, spent: Spent | None = None) -> Bounds:
+    def bounds(
+        self, request: Request, budget_ms: float, spent: Spent | None = None, known: np.ndarray | None = None
+    ) -> Bounds:
         """As the guard's, but the expected times are the bounds."""
-        bounds = super().bounds(request, budget_ms, spent)
-        return replace(bounds, bounds_ms=bounds.predicted_ms)
+        bounds = super().bounds(request, budget_ms, spent, known)
+        return replace(bounds, bounds_ms=bounds.predicted_ms, fastest=int(bounds.predicted_ms.argmin()))
 
     def update(self, *args: Any, **kwargs: Any) -> None:
         """Nothing."""
@@ -52,7 +54,7 @@ class LiveRecord:
 
     Attributes:
         number: place in the run. phase: whether busy processes ran beside it.
-        groups: labels of the sample, and "length" as the guard sees it.
+        groups: labels of the sample, and "image tokens", the most visual tokens that its image can get.
     """
 
     system: System
@@ -110,26 +112,34 @@ def run_live(
             busy.set(phase == "loaded")
             sample, share = samples[order[number]], float(rng.choice(np.asarray(budget_shares)))
             image = sample.load_image()
+            most_tokens = str(int(guarded.look(image, sample.question).request.vision.max()))
             for name in rng.permutation(list(systems)):
                 system = systems[name]
                 budget_ms = share * reference_ms
                 answer = system.generate(
                     image, sample.question, budget_ms=budget_ms, max_new_tokens=task.max_new_tokens, cut=cut
                 )
-                records.append(_record(name, number, phase, sample, share, answer, task))
+                records.append(_record(name, number, phase, sample, most_tokens, share, answer, task))
             bar.update()
     return records
 
 
 def _record(
-    system: System, number: int, phase: Phase, sample: Sample, share: float, answer: Answer, task: Task
+    system: System,
+    number: int,
+    phase: Phase,
+    sample: Sample,
+    most_tokens: str,
+    share: float,
+    answer: Answer,
+    task: Task,
 ) -> LiveRecord:
     return LiveRecord(
         system=system,
         number=number,
         phase=phase,
         sample_id=sample.sample_id,
-        groups={**sample.groups, "vision tokens": str(answer.num_vision_tokens)},
+        groups={**sample.groups, "image tokens": most_tokens},
         budget_share=share,
         budget_ms=answer.budget_ms,
         latency_ms=answer.latency_ms,

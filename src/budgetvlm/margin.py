@@ -1,7 +1,8 @@
 """How far above its predicted time a request's bound lies: a quantile of recent scores, whose level is controlled.
 
-The score of a finished request is log(its time / the predicted time of a long answer). The bound is exp(q) times that
-predicted time, q being the (1 - a) quantile of the last scores. Scores follow the machine's noise and forget it, so
+The score of a finished request is log(its time / the predicted time of a long answer), from each moment at which a
+setting is chosen: when the overview is encoded, and when the whole image is. The bound is exp(q) times that predicted
+time, q being the (1 - a) quantile of that moment's last scores. Scores follow the machine's noise and forget it, so
 that a noisy spell leaves nothing behind. What a is, no assumption tells: a setting is chosen, budgets leave room, the
 noise changes. So it follows adaptive conformal inference (Gibbs and Candes 2021, arXiv 2106.00170): after each request
 
@@ -19,10 +20,12 @@ import math
 from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+Moment = Literal["overview", "image"]  # what is encoded when a setting is chosen, and when it is revised
+MOMENTS: tuple[Moment, ...] = ("overview", "image")
 LEAST_Q, MOST_Q = math.log(0.7), math.log(20.0)
 LEAST_SCORES = 100
 SCORES_A_MISS = 2.0  # the window holds this many scores for each one that is expected to be above the bound
@@ -31,71 +34,107 @@ MOST_LEVEL = 4.0  # as a share of alpha: budgets leave room, so that more scores
 BEYOND = 5.0  # q grows by this for a level of 1 below what the scores reach: 0.05 for a miss more in 100
 
 
-class Margin:
-    """The margin of one guard.
+class Scores:
+    """The last scores of one moment, and their quantiles."""
 
-    Args:
-        alpha: the rate that is promised.
-        scores: to begin with, oldest first.
-        level: the share of scores that may lie above the bound, to begin with; None: alpha.
-    """
-
-    def __init__(self, alpha: float, scores: Iterable[float] = (), level: float | None = None) -> None:
-        self.alpha, self.level = alpha, alpha if level is None else level
-        self.parts: dict[str, float] = {}
-        self._most_level = min(MOST_LEVEL * alpha, 0.5)
-        self._scores: deque[float] = deque(maxlen=max(LEAST_SCORES, math.ceil(SCORES_A_MISS / alpha)))
+    def __init__(self, size: int, scores: Iterable[float] = ()) -> None:
+        self._window: deque[float] = deque(maxlen=size)
         self._sorted: list[float] = []
         for score in scores:
             self.add(score)
 
-    @classmethod
-    def start(cls, alpha: float, scores: np.ndarray, q: float | None = None) -> Margin:
-        """A margin that begins with the quantiles of these scores (of any shape) and, at first, with this q.
-
-        Args:
-            q: None: the (1 - alpha) quantile of the scores.
-        """
-        margin = cls(alpha)
-        size = margin._scores.maxlen or 0
+    def fill(self, scores: np.ndarray) -> None:
+        """Begin with the quantiles of these scores, of any shape."""
+        size = self._window.maxlen or 0
         flat = np.sort(np.ravel(scores))
         even = np.quantile(flat, (np.arange(size) + 0.5) / size) if len(flat) > size else flat
         # In a random order, because the oldest leave first.
         for score in np.random.default_rng(0).permutation(even):
-            margin.add(float(score))
-        if q is not None:
-            margin.level = margin._level_of(_limited(q))
-        return margin
+            self.add(float(score))
 
-    def q(self, groups: Sequence[str]) -> float:
-        """log(bound / predicted time) for a request of these groups."""
-        return _limited(self._quantile(self._level(groups)))
-
-    def _level(self, groups: Sequence[str]) -> float:
-        return min(self.level + sum(self.parts.get(group, 0.0) for group in groups), self._most_level)
-
-    def _quantile(self, level: float) -> float:
-        """The (1 - level) quantile of the scores, at the rank (n + 1) (1 - level) of split conformal prediction."""
+    def quantile(self, level: float) -> float:
+        """The (1 - level) quantile, at the rank (n + 1) (1 - level) of split conformal prediction; 0 without scores."""
         count = len(self._sorted)
         if not count:
             return 0.0
-        rank = (count + 1) * (1 - level) - 1
+        rank = max((count + 1) * (1 - level) - 1, 0.0)
         if rank >= count - 1:
-            return self._sorted[-1] + BEYOND * (1 / (count + 1) - level)
+            return self._sorted[-1] + BEYOND * max(1 / (count + 1) - level, 0.0)
         below = int(rank)
         share = rank - below
         return (1 - share) * self._sorted[below] + share * self._sorted[below + 1]
 
-    def _level_of(self, q: float) -> float:
-        """The level at which `_quantile` is q; the inverse of it."""
+    def level_of(self, q: float) -> float:
+        """The level at which `quantile` is q; 1 if all scores are above it."""
         count = len(self._sorted)
         if q >= self._sorted[-1]:
             return 1 / (count + 1) - (q - self._sorted[-1]) / BEYOND
         above = bisect_right(self._sorted, q)
         if not above:
-            return self._most_level
+            return 1.0
         low, high = self._sorted[above - 1 : above + 1]
-        return min(1 - (above + (q - low) / (high - low)) / (count + 1), self._most_level)
+        return 1 - (above + (q - low) / (high - low)) / (count + 1)
+
+    def add(self, score: float) -> None:
+        """Learn the score of a finished request."""
+        if len(self._window) == self._window.maxlen:
+            self._sorted.remove(self._window[0])
+        self._window.append(score)
+        insort(self._sorted, score)
+
+    def forget(self, count: int) -> None:
+        """Drop the last scores, all but one at most."""
+        for _ in range(min(count, len(self._window) - 1)):
+            self._sorted.remove(self._window.pop())
+
+    def to_list(self) -> list[float]:
+        """Oldest first."""
+        return list(self._window)
+
+
+class Margin:
+    """The margin of one guard.
+
+    Args:
+        alpha: the rate that is promised.
+        scores: to begin with, oldest first, of each of `MOMENTS`.
+        level: the share of scores that may lie above the bound, to begin with; None: alpha.
+    """
+
+    def __init__(
+        self, alpha: float, scores: Mapping[Moment, Iterable[float]] | None = None, level: float | None = None
+    ) -> None:
+        self.alpha, self.level = alpha, alpha if level is None else level
+        self.parts: dict[str, float] = {}
+        self._most_level = min(MOST_LEVEL * alpha, 0.5)
+        size = max(LEAST_SCORES, math.ceil(SCORES_A_MISS / alpha))
+        self._scores = {moment: Scores(size, (scores or {}).get(moment, ())) for moment in MOMENTS}
+
+    @classmethod
+    def start(cls, alpha: float, scores: Mapping[Moment, np.ndarray], q: float | None = None) -> Margin:
+        """A margin that begins with the quantiles of these scores (of any shape) and, at first, with this q.
+
+        Args:
+            q: at the choice of a setting; None: the (1 - alpha) quantile of the scores.
+        """
+        margin = cls(alpha)
+        for moment, given in scores.items():
+            margin._scores[moment].fill(given)
+        if q is not None:
+            margin.level = min(margin._scores["overview"].level_of(_limited(q)), margin._most_level)
+        return margin
+
+    def q(self, groups: Sequence[str], moment: Moment = "overview") -> float:
+        """log(bound / predicted time) from this moment on, for a request of these groups."""
+        return _limited(self._scores[moment].quantile(self._level(groups)))
+
+    def image_factors(self, factors: np.ndarray) -> np.ndarray:
+        """The factors once the image is encoded that belong to these at the choice: of the same level, ``[F]``."""
+        overview, image = (self._scores[moment] for moment in MOMENTS)
+        return np.exp([image.quantile(overview.level_of(q)) for q in np.log(factors).tolist()])
+
+    def _level(self, groups: Sequence[str]) -> float:
+        return min(self.level + sum(self.parts.get(group, 0.0) for group in groups), self._most_level)
 
     def judge(self, groups: Sequence[str], missed: bool, target: float) -> None:
         """Learn from whether a request of these groups missed its budget, where ``target`` of them may."""
@@ -105,21 +144,19 @@ class Margin:
         for group in groups:
             self.parts[group] = self.parts.get(group, 0.0) + STEP * self.alpha * (target - missed)
 
-    def add(self, score: float) -> None:
+    def add(self, score: float, moment: Moment = "overview") -> None:
         """Learn the score of a finished request."""
-        if len(self._scores) == self._scores.maxlen:
-            self._sorted.remove(self._scores[0])
-        self._scores.append(score)
-        insort(self._sorted, score)
+        self._scores[moment].add(score)
 
     def forget(self, count: int) -> None:
         """Drop the last scores: what they tell was the machine's new speed, not its noise."""
-        for _ in range(min(count, len(self._scores) - 1)):
-            self._sorted.remove(self._scores.pop())
+        for scores in self._scores.values():
+            scores.forget(count)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able document; `from_dict` takes it back."""
-        return {"level": self.level, "parts": dict(self.parts), "scores": list(self._scores)}
+        scores = {moment: kept.to_list() for moment, kept in self._scores.items()}
+        return {"level": self.level, "parts": dict(self.parts), "scores": scores}
 
     @classmethod
     def from_dict(cls, alpha: float, document: Mapping[str, Any]) -> Margin:

@@ -76,37 +76,38 @@ def _replay(
     assert guard is not None
     own_ms = speed * model.controller_ms
     # Each setting was run at its own moment, with an overview of its own that told of that moment's speed.
-    overviews = (speed * measured.overview_ms[row]).tolist()
-    moments = [guard.bounds(request, budget_ms, Spent(ms, ms)) for ms in overviews]
+    overviews, images = (speed * times[row] for times in (measured.overview_ms, measured.image_ms))
+    moments = [guard.bounds(request, budget_ms, Spent(ms, ms), model.known) for ms in overviews.tolist()]
     bounds_ms = np.array([moment.bounds_ms[k] for k, moment in enumerate(moments)])
-    allowed = model.known & (bounds_ms <= budget_ms)
+    promised = bool((bounds_ms <= budget_ms).any())
     profiled_ms = max((budget_ms - guard.other_ms) / guard.bounds(request, budget_ms).slowdown, 1e-3)
     values = model.decider.values(measured.image[row], request.feature, profiled_ms, None)
-    fastest = int(np.where(model.known, bounds_ms, np.inf).argmin())
-
-    def choice(mask: np.ndarray) -> int:
-        return int(np.where(mask, values, -np.inf).argmax()) if mask.any() else fastest
-
-    index = choice(allowed)
-    bounds = moments[index]
+    index = _best(values, bounds_ms, budget_ms)
+    looks = [moments[index]]
+    if guard.revises and promised:
+        spent = [Spent(own_ms + ms, ms) for ms in images.tolist()]
+        revised = [guard.revised(request, moments[k], k, spent[k], model.known) for k in range(len(spent))]
+        here = np.isfinite(guard.revised(request, moments[index], index, spent[index], model.known).bounds_ms)
+        later_ms = np.array([look.bounds_ms[k] for k, look in enumerate(revised)])
+        index = _best(values, np.where(here, later_ms, np.inf), budget_ms)
+        looks = [moments[index], revised[index]]
     in_time = model.known & (speed * measured.latency_ms[row] + own_ms <= budget_ms)
     stages = {name: speed * float(times[row, index]) for name, times in measured.stages_ms.items()}
     output = int(measured.output[row, index])
-    promised = bool(allowed.any())
     made = output
     if guard.cuts and (cut == "always" or not (promised and guard.may_be_late)):
-        made = _tokens_in_time(stages, own_ms, output, float(bounds.step_ms[index]), budget_ms)
+        made = _tokens_in_time(stages, own_ms, output, float(looks[-1].step_ms[index]), budget_ms)
     if made < output:
         stages["decode"] *= (made - 1) / (output - 1)
     total = sum(stages.values()) + own_ms
     was_cut = made < output
     guard.update(
         request,
-        bounds,
+        looks,
         index,
         stages,
         made,
-        total - overviews[index],
+        total,
         late=total > budget_ms,
         cut=was_cut,
         promised=promised,
@@ -118,9 +119,15 @@ def _replay(
         cut=was_cut,
         promised=promised,
         accuracy=float(measured.accuracy[row, index]) if made >= output - 1 else 0.0,
-        true_accuracy=float(measured.accuracy[row, choice(in_time)]),
+        true_accuracy=float(measured.accuracy[row, _best(values, np.where(in_time, 0.0, bounds_ms), 0.0)]),
         latency_ms=total,
     )
+
+
+def _best(values: np.ndarray, bounds_ms: np.ndarray, budget_ms: float) -> int:
+    """The most valuable setting whose bound keeps the budget, or that with the smallest bound."""
+    allowed = bounds_ms <= budget_ms
+    return int(np.where(allowed, values, -np.inf).argmax() if allowed.any() else bounds_ms.argmin())
 
 
 def _tokens_in_time(

@@ -2,8 +2,9 @@
 
 A request runs so: the overview crop is encoded; the guard bounds the time of every setting from the image's size, the
 question and what the overview took; the controller reads the overview's pooled features, the question's embeddings and
-the budget, and chooses among the settings whose bound keeps it; the model answers at that setting and reuses the
-overview; the guard learns from what it took.
+the budget, and chooses among the settings whose bound keeps it; the model encodes the image as that setting says and
+reuses the overview; from what is then left of the budget the other knobs are chosen anew; the model answers; the guard
+learns from what it took.
 The clock runs from the decoded image (or from when the request arrived) to the last token, all included. Times in ms.
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from budgetvlm.controller.checkpoint import GUARD, load_controller
 from budgetvlm.controller.decision import Decider
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.errors import CheckpointError, ConfigError, DataError, InputError, KnobSpaceError
+from budgetvlm.knobs import Setting
 from budgetvlm.vlm import VLM, Deadline, Overview, load_vlm
 from budgetvlm.vlm.images import open_image
 
@@ -138,22 +140,24 @@ class AdaptiveVLM:
         overview = self.vlm.encode_overview(picture)
         choosing = time.perf_counter()
         spent = Spent(_ms(start, choosing), overview.preprocess_ms + overview.vision_ms)
-        outlook = Outlook(request, self._bounds(request, budget_ms, spent, waited_ms))
-        choice = self._choose(overview, outlook, budget_ms, waited_ms, price, when_infeasible)
+        bounds = self._bounds(request, budget_ms, spent, waited_ms)
+        values = self._values(overview, request, self.seen_budget_ms(bounds, budget_ms - waited_ms), price)
+        course = _Course(self, request, start, budget_ms, cut, values, [bounds])
+        course.choose(when_infeasible)
         chosen = time.perf_counter()
-        deadline = Deadline(start + budget_ms / 1e3, float(outlook.bounds.step_ms[choice.index]))
         generation = self.vlm.generate(
             picture,
             question,
-            choice.setting,
+            course.choice.setting,
             max_new_tokens=max_new_tokens,
             overview=overview,
-            deadline=deadline if self._cuts(choice, cut) else None,
+            deadline=course.deadline(),
+            revise=course.revise if course.may_be_revised else None,
         )
         latency_ms = _ms(start, time.perf_counter())
-        controller_ms = _ms(began, planned) + _ms(choosing, chosen)
-        answer = make_answer(choice, generation, controller_ms, latency_ms, budget_ms)
-        self._learn(outlook, choice, answer)
+        controller_ms = _ms(began, planned) + _ms(choosing, chosen) + course.revising_ms
+        answer = make_answer(course.choice, generation, controller_ms, latency_ms, budget_ms)
+        self._learn(course, answer)
         return answer
 
     def save_guard(self, directory: str | Path) -> Path:
@@ -173,8 +177,9 @@ class AdaptiveVLM:
     def choose(self, overview: Overview, question: str, budget_ms: float, price: float | None = None) -> Choice:
         """The controller's decision for an image whose overview is given, by the fixed bounds, without answering."""
         request = Request(np.zeros(len(self._columns)), 0, self._question_feature(question))
-        outlook = Outlook(request, self._fixed_bounds(0.0))
-        return self._choose(overview, outlook, budget_ms, 0.0, price, "fastest")
+        bounds = self._fixed_bounds(0.0)
+        values = self._values(overview, request, self.seen_budget_ms(bounds, budget_ms), price)
+        return self.choice(values, bounds, budget_ms)
 
     def look(self, image: Image.Image, question: str, budget_ms: float = math.inf) -> Outlook:
         """What can be said of a request before the model runs."""
@@ -189,8 +194,7 @@ class AdaptiveVLM:
         if self.guard is None:
             return self._fixed_bounds(waited_ms)
         with self._lock:
-            bounds = self.guard.bounds(request, budget_ms, spent)
-        return bounds if self.known.all() else bounds.only(self.known)
+            return self.guard.bounds(request, budget_ms, spent, self.known)
 
     def seen_budget_ms(self, bounds: Bounds, left_ms: float) -> float:
         """What the controller is told of a budget: as it would be on the machine that was profiled, for the model."""
@@ -205,7 +209,7 @@ class AdaptiveVLM:
         """The controller's own bounds, and beside them its own time and the waiting."""
         bounds = self.controller.bounds_ms.numpy().astype(np.float64)
         bounds = np.where(bounds > 0, bounds + self.controller_ms + waited_ms, 0.0)
-        return Bounds(bounds, bounds, bounds, np.zeros_like(bounds), 1.0)
+        return Bounds(bounds, bounds, bounds, bounds, np.zeros_like(bounds), 1.0, int(bounds.argmin()))
 
     def _reject(self, bounds: Bounds, budget_ms: float) -> None:
         """Raise InputError if no setting is expected to keep the budget."""
@@ -216,25 +220,22 @@ class AdaptiveVLM:
                 'or another when_infeasible ("fastest", "best_effort")'
             )
 
-    def _choose(
-        self,
-        overview: Overview,
-        outlook: Outlook,
-        budget_ms: float,
-        waited_ms: float,
-        price: float | None,
-        when_infeasible: Infeasible,
+    def _values(self, overview: Overview, request: Request, seen_ms: float, price: float | None) -> np.ndarray:
+        return self.decider.values(overview.feature.numpy(), request.feature, seen_ms, price)
+
+    def choice(
+        self, values: np.ndarray, bounds: Bounds, budget_ms: float, when_infeasible: Infeasible = "fastest"
     ) -> Choice:
-        bounds = outlook.bounds
-        profiled_ms = self.seen_budget_ms(bounds, budget_ms - waited_ms)
+        """The most valuable setting of those that the budget allows, or what is done where it allows none.
+
+        Args:
+            values: `Decider.values` of every setting, ``[K]``.
+        """
         allowed = bounds.allowed(budget_ms)
         feasible = bool(allowed.any())
         if not feasible and when_infeasible == "best_effort":
             allowed = bounds.predicted_ms <= budget_ms
-        index = bounds.fastest
-        if allowed.any():
-            features = overview.feature.numpy(), outlook.request.feature
-            index = self.decider.choose(*features, profiled_ms, price, allowed)
+        index = int(np.where(allowed, values, -np.inf).argmax()) if allowed.any() else bounds.fastest
         bound = float(bounds.bounds_ms[index])
         return Choice(
             setting=self.controller.knob_space.settings[index],
@@ -243,26 +244,26 @@ class AdaptiveVLM:
             predicted_ms=bound if 0 < bound < math.inf else None,
         )
 
-    def _cuts(self, choice: Choice, cut: Cut) -> bool:
-        """Whether this answer has a deadline. Where nothing was promised no late answer is allowed for."""
-        if self.guard is None or not self.guard.cuts:
-            return False
-        return cut == "always" or not (choice.feasible and self.guard.may_be_late)
+    def revised(self, request: Request, bounds: Bounds, index: int, spent: Spent) -> Bounds:
+        """Bounds once the chosen setting's image is encoded; there has to be a guard."""
+        assert self.guard is not None
+        with self._lock:
+            return self.guard.revised(request, bounds, index, spent, self.known)
 
-    def _learn(self, outlook: Outlook, choice: Choice, answer: Answer) -> None:
+    def _learn(self, course: _Course, answer: Answer) -> None:
         if self.guard is None:
             return
         with self._lock:
             self.guard.update(
-                outlook.request,
-                outlook.bounds,
-                choice.index,
+                course.request,
+                course.looks,
+                course.choice.index,
                 answer.stages_ms,
                 answer.num_output_tokens,
-                answer.latency_ms - outlook.bounds.spent.total_ms,
+                answer.latency_ms,
                 late=not answer.budget_met,
                 cut=answer.finish_reason == "budget",
-                promised=choice.feasible,
+                promised=course.choice.feasible,
             )
 
     def _rehearse(self, decisions: int, answers: int) -> float:
@@ -284,6 +285,63 @@ class AdaptiveVLM:
                 for setting in (self.vlm.knob_space.cheapest, self.vlm.knob_space.full):
                     self.vlm.generate(blank, "what", setting, max_new_tokens=2, overview=overview)
         return sorted(took)[len(took) // 2]
+
+
+class _Course:
+    """One request under way: what the guard says of it, which setting was chosen, and how it is revised.
+
+    Args:
+        start_s: when its clock started.
+        cut: which answers have a deadline.
+        values: of every setting, ``[K]``.
+        looks: the guard's bounds, at each moment at which a setting is chosen.
+    """
+
+    choice: Choice
+
+    def __init__(
+        self,
+        model: AdaptiveVLM,
+        request: Request,
+        start_s: float,
+        budget_ms: float,
+        cut: Cut,
+        values: np.ndarray,
+        looks: list[Bounds],
+    ) -> None:
+        self._model, self.request, self._start_s, self._budget_ms = model, request, start_s, budget_ms
+        self._cut, self._values, self.looks = cut, values, looks
+        self.revising_ms = 0.0
+
+    def choose(self, when_infeasible: Infeasible) -> None:
+        """Choose by the first bounds."""
+        self.choice = self._model.choice(self._values, self.looks[0], self._budget_ms, when_infeasible)
+
+    @property
+    def may_be_revised(self) -> bool:
+        """Not where nothing was promised: what is done then was the caller's to say."""
+        guard = self._model.guard
+        return guard is not None and guard.revises and self.choice.feasible
+
+    def revise(self, image_ms: float) -> tuple[Setting, Deadline | None]:
+        """Choose anew among the settings with the encoded image."""
+        began = time.perf_counter()
+        spent = Spent(_ms(self._start_s, began), image_ms)
+        self.looks.append(self._model.revised(self.request, self.looks[0], self.choice.index, spent))
+        revised = self._model.choice(self._values, self.looks[-1], self._budget_ms)
+        self.choice = replace(revised, feasible=True)
+        self.revising_ms = _ms(began, time.perf_counter())
+        return self.choice.setting, self.deadline()
+
+    def deadline(self) -> Deadline | None:
+        """Of the answer; None: it is finished whatever it takes. Where nothing was promised none may be late."""
+        guard = self._model.guard
+        if guard is None or not guard.cuts:
+            return None
+        if self._cut == "needed" and self.choice.feasible and guard.may_be_late:
+            return None
+        step_ms = float(self.looks[-1].step_ms[self.choice.index])
+        return Deadline(self._start_s + self._budget_ms / 1e3, step_ms)
 
 
 def _ms(start_s: float, end_s: float) -> float:

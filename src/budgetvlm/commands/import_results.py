@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     profiles.add_argument("--exp5_dir", default="./results/profiling/exp5_accuracy", help="accuracy results")
     profiles.add_argument("--exp6_dir", default="./results/profiling/exp6_latency", help="latency results")
     profiles.add_argument(
-        "--latency_fill", choices=("model", "none"), default="model",
+        "--latency_fill", choices=("model", "settings", "none"), default="model",
         help="samples that exp6 did not time: predict their latency from token counts, or stop (default: model)",
     )  # fmt: skip
     lmms = _kind(kinds, "lmms", "logs of samples of lmms-eval, one run for each setting")

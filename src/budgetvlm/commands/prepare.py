@@ -24,9 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test_split", type=float, default=0.0, help="share of images to hold out (default: none)")
     parser.add_argument(
         "--latency_fill",
-        choices=("model", "none"),
+        choices=("model", "settings", "none"),
         default="model",
-        help="samples that exp6 did not time: predict their latency from token counts, or stop (default: model)",
+        help="what exp6 did not time: predict samples (and cells left out by `profile latency --cells`) from token "
+        "counts, whole settings as well, or stop (default: model)",
     )
     parser.add_argument("--feature_batch_size", type=int, default=32, help="images encoded at once")
     parser.add_argument("--device", default="cpu", help="where to extract features (default: cpu)")

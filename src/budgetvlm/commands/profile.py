@@ -53,6 +53,11 @@ def add_sweep_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
         add("--batch_size", type=int, choices=(1,), default=1, help="latency is that of one request: always 1")
         add("--warmup", type=int, default=2, help="untimed requests at each setting before all (default: 2)")
         add("--repeats", type=int, default=3, help="requests of each sample at each setting (default: 3)")
+        add(
+            "--cells", type=float, default=1.0, metavar="SHARE",
+            help="time each sample at a random share of the settings; `budgetvlm prepare` predicts the rest and says "
+            "how well (default: 1, all)",
+        )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -77,8 +82,9 @@ def run_sweep(args: argparse.Namespace, kind: str) -> int:
         from budgetvlm.profiling.latency import profile_latency
 
         paths = profile_latency(
-            vlm, task, settings, options, warmup=args.warmup, repeats=args.repeats, device=args.device
-        )
+            vlm, task, settings, options,
+            warmup=args.warmup, repeats=args.repeats, cells=args.cells, device=args.device,
+        )  # fmt: skip
     print(f"{len(paths)} result files in {paths[0].parent}")
     return 0
 

@@ -64,8 +64,8 @@ def add_training_arguments(parser: argparse.ArgumentParser, *, group_size: int |
         help="stop after so many epochs without a better validation reward; 0 never stops early (default: 15)",
     )  # fmt: skip
     training.add_argument(
-        "--teachers", type=int, default=0, metavar="N",
-        help="start from what N supervised networks predict instead of from the lookup table (default: 0)",
+        "--teachers", type=int, default=1, metavar="N",
+        help="start from the accuracies that N supervised networks predict; 0: from the lookup table (default: 1)",
     )  # fmt: skip
     training.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     training.add_argument(

@@ -150,8 +150,8 @@ def _blind(make: Fit) -> dict[str, Any]:
 
 
 ROSTER: dict[str, Entry] = {
-    "grpo": Entry("GRPO", _trained(), "the project's controller, whole group", "controller", quick=True),
-    "grpo_warm": Entry("GRPO, warm start", _trained(teachers=1), "starts from predicted accuracies", "controller"),
+    "grpo": Entry("GRPO", _trained(teachers=1), "the project's controller", "controller", quick=True),
+    "grpo_cold": Entry("GRPO, cold start", _trained(), "starts from the lookup table", "variant"),
     "grpo_ensemble": Entry("GRPO, ensemble", _ensemble, "several small controllers averaged in one", "controller"),
     "lookup": Entry(LOOKUP, note="best single setting for each budget", priced=False, quick=True,
                     **_blind(lambda m, seed: LookupTable(m.expected))),

@@ -8,6 +8,8 @@ choices are those of `GRPOController.sample_actions(..., deterministic=True)`; a
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -21,30 +23,39 @@ MOST_BLOCKS = 64  # members of an ensemble that are looked for
 
 
 class Decider:
-    """Chooses a setting for one state at a time.
+    """Chooses a setting for one state at a time. May be called by several threads.
+
+    Hidden numbers are kept with the other sign: silu(h) = h / (1 + exp(-h)) is then one operation less.
 
     Args:
         controller: trained; later changes to it are not seen.
     """
 
     def __init__(self, controller: GRPOController) -> None:
-        self._image, self._language = _Input(controller.image_input), _Input(controller.lang_input)
-        self._feature_layer = _affine(controller.feature_layer)
-        self._embeddings = _Embedding(controller.budget_embedding), _Embedding(controller.price_embedding)
-        self._context_layer = _affine(controller.context_layer)
+        self._inputs = _Inputs(controller)
+        feature_weight, feature_bias = _affine(controller.feature_layer)
+        context_weight, context_bias = _affine(controller.context_layer)
+        width = controller.budget_embedding.linear.out_features
+        self._budget, self._price = _Embedding(controller.budget_embedding), _Embedding(controller.price_embedding)
+        self._first = -np.concatenate([feature_weight, context_weight[:, :width]], axis=1)
+        self._price_weight, self._first_bias = context_weight[:, width:], feature_bias + context_bias
         self._hidden = [_Blocks(layer) for layer in controller.trunk if isinstance(layer, nn.Linear)]
-        self._heads = _summed_heads(controller)
+        weight, self._head_bias = _summed_heads(controller)
+        self._heads = -weight
         self._reference_ms = float(controller.latency_reference_ms)
         self._default_price = float(controller.default_price)
         self._latency_share = _array(controller.latency_ms) / self._reference_ms
-        self._bounds_ms = _array(controller.bounds_ms)
-        finite = self._bounds_ms[np.isfinite(self._bounds_ms)]
+        bounds_ms = _array(controller.bounds_ms)
+        finite = bounds_ms[np.isfinite(bounds_ms)]
+        self._bounds_ms = np.where(np.isfinite(bounds_ms), bounds_ms, np.nan)  # NaN lies within no budget
         self._largest_ms = float(finite.max()) if finite.size and finite.max() > 0 else math.inf
-        self._cheapest = int(self._bounds_ms.argmin())
+        self._cheapest = int(bounds_ms.argmin())
+        self._priced = self._at_price(self._default_price)
 
     def feasible(self, budget_ms: float) -> np.ndarray:
         """Which settings' bounds lie within a budget, bool ``[K]``."""
-        return np.isfinite(self._bounds_ms) & (self._bounds_ms <= budget_ms)
+        out: np.ndarray = self._bounds_ms <= budget_ms
+        return out
 
     def values(self, image: np.ndarray, language: np.ndarray, budget_ms: float, price: float | None) -> np.ndarray:
         """The value of every setting less what the price takes off, on the accuracy scale, float32 ``[K]``.
@@ -56,13 +67,15 @@ class Decider:
             InputError: features of another width.
         """
         price = self._default_price if price is None else price
-        weight, bias = self._feature_layer
-        features = np.concatenate([self._image(image, "image"), self._language(language, "language")])
-        hidden = weight @ features + bias + self._context(budget_ms, price)
+        priced = self._priced
+        if priced.price != price:
+            self._priced = priced = self._at_price(price)
+        hidden = self._first.dot(self._inputs(image, language, self._budget(self._budget_log(budget_ms))))
+        hidden -= priced.hidden
         for layer in self._hidden:
-            hidden = layer(_silu(hidden))
-        weight, bias = self._heads
-        out: np.ndarray = weight @ _silu(hidden) + bias - np.float32(price) * self._latency_share
+            hidden = layer(_silu_of_minus(hidden))
+        out: np.ndarray = self._heads.dot(_silu_of_minus(hidden))
+        out += priced.values
         return out
 
     def choose(
@@ -77,59 +90,105 @@ class Decider:
 
         Where nothing is feasible it is the setting with the smallest bound. Raises InputError as `values` does.
         """
-        allowed = self.feasible(budget_ms) if feasible is None else feasible
-        if not allowed.any():
+        allowed = (self.feasible(budget_ms) if feasible is None else feasible).nonzero()[0]
+        if not len(allowed):
             return self._cheapest
-        return int(np.where(allowed, self.values(image, language, budget_ms, price), -np.inf).argmax())
+        return int(allowed[self.values(image, language, budget_ms, price)[allowed].argmax()])
 
-    def _context(self, budget_ms: float, price: float) -> np.ndarray:
+    def _budget_log(self, budget_ms: float) -> float:
         limit = min(budget_ms, self._largest_ms)
         budget_log = math.log(limit / self._reference_ms) if limit < math.inf else LARGEST_LOG_RATIO
-        price_log = math.log(max(price, SMALLEST_PRICE) / 0.1)
-        budget, cost = self._embeddings
-        budget_log = max(-LARGEST_LOG_RATIO, min(budget_log, LARGEST_LOG_RATIO))
-        embedded = np.concatenate([budget(budget_log), cost(min(price_log, LARGEST_LOG_RATIO))])
-        weight, bias = self._context_layer
-        out: np.ndarray = weight @ embedded + bias
-        return out
+        return max(-LARGEST_LOG_RATIO, min(budget_log, LARGEST_LOG_RATIO))
+
+    def _at_price(self, price: float) -> _Priced:
+        price_log = min(math.log(max(price, SMALLEST_PRICE) / 0.1), LARGEST_LOG_RATIO)
+        hidden = self._price_weight @ self._price(price_log) + self._first_bias
+        return _Priced(price, hidden, self._head_bias - np.float32(price) * self._latency_share)
 
 
-class _Input:
-    """`Standardiser` for one state."""
+@dataclass(frozen=True, eq=False)
+class _Priced:
+    """What follows from the price alone: most requests have the same.
 
-    def __init__(self, layer: Standardiser) -> None:
-        self.mean, self.scale = _array(layer.mean), 1.0 / _array(layer.std)
-        self.components: np.ndarray | None = None
-        if layer.components is not None and layer.component_std is not None:
-            self.components = np.ascontiguousarray((_array(layer.components) / _array(layer.component_std)).T)
+    Attributes:
+        hidden: its share of the first hidden layer, with both biases, ``[H]``.
+        values: what it takes off, and the heads' bias, ``[K]``.
+    """
 
-    def __call__(self, raw: np.ndarray, what: str) -> np.ndarray:
-        if raw.shape != self.mean.shape:
-            raise InputError(
-                f"the {what} feature has shape {list(raw.shape)}, but this controller was built for "
-                f"{len(self.mean)} {what} features; use features of the model that it was trained with"
-            )
-        z = (raw - self.mean) * self.scale
-        if self.components is not None:
-            z = self.components @ z
-        return z.clip(-LARGEST_SCORE, LARGEST_SCORE)
+    price: float
+    hidden: np.ndarray
+    values: np.ndarray
+
+
+class _Inputs:
+    """`Standardiser` of both features for one state, with the budget's embedding behind them."""
+
+    def __init__(self, controller: GRPOController) -> None:
+        layers = controller.image_input, controller.lang_input
+        self._split = len(layers[0].mean)
+        self._mean = np.concatenate([_array(layer.mean) for layer in layers])
+        self._scale = np.concatenate([1.0 / _array(layer.std) for layer in layers])
+        self._components = [_components(layer) for layer in layers if layer.components is not None]
+        width = sum(layer.out_dim for layer in layers)
+        self._most = np.full(width, LARGEST_SCORE, dtype=np.float32)
+        self._least = -self._most
+
+    def __call__(self, image: np.ndarray, language: np.ndarray, budget: np.ndarray) -> np.ndarray:
+        split = self._split
+        if image.shape != (split,) or language.shape != (len(self._mean) - split,):
+            self._complain(image, language)
+        z = np.concatenate((image, language))
+        z -= self._mean
+        z *= self._scale
+        if self._components:
+            ours, theirs = self._components
+            z = np.concatenate((ours.dot(z[:split]), theirs.dot(z[split:])))
+        np.minimum(z, self._most, out=z)
+        np.maximum(z, self._least, out=z)
+        return np.concatenate((z, budget))
+
+    def _complain(self, image: np.ndarray, language: np.ndarray) -> NoReturn:
+        widths = self._split, len(self._mean) - self._split
+        what, raw, width = ("image", image, widths[0])
+        if image.shape == (widths[0],):
+            what, raw, width = ("language", language, widths[1])
+        raise InputError(
+            f"the {what} feature has shape {list(raw.shape)}, but this controller was built for {width} {what} "
+            "features; use features of the model that it was trained with"
+        )
+
+
+def _components(layer: Standardiser) -> np.ndarray:
+    """Standardised features -> components of unit variance, ``[out_dim, D]``."""
+    assert layer.components is not None and layer.component_std is not None
+    return np.ascontiguousarray((_array(layer.components) / _array(layer.component_std)).T)
 
 
 class _Embedding:
-    """`LogEmbedding` for one number."""
+    """`LogEmbedding` for one number; a cosine is a sine a quarter of a turn later."""
 
     def __init__(self, layer: LogEmbedding) -> None:
-        self.frequencies = _array(layer.frequencies)
-        self.weight, self.bias = _affine(layer.linear)
+        frequencies = _array(layer.frequencies).astype(np.float64)
+        weight, bias = _affine(layer.linear)
+        self._frequencies = np.concatenate([frequencies, frequencies])
+        self._phases = np.repeat([0.0, np.pi / 2], len(frequencies))
+        # The number itself and the bias are columns as well.
+        self._weight = -np.concatenate([weight[:, 1:], weight[:, :1], bias[:, None]], axis=1).astype(np.float64)
+        self._width = 2 * len(frequencies)
 
     def __call__(self, log_ratio: float) -> np.ndarray:
-        angles = log_ratio * self.frequencies
-        basis = np.concatenate([[np.float32(log_ratio)], np.sin(angles), np.cos(angles)], dtype=np.float32)
-        return _silu(self.weight @ basis + self.bias)
+        basis = np.empty(self._width + 2)
+        angles = basis[: self._width]
+        np.multiply(self._frequencies, log_ratio, out=angles)
+        angles += self._phases
+        np.sin(angles, out=angles)
+        basis[-2:] = log_ratio, 1.0
+        minus = self._weight.dot(basis)
+        return (-_silu_of_minus(minus)).astype(np.float32)
 
 
 class _Blocks:
-    """A square layer; where it is an ensemble's, only the members' own blocks are multiplied."""
+    """A square layer; where it is an ensemble's, only the members' own blocks are multiplied. Signs: see `Decider`."""
 
     def __init__(self, layer: nn.Linear) -> None:
         weight, self.bias = _affine(layer)
@@ -140,9 +199,10 @@ class _Blocks:
 
     def __call__(self, hidden: np.ndarray) -> np.ndarray:
         if len(self.weight) == 1:
-            single: np.ndarray = self.weight[0] @ hidden + self.bias
-            return single
-        out: np.ndarray = np.matmul(self.weight, hidden.reshape(len(self.weight), -1, 1)).reshape(-1) + self.bias
+            out: np.ndarray = self.weight[0].dot(hidden)
+        else:
+            out = np.matmul(self.weight, hidden.reshape(len(self.weight), -1, 1)).reshape(-1)
+        out -= self.bias
         return out
 
 
@@ -170,6 +230,9 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
     return np.ascontiguousarray(tensor.detach().cpu().float().numpy().copy())
 
 
-def _silu(x: np.ndarray) -> np.ndarray:
-    out: np.ndarray = x / (1.0 + np.exp(-x))
-    return out
+def _silu_of_minus(minus: np.ndarray) -> np.ndarray:
+    """-h -> -silu(h), in place."""
+    below = np.exp(minus)
+    below += 1.0
+    minus /= below
+    return minus

@@ -76,7 +76,7 @@ class TrainingConfig:
     alpha: float = 0.05
     train_split: float = 0.8
     patience: int | None = 15
-    teachers: int = 0
+    teachers: int = 1
     seed: int = 0
     device: str = "cpu"
 

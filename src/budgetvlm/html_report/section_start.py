@@ -74,6 +74,14 @@ def measured(material: Material) -> Section:
                 "counted over the measured ones alone."
             )
         )
+    elif "fitted_on_cells" in fill:
+        blocks.append(
+            Text(
+                f"Latency was measured on {fill['fitted_on_cells']} cells (sample, setting) and predicted for "
+                f"{fill['predicted_cells']}; median error on {fill['held_out_cells']} measured cells held out for the "
+                f"check {percent(fill['held_out_error_p50'])}."
+            )
+        )
     return Section("measured", "What was measured, and how", tuple(blocks))
 
 

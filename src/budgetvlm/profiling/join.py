@@ -7,6 +7,7 @@ left some out; their columns are NaN).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ import numpy as np
 
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.knobs import KnobSpace, Setting, Value
-from budgetvlm.profiling.fill import MIN_MEASURED, predict_times
+from budgetvlm.profiling.fill import MIN_MEASURED, predict_cells, predict_times
 from budgetvlm.profiling.records import STAGE_FIELDS, TOKEN_COUNTS, TOKEN_KINDS
 from budgetvlm.profiling.sides import AccuracySide, Key, TimedSetting, read_accuracy_side, read_latency_side
 from budgetvlm.table import ProfileTable, first_few
 
-LATENCY_FILLS = ("model", "none")
+LATENCY_FILLS = ("model", "settings", "none")
 SAMPLE_IDS = "sample_ids"  # in the metadata of a table whose samples are numbers: their index in the split
 BY_INDEX = "index in the split"
 LATENCY_SOURCE = "latency_source"  # a label of each sample: "measured", or "predicted" at one setting at least
@@ -32,7 +33,9 @@ def join(
 
     Args:
         latency_fill: "model" predicts the latency of samples that exp6 did not time from their token counts, and
-            says so in the notes, the labels and the metadata; "none" makes them an error.
+            says so in the notes, the labels and the metadata; where exp6 timed a share of the cells, one model of all
+            settings predicts the others. "settings" does so as well for settings that exp6 did not time at all. "none"
+            makes all of these an error.
 
     Returns:
         The table, without splits, and notes for the user.
@@ -45,25 +48,36 @@ def join(
         raise ConfigError(f"latency_fill={latency_fill!r} is unknown; choose from {', '.join(LATENCY_FILLS)}")
     accuracy = read_accuracy_side(exp5_dir, dataset_name)
     timed = read_latency_side(exp6_dir, dataset_name)
-    _check_settings(accuracy, timed)
+    _check_settings(accuracy, timed, latency_fill)
     _check_runs(accuracy, timed)
     accuracy = _only_timed(accuracy, timed, latency_fill)
     stages = _common_stages(timed)
-    times, predicted, errors = _times(accuracy, timed, stages, latency_fill)
     space = KnobSpace(_values(exp5_dir, accuracy.settings))
-    notes, fill = _describe_fill(accuracy, timed, predicted, errors)
+    by_cell = latency_fill == "settings" or (latency_fill == "model" and any(map(_in_part, timed.values())))
+    fill_times = _times_by_cell if by_cell else _times
+    times, predicted, errors = fill_times(space, accuracy, timed, stages, latency_fill)
+    notes, fill = _describe_fill(accuracy, timed, predicted, errors, by_cell)
     source = tuple(np.where(predicted.any(axis=1), "predicted", "measured").tolist())
-    table = ProfileTable.from_arrays(
+    table = _table(space, accuracy, times, stages)
+    metadata = _metadata(dataset_name, accuracy, timed, fill)
+    return replace(table, groups=accuracy.groups | {LATENCY_SOURCE: source}, metadata=metadata), notes
+
+
+def _in_part(setting: TimedSetting) -> bool:
+    """Whether a setting was timed on its share of the samples."""
+    return "cells" in setting.config
+
+
+def _table(space: KnobSpace, accuracy: AccuracySide, times: np.ndarray, stages: Sequence[str]) -> ProfileTable:
+    """Scores, tokens and times ``[S, M, 1 + stages]`` as a table, without labels."""
+    return ProfileTable.from_arrays(
         space,
         accuracy.sample_ids,
         _columns(space, accuracy.settings, np.round(accuracy.scores, 6)),
         _columns(space, accuracy.settings, times[..., 0]),
         stages_ms={s: _columns(space, accuracy.settings, times[..., 1 + i]) for i, s in enumerate(stages)},
         tokens=_token_columns(space, accuracy),
-        groups=accuracy.groups | {LATENCY_SOURCE: source},
-        metadata=_metadata(dataset_name, accuracy, timed, fill),
     )
-    return table, notes
 
 
 def _values(exp5_dir: str | Path, settings: Sequence[tuple[tuple[str, Value], ...]]) -> dict[str, list[Value]]:
@@ -82,7 +96,7 @@ def _only_timed(accuracy: AccuracySide, timed: Mapping[Key, TimedSetting], laten
     """
     if not accuracy.indexed or accuracy.tokens is not None or latency_fill == "none":
         return accuracy
-    everywhere = set.intersection(*(set(timed[key].sample_ids) for key in accuracy.settings))
+    everywhere = set.intersection(*(set(timed[key].sample_ids) for key in accuracy.settings if key in timed))
     rows = np.array([row for row, name in enumerate(accuracy.sample_ids) if name in everywhere], dtype=np.int64)
     return accuracy.only(rows) if len(rows) else accuracy  # none: the check of samples says what is wrong
 
@@ -95,17 +109,21 @@ def _token_columns(space: KnobSpace, accuracy: AccuracySide) -> dict[str, np.nda
     return {kind: _columns(space, accuracy.settings, c) for kind, c in zip(TOKEN_KINDS, counts, strict=True)}
 
 
-def _check_settings(accuracy: AccuracySide, timed: Mapping[Key, TimedSetting]) -> None:
-    for name, missing in (
-        ("exp6 (latency)", set(accuracy.settings) - timed.keys()),
-        ("exp5 (accuracy)", timed.keys() - set(accuracy.settings)),
+def _check_settings(accuracy: AccuracySide, timed: Mapping[Key, TimedSetting], latency_fill: str) -> None:
+    for name, missing, remedy in (
+        (
+            "exp6 (latency)",
+            set() if latency_fill == "settings" else set(accuracy.settings) - timed.keys(),
+            ", or have them predicted with --latency_fill settings",
+        ),
+        ("exp5 (accuracy)", timed.keys() - set(accuracy.settings), ""),
     ):
         if missing:
             raise DataError(
                 f"settings differ between exp5 and exp6: {name} lacks {len(missing)}: "
                 + "; ".join(str(Setting(key)) for key in sorted(missing)[:5])
                 + (" ..." if len(missing) > 5 else "")
-                + ". Profile both with the same settings, or remove the files that have no twin."
+                + f". Profile both with the same settings, remove the files that have no twin{remedy}."
             )
 
 
@@ -138,22 +156,59 @@ def _common_stages(timed: Mapping[Key, TimedSetting]) -> tuple[str, ...]:
     return tuple(stage for stage in STAGE_FIELDS if all(stage in setting.stages for setting in timed.values()))
 
 
-def _times(
-    accuracy: AccuracySide, timed: Mapping[Key, TimedSetting], stages: Sequence[str], latency_fill: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Times ``[S, M, 1 + stages]``, which of them are predicted ``[S, M]``, and relative errors of the fits."""
+def _measured_times(accuracy: AccuracySide, timed: Mapping[Key, TimedSetting], stages: Sequence[str]) -> np.ndarray:
+    """Times ``[S, M, 1 + stages]``, NaN where not timed."""
     rows = {name: row for row, name in enumerate(accuracy.sample_ids)}
     times = np.full((*accuracy.scores.shape, 1 + len(stages)), np.nan)
+    for column, key in enumerate(accuracy.settings):
+        if key not in timed:
+            continue
+        places = [place for place, name in enumerate(timed[key].sample_ids) if name in rows]
+        at = [rows[timed[key].sample_ids[place]] for place in places]
+        times[at, column] = timed[key].times_ms[np.ix_(places, _wanted(timed[key], stages))]
+    return times
+
+
+def _wanted(setting: TimedSetting, stages: Sequence[str]) -> list[int]:
+    """Columns of its times: the total, then these stages."""
+    return [0, *(1 + setting.stages.index(stage) for stage in stages)]
+
+
+def _times_by_cell(
+    space: KnobSpace,
+    accuracy: AccuracySide,
+    timed: Mapping[Key, TimedSetting],
+    stages: Sequence[str],
+    latency_fill: str,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `_times`, predicted by one model of all settings; the errors are those of cells that it was not fitted on."""
+    times = _measured_times(accuracy, timed, stages)
+    predicted = np.isnan(times[..., 0])
+    if not predicted.any():
+        return np.round(times, 4), predicted, np.zeros(0)
+    if accuracy.tokens is None:
+        raise DataError(_no_counts(accuracy, f"exp6 timed {int((~predicted).sum())} of {predicted.size} cells"))
+    filled = predict_cells(_table(space, accuracy, times, stages))
+    columns = [space.index(dict(key)) for key in accuracy.settings]
+    whole = np.stack([filled.latency_ms, *(filled.stages_ms[stage] for stage in stages)], axis=-1)[:, columns]
+    return np.round(np.where(np.isnan(times), whole, times), 4), predicted, filled.relative_errors
+
+
+def _times(
+    space: KnobSpace,
+    accuracy: AccuracySide,
+    timed: Mapping[Key, TimedSetting],
+    stages: Sequence[str],
+    latency_fill: str,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Times ``[S, M, 1 + stages]``, which of them are predicted ``[S, M]``, and relative errors of the fits."""
+    times = _measured_times(accuracy, timed, stages)
     predicted = np.zeros(accuracy.scores.shape, dtype=bool)
     errors = []
     for column, key in enumerate(accuracy.settings):
-        setting = timed[key]
-        wanted = [0, *(1 + setting.stages.index(stage) for stage in stages)]
-        shared = [(rows[name], place) for place, name in enumerate(setting.sample_ids) if name in rows]
-        for row, place in shared:
-            times[row, column] = setting.times_ms[place, wanted]
+        setting, wanted = timed[key], _wanted(timed[key], stages)
         gaps = np.flatnonzero(np.isnan(times[:, column, 0]))
-        _check_samples(accuracy, setting, gaps, len(shared), latency_fill)
+        _check_samples(accuracy, setting, gaps, len(times) - len(gaps), latency_fill)
         if len(gaps) and accuracy.tokens is not None:
             filled = predict_times(setting.tokens, setting.times_ms[:, wanted], accuracy.tokens[gaps, column])
             times[gaps, column], predicted[gaps, column] = filled.times_ms, True
@@ -186,10 +241,14 @@ def _check_samples(
             f"{lacking}. To predict them, {MIN_MEASURED} have to be timed; {shared} are. Time more samples."
         )
     if accuracy.tokens is None:
-        raise DataError(
-            f"{lacking}. They cannot be predicted, because {accuracy.paths[0]} and its like have no field "
-            f"{', '.join(TOKEN_COUNTS)} in every sample. Time all samples."
-        )
+        raise DataError(_no_counts(accuracy, lacking))
+
+
+def _no_counts(accuracy: AccuracySide, lacking: str) -> str:
+    return (
+        f"{lacking}. They cannot be predicted, because {accuracy.paths[0]} and its like have no field "
+        f"{', '.join(TOKEN_COUNTS)} in every sample. Time all samples."
+    )
 
 
 def _columns(space: KnobSpace, settings: Sequence[Key], values: np.ndarray) -> np.ndarray:
@@ -200,7 +259,11 @@ def _columns(space: KnobSpace, settings: Sequence[Key], values: np.ndarray) -> n
 
 
 def _describe_fill(
-    accuracy: AccuracySide, timed: Mapping[Key, TimedSetting], predicted: np.ndarray, errors: np.ndarray
+    accuracy: AccuracySide,
+    timed: Mapping[Key, TimedSetting],
+    predicted: np.ndarray,
+    errors: np.ndarray,
+    by_cell: bool,
 ) -> tuple[tuple[str, ...], dict[str, Any]]:
     """Notes for the user, and the same for the metadata."""
     count, total = int(predicted.any(axis=1).sum()), len(accuracy.sample_ids)
@@ -210,7 +273,16 @@ def _describe_fill(
     if "skipped" in accuracy.config:
         names = first_few(accuracy.config["skipped"])
         notes.append(f"{len(accuracy.config['skipped'])} samples that could not be used were left out: {names}")
-    if count:
+    if count and by_cell:
+        cells, share = predicted.size - int(predicted.sum()), 1 - float(predicted.mean())
+        error = {f"held_out_error_p{level}": round(float(np.percentile(errors, level)), 4) for level in (50, 95)}
+        fill |= {"fitted_on_cells": cells, "held_out_cells": len(errors), **error}
+        notes.append(
+            f"latency of {int(predicted.sum())} of {predicted.size} cells (sample, setting) predicted from {cells} "
+            f"measured ({share:.1%}); error on {len(errors)} measured cells held out for the check: median "
+            f"{np.median(errors):.1%}, p95 {np.percentile(errors, 95):.1%}"
+        )
+    elif count:
         measured = min(len(setting.sample_ids) for setting in timed.values())
         fill |= {"fitted_on": measured, "median_relative_error": round(float(np.median(errors)), 4)}
         notes.append(
@@ -229,7 +301,7 @@ def _describe_fill(
 def _metadata(
     dataset_name: str, accuracy: AccuracySide, timed: Mapping[Key, TimedSetting], fill: Mapping[str, Any]
 ) -> dict[str, Any]:
-    first = timed[accuracy.settings[0]]
+    first = next(timed[key] for key in accuracy.settings if key in timed)
     return {
         "dataset_name": dataset_name,
         "measured_settings": len(accuracy.settings),

@@ -4,6 +4,9 @@ For each sample, in each of the repeats, the settings take turns in a new random
 rate, neighbours, heat) hits all alike; of the repeats the run with the median total counts. A request goes the way it
 goes behind a controller: the overview is encoded first and reused. Loading or drawing the image is not timed.
 
+Not all cells have to be measured: with ``cells`` each sample is timed at a random share of the settings, and
+`budgetvlm.profiling.join` has the others predicted.
+
 One journal holds the finished samples, one a line; the result files, one a setting, are written at the end.
 """
 
@@ -20,6 +23,7 @@ from tqdm import tqdm
 
 from budgetvlm.errors import ConfigError, InputError
 from budgetvlm.knobs import Setting
+from budgetvlm.profiling.cells import draw_cells
 from budgetvlm.profiling.files import LatencyRecord, write_latency_result
 from budgetvlm.profiling.journal import Journal
 from budgetvlm.profiling.sweep import (
@@ -49,6 +53,7 @@ def profile_latency(
     *,
     warmup: int = 2,
     repeats: int = 3,
+    cells: float = 1.0,
     device: str = "cpu",
     say: Callable[[str], None] = print,
 ) -> list[Path]:
@@ -57,6 +62,7 @@ def profile_latency(
     Args:
         warmup: untimed requests at each setting before the first sample.
         repeats: requests of each sample at each setting.
+        cells: share of the settings that each sample is timed at, see `draw_cells`.
 
     Returns:
         The paths of all files, also of those that were finished before.
@@ -71,8 +77,9 @@ def profile_latency(
     config = describe(
         vlm, task, options, samples,
         batch_size=1, warmup=warmup, repeats=repeats, statistic="run with the median total of the repeats",
-        path="overview encoded first and reused", hardware=hardware(device),
+        path="overview encoded first and reused", hardware=hardware(device), **({"cells": cells} if cells < 1 else {}),
     )  # fmt: skip
+    plan = _plan(vlm, samples, cells, options.seed)
     paths = result_paths(settings, task, "latency", options)
     journal_path = _journal_path(paths, options)
     if options.overwrite:
@@ -84,7 +91,7 @@ def profile_latency(
     for setting in paths.keys() - set(todo):
         skipped.remember(skipped_before(paths[setting], task, "latency"))
     if todo:
-        _sweep(vlm, task, todo, samples, config, options, paths, skipped, say)
+        _sweep(vlm, task, todo, samples, plan, config, options, paths, skipped, say)
         skipped.note(samples)
     else:
         remove(journal_path)
@@ -98,6 +105,16 @@ def _check(warmup: int, repeats: int) -> None:
         raise ConfigError("cannot measure latency: " + "; ".join(problems))
 
 
+def _plan(vlm: VLM, samples: Sequence[Placed], cells: float, seed: int) -> dict[str, set[Setting]]:
+    """The settings to time each sample at."""
+    space = vlm.knob_space
+    drawn = draw_cells(len(samples), len(space), cells, seed)
+    return {
+        place.sample.sample_id: {space.settings[k] for k in np.flatnonzero(row)}
+        for place, row in zip(samples, drawn, strict=True)
+    }
+
+
 def _journal_path(paths: Mapping[Setting, Path], options: SweepOptions) -> Path:
     rank = "" if options.file_rank is None else f"_rank{options.file_rank}"
     return next(iter(paths.values())).with_name(f".exp6_latency{rank}.jsonl")
@@ -108,6 +125,7 @@ def _sweep(
     task: Task,
     settings: Sequence[Setting],
     samples: Sequence[Placed],
+    plan: Mapping[str, set[Setting]],
     config: Mapping[str, Any],
     options: SweepOptions,
     paths: Mapping[Setting, Path],
@@ -122,7 +140,7 @@ def _sweep(
                 skipped.remember({entry["sample_id"]: entry["skipped"]})
             else:
                 runs[entry["sample_id"]].update(entry["runs"])
-        lacking = {name: [s for s in settings if str(s) not in done] for name, done in runs.items()}
+        lacking = {name: [s for s in settings if s in plan[name] and str(s) not in done] for name, done in runs.items()}
         lacking = {name: left for name, left in lacking.items() if left and name not in skipped}
         left = [(number, place) for number, place in enumerate(samples) if place.sample.sample_id in lacking]
         if journal.entries:
@@ -142,11 +160,12 @@ def _sweep(
                     journal.append({"sample_id": name, "runs": measured})
                     runs[name].update(measured)
                 bar.update()
-        used = [runs[place.sample.sample_id] for place in skipped.used(samples)]
+        used = [place.sample.sample_id for place in skipped.used(samples)]
         for setting in settings:
             remove_leftovers(paths[setting])
             told = dict(config) | skipped.for_config()
-            _write(vlm, task, setting, [run[str(setting)] for run in used], told, options)
+            records = [runs[name][str(setting)] for name in used if setting in plan[name]]
+            _write(vlm, task, setting, records, told, options)
         journal.remove()
 
 

@@ -1,8 +1,8 @@
 """The model under control."""
 
-from budgetvlm.vlm.protocol import STAGES, VLM, Deadline, Generation, Overview
+from budgetvlm.vlm.protocol import STAGES, VLM, Deadline, Generation, Overview, Revise
 
-__all__ = ["STAGES", "VLM", "Deadline", "Generation", "Overview", "load_vlm"]
+__all__ = ["STAGES", "VLM", "Deadline", "Generation", "Overview", "Revise", "load_vlm"]
 
 
 def load_vlm(

@@ -17,13 +17,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from budgetvlm.errors import ConfigError, InputError
+from budgetvlm.errors import ConfigError, InputError, KnobSpaceError
 from budgetvlm.knobs import KnobSpace, Setting
 from budgetvlm.vlm import blocks
 from budgetvlm.vlm.decoding import Decoder
 from budgetvlm.vlm.families.base import Family, Guide, Images, Layout, Passed, Row
 from budgetvlm.vlm.prompt import Prompt
-from budgetvlm.vlm.protocol import Deadline, Generation, Overview
+from budgetvlm.vlm.protocol import Deadline, Generation, Overview, Revise
 from budgetvlm.vlm.stopwatch import Stopwatch
 
 KNOBS = ("max_crops", "top_k", "num_active_blocks")
@@ -70,6 +70,7 @@ class Adapter:
         self._setting_crops = [self._max_crops(setting) for setting in knob_space.settings]
         self._crops = set(self._setting_crops)
         self.decoder = Decoder(family.language(model), family.head(model), end_ids, family.new_cache)
+        self._first_parameter = next(model.parameters())
         self._lock = threading.RLock()
 
     @property
@@ -79,7 +80,7 @@ class Adapter:
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        return self._first_parameter.device  # what `model.device` looks for each time anew
 
     @property
     def most_crops(self) -> int:
@@ -195,18 +196,24 @@ class Adapter:
         max_new_tokens: int = 16,
         overview: Overview | None = None,
         deadline: Deadline | None = None,
+        revise: Revise | None = None,
     ) -> Generation:
         """Answer one question at batch 1, greedily, with every stage timed and the device synchronised."""
         _check_length(max_new_tokens)
+        self.knob_space.index(setting)
         max_crops = self._max_crops(setting)
+        watch = Stopwatch(self.device)
+        question_ids = self.prompt.question_ids(question)
+        pixels = self._pixels_beside(image, max_crops, overview)
+        layout = self.images.layout(image, max_crops)
+        stages = {"preprocess": watch.lap() + (overview.preprocess_ms if overview else 0.0)}
+        visual = self._join(pixels, overview, layout)
+        stages["vision"] = watch.lap() + (overview.vision_ms if overview else 0.0)
+        if revise is not None:
+            setting, deadline = revise(sum(stages.values()))
+            self._check_same_image(setting, max_crops)
         with self.apply(setting):
-            watch = Stopwatch(self.device)
-            question_ids = self.prompt.question_ids(question)
-            pixels = self._pixels_beside(image, max_crops, overview)
-            layout = self.images.layout(image, max_crops)
-            stages = {"preprocess": watch.lap() + (overview.preprocess_ms if overview else 0.0)}
-            visual = self._join(pixels, overview, layout)
-            stages["vision"] = watch.lap() + (overview.vision_ms if overview else 0.0)
+            watch.lap()
             guide = self.guide([self.row(visual, question_ids, layout)])
             cache, first = self.decoder.prefill(guide.rows[0].embeddings[None], **guide.prefill())
             stages["prefill"] = watch.lap()
@@ -243,6 +250,14 @@ class Adapter:
             self._generation(ids, len(layout.ids), len(question), {}, max_new_tokens)
             for ids, question, layout in zip(answers, questions_ids, layouts, strict=True)
         ]
+
+    def _check_same_image(self, setting: Setting, max_crops: int) -> None:
+        """Of a revised setting. Raises KnobSpaceError."""
+        if self._max_crops(setting) != max_crops:
+            raise KnobSpaceError(
+                f"the image is encoded at max_crops={max_crops} already and cannot be answered at {setting}; revise "
+                "the other knobs only"
+            )
 
     def visual(self, image: Image.Image, max_crops: int, overview: Overview | None = None) -> torch.Tensor:
         """Visual tokens of one image ``[V, C]``, with an overview that was encoded before or without."""

@@ -7,12 +7,13 @@ bring theirs in `knobs.json`; others have a chat template in their tokenizer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from budgetvlm.errors import ConfigError, InputError
 
 _MARK = "QUESTION"
+_KEPT = 64  # questions whose tokens are kept: one request asks for them several times
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Prompt:
     before: tuple[int, ...]
     between: tuple[int, ...]
     after: tuple[int, ...]
+    _kept: dict[str, tuple[int, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def from_template(cls, tokenizer: Any, template: str) -> Prompt:
@@ -58,9 +60,15 @@ class Prompt:
         """
         if not isinstance(question, str) or not question.strip():
             raise InputError(f"the question is empty ({question!r}); ask something about the image")
+        kept = self._kept.get(question)
+        if kept is not None:
+            return list(kept)
         ids = self.tokenizer.encode(question.strip(), add_special_tokens=False, split_special_tokens=True)
         if not ids:
             raise InputError(f"the question {question!r} holds no token that the model knows; ask in words")
+        if len(self._kept) >= _KEPT:
+            self._kept.clear()
+        self._kept[question] = tuple(ids)
         return list(ids)
 
 

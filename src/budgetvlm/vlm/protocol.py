@@ -6,7 +6,7 @@ length of a ``with`` block and released at its end, also after an exception.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -47,6 +47,11 @@ class Deadline:
 
     at_s: float
     step_ms: float
+
+
+Revise = Callable[[float], tuple[Setting, Deadline | None]]
+"""From the time in ms that preprocessing and encoding the image took (an overview's included) to the setting that the
+answer is made at, which shows the model the same image, and its deadline."""
 
 
 @dataclass(frozen=True)
@@ -121,11 +126,17 @@ class VLM(Protocol):
         max_new_tokens: int = 16,
         overview: Overview | None = None,
         deadline: Deadline | None = None,
+        revise: Revise | None = None,
     ) -> Generation:
         """Answer one question at batch 1, greedily, with every stage timed and the device synchronised.
 
+        Args:
+            revise: asked once the image is encoded at ``setting``; answering goes on with the setting and the deadline
+                that it returns. Its own time is in no stage.
+
         Raises:
             InputError: an empty question or an image that cannot be used.
+            KnobSpaceError: a setting outside `knob_space`, a revised one with another image.
         """
         ...
 

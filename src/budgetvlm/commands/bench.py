@@ -1,0 +1,62 @@
+"""Measure the speed claims of this project on your machine, each beside what it is claimed against.
+
+Every figure is the median of several runs, with the smallest and the largest; where the project names a target, it
+stands beside it, met or missed. Run it on an idle machine: what else runs is measured too.
+
+  decision   features in hand to setting out, guard included; the same by PyTorch
+  overhead   features, controller and guard within real requests, as a share of the cheapest request
+  training   state updates a second, beside a plain trainer over JSON rows
+  memory     the peak of resident memory of an epoch over a million samples (with --quick a hundred thousand)
+  accuracy   the accuracy sweep beside a plain loop over the settings; the answers have to be the same
+  latency    the latency sweep with a quarter of the cells measured, and the error of the others
+
+Without --data and --checkpoint it measures the bundled model with a made-up profile and an untrained controller, which
+is as fast as a trained one. Exit code 1 where a target is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+NAMES = ("decision", "overhead", "training", "memory", "accuracy", "latency")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `budgetvlm bench`."""
+    add = parser.add_argument
+    add("--sections", nargs="+", choices=NAMES, default=list(NAMES), metavar="NAME", help="default: all, in this order")
+    add("--quick", action="store_true", help="fewer and shorter runs: 3 minutes instead of 15")
+    add("--json", action="store_true", help="one JSON document on standard output")
+    add("--data", type=Path, metavar="FILE", help="controller_training_data.json of the model")
+    add("--checkpoint", type=Path, metavar="DIR", help="trained controller; its guard is used if one lies beside it")
+    add("--model_path", default="reference", metavar="DIR", help="model directory, or 'reference' (default)")
+    add("--dataset_name", default="signs", metavar="NAME", help="task whose test split is asked (default: signs)")
+    add("--num_threads", type=int, metavar="N", help="threads of torch (default: torch's own choice)")
+    add("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and say; 1 where a target is missed."""
+    from budgetvlm.bench.material import BenchOptions
+    from budgetvlm.bench.sections import run as run_sections
+    from budgetvlm.profiling.timing import hardware, versions
+
+    options = BenchOptions(
+        args.quick, args.model_path, args.dataset_name, args.checkpoint, args.data, args.num_threads, args.seed
+    )
+    found = []
+    for section in run_sections(options, args.sections):
+        found.append(section)
+        if not args.json:
+            print(section, end="\n\n", flush=True)
+    figures = [figure for section in found for figure in section.figures]
+    missed = [figure.name for figure in figures if figure.met is False]
+    if args.json:
+        document = {"schema_version": 1, "quick": args.quick, "sections": [section.to_dict() for section in found]}
+        print(json.dumps({**document, "missed": missed, "hardware": hardware(), "versions": versions()}))
+    else:
+        kept = sum(figure.met is True for figure in figures)
+        print(f"{kept} of {kept + len(missed)} targets met" + (f"; missed: {'; '.join(missed)}" if missed else ""))
+    return 1 if missed else 0
