@@ -87,7 +87,7 @@ def test_a_molmo_model_that_cannot_be_loaded_says_why(molmo, tmp_path):
     with pytest.raises(CheckpointError, match="are missing or of another shape"):
         load_vlm(str(directory), trust_remote_code=True)
     (directory / "tiny_code.py").write_text("import a_package_that_nobody_has\n")
-    with pytest.raises(ConfigError, match="does not run with Transformers .*a_package_that_nobody_has"):
+    with pytest.raises(ConfigError, match=r"does not run with Transformers .*a_package_that_nobody_has"):
         load_vlm(str(directory), trust_remote_code=True)
 
 

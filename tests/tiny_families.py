@@ -66,7 +66,8 @@ def write_tokenizer(directory: Path, place: str) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token="</s>",
-        additional_special_tokens=[*MARKS.values(), *ROWS, *LLAMA4, *MOLMO2], chat_template=TEMPLATE.replace("PLACE", place),
+        additional_special_tokens=[*MARKS.values(), *ROWS, *LLAMA4, *MOLMO2],
+        chat_template=TEMPLATE.replace("PLACE", place),
         extra_special_tokens={"boi_token": "<start>", "eoi_token": "<end>", "image_token": "<image>"},
     ).save_pretrained(directory)  # fmt: skip
 
