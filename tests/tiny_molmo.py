@@ -161,7 +161,7 @@ class Config(PreTrainedConfig):
     model_type = "molmo"
 
 
-class Processor(BaseImageProcessor, ImageProcessor):
+class Processor(ImageProcessor, BaseImageProcessor):
     pass
 
 

@@ -203,8 +203,8 @@ class Molmo(Family):
                 f"the code that comes with the model in {directory} does not run with Transformers "
                 f"{transformers.__version__}: {error}"
             ) from error
-        if (directory / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(directory)
+        saved = (directory / "generation_config.json").is_file()
+        model.generation_config = GenerationConfig.from_pretrained(directory) if saved else GenerationConfig()
         return model, {"missing_keys": _fill(model, directory), "mismatched_keys": []}
 
     def load_processor(self, directory: Path) -> Any:

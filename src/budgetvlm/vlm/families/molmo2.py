@@ -9,7 +9,6 @@ directions, at reading only. At max_crops=1 the one tile is the overview again, 
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -78,11 +77,10 @@ class Crops:
     def grid(self, height: int, width: int, max_crops: int) -> tuple[int, int]:
         """Rows and columns of tiles that enlarge the image least, or else shrink it least."""
         step, margin = self.window * self.patch_size, sum(self.margins) * self.patch_size
-        shapes = [s for s in itertools.product(range(1, max_crops + 1), repeat=2) if math.prod(s) <= max_crops]
+        sides = range(1, max_crops + 1)
+        shapes = [(rows, columns) for rows in sides for columns in sides if rows * columns <= max_crops]
         shapes.sort(key=lambda shape: (math.prod(shape), shape[0]))
-        size = torch.tensor(
-            [height - margin, width - margin], dtype=torch.float32
-        )  # may be negative, as in the original
+        size = torch.tensor([height - margin, width - margin], dtype=torch.float32)  # below 0 for small images
         scales = (torch.tensor(shapes, dtype=torch.float32) * step / size).amin(dim=1)
         enlarging = torch.where(scales < 1, torch.inf, scales)
         best = scales.argmax() if bool((scales < 1).all()) else enlarging.argmin()
