@@ -160,7 +160,7 @@ def test_what_was_found_of_an_unknown_family_is_listed(config_only, capsys):
     code, seen = run([directory], capsys)
     assert code == 2
     assert "model.language_model.layers (3)" in seen.err
-    assert "no router with a top_k" in seen.err and "no limit in its image processor" in seen.err
+    assert "no router with a top_k" in seen.err and "no limit found" in seen.err
 
 
 def test_structure_is_read_off_any_model():

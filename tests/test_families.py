@@ -136,6 +136,13 @@ def test_an_oblong_image_is_refused_in_words(models):
         vlm.prompt_size(image, QUESTIONS[0])
 
 
+def test_what_molmos_own_code_cannot_take_is_refused_in_words(molmo):
+    image = Image.new("RGB", (900, 4))
+    for ask in (molmo.encode_overview, lambda image: molmo.prompt_size(image, QUESTIONS[0])):
+        with pytest.raises(InputError, match="refuses an image of 900 x 4"):
+            ask(image)
+
+
 def test_blocks_whose_keys_others_read_always_run(models):
     vlm = models("gemma4_shared")
     assert vlm.family.fixed_blocks(vlm.model) == (2, 3)

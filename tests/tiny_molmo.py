@@ -46,7 +46,7 @@ class ImageProcessor:
 def fitted(image, height, width):
     """Shrunk to fit, black on the right and below, 0..1; and where there is image."""
     scale = min(height / image.shape[0], width / image.shape[1])
-    size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
+    size = round(image.shape[1] * scale), round(image.shape[0] * scale)
     small = np.asarray(Image.fromarray(image).resize(size), np.float32) / 255
     padding = [[0, height - size[1]], [0, width - size[0]]]
     return np.pad(small, [*padding, [0, 0]]), np.pad(np.ones(size[::-1], np.float32), padding)

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import nn
 
 from budgetvlm.errors import ConfigError
-from budgetvlm.vlm.families.base import Dial, Family, Images, Layout, Row, find_dials
+from budgetvlm.vlm.families.base import Dial, Family, Images, Layout, Row, find_dials, refusals_in_words
 from budgetvlm.vlm.families.tiles import encode_tiles
 from budgetvlm.vlm.images import to_rgb
 
@@ -88,7 +88,9 @@ class MolmoImages(Images):
 
         A copy of the code in use elsewhere adds the grid of tiles.
         """
-        return self.processor.preprocess(pixels, *self._marks, max_crops=max_crops)[:4]
+        height, width = pixels.shape[:2]
+        with refusals_in_words(width, height):
+            return self.processor.preprocess(pixels, *self._marks, max_crops=max_crops)[:4]
 
 
 def _tensor(values: Any) -> torch.Tensor:
