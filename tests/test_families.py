@@ -108,6 +108,23 @@ def test_layouts_promise_what_is_encoded_at_any_size(models, name):
             assert torch.allclose(got, reused, atol=1e-5), (size, crops)
 
 
+COSTS_FEATURES = ("qwen", "glm", "ernie", "aria", "gemma4", "llama4")
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_an_overview_that_is_part_of_every_setting_is_not_encoded_again(models, name):
+    """What a setting still encodes beside an overview that was read before: docs/families.md says where that is all."""
+    images, image = models(name).images, picture(0, (150, 96))
+    values = [int(crops) for crops in models(name).knob_space.values("max_crops")]
+    free = [crops for crops in values if len(images.beside(image, crops)) < len(images.all(image, crops))]
+    if not name.startswith(COSTS_FEATURES):
+        assert free == values
+    elif name == "llama4":
+        assert free == values[1:]  # one tile alone is padded, the overview of several is squeezed
+    else:
+        assert free == [1]
+
+
 @pytest.mark.parametrize("name", BUILDERS)
 def test_likelihoods_and_changes_of_blocks_can_be_measured(models, name):
     """What an order of blocks is chosen by works for every family: answers lie behind the prompt, at their places."""
