@@ -73,8 +73,18 @@ class Canvas:
         whole = pad(small, (0, columns * self.side - width, 0, rows * self.side - height))
         cells = whole.unflatten(1, (rows, self.side)).unflatten(3, (columns, self.side))
         cut = cells.permute(1, 3, 0, 2, 4).flatten(0, 1)
-        more = [resized(pixels, self.side, self.side, antialias=True)[None]] if len(cut) > 1 else []
+        more = [self._squeezed(pixels)] if len(cut) > 1 else []
         return self._normalised(torch.cat([cut, *more]))
+
+    def overview(self, image: Image.Image) -> torch.Tensor:
+        """The last of `tiles` at the most of them ``[1, 3, side, side]``."""
+        if self.grid(image.height, image.width, self.max_patches) == (1, 1):
+            return self.tiles(image, self.max_patches)
+        return self._normalised(self._squeezed(to_pixels(image)))
+
+    def _squeezed(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The whole image in one tile, whatever its shape ``[1, 3, side, side]``."""
+        return resized(pixels, self.side, self.side, antialias=True)[None]
 
     def _size(self, height: int, width: int, rows: int, columns: int) -> tuple[int, int]:
         """The image's size on the canvas: its own shape, not enlarged above a tile's side."""
@@ -106,7 +116,7 @@ class Llama4Images(Images):
         self.most_crops = processor.max_patches
 
     def overview(self, image: Image.Image) -> torch.Tensor:
-        return self.all(image, self.most_crops)[-1:]
+        return self.processor.overview(image)
 
     def beside(self, image: Image.Image, max_crops: int) -> torch.Tensor:
         pixels = self.all(image, max_crops)
