@@ -1,15 +1,18 @@
 """`budgetvlm check-model`: the page, the document, the exit codes, and what it says where a model cannot be checked."""
 
+import io
 import json
 from types import SimpleNamespace
 
 import pytest
 import torch
+from rich.console import Console
 from tiny_families import write_tiny_family
 from tiny_vlm import write_tiny_model
 from torch import nn
 
 from budgetvlm import cli
+from budgetvlm.commands import check_model
 from budgetvlm.errors import ConfigError
 from budgetvlm.vlm import detect, load_vlm, loading, repositories
 from budgetvlm.vlm.conformance import CHECKS, Probe, check, one_knob_at_a_time
@@ -42,6 +45,17 @@ def test_a_good_model_gets_a_page_and_exit_code_0(directory, capsys, monkeypatch
     ):
         assert words in seen.out, words
     assert "cached decoding is uncached decoding" in seen.err
+
+
+def test_the_page_fits_a_terminal_of_80_columns(directory):
+    """No word of its headings is folded, with times of seconds."""
+    vlm = load_vlm(str(directory))
+    probe = Probe(vlm, [check_model.made_up_image((90, 60))], ["what"])
+    stages = dict.fromkeys(("preprocess", "vision", "prefill", "decode", "total"), 1234.5)
+    console = Console(width=80, file=io.StringIO())
+    console.print(check_model.page(vlm, probe, [], dict.fromkeys(vlm.knob_space.settings, stages)))
+    words = console.file.getvalue().split()
+    assert {"_crops", "top_k", "_blocks", "visual", "preprocess", "prefill", "decode", "total", "1234.5"} <= set(words)
 
 
 def test_the_document_holds_everything(directory, capsys):
@@ -146,7 +160,7 @@ def test_what_was_found_of_an_unknown_family_is_listed(config_only, capsys):
     code, seen = run([directory], capsys)
     assert code == 2
     assert "model.language_model.layers (3)" in seen.err
-    assert "no router with a top_k" in seen.err and "no limit in its image processor" in seen.err
+    assert "no router with a top_k" in seen.err and "no limit found" in seen.err
 
 
 def test_structure_is_read_off_any_model():

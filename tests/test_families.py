@@ -4,20 +4,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_families import BUILDERS, ID, write_tiny_family, write_tokenizer
-from tiny_molmo import ImageProcessor, TinyMolmo, Tokenizer
-from transformers import AutoTokenizer
+from tiny_families import BUILDERS, ID, write_tiny_family
+from tiny_molmo import write_tiny_molmo
 
-from budgetvlm.errors import ConfigError, InputError
+from budgetvlm.errors import CheckpointError, ConfigError, InputError
 from budgetvlm.vlm import load_vlm
-from budgetvlm.vlm.adapter import Adapter
 from budgetvlm.vlm.blocks import check_order
 from budgetvlm.vlm.calibration import block_changes, likelihood
 from budgetvlm.vlm.conformance import CHECKS, Probe, check, one_knob_at_a_time
 from budgetvlm.vlm.families.base import Passed
-from budgetvlm.vlm.families.molmo import Molmo, MolmoImages
-from budgetvlm.vlm.loading import derive_knob_space
-from budgetvlm.vlm.prompt import Prompt
+from budgetvlm.vlm.families.llama4 import Canvas
+from budgetvlm.vlm.families.molmo2 import Crops
 
 QUESTIONS = ["what is the red sign", "sum of both"]
 SIZES = [(150, 96), (40, 100)]
@@ -53,15 +50,10 @@ def test_a_model_of_every_family_holds_all_checks(models, name):
 
 @pytest.fixture(scope="module")
 def molmo(tmp_path_factory):
-    words = tmp_path_factory.mktemp("words")
-    write_tokenizer(words, "<image>")
-    tokenizer = AutoTokenizer.from_pretrained(words)
-    family, model = Molmo(), TinyMolmo()
-    images = MolmoImages(model, ImageProcessor(), Tokenizer())
-    return Adapter(
-        "tiny", family, model, images, Prompt.from_template(tokenizer, "</s>{image} : {question} <a>"),
-        derive_knob_space(family, model, images), [0, 3, 2, 1], [ID["</s>"]],
-    )  # fmt: skip
+    """Loaded as such a model is: its code lies beside its weights, in two files of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        yield load_vlm(str(write_tiny_molmo(tmp_path_factory.mktemp("molmo"))), trust_remote_code=True)
 
 
 def test_molmo_with_its_caches_of_pairs_holds_all_checks(molmo):
@@ -89,6 +81,16 @@ def test_a_pair_cache_is_as_long_as_the_model_insists(molmo):
     assert cache.padded(4) == ["first", "last", "last", "last"]
 
 
+def test_a_molmo_model_that_cannot_be_loaded_says_why(molmo, tmp_path):
+    directory = write_tiny_molmo(tmp_path)
+    (directory / "model-2.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="are missing or of another shape"):
+        load_vlm(str(directory), trust_remote_code=True)
+    (directory / "tiny_code.py").write_text("import a_package_that_nobody_has\n")
+    with pytest.raises(ConfigError, match=r"does not run with Transformers .*a_package_that_nobody_has"):
+        load_vlm(str(directory), trust_remote_code=True)
+
+
 ODD_SIZES = [(33, 31), (300, 20), (8, 90), (64, 64), (97, 200)]
 
 
@@ -104,6 +106,23 @@ def test_layouts_promise_what_is_encoded_at_any_size(models, name):
                 reused = vlm.visual(image, int(crops), vlm.encode_overview(image))
             assert len(got) == vlm.images.layout(image, int(crops)).num_visual, (size, crops)
             assert torch.allclose(got, reused, atol=1e-5), (size, crops)
+
+
+COSTS_FEATURES = ("qwen", "glm", "ernie", "aria", "gemma4", "llama4")
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_an_overview_that_is_part_of_every_setting_is_not_encoded_again(models, name):
+    """What a setting still encodes beside an overview that was read before: docs/families.md says where that is all."""
+    images, image = models(name).images, picture(0, (150, 96))
+    values = [int(crops) for crops in models(name).knob_space.values("max_crops")]
+    free = [crops for crops in values if len(images.beside(image, crops)) < len(images.all(image, crops))]
+    if not name.startswith(COSTS_FEATURES):
+        assert free == values
+    elif name == "llama4":
+        assert free == values[1:]  # one tile alone is padded, the overview of several is squeezed
+    else:
+        assert free == [1]
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -132,6 +151,13 @@ def test_an_oblong_image_is_refused_in_words(models):
         vlm.generate(image, QUESTIONS[0], vlm.knob_space.full)
     with pytest.raises(InputError, match="too oblong"):
         vlm.prompt_size(image, QUESTIONS[0])
+
+
+def test_what_molmos_own_code_cannot_take_is_refused_in_words(molmo):
+    image = Image.new("RGB", (900, 4))
+    for ask in (molmo.encode_overview, lambda image: molmo.prompt_size(image, QUESTIONS[0])):
+        with pytest.raises(InputError, match="refuses an image of 900 x 4"):
+            ask(image)
 
 
 def test_blocks_whose_keys_others_read_always_run(models):
@@ -179,3 +205,86 @@ def test_a_token_per_crop_is_a_choice(tmp_path):
     vlm = load_vlm(str(directory))
     assert vlm.knob_space.values("max_crops") == (1, 2, 4, 8)
     assert len(vlm.images.layout(picture(), 1).ids) <= 8 < len(vlm.images.layout(picture(), 2).ids) <= 16
+
+
+def noise(width, height):
+    return Image.fromarray(np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def seen(pixels, *places):
+    """Some colours, and the mean and the spread of all."""
+    pixels = pixels.float()
+    return [*(float(pixels[place]) for place in places), float(pixels.mean()), float(pixels.std())]
+
+
+# what Transformers 5.23 gives with torchvision 0.28
+LLAMA4_PIXELS = {
+    ((150, 96), 4): ((2, 2), [-0.0508, 0.0391, -0.2999, 0.476]),
+    ((40, 100), 16): ((4, 2), [-0.7812, -0.2695, -0.4538, 0.6335]),
+    ((20, 12), 4): ((1, 1), [-0.332, -0.0273, -0.4046, 0.583]),
+}
+MOLMO2_PIXELS = {
+    ((150, 96), 4): ([3, 3, 4, 4], [-0.4588, 0.4667, 0.0058, 0.4639], [[14, -1, 19, -1], [118, 119, 123, 124]], 5057),
+    ((40, 100), 8): ([3, 3, 7, 4], [0.0824, 0.5765, 0.0, 0.3893], [[14, -1, 19, -1], [218, 219, 223, 224]], 14233),
+    ((20, 12), 4): ([3, 3, 3, 3], [-0.9765, -0.5294, -0.0026, 0.4978], [[14, -1, 19, -1], [49, -1, -1, -1]], 1203),
+}
+
+
+@pytest.mark.parametrize(("size", "most"), LLAMA4_PIXELS)
+def test_llama4s_pixels_are_those_of_the_processor_that_needs_torchvision(models, size, most):
+    images, (grid, wanted) = models("llama4").images, LLAMA4_PIXELS[size, most]
+    pixels = images.all(noise(*size), most)
+    assert images.layout(noise(*size), most).grid == grid
+    assert seen(pixels, (0, 0, 3, 5), (-1, 2, 7, 9)) == pytest.approx(wanted, abs=1e-2)
+    assert len(pixels) == grid[0] * grid[1] + (grid != (1, 1))
+
+
+@pytest.mark.parametrize(("size", "most"), MOLMO2_PIXELS)
+def test_molmo2s_pixels_and_pooling_are_those_of_the_processor_that_needs_torchvision(models, size, most):
+    grids, wanted, pooled, total = MOLMO2_PIXELS[size, most]
+    given = models("molmo2").images.plain(noise(*size), most)
+    assert given["image_grids"].tolist() == [grids]
+    assert seen(given["pixel_values"], (0, 3, 5), (-1, 7, 9)) == pytest.approx(wanted, abs=1e-3)
+    assert given["image_token_pooling"][[5, -1]].tolist() == pooled
+    assert int(given["image_token_pooling"].sum()) == total
+
+
+def test_llama4s_image_reads_row_by_row_with_the_overview_last(models):
+    """As its processor writes it: tiles, marks between columns and behind rows, the mark of the overview, its tile."""
+    vlm = models("llama4")
+    words = vlm.prompt.tokenizer.convert_ids_to_tokens(vlm.images.layout(noise(150, 96), 4).ids)
+    tile = ["<|patch|>"] * 4
+    row = [*tile, "<|tile_x_separator|>", *tile, "<|tile_y_separator|>"]
+    assert words == ["<|image_start|>", *row, *row, "<|image|>", *tile, "<|image_end|>"]
+    one = vlm.prompt.tokenizer.convert_ids_to_tokens(vlm.images.layout(noise(150, 96), 1).ids)
+    assert one == ["<|image_start|>", "<|image|>", *tile, "<|image_end|>"]
+    assert all(type(dial.owner).__name__ == "Llama4Router" for dial in vlm.dials) and len(vlm.dials) == 3
+
+
+def test_llama4_may_fill_the_largest_canvas():
+    """Of three canvases for a square image the largest, 2 x 2, where enlarging is allowed; the smallest otherwise."""
+    square = noise(20, 20)
+    assert len(Canvas(side=32, max_patches=4, largest=True).tiles(square, 4)) == 5
+    assert len(Canvas(side=32, max_patches=4).tiles(square, 4)) == 1
+
+
+def test_molmo2s_overview_stands_twice_at_one_crop_and_is_encoded_once(models):
+    images, image = models("molmo2").images, noise(150, 96)
+    assert (len(images.all(image, 1)), len(images.beside(image, 1))) == (1, 0)
+    words = models("molmo2").prompt.tokenizer.convert_ids_to_tokens(images.layout(image, 1).ids)
+    low, high = ["<im_patch>"] * 3, ["<im_patch>"] * 3 + ["<im_col>"]
+    assert words == ["<low_res_im_start>", *low * 3, "<im_end>", "<im_start>", *high * 3, "<im_end>"]
+    assert models("molmo2").prompt.before[0] == ID["</s>"]  # no token begins a text here, so that the end stands there
+
+
+@pytest.mark.parametrize("kind", ["llama4", "molmo2"])
+def test_settings_that_these_processors_do_not_know_are_refused(tmp_path, kind):
+    read = {"llama4": Canvas.read, "molmo2": Crops.read}[kind]
+    with pytest.raises(ConfigError, match="has no settings of"):
+        read(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"size": {"height": 32, "width": 64}}')
+    with pytest.raises(ConfigError, match="square tiles"):
+        read(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"size": {"height": 64, "width": 64}, "resample": 3}')
+    with pytest.raises(ConfigError, match="only 2"):
+        read(tmp_path)

@@ -8,8 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from small_data_sets import ROWS, png, write_parquet
+from small_data_sets import picture as local_picture
 from test_prepare import SPACE, ToyTask, ToyVLM
 from test_ranks import write_tree
+from tiny_vlm import write_tiny_model
 
 from budgetvlm.cli import main
 from budgetvlm.features import Features
@@ -17,6 +20,7 @@ from budgetvlm.importing.finish import FinishOptions, finish
 from budgetvlm.importing.lmms_logs import Run
 from budgetvlm.profiling.options import Backend
 from budgetvlm.table import ProfileTable
+from budgetvlm.tasks import load_task
 
 NAMES = [f"q{number}" for number in range(12)]
 SETTINGS = [(1, 3), (1, 6), (4, 3), (4, 6)]
@@ -138,7 +142,8 @@ BAD = [
     ({}, ("--column", "score"), "WHAT=NAME"),
     ({}, ("--train_split", "1"), "have to be shares"),
     ({}, ("--output", "x.csv"), "has to be the name of a .parquet file"),
-    ({}, ("--features", "f.npz", "--model_path", "reference"), "not from both.*belong together"),
+    ({}, ("--features", "f.npz", "--model_path", "reference"), "not from both.*--model_path needs --dataset_name"),
+    ({}, ("--data_files", "x.parquet"), "--data_files needs --dataset_name"),
 ]
 
 
@@ -221,6 +226,99 @@ def test_replacing_a_table_takes_its_features_away(tmp_path):
     assert flat(tmp_path, flat_rows(), "--features", tmp_path / "f.npz") == 0
     assert flat(tmp_path, flat_rows(), "--overwrite") == 0
     assert not (tmp_path / "t.features.safetensors").exists()
+
+
+# -- sample ids of a local data set ------------------------------------------------------------------------------------
+
+
+def local_rows(names):
+    """Results of others for four questions about two images, by whatever they call the questions."""
+    return [
+        {"sample_id": name, "max_crops": c, "num_active_blocks": 4, "score": (i + c) % 2, "latency_ms": 10 * c + i}
+        for i, name in enumerate(names)
+        for c in (1, 4)
+    ]
+
+
+@pytest.fixture
+def questions(tmp_path):
+    """coco_2014_vqa as it lies on the hub: rows 0 and 1 are about one image, 2 and 3 about another."""
+    return write_parquet(tmp_path / "validation.parquet", ROWS["coco_2014_vqa"])
+
+
+COCO = [f"validation-29714700{n}" for n in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ([3, 0, 2, 1], ()),
+        ([f"q{n}" for n in COCO], None),
+        ([297147003, 297147000, 297147002, 297147001], ("--sample_ids", "name", "--split", "validation")),
+        ([COCO[3], COCO[0], COCO[2], COCO[1]], ()),
+    ],
+)
+def test_ids_of_others_are_found_in_a_local_data_set(tmp_path, questions, capsys, names, words):
+    """A whole number is the row, a name the data set's own id, with the split before it or without."""
+    known = ("--dataset_name", "coco_2014_vqa", "--data_files", questions, "--train_split", "0.5")
+    code = flat(tmp_path, local_rows(names), *known, *(words or ()))
+    if words is None:
+        assert code == 2 and "4 of 4 profiled samples are not in coco_2014_vqa" in capsys.readouterr().err
+        return
+    assert code == 0
+    table = ProfileTable.load(tmp_path / "t.parquet")
+    row = {name: i for i, name in enumerate(table.sample_ids)}
+    assert sorted(row) == COCO
+    images = [table.groups["image_id"][row[name]] for name in COCO]
+    assert images[0] == images[1] != images[2] == images[3]
+    assert table.latency_ms[row[COCO[3]]].tolist() == [10, 40] and table.latency_ms[row[COCO[1]]].tolist() == [13, 43]
+
+
+def test_numbers_need_to_know_the_split_and_stay_within_it(tmp_path, questions, capsys):
+    write_parquet(tmp_path / "train.parquet", ROWS["coco_2014_vqa"][:2])
+    both = f"train={tmp_path / 'train.parquet'},validation={questions}"
+    words = ["--dataset_name", "coco_2014_vqa", "--data_files", both, "--train_split", "0.5"]
+    assert flat(tmp_path, local_rows(range(4)), *words) == 2
+    assert "say of which split of coco_2014_vqa with --split" in capsys.readouterr().err
+    assert flat(tmp_path, local_rows(range(4)), *words, "--split", "train") == 2
+    assert "sample_id 2 is a number and so an index in the split, but train" in capsys.readouterr().err
+    assert flat(tmp_path, local_rows(range(4)), *words, "--split", "validation") == 0
+
+
+def test_features_come_from_a_local_data_set_whose_columns_have_other_names(tmp_path):
+    """From a file of lines and the images beside it."""
+    (tmp_path / "photos").mkdir()
+    lines = [{"query": f"what is {n}", "label": "A", "photo": f"photos/{n // 2}.png"} for n in range(4)]
+    for n in range(2):
+        (tmp_path / "photos" / f"{n}.png").write_bytes(png(n))
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "model").mkdir()
+    words = ["--dataset_name", "mine", "--data_files", tmp_path / "mine.jsonl", "--columns",
+             "question=query,answers=label,image=photo", "--model_path", write_tiny_model(tmp_path / "model"),
+             "--train_split", "0.5"]  # fmt: skip
+    assert flat(tmp_path, local_rows(range(4)), *words) == 0
+    table = ProfileTable.load(tmp_path / "t.parquet")
+    features = Features.load(tmp_path / "t.features.safetensors")
+    assert features.sample_ids == table.sample_ids and len(set(table.groups["image_id"])) == 2
+    first, second, third, _ = features.image
+    assert np.array_equal(first, second) and not np.array_equal(second, third)
+
+
+def test_logs_and_profiles_find_their_samples_too(tmp_path):
+    rows = [{"question": f"what {n}?", "answers": ["a"], "image": local_picture(n // 2)} for n in range(12)]
+    path = write_parquet(tmp_path / "train.parquet", rows)
+    assert lmms(tmp_path, *runs_of(tmp_path), "--dataset_name", "mine", "--data_files", path) == 0
+    table = ProfileTable.load(tmp_path / "t.parquet")
+    assert table.sample_ids[3] == "train-3" and table.groups["image_id"][2] == table.groups["image_id"][3]
+    write_tree(tmp_path, "train", size=100, count=20, timed=9)
+    words = ["--exp5_dir", tmp_path / "exp5_accuracy", "--exp6_dir", tmp_path / "exp6_latency", "--output",
+             tmp_path / "p.parquet", "--dataset_name", "signs"]  # fmt: skip
+    assert main(["import", "profiles", *map(str, words)]) == 0  # without the model the numbers stay
+    numbers = ProfileTable.load(tmp_path / "p.parquet").sample_ids
+    assert main(["import", "profiles", *map(str, words), "--split", "train", "--overwrite"]) == 0
+    samples = list(load_task("signs").samples("train"))
+    names = tuple(samples[int(number)].sample_id for number in numbers)
+    assert ProfileTable.load(tmp_path / "p.parquet").sample_ids == names
 
 
 # -- logs of lmms-eval -------------------------------------------------------------------------------------------------

@@ -17,7 +17,11 @@ MARKS = {
 }  # fmt: skip
 ROWS = [f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7)]
 SPECIAL = ["<pad>", "<unk>", "</s>", *MARKS.values(), *ROWS]
-VOCABULARY = SPECIAL + WORDS
+LLAMA4 = [
+    f"<|{mark}|>" for mark in ("image_start", "image_end", "image", "patch", "tile_x_separator", "tile_y_separator")
+]
+MOLMO2 = [f"<{mark}>" for mark in ("im_patch", "im_col", "im_start", "low_res_im_start", "im_end")]
+VOCABULARY = SPECIAL + WORDS + LLAMA4 + MOLMO2
 ID = {word: i for i, word in enumerate(VOCABULARY)}
 TEMPLATE = (
     "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}PLACE{% else %}{{ c['text'] }}"
@@ -62,7 +66,8 @@ def write_tokenizer(directory: Path, place: str) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token="</s>",
-        additional_special_tokens=[*MARKS.values(), *ROWS], chat_template=TEMPLATE.replace("PLACE", place),
+        additional_special_tokens=[*MARKS.values(), *ROWS, *LLAMA4, *MOLMO2],
+        chat_template=TEMPLATE.replace("PLACE", place),
         extra_special_tokens={"boi_token": "<start>", "eoi_token": "<end>", "image_token": "<image>"},
     ).save_pretrained(directory)  # fmt: skip
 
@@ -315,3 +320,52 @@ def gemma4_moe():
         enable_moe_block=True, num_experts=6, top_k_experts=4, moe_intermediate_size=16,
         use_bidirectional_attention="vision",
     )  # fmt: skip
+
+
+class Written:
+    """An image processor's file, of a class that Transformers has for torchvision alone."""
+
+    def __init__(self, name: str, settings: dict[str, Any]) -> None:
+        self.name, self.settings = name, settings
+
+    def save_pretrained(self, directory: Path) -> None:
+        (directory / self.name).write_text(json.dumps(self.settings))
+
+
+@family
+def llama4():
+    """Chunks shorter than the prompt; a block in between without experts and without positions."""
+    text = {
+        **TEXT, "intermediate_size_mlp": 48, "num_local_experts": 6, "num_experts_per_tok": 4, "moe_layers": [0, 1, 3],
+        "attention_chunk_size": 16, "no_rope_layers": [1, 1, 0, 1],
+    }  # fmt: skip
+    vision = {**VISION, "projector_input_dim": 24, "projector_output_dim": 24, "vision_output_dim": 24,
+              "intermediate_size": 64}  # fmt: skip
+    made = AutoConfig.for_model(
+        "llama4", text_config=text, vision_config=vision, image_token_index=ID["<|patch|>"],
+        boi_token_index=ID["<|image_start|>"], eoi_token_index=ID["<|image_end|>"],
+    )  # fmt: skip
+    settings = {"image_processor_type": "Llama4ImageProcessor", "size": {"height": 32, "width": 32}, "resample": 2,
+                "max_patches": 4, "resize_to_max_canvas": False, "rescale_factor": 1 / 255,
+                "image_mean": [0.5] * 3, "image_std": [0.5] * 3}  # fmt: skip
+    return made, Written("preprocessor_config.json", settings), "<|image|>", {}
+
+
+@family
+def molmo2():
+    """Scaled positions in some blocks; embeddings beyond the head's vocabulary; an odd number of patches."""
+    half = {"num_key_value_heads": 2, "head_dim": 8}
+    rope = {"rope_theta": 1e4, "rope_type": "linear", "factor": 4.0}
+    made = AutoConfig.for_model(
+        "molmo2", image_patch_id=ID["<im_patch>"], image_start_token_id=ID["<im_start>"],
+        low_res_image_start_token_id=ID["<low_res_im_start>"], image_end_token_id=ID["<im_end>"],
+        text_config={**TEXT, "additional_vocab_size": 4, "rope_parameters": rope, "rope_scaling_layers": [0, 2]},
+        vision_config={**VIT, **half, "num_hidden_layers": 3, "patch_size": 4, "image_size": [20, 20]},
+        adapter_config={**half, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24,
+                        "text_hidden_size": 32, "vision_feature_layer": [2, 0]},
+    )  # fmt: skip
+    images = {"image_processor_type": "Molmo2ImageProcessor", "size": {"height": 20, "width": 20}, "max_crops": 4,
+              "overlap_margins": [1, 1], "patch_size": 4, "pooling_size": [2, 2], "image_mean": [0.5] * 3,
+              "image_std": [0.5] * 3}  # fmt: skip
+    settings = {"image_processor": images, "image_use_col_tokens": True, "use_single_crop_col_tokens": False}
+    return made, Written("processor_config.json", settings), "<image>", {}

@@ -3,25 +3,19 @@
 None of that code is here; this is the least that has the same names, arguments and habits.
 """
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 from PIL import Image
-from tiny_families import ID, VOCABULARY
+from safetensors.torch import save_file
+from tiny_families import VOCABULARY, write_tokenizer
 from torch import nn
 from torch.nn import functional as F
 
 SIDE, PATCH = 16, 4  # a tile has 4 x 4 patches, pooled to 2 x 2 tokens
 WIDTH, HEADS, BLOCKS, EXPERTS, TOP_K, MAX_CROPS = 32, 2, 4, 6, 4, 4
-MARKS = {"<im_patch>": "<image>", "<im_col>": "<fake_token_around_image>", "<im_start>": "<start>", "<im_end>": "<end>"}
-
-
-class Tokenizer:
-    """The tiny families' words under the names that the family asks for."""
-
-    def convert_tokens_to_ids(self, token):
-        return ID[MARKS[token]]
 
 
 class ImageProcessor:
@@ -52,7 +46,7 @@ class ImageProcessor:
 def fitted(image, height, width):
     """Shrunk to fit, black on the right and below, 0..1; and where there is image."""
     scale = min(height / image.shape[0], width / image.shape[1])
-    size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
+    size = round(image.shape[1] * scale), round(image.shape[0] * scale)
     small = np.asarray(Image.fromarray(image).resize(size), np.float32) / 255
     padding = [[0, height - size[1]], [0, width - size[0]]]
     return np.pad(small, [*padding, [0, 0]]), np.pad(np.ones(size[::-1], np.float32), padding)
@@ -156,3 +150,46 @@ class TinyMolmo(nn.Module):
             pairs.append(pair)
         logits = self.lm_head(inner.ln_f(x))
         return SimpleNamespace(logits=logits, past_key_values=pairs if use_cache else None)
+
+
+CODE = '''
+from tiny_molmo import ImageProcessor, TinyMolmo
+from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
+
+
+class Config(PreTrainedConfig):
+    model_type = "molmo"
+
+
+class Processor(ImageProcessor, BaseImageProcessor):
+    pass
+
+
+class Model(PreTrainedModel):
+    """As code of its time: without `post_init`, which `from_pretrained` of today needs."""
+
+    config_class = Config
+
+    def __init__(self, config):
+        super().__init__(config)
+        tiny = TinyMolmo(seed=1)
+        self.model, self.lm_head = tiny.model, tiny.lm_head
+
+    forward = TinyMolmo.forward
+'''
+
+
+def write_tiny_molmo(directory):
+    """Code, weights in two files, processor and tokenizer, as such a model's repository holds them."""
+    (directory / "tiny_code.py").write_text(CODE)
+    classes = {"AutoConfig": "tiny_code.Config", "AutoModelForCausalLM": "tiny_code.Model"}
+    config = {"model_type": "molmo", "auto_map": classes, "n_layers": BLOCKS, "vision_backbone": {}}
+    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "preprocessor_config.json").write_text(
+        json.dumps({"auto_map": {"AutoImageProcessor": "tiny_code.Processor"}})
+    )
+    weights = list(TinyMolmo().state_dict().items())
+    for i in (1, 2):
+        save_file(dict(weights[i - 1 :: 2]), directory / f"model-{i}.safetensors")
+    write_tokenizer(directory, "<image>")
+    return directory

@@ -91,7 +91,7 @@ def _show(vlm: Adapter, probe: Any, checks: list[Check], times: dict[Setting, di
         return
     from rich.console import Console
 
-    Console().print(page(vlm, probe, checks, times))
+    Console(highlight=False).print(page(vlm, probe, checks, times))
 
 
 def document(vlm: Adapter, probe: Any, checks: list[Check], times: dict[Setting, dict[str, float]]) -> dict[str, Any]:
@@ -148,7 +148,9 @@ def _table(*columns: str, title: str, numbers_from: int = 99) -> Any:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
+    table = Table(
+        box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", collapse_padding=True, pad_edge=False
+    )
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i >= numbers_from else "left", overflow="fold")
     return table
@@ -183,7 +185,8 @@ def _times_table(vlm: Adapter, probe: Any, times: dict[Setting, dict[str, float]
     tokens, _ = vlm.prompt_size(probe.images[0], probe.questions[0])
     promised = dict(zip(vlm.knob_space.settings, tokens.tolist(), strict=True))
     title = "Time per setting, the fastest of a few requests (ms)"
-    table = _table(*names, "visual tokens", *stages, title=title, numbers_from=0)
+    titles = ["\n_".join(name.rsplit("_", 1)) if len(name) > 8 else name for name in names]  # to fit into 80 characters
+    table = _table(*titles, "visual\ntokens", *stages, title=title, numbers_from=0)
     for setting, ms in times.items():
         row = [f"{setting[name]:g}" for name in names]
         table.add_row(*row, f"{promised[setting]:g}", *(f"{ms[stage]:.1f}" for stage in stages))

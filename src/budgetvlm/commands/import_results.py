@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from budgetvlm.commands.task_arguments import add_task_arguments
+
 if TYPE_CHECKING:
     from budgetvlm.importing.finish import FinishOptions
     from budgetvlm.table import ProfileTable
@@ -64,8 +66,9 @@ def _kind(kinds: Any, name: str, text: str) -> argparse.ArgumentParser:
     add("--output", required=True, metavar="FILE", help="table to write (.parquet)")
     add("--features", metavar="FILE", help="the samples' features (.safetensors, or .npz: sample_ids, image, language)")
     add("--model_path", metavar="DIR", help="or the model to extract them with, from --dataset_name")
-    add("--dataset_name", metavar="NAME", help="data set of the samples")
-    add("--split", metavar="NAME", help="its split, where samples are numbered by their index")
+    data = parser.add_argument_group("data set of the samples, to give them its ids and images")
+    add_task_arguments(data, answers=False, scores=False)
+    data.add_argument("--split", metavar="NAME", help="its split that the samples are of, or their numbers count in")
     add("--train_split", type=float, default=0.8, metavar="X", help="share of train in train and validation")
     add("--test_split", type=float, default=0.0, metavar="X", help="share of images to hold out (default: none)")
     add("--seed", type=int, default=0, metavar="N", help="seed of the splits")
@@ -123,12 +126,13 @@ def _finish_options(args: argparse.Namespace) -> FinishOptions:
     from dataclasses import fields
     from pathlib import Path
 
-    from budgetvlm.importing.finish import FinishOptions
+    from budgetvlm.importing.finish import READING, FinishOptions
 
     given = {f.name: getattr(args, f.name) for f in fields(FinishOptions)}
     paths = {name: Path(given[name]) for name in ("output", "features") if given[name] is not None}
-    joined = {"dataset_name": given["dataset_name"] if given["model_path"] else None} if args.kind == "profiles" else {}
-    return FinishOptions(**(given | paths | joined))
+    asked = any(given[name] is not None for name in ("model_path", *READING))
+    named = {"dataset_name": None} if args.kind == "profiles" and not asked else {}  # there it names directories too
+    return FinishOptions(**(given | paths | named))
 
 
 def _from_profiles(args: argparse.Namespace, say: Any) -> tuple[ProfileTable, bool]:

@@ -11,17 +11,21 @@ if TYPE_CHECKING:
 OPTIONS = ("data_files", "columns", "metric", "prompt", "repository")
 
 
-def add_task_arguments(parser: Any, *, answers: bool = True) -> None:
+def add_task_arguments(parser: Any, *, answers: bool = True, scores: bool = True) -> None:
     """Add the flags to a parser or a group of one.
 
     Args:
         answers: whether the command has the model answer, so that the length of answers matters.
+        scores: whether it needs the data set's scores; a command that brings its own may do without a data set.
     """
     add = parser.add_argument
-    add("--dataset_name", default="signs", metavar="NAME", help="data set, or several: text_vqa,pope (default: signs)")
+    default = "signs" if scores else None
+    named = f"data set, or several: text_vqa,pope (default: {default or 'none'})"
+    add("--dataset_name", default=default, metavar="NAME", help=named)
     add("--data_files", metavar="FILES", help="local files of it: a file, several, a folder, or train=FILE,test=FILE")
     add("--columns", metavar="ROLE=COLUMN,...", help="columns called otherwise: question=query,answers=label")
-    add("--metric", metavar="NAME", help="score of an answer (default: the data set's, or exact_match)")
+    if scores:
+        add("--metric", metavar="NAME", help="score of an answer (default: the data set's, or exact_match)")
     add("--prompt", metavar="TEXT", help="how to ask, with {question} and {options} (default: the data set's)")
     add("--repository", metavar="ID", help="on the hub, in place of the data set's")
     if answers:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from budgetvlm import __version__
 from budgetvlm.errors import ConfigError, DataError, OutputError
 from budgetvlm.features import Features
-from budgetvlm.profiling.extract import extract_features, locate, require_known_values, with_the_tasks_ids
+from budgetvlm.profiling.extract import Located, extract_features, locate, require_known_values, with_the_tasks_ids
 from budgetvlm.profiling.join import split_names
 from budgetvlm.profiling.options import Backend
 from budgetvlm.profiling.splits import TASK_SPLIT, assign_splits
@@ -20,6 +19,7 @@ from budgetvlm.table import SPLITS, ProfileTable
 from budgetvlm.tasks import TaskOptions
 
 Say = Callable[[str], None]
+READING = ("data_files", "columns", "prompt", "repository", "split")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,9 @@ class FinishOptions:
     Attributes:
         output: the table, a .parquet file; features go beside it, as .features.safetensors.
         features: a file of features (.safetensors or .npz), or None.
-        model_path, dataset_name: instead of a file: the model and the data set to extract them from.
+        model_path: instead of a file: the model to extract them with, from the data set.
+        dataset_name: data set that the sample ids are of; the table then has its ids and its images'. None: not asked.
+        data_files, columns, prompt, repository: how it is read; see `budgetvlm.tasks.TaskOptions`.
         split: of the data set, where samples are numbered by their index in it.
         train_split, test_split, seed: of the splits; see `budgetvlm.profiling.splits.assign_splits`.
         overwrite: replace what is there.
@@ -42,6 +44,10 @@ class FinishOptions:
     features: Path | None = None
     model_path: str | None = None
     dataset_name: str | None = None
+    data_files: str | None = None
+    columns: str | None = None
+    prompt: str | None = None
+    repository: str | None = None
     split: str | None = None
     train_split: float = 0.8
     test_split: float = 0.0
@@ -56,12 +62,20 @@ class FinishOptions:
             problems.append(f"output={str(self.output)!r} has to be the name of a .parquet file")
         if self.features is not None and self.model_path is not None:
             problems.append("features come from --features or from --model_path, not from both")
-        if (self.model_path is None) != (self.dataset_name is None):
-            problems.append("to extract features, --model_path and --dataset_name belong together")
+        reading = [name for name in READING if getattr(self, name) is not None]
+        if self.dataset_name is None and (self.model_path is not None or reading):
+            problems.append(f"--{'model_path' if self.model_path else reading[0]} needs --dataset_name")
         if not 0 < self.train_split < 1 or not 0 <= self.test_split < 1:
             problems.append(f"train_split={self.train_split} and test_split={self.test_split} have to be shares")
         if problems:
             raise ConfigError("cannot import: " + "; ".join(problems))
+
+    @property
+    def task(self) -> TaskOptions | None:
+        """The data set that the sample ids are of."""
+        if self.dataset_name is None:
+            return None
+        return TaskOptions(self.dataset_name, **{name: getattr(self, name) for name in READING if name != "split"})
 
     @property
     def features_path(self) -> Path:
@@ -87,9 +101,12 @@ def finish(
             there already or cannot be written.
     """
     options.require_free()
-    features = None
+    features, located = None, list[Located]()
+    backend = backend or Backend()
+    if options.task is not None:
+        table, located = _of_the_data_set(table, options, options.task, by_index, backend, say)
     if options.model_path is not None:
-        table, features = _extracted(table, options, by_index, backend or Backend(), say)
+        features = _extracted(table, located, options, backend, say)
     elif options.features is not None:
         features = read_features(options.features).aligned(table.sample_ids)
     table = assign_splits(table, options.train_split, options.test_split, options.seed)
@@ -122,37 +139,50 @@ def read_features(path: Path) -> Features:
     return Features(tuple(map(str, found["sample_ids"].tolist())), found["image"], found["language"])
 
 
-def _extracted(
-    table: ProfileTable, options: FinishOptions, by_index: bool, backend: Backend, say: Say
-) -> tuple[ProfileTable, Features]:
-    """The table with the task's own ids and labels, and its samples' features from the model."""
-    assert options.model_path is not None and options.dataset_name is not None
-    task = backend.open_task(TaskOptions(options.dataset_name))
+def _of_the_data_set(
+    table: ProfileTable, options: FinishOptions, asked: TaskOptions, by_index: bool, backend: Backend, say: Say
+) -> tuple[ProfileTable, list[Located]]:
+    """The table with the data set's own ids and labels, and where its samples are."""
+    config = table.metadata.get("exp5_config", {})
+    task = backend.open_task(asked.remembered(config["task"]) if "task" in config else asked)
+    splits = (options.split,) if options.split else tuple(getattr(task, "splits", SPLITS))
     if by_index:
-        config = table.metadata.get("exp5_config", {})
-        said = split_names(config)
-        split = options.split or (said[0] if len(said) == 1 else None)
-        if split is None:
+        said = splits if len(splits) == 1 else split_names(config)
+        if len(said) != 1:
             raise ConfigError(
-                f"samples are numbered, and a number is an index in the split; say of which split of "
-                f"{options.dataset_name} with --split"
+                f"samples are numbered, and a number is an index in the split; say of which split of {asked.name} with "
+                "--split"
             )
-        table, located = with_the_tasks_ids(task, table, split, config.get("world_size"), say)
+        table, located = with_the_tasks_ids(task, table, said[0], config.get("world_size"), say)
     else:
-        located = locate(task, table.sample_ids, (options.split,) if options.split else SPLITS)
-    known: dict[str, Any] = {
-        **table.groups,
+        located = locate(task, _whole_ids(table.sample_ids, options.split), splits)
+    labels = {
         "image_id": tuple(place.sample.image_id for place in located),
         TASK_SPLIT: tuple(place.split for place in located),
     }
-    table = replace(table, groups=known)
+    ids = tuple(place.sample.sample_id for place in located)
+    return replace(table, sample_ids=ids, groups={**table.groups, **labels}), located
+
+
+def _whole_ids(sample_ids: Sequence[str], split: str | None) -> list[str]:
+    """As data sets here name their samples: the split before the data set's own id, which others give alone."""
+    if split is None:
+        return list(sample_ids)
+    start = f"{split}-"
+    return [name if name.startswith(start) or f"/{start}" in name else start + name for name in sample_ids]
+
+
+def _extracted(
+    table: ProfileTable, located: Sequence[Located], options: FinishOptions, backend: Backend, say: Say
+) -> Features:
+    """The samples' features from the model."""
+    assert options.model_path is not None
     vlm = backend.open_vlm(options.model_path, options.device)
     require_known_values(table.knob_space, vlm, options.model_path)
-    features = extract_features(
+    return extract_features(
         vlm,
         [place.sample for place in located],
         batch_size=options.feature_batch_size,
         metadata={"budgetvlm": __version__, "model_path": options.model_path, "dataset_name": options.dataset_name},
         say=say,
     )
-    return table, features

@@ -47,7 +47,7 @@ class Findings:
         parts = [
             f"num_active_blocks: {self.blocks or 'no list of decoder blocks'}",
             f"top_k: {experts}",
-            f"max_crops: {limits or 'no limit in its image processor'}",
+            f"max_crops: {limits or 'no limit found'}",
         ]
         return "; ".join([*parts, *self.problems])
 

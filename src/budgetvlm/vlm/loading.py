@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from budgetvlm._io import read_json
-from budgetvlm.errors import CheckpointError, ConfigError, DataError, KnobSpaceError
+from budgetvlm.errors import BudgetVLMError, CheckpointError, ConfigError, DataError, KnobSpaceError
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.vlm import blocks
 from budgetvlm.vlm.adapter import Adapter
@@ -67,7 +67,7 @@ def model_directory(model_path: str, *, trust_remote_code: bool = False) -> Path
         what = "has no config.json" if directory.is_dir() else "is not a directory"
         raise ConfigError(
             f"model_path={str(model_path)!r}: {directory} {what}. Give the directory of a model in Transformers' "
-            f"layout, or its hub name, organisation/name. {SUPPORTED}"
+            f"layout, its hub name, organisation/name, or {BUNDLED!r} for the bundled one."
         )
     return directory
 
@@ -126,6 +126,8 @@ def _load_model(family: Family, directory: Path, device: torch.device) -> Any:
                 # at batch 1 on a CPU a plain loop over the experts that were hit beats grouped products
                 experts_implementation="eager",
             )
+    except BudgetVLMError:
+        raise
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"the model in {directory} cannot be read: {error}. Copy or make it again.") from error
     wrong = [*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])]

@@ -6,8 +6,10 @@ from budgetvlm.vlm.families.gemma3 import Gemma3
 from budgetvlm.vlm.families.gemma4 import Gemma4
 from budgetvlm.vlm.families.idefics3 import Idefics3
 from budgetvlm.vlm.families.internvl import InternVL
+from budgetvlm.vlm.families.llama4 import Llama4
 from budgetvlm.vlm.families.llava import Llava
 from budgetvlm.vlm.families.molmo import Molmo
+from budgetvlm.vlm.families.molmo2 import Molmo2
 from budgetvlm.vlm.families.mrope import ErnieVL, Glm4v, Qwen3VL, QwenVL
 
 _KNOWN: tuple[Family, ...] = (
@@ -21,7 +23,9 @@ _KNOWN: tuple[Family, ...] = (
     Aria(),
     Gemma3(),
     Gemma4(),
+    Llama4(),
     Molmo(),
+    Molmo2(),
 )
 FAMILIES: dict[str, Family] = {model_type: family for family in _KNOWN for model_type in family.model_types}
 

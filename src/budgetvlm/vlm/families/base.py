@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -338,9 +339,14 @@ def run_processor(processor: Any, image: Image.Image, **options: Any) -> Any:
         InputError: the processor refuses the image.
     """
     rgb = to_rgb(image)
-    try:
+    with refusals_in_words(*rgb.size):
         return processor(rgb, return_tensors="pt", **options)
-    except ValueError as error:
-        raise InputError(
-            f"the model's image processor refuses an image of {rgb.width} x {rgb.height}: {error}"
-        ) from None
+
+
+@contextmanager
+def refusals_in_words(width: int, height: int) -> Iterator[None]:
+    """What a processor raises where it cannot take an image of this size, as an InputError."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"the model's image processor refuses an image of {width} x {height}: {error}") from None

@@ -20,7 +20,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from budgetvlm.vlm.families.base import Dial, Family, Images, Layout, Row, find_dials
+from budgetvlm.errors import ConfigError
+from budgetvlm.vlm.families.base import Dial, Family, Images, Layout, Row, find_dials, refusals_in_words
 from budgetvlm.vlm.families.tiles import encode_tiles
 from budgetvlm.vlm.images import to_rgb
 
@@ -46,7 +47,7 @@ class MolmoImages(Images):
         return pixels[1:] if torch.equal(pixels[:1], self.overview(image)) else pixels
 
     def all(self, image: Image.Image, max_crops: int) -> torch.Tensor:
-        crops, _, _, mask = self._processed(np.asarray(to_rgb(image)), max_crops)
+        crops, _, _, mask = self._processed(np.array(to_rgb(image)), max_crops)
         return torch.cat([_tensor(crops), _tensor(mask)[..., None]], dim=-1)
 
     def encode(self, pixels: Sequence[torch.Tensor], layouts: Sequence[Layout]) -> list[torch.Tensor]:
@@ -64,7 +65,7 @@ class MolmoImages(Images):
         return features.flatten(0, 1)[list(layout.order)]
 
     def plain(self, image: Image.Image, max_crops: int) -> dict[str, Any]:
-        crops, _, places, mask = self._processed(np.asarray(to_rgb(image)), max_crops)
+        crops, _, places, mask = self._processed(np.array(to_rgb(image)), max_crops)
         return {
             "images": _tensor(crops)[None].to(self.model.dtype),
             "image_masks": _tensor(mask)[None],
@@ -83,8 +84,13 @@ class MolmoImages(Images):
         )  # fmt: skip
 
     def _processed(self, pixels: np.ndarray, max_crops: int) -> Any:
-        """Tiles, token ids, each feature's place among them (negative: none), share of image in each patch."""
-        return self.processor.preprocess(pixels, *self._marks, max_crops=max_crops)
+        """Tiles, token ids, each feature's place among them (negative: none), share of image in each patch.
+
+        A copy of the code in use elsewhere adds the grid of tiles.
+        """
+        height, width = pixels.shape[:2]
+        with refusals_in_words(width, height):
+            return self.processor.preprocess(pixels, *self._marks, max_crops=max_crops)[:4]
 
 
 def _tensor(values: Any) -> torch.Tensor:
@@ -141,6 +147,18 @@ class MolmoLanguage:
         return (done.logits,)
 
 
+def _fill(model: nn.Module, directory: Path) -> list[str]:
+    """Read the weights file by file; which are missing, in their order."""
+    from safetensors.torch import load_file
+
+    missing = dict.fromkeys(model.state_dict())
+    for path in sorted(directory.glob("*.safetensors")):
+        weights = load_file(path)
+        model.load_state_dict(weights, strict=False)
+        missing = dict.fromkeys(name for name in missing if name not in weights)
+    return list(missing)
+
+
 class Molmo(Family):
     name: ClassVar = "Molmo, MolmoE-1B"
     model_types: ClassVar = ("molmo",)
@@ -170,10 +188,26 @@ class Molmo(Family):
         return f"{tokenizer.bos_token or tokenizer.eos_token}{{image}} User: {{question}} Assistant:"
 
     def load(self, directory: Path, **options: Any) -> Any:
-        from transformers import AutoModelForCausalLM
+        """Built from its configuration and then given its weights: that code knows no `from_pretrained` of today.
 
-        options.pop("experts_implementation", None)  # not known to code of its time
-        return AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True, **options)
+        Raises:
+            ConfigError: the code that comes with the model does not run.
+        """
+        import transformers
+        from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+        try:
+            config = AutoConfig.from_pretrained(directory, trust_remote_code=True, local_files_only=True)
+            wanted = config.dtype if options["dtype"] == "auto" else options["dtype"]
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=True, dtype=wanted or torch.float32)
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(
+                f"the code that comes with the model in {directory} does not run with Transformers "
+                f"{transformers.__version__}: {error}"
+            ) from error
+        saved = (directory / "generation_config.json").is_file()
+        model.generation_config = GenerationConfig.from_pretrained(directory) if saved else GenerationConfig()
+        return model, {"missing_keys": _fill(model, directory), "mismatched_keys": []}
 
     def load_processor(self, directory: Path) -> Any:
         from transformers import AutoImageProcessor

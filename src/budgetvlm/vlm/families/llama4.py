@@ -1,0 +1,180 @@
+"""Llama 4: a canvas of tiles whose shape fits the image best, and behind them the whole image in one tile.
+
+    max_crops          `max_patches` of the image processor: tiles of the canvas, beside the overview tile
+    top_k              the attribute of every router; real sizes choose one expert, which leaves nothing to turn
+    num_active_blocks  which decoder layers run; a skipped one leaves a stand-in, because kinds of attention go by place
+
+A canvas of one tile stands alone: the image padded to a square. An image that needs more has an overview squeezed into
+a square, so that for such an image the features cost one tile at max_crops=1 and nothing elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch.nn.functional import pad
+
+from budgetvlm.vlm.families.base import Dial, Family, Images, Layout
+from budgetvlm.vlm.families.tiles import encode_tiles
+from budgetvlm.vlm.families.without_torchvision import read_processor, resized, to_pixels
+
+_IMAGE, _PATCH = "<|image|>", "<|patch|>"
+_MARKS = ("<|image_start|>", "<|image_end|>", _IMAGE, _PATCH, "<|tile_x_separator|>", "<|tile_y_separator|>")
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """Llama 4's image processor: the same pixels as Transformers' own, which needs torchvision.
+
+    Attributes:
+        side: of a tile, in pixels.
+        max_patches: the most tiles of a canvas.
+        largest: whether an image may be enlarged to fill its canvas.
+    """
+
+    side: int = 336
+    max_patches: int = 16
+    largest: bool = False
+    rescale_factor: float = 1 / 255
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+    @classmethod
+    def read(cls, directory: Path) -> Canvas:
+        """From a model's directory."""
+        found = read_processor(directory, "Llama 4's image processor")
+        given = {"side": found["size"]["height"], "largest": found.get("resize_to_max_canvas")}
+        given |= {name: found.get(name) for name in ("max_patches", "rescale_factor")}
+        given |= {name: found[f"image_{name}"] for name in ("mean", "std") if f"image_{name}" in found}
+        return cls(**{name: value for name, value in given.items() if value is not None})
+
+    def grid(self, height: int, width: int, max_patches: int) -> tuple[int, int]:
+        """Rows and columns of the canvas that shrinks the image least, or else enlarges it least; then the smallest."""
+        fits = {
+            (rows, columns): min(rows * self.side / height, columns * self.side / width)
+            for rows in range(1, max_patches + 1)
+            for columns in range(1, max_patches // rows + 1)
+        }
+        enlarging = [scale for scale in fits.values() if scale >= 1]
+        best = max(fits.values()) if self.largest or not enlarging else min(enlarging)
+        return min((shape for shape, scale in fits.items() if scale == best), key=math.prod)
+
+    def tiles(self, image: Image.Image, max_patches: int) -> torch.Tensor:
+        """The canvas row by row, then the overview where there are several ``[n, 3, side, side]``."""
+        pixels, (rows, columns) = to_pixels(image), self.grid(image.height, image.width, max_patches)
+        height, width = self._size(image.height, image.width, rows, columns)
+        small = resized(pixels, height, width, antialias=True)
+        whole = pad(small, (0, columns * self.side - width, 0, rows * self.side - height))
+        cells = whole.unflatten(1, (rows, self.side)).unflatten(3, (columns, self.side))
+        cut = cells.permute(1, 3, 0, 2, 4).flatten(0, 1)
+        more = [self._squeezed(pixels)] if len(cut) > 1 else []
+        return self._normalised(torch.cat([cut, *more]))
+
+    def overview(self, image: Image.Image) -> torch.Tensor:
+        """The last of `tiles` at the most of them ``[1, 3, side, side]``."""
+        if self.grid(image.height, image.width, self.max_patches) == (1, 1):
+            return self.tiles(image, self.max_patches)
+        return self._normalised(self._squeezed(to_pixels(image)))
+
+    def _squeezed(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The whole image in one tile, whatever its shape ``[1, 3, side, side]``."""
+        return resized(pixels, self.side, self.side, antialias=True)[None]
+
+    def _size(self, height: int, width: int, rows: int, columns: int) -> tuple[int, int]:
+        """The image's size on the canvas: its own shape, not enlarged above a tile's side."""
+        tall, wide = rows * self.side, columns * self.side
+        if not self.largest:
+            tall, wide = min(max(height, self.side), tall), min(max(width, self.side), wide)
+        if wide / width < tall / height:
+            return max(1, min(math.floor(height * (wide / width)), tall)), wide
+        return tall, max(1, min(math.floor(width * (tall / height)), wide))
+
+    def _normalised(self, pixels: torch.Tensor) -> torch.Tensor:
+        """In bfloat16, as the model was trained."""
+        scaled = pixels.to(torch.bfloat16) * self.rescale_factor
+        mean, std = (torch.tensor(v, dtype=torch.bfloat16)[:, None, None] for v in (self.mean, self.std))
+        return scaled.sub(mean).div_(std)
+
+
+class Llama4Images(Images):
+    """The canvas first, the overview last; marks between columns, rows and in front of the overview."""
+
+    processor: Canvas
+
+    def __init__(self, model: Any, processor: Canvas, tokenizer: Any) -> None:
+        super().__init__(model, processor)
+        vision = model.config.vision_config
+        pooled = round(1 / vision.pixel_shuffle_ratio**2)
+        self._tokens_per_tile = (vision.image_size // vision.patch_size) ** 2 // pooled
+        self._marks = dict(zip(_MARKS, tokenizer.convert_tokens_to_ids(list(_MARKS)), strict=True))
+        self.most_crops = processor.max_patches
+
+    def overview(self, image: Image.Image) -> torch.Tensor:
+        return self.processor.overview(image)
+
+    def beside(self, image: Image.Image, max_crops: int) -> torch.Tensor:
+        pixels = self.all(image, max_crops)
+        if len(pixels) > 1 or self._grid(image, self.most_crops) == (1, 1):
+            return pixels[:-1]
+        return pixels
+
+    def all(self, image: Image.Image, max_crops: int) -> torch.Tensor:
+        return self.processor.tiles(image, max_crops)
+
+    def encode(self, pixels: Sequence[torch.Tensor], layouts: Sequence[Layout]) -> list[torch.Tensor]:
+        def features(tiles: torch.Tensor) -> torch.Tensor:
+            seen = self.model.vision_model(tiles.to(self.model.dtype)).last_hidden_state
+            return self.model.multi_modal_projector(seen)
+
+        return encode_tiles(features, pixels, self.model.device)
+
+    def join(self, features: torch.Tensor | None, overview: torch.Tensor | None, layout: Layout) -> torch.Tensor:
+        found = [features.flatten(0, 1)] if features is not None else []
+        if overview is not None and sum(map(len, found)) < layout.num_visual:
+            found.append(overview)
+        return torch.cat(found)
+
+    def plain(self, image: Image.Image, max_crops: int) -> dict[str, Any]:
+        return {"pixel_values": self.all(image, max_crops).to(self.model.dtype)}
+
+    def _grid(self, image: Image.Image, max_crops: int) -> tuple[int, int]:
+        return self.layout(image, max_crops).grid
+
+    def _layout(self, height: int, width: int, max_crops: int) -> Layout:
+        rows, columns = self.processor.grid(height, width, max_crops)
+        start, end, image, patch, next_column, next_row = self._marks.values()
+        tile = [patch] * self._tokens_per_tile
+        line = [*[*tile, next_column] * (columns - 1), *tile, next_row]
+        ids = (start, *(line * rows if rows * columns > 1 else ()), image, *tile, end)
+        return Layout(ids, tuple(i == patch for i in ids), (rows, columns), (height, width))
+
+
+class Llama4(Family):
+    name: ClassVar = "Llama 4"
+    model_types: ClassVar = ("llama4",)
+    crop_meaning: ClassVar = "`max_patches`: tiles of the canvas beside the overview tile; 1: one padded tile alone"
+
+    def language(self, model: Any) -> Any:
+        return model.language_model.model
+
+    def head(self, model: Any) -> Any:
+        return model.language_model.lm_head
+
+    def dials(self, model: Any) -> list[Dial]:
+        """The routers; the layers around them hold the number too and do not read it."""
+        return [dial for dial in super().dials(model) if hasattr(dial.owner, "weight")]
+
+    def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> Images:
+        return Llama4Images(model, processor, tokenizer)
+
+    def placeholder(self, model: Any, tokenizer: Any) -> str:
+        return _IMAGE
+
+    def load_processor(self, directory: Path) -> Canvas:
+        return Canvas.read(directory)

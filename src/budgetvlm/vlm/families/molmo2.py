@@ -1,0 +1,272 @@
+"""Molmo2: the overview tile, and overlapping tiles of the enlarged image (Transformers' own class).
+
+    max_crops          an argument of the image processor: tiles beside the overview tile (one at least)
+    num_active_blocks  which decoder layers run; a skipped one leaves a stand-in, because scaled positions go by place
+
+Visual features are added to the embeddings of their placeholders. All tokens of an image see each other in both
+directions, at reading only. At max_crops=1 the one tile is the overview again, which is encoded once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch.nn.functional import pad
+
+from budgetvlm.vlm.families.base import Family, Guide, Images, Layout, Row
+from budgetvlm.vlm.families.without_torchvision import read_more, read_processor, resized, to_pixels
+
+_IMAGE = "<|image|>"
+_MARKS = ("<im_patch>", "<im_col>", "<im_start>", "<low_res_im_start>", "<im_end>")
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Molmo2's image processor: the same pixels as Transformers' own, which needs torchvision.
+
+    Attributes:
+        side: of a tile, in pixels; tiles overlap by ``margins`` patches.
+        patch_size: side of a patch, in pixels.
+        pooling: rows and columns of patches that become one token.
+        columns, low_columns: whether a mark ends each row of tokens, in the tiles and in the overview.
+        low_start: whether the overview begins with a mark of its own.
+    """
+
+    side: int = 378
+    max_crops: int = 8
+    margins: tuple[int, int] = (4, 4)
+    patch_size: int = 14
+    pooling: tuple[int, int] = (2, 2)
+    rescale_factor: float = 1 / 255
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    columns: bool = True
+    low_columns: bool = True
+    low_start: bool = True
+
+    @classmethod
+    def read(cls, directory: Path) -> Crops:
+        """From a model's directory."""
+        found, more = read_processor(directory, "Molmo2's image processor"), read_more(directory)
+        given = {"side": found["size"]["height"]}
+        given |= {name: found.get(name) for name in ("max_crops", "patch_size", "rescale_factor")}
+        pairs = {"margins": "overlap_margins", "pooling": "pooling_size", "mean": "image_mean", "std": "image_std"}
+        given |= {name: tuple(found[key]) for name, key in pairs.items() if key in found}
+        given["columns"] = more.get("image_use_col_tokens")
+        low = more.get("use_single_crop_col_tokens")
+        given |= {"low_columns": given["columns"] if low is None else low}
+        given["low_start"] = more.get("use_single_crop_start_token")
+        return cls(**{name: value for name, value in given.items() if value is not None})
+
+    @property
+    def patches(self) -> int:
+        """On a side of a tile."""
+        return self.side // self.patch_size
+
+    @property
+    def window(self) -> int:
+        """Patches by which tiles are apart."""
+        return self.patches - sum(self.margins)
+
+    def grid(self, height: int, width: int, max_crops: int) -> tuple[int, int]:
+        """Rows and columns of tiles that enlarge the image least, or else shrink it least."""
+        step, margin = self.window * self.patch_size, sum(self.margins) * self.patch_size
+        sides = range(1, max_crops + 1)
+        shapes = [(rows, columns) for rows in sides for columns in sides if rows * columns <= max_crops]
+        shapes.sort(key=lambda shape: (math.prod(shape), shape[0]))
+        size = torch.tensor([height - margin, width - margin], dtype=torch.float32)  # below 0 for small images
+        scales = (torch.tensor(shapes, dtype=torch.float32) * step / size).amin(dim=1)
+        enlarging = torch.where(scales < 1, torch.inf, scales)
+        best = scales.argmax() if bool((scales < 1).all()) else enlarging.argmin()
+        return shapes[int(best)]
+
+    def overview(self, image: Image.Image) -> torch.Tensor:
+        """The whole image squeezed into one tile, as patches ``[1, patches, channels]``."""
+        return self._patches(self._scaled(image, self.side, self.side)[None])
+
+    def tiles(self, image: Image.Image, grid: tuple[int, int]) -> torch.Tensor:
+        """Overlapping tiles row by row, as patches ``[n, patches, channels]``."""
+        step = self.window * self.patch_size
+        height, width = ((n - 1) * step + self.side for n in grid)
+        canvas = self._scaled(image, height, width)
+        cut = canvas.unfold(1, self.side, step).unfold(2, self.side, step)
+        return self._patches(cut.permute(1, 2, 0, 3, 4).flatten(0, 1))
+
+    def low_pooling(self) -> torch.Tensor:
+        """For each token of the overview the patches that it is made of, -1 for none ``[rows, columns, patches]``."""
+        return self._pooled(torch.arange(self.patches**2).view(self.patches, self.patches))
+
+    def pooling_of(self, grid: tuple[int, int]) -> torch.Tensor:
+        """For each token of the tiles the patches that it is made of, counted over all tiles; see `low_pooling`.
+
+        Of patches that two tiles share, the margin's inner half is the one's and the outer half the other's.
+        """
+        numbers = torch.arange(math.prod(grid) * self.patches**2).view(*grid, self.patches, self.patches)
+        before, behind = self.margins
+        kept = [
+            torch.cat(
+                [self._kept(numbers[row, column], row, column, grid, before, behind) for column in range(grid[1])], 1
+            )
+            for row in range(grid[0])
+        ]
+        return self._pooled(torch.cat(kept))
+
+    def _kept(
+        self, tile: torch.Tensor, row: int, column: int, grid: tuple[int, int], before: int, behind: int
+    ) -> torch.Tensor:
+        top, left = (before if place else 0 for place in (row, column))
+        bottom, right = (behind if place + 1 < most else 0 for place, most in zip((row, column), grid, strict=True))
+        return tile[top : self.patches - bottom, left : self.patches - right]
+
+    def _pooled(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Windows of a grid of patches; what is missing is split between both sides, the larger half behind."""
+        tall, wide = self.pooling
+        lacks = [-size % step for size, step in zip(numbers.shape, self.pooling, strict=True)]
+        padding = [lacks[1] // 2, (lacks[1] + 1) // 2, lacks[0] // 2, (lacks[0] + 1) // 2]
+        cells = pad(numbers, padding, value=-1).unfold(0, tall, tall).unfold(1, wide, wide)
+        return cells.flatten(2)
+
+    def _scaled(self, image: Image.Image, height: int, width: int) -> torch.Tensor:
+        """Resized without smoothing, whole numbers of colour, then normalised ``[3, height, width]``."""
+        pixels = resized(to_pixels(image).float(), height, width, antialias=False).round().clamp(0, 255)
+        mean, std = (torch.tensor(v)[:, None, None] * (1 / self.rescale_factor) for v in (self.mean, self.std))
+        return pixels.sub(mean).div_(std)
+
+    def _patches(self, tiles: torch.Tensor) -> torch.Tensor:
+        """``[n, 3, side, side]`` -> ``[n, patches, channels]``, colours last."""
+        p = self.patch_size
+        return tiles.unfold(2, p, p).unfold(3, p, p).permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
+
+
+class Molmo2Images(Images):
+    """The overview first, then the tiles. Pooled tokens reach over the tiles' edges, not over the overview's."""
+
+    processor: Crops
+
+    def __init__(self, model: Any, processor: Crops, tokenizer: Any) -> None:
+        super().__init__(model, processor)
+        self._marks = dict(zip(_MARKS, tokenizer.convert_tokens_to_ids(list(_MARKS)), strict=True))
+        self.most_crops = processor.max_crops
+
+    def overview(self, image: Image.Image) -> torch.Tensor:
+        return self.processor.overview(image)
+
+    def overview_layout(self, image: Image.Image) -> Layout:
+        return self.layout(image, 1)
+
+    def beside(self, image: Image.Image, max_crops: int) -> torch.Tensor:
+        grid = self.layout(image, max_crops).grid
+        return torch.empty(0) if grid == (1, 1) else self.processor.tiles(image, grid)
+
+    def all(self, image: Image.Image, max_crops: int) -> torch.Tensor:
+        beside, overview = self.beside(image, max_crops), self.overview(image)
+        return torch.cat([overview, beside]) if len(beside) else overview
+
+    def encode(self, pixels: Sequence[torch.Tensor], layouts: Sequence[Layout]) -> list[torch.Tensor]:
+        return [self._encode(one, layout.grid) for one, layout in zip(pixels, layouts, strict=True)]
+
+    def _encode(self, pixels: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """Features ``[T, C]`` of the overview alone, of the tiles alone, or of both, told apart by how many come."""
+        parts, num_tiles = [], math.prod(grid)
+        if len(pixels) != num_tiles or num_tiles == 1:
+            parts.append(self.processor.low_pooling())
+        if num_tiles > 1 and len(pixels) >= num_tiles:
+            tiles = self.processor.pooling_of(grid)
+            parts.append(torch.where(tiles < 0, -1, tiles + len(parts) * self.processor.patches**2))
+        sizes = [size for part in parts for size in part.shape[:2]]
+        device = self.model.device
+        done = self.model.model.get_image_features(
+            pixels.to(device, self.model.dtype),
+            torch.cat([part.flatten(0, 1) for part in parts]).to(device),
+            torch.tensor([[*sizes, 0, 0][:4]], device=device),
+        )
+        return done.pooler_output[0]
+
+    def join(self, features: torch.Tensor | None, overview: torch.Tensor | None, layout: Layout) -> torch.Tensor:
+        parts = [part for part in (overview, features) if part is not None]
+        return torch.cat(parts * 2 if layout.grid == (1, 1) else parts)
+
+    def plain(self, image: Image.Image, max_crops: int) -> dict[str, Any]:
+        """As the processor does it: the overview and all tiles, also where they are the same."""
+        p, grid = self.processor, self.layout(image, max_crops).grid
+        low, high = p.low_pooling(), p.pooling_of(grid)
+        moved = torch.where(high < 0, -1, high + p.patches**2)
+        return {
+            "pixel_values": torch.cat([p.overview(image), p.tiles(image, grid)]).to(self.model.dtype),
+            "image_token_pooling": torch.cat([low.flatten(0, 1), moved.flatten(0, 1)]),
+            "image_grids": torch.tensor([[*low.shape[:2], *high.shape[:2]]]),
+        }
+
+    def _layout(self, height: int, width: int, max_crops: int) -> Layout:
+        p, grid = self.processor, self.processor.grid(height, width, max_crops)
+        patch, column, start, low_start, end = self._marks.values()
+
+        def lines(first: int, pooling: torch.Tensor, columns: bool) -> list[int]:
+            line = [patch] * pooling.shape[1] + [column] * columns
+            return [first, *line * pooling.shape[0], end]
+
+        low = lines(low_start if p.low_start else start, p.low_pooling(), p.low_columns)
+        ids = (*low, *lines(start, p.pooling_of(grid), p.columns))
+        return Layout(ids, tuple(i == patch for i in ids), grid, (height, width))
+
+
+class WholeImageGuide(Guide):
+    """All tokens of the image, marks included, see each other in both directions when the prompt is read."""
+
+    def __init__(self, rows: Sequence[Row], config: Any) -> None:
+        super().__init__(rows)
+        self._config = config
+
+    def prefill(self) -> dict[str, Any]:
+        from transformers.masking_utils import create_causal_mask
+
+        mask = create_causal_mask(
+            config=self._config,
+            inputs_embeds=self.pad([row.embeddings for row in self.rows]),
+            attention_mask=self.mask if self.padded else None,
+            past_key_values=None,
+            position_ids=self.positions if self.padded else None,
+            block_sequence_ids=self.pad([of_image(row) for row in self.rows]) - 1,
+        )
+        return {**super().prefill(), "attention_mask": mask}
+
+
+def of_image(row: Row) -> torch.Tensor:
+    """1 at the image's tokens and their marks, 0 elsewhere, ``[T]``."""
+    inside = torch.zeros(len(row), dtype=torch.long, device=row.embeddings.device)
+    inside[row.start : row.start + len(row.layout.ids)] = 1
+    return inside
+
+
+class Molmo2(Family):
+    name: ClassVar = "Molmo2"
+    model_types: ClassVar = ("molmo2",)
+    by_place: ClassVar = True
+    adds_features: ClassVar = True
+    crop_meaning: ClassVar = "`max_crops` of the image processor: tiles beside the overview tile, one at least"
+
+    def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> Images:
+        return Molmo2Images(model, processor, tokenizer)
+
+    def placeholder(self, model: Any, tokenizer: Any) -> str:
+        return str(getattr(tokenizer, "image_token", None) or _IMAGE)
+
+    def template(self, model: Any, tokenizer: Any) -> str:
+        """The chat template behind the token that begins a text, which the processor puts there."""
+        text, first = super().template(model, tokenizer), tokenizer.bos_token or tokenizer.eos_token
+        return text if text.startswith(first) else f"{first}{text}"
+
+    def load_processor(self, directory: Path) -> Crops:
+        return Crops.read(directory)
+
+    def guide(self, rows: Sequence[Row], model: Any) -> Guide:
+        return WholeImageGuide(rows, model.config.get_text_config())
+
+    def plain_arguments(self, row: Row, model: Any) -> dict[str, Any]:
+        return {"mm_token_type_ids": of_image(row)[None]}
