@@ -64,7 +64,7 @@ def filled(table: ProfileTable, columns: list[int]) -> tuple[ProfileTable, float
     rest = np.array([split != "train" for split in timed.split or ()])
     held_out = timed.subset(rest)
     errors = relative_errors(model.predict_table(held_out)[:, others], held_out.latency_ms[:, others])
-    return dataclasses.replace(table, latency_ms=predicted, stages_ms={}), float(np.median(errors))
+    return dataclasses.replace(table, latency_ms=predicted.astype(np.float32), stages_ms={}), float(np.median(errors))
 
 
 def curve(table: ProfileTable, trained_on: ProfileTable, features: Features, seeds: int) -> dict[float, float]:
