@@ -67,3 +67,12 @@ def test_nothing_half_written(tmp_path):
     with pytest.raises(OutputError, match="cannot write"):
         make_features().save(tmp_path / "file" / "f.safetensors")
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_numbers_of_another_kind_are_refused(tmp_path):
+    made = make_features()
+    made.save(tmp_path / "f.safetensors")
+    content = (tmp_path / "f.safetensors").read_bytes()
+    (tmp_path / "f.safetensors").write_bytes(content.replace(b'"dtype":"F32"', b'"dtype":"I32"'))
+    with pytest.raises(DataError, match="holds I32 numbers as image, not float32"):
+        Features.load(tmp_path / "f.safetensors")

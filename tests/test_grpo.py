@@ -150,7 +150,7 @@ def test_drawn_groups_give_the_enumerated_gradient_on_average():
     accuracy = np.random.default_rng(0).random((5, 4))
     made = trainer(accuracy, GRPOConfig(num_generations=4, entropy_coef=0.0))
     made.controller.double()
-    made.encoded = made.encoded.double()
+    made.image, made.language = made.image.double(), made.language.double()
     states = States(torch.arange(5), torch.tensor([40.0, 30.0, 25.0, math.inf, 15.0]), torch.full((5,), 0.1))
     batch = made.prepare(states)
     weight = made.controller.heads.weight
@@ -323,3 +323,14 @@ def test_a_table_becomes_outcomes_with_its_gaps():
     outcomes = Outcomes.from_arrays(accuracy, table.latency_ms)
     assert not outcomes.measured[0, 1] and outcomes.measured.sum() == 23
     assert outcomes.latency_ms[0, 1] == 0.0
+
+
+def test_features_may_hold_more_than_the_samples():
+    rng = np.random.default_rng(4)
+    accuracy, wide = rng.random((5, 4)), rng.random((9, 3)).astype(np.float32)
+    rows = torch.tensor([8, 0, 3, 5, 1])
+    alone = trainer(accuracy, GRPOConfig(), wide[rows.numpy()])
+    language = torch.zeros(9, 1)
+    within = GRPOTrainer(GRPOConfig(), alone.controller, alone.outcomes, torch.from_numpy(wide), language, rows=rows)
+    states = States(torch.tensor([4, 0, 2]), torch.full((3,), 40.0), torch.full((3,), 0.1))
+    assert torch.equal(within.prepare(states).encoded, alone.prepare(states).encoded)

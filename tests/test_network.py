@@ -285,3 +285,19 @@ def test_quick_dropout_drops_the_share_asked_for_and_keeps_the_mean():
     assert torch.equal(layer(x), y)
     assert layer.eval()(x) is x
     assert QuickDropout(0.0).train()(x) is x
+
+
+def test_statistics_are_those_of_the_rows_asked_for_whatever_the_parts(monkeypatch):
+    image, language = features(50)
+    rows = torch.arange(3, 43)
+    alone, within = controller(feature_dim=2), controller(feature_dim=2)
+    alone.fit_features(image[rows], language[rows])
+    monkeypatch.setattr("budgetvlm.controller.layers.PART", 7)
+    within.fit_features(image, language, rows)
+    assert torch.allclose(alone.image_input.mean, image[rows].mean(dim=0), atol=1e-6)
+    assert torch.allclose(alone.image_input.std, image[rows].std(dim=0, correction=0), atol=1e-6)
+    assert torch.allclose(alone.image_input(image), within.image_input(image), atol=1e-5)
+    assert torch.allclose(alone.lang_input.std, within.lang_input.std)
+    image[42] = float("nan")
+    with pytest.raises(ConfigError, match="NaN"):
+        within.fit_features(image, language, rows)

@@ -194,3 +194,9 @@ def test_nothing_half_written(tmp_path):
 def test_first_few():
     assert first_few("cab") == "a, b, c"
     assert first_few("abcdef", limit=2) == "a, b and 4 more"
+
+
+def test_thinned_rows_are_spread_over_the_table():
+    table = make_table(10)
+    assert table.thinned(10) is table
+    assert table.thinned(4).sample_ids == tuple(table.sample_ids[i] for i in (0, 3, 6, 9))

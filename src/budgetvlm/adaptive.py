@@ -33,6 +33,7 @@ from budgetvlm.table import ProfileTable
 
 SCHEMA_VERSION = 3
 DEFAULT_ALPHA = 0.05
+MOST_SAMPLES = 20_000  # that are fitted on; more say nothing more of a machine
 OTHER_RATE = 0.05  # share of the way that the cost of the rest goes towards one request's
 IMAGE_STAGES = ("preprocess", "vision")  # of which the overview is a part
 TARGET_SHARE = 0.85  # of alpha: the promise is "at most", and the margin wanders a little
@@ -172,9 +173,10 @@ class AdaptiveGuard:
             DataError: no latency was measured.
         """
         timed = timed_rows(table)
-        measured = table.subset(timed) if timed.any() else table
+        measured = (table.subset(timed) if timed.any() else table).thinned(MOST_SAMPLES)
         latency = LatencyModel.fit(measured)
-        lengths = LengthModel.fit(features.aligned(table.sample_ids).language, answer_lengths(table))
+        some = table.thinned(MOST_SAMPLES)
+        lengths = LengthModel.fit(features.aligned(some.sample_ids).language, answer_lengths(some))
         sizes = Sizes.of_table(measured)
         long = lengths.quantile(features.aligned(measured.sample_ids).language, 1 - alpha / 2)
         upper = latency.predict(replace(sizes, output=np.broadcast_to(long[:, None], sizes.output.shape)))

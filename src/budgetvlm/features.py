@@ -6,7 +6,8 @@ Shapes: S samples, Di image dimensions, Dl language dimensions. On disk: one saf
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,10 +138,30 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     try:
         with safe_open(path, framework="numpy") as file:
             text = (file.metadata() or {}).get("budgetvlm.features")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (no mapping)
+        tensors = _tensors(path, shapes)
     except (SafetensorError, OSError) as error:
         raise DataError(f"{path} is not a safetensors file, or truncated ({error}). Make it again.") from None
     if text is None:
         raise DataError(f"{path} is a safetensors file but holds no features; write them with Features.save()")
     header: dict[str, Any] = json.loads(text)
     return header, tensors
+
+
+def _tensors(path: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
+    """The float32 tensors of a safetensors file that was found sound.
+
+    The library maps the file and copies from there, so that the features would be in memory twice. Layout: the header's
+    length in 8 bytes, the header, the data (https://github.com/huggingface/safetensors#format).
+    """
+    with path.open("rb") as file:
+        start = 8 + (length := int.from_bytes(file.read(8), "little"))
+        header = json.loads(file.read(length))
+    for name in shapes:
+        if header[name]["dtype"] != "F32":
+            raise DataError(f"{path} holds {header[name]['dtype']} numbers as {name}, not float32; make it again")
+    places = {name: start + header[name]["data_offsets"][0] for name in shapes}
+    return {
+        name: np.fromfile(path, np.dtype("<f4"), math.prod(shape), offset=places[name]).reshape(shape)
+        for name, shape in shapes.items()
+    }

@@ -123,6 +123,15 @@ class ProfileTable:
             split=None if self.split is None else _take(self.split, rows),
         )
 
+    def thinned(self, most: int) -> ProfileTable:
+        """The table itself, or of more than ``most`` samples so many, evenly spread over its rows."""
+        count = self.num_samples
+        return self if count <= most else self.subset(np.linspace(0, count - 1, most).astype(np.int64))
+
+    def rows_of(self, split: str) -> np.ndarray:
+        """Which rows a split has, int64, ascending. Raises DataError: no split is stored, or that side is empty."""
+        return self._split_rows(split)
+
     def with_splits(self, fractions: Mapping[str, float], seed: int = 0, by: str = "image_id") -> ProfileTable:
         """The same table with new splits, drawn over the groups ``by`` so that no group is on two sides.
 
@@ -162,9 +171,12 @@ class ProfileTable:
         arrow = _read_arrow(path)
         header = _read_header(path, arrow)
         try:
-            return _from_arrow(arrow, header)
+            table = _from_arrow(arrow, header)
         except (KeyError, TypeError, ValueError, KnobSpaceError, pa.ArrowInvalid) as error:
             raise DataError(f"{path} is not a usable profile table: {error}. Make it again.") from error
+        del arrow
+        pa.default_memory_pool().release_unused()  # it would keep twice what the table takes
+        return table
 
     def _split_rows(self, name: str) -> np.ndarray:
         if self.split is None:

@@ -29,7 +29,7 @@ from budgetvlm.tasks import Sample
 TIMES_FASTER = 3.0
 CELLS = 0.25
 FIT_S, SETTINGS_US = 2.0, 50.0
-ACCURACY_FULL, ACCURACY_QUICK = (3, 48), (1, 24)  # rounds, samples
+ACCURACY_FULL, ACCURACY_QUICK = (3, 24), (1, 24)  # rounds, samples
 LATENCY_FULL, LATENCY_QUICK = (24, 3), (10, 1)  # samples, repeats
 MODEL_FULL, MODEL_QUICK = (5, 4000), (2, 1000)  # rounds, samples
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
 
 from budgetvlm.errors import ConfigError
 
+PART = 65_536  # rows that are looked at at once: doubles of all would be the most memory of a training
 LARGEST_SCORE = 8.0  # standardised features are cut here, so that an odd image cannot blow up the network
 
 
@@ -37,8 +40,8 @@ class Standardiser(nn.Module):
         self.register_buffer("component_std", None if out_dim is None else torch.ones(self.out_dim))
 
     @torch.no_grad()
-    def fit(self, x: Tensor) -> None:
-        """Fit on the training split's features ``[S, D]``.
+    def fit(self, x: Tensor, rows: Tensor | None = None) -> None:
+        """Fit on the training split's features ``[S, D]``, or on these rows of all, part after part.
 
         Features that never vary get std 1, so they become 0. Components are those of the standardised features,
         scaled to unit variance; where there are fewer samples than components, the rest stay 0.
@@ -46,20 +49,24 @@ class Standardiser(nn.Module):
         Raises:
             ConfigError: a feature that is not a finite number.
         """
-        if not bool(torch.isfinite(x).all()):
+        numbers = torch.arange(len(x), device=x.device) if rows is None else rows
+        parts, count = numbers.split(PART), len(numbers)
+        largest = torch.stack([x[part].abs().amax(dim=0) for part in parts]).amax(dim=0)
+        if not bool(torch.isfinite(largest).all()):
             raise ConfigError("the features hold NaN or infinite numbers; extract them again")
-        wide = x.double()
-        std = wide.std(dim=0, correction=0)
-        std = torch.where(std > 1e-6 * (1.0 + wide.abs().amax(dim=0)), std, torch.ones_like(std))
-        self.mean.copy_(wide.mean(dim=0))
+        mean = _summed(x[part].double().sum(dim=0) for part in parts) / count
+        std = (_summed((x[part].double() - mean).square().sum(dim=0) for part in parts) / count).sqrt()
+        std = torch.where(std > 1e-6 * (1.0 + largest), std, torch.ones_like(std))
+        self.mean.copy_(mean)
         self.std.copy_(std)
         if self.components is not None:
-            self._fit_components((wide - wide.mean(dim=0)) / std)
+            scores = ((x[part].double() - mean) / std for part in parts)
+            self._fit_components(_summed(z.T @ z for z in scores) / count)
 
-    def _fit_components(self, z: Tensor) -> None:
-        """Principal components of standardised features ``[S, D]``, from the D x D covariance."""
+    def _fit_components(self, covariance: Tensor) -> None:
+        """Principal components of standardised features from their covariance ``[D, D]``."""
         assert self.components is not None and self.component_std is not None
-        values, vectors = torch.linalg.eigh(z.T @ z / len(z))
+        values, vectors = torch.linalg.eigh(covariance)
         values, vectors = values.flip(0)[: self.out_dim], vectors.flip(1)[:, : self.out_dim]
         known = values > 1e-9 * values[0].clamp(min=1e-30)
         largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
@@ -72,6 +79,10 @@ class Standardiser(nn.Module):
         if self.components is not None and self.component_std is not None:
             z = (z @ self.components) / self.component_std
         return z.clamp(-LARGEST_SCORE, LARGEST_SCORE)
+
+
+def _summed(terms: Iterable[Tensor]) -> Tensor:
+    return reduce(torch.add, terms)
 
 
 class LogEmbedding(nn.Module):

@@ -170,10 +170,13 @@ class GRPOController(nn.Module):
             "default_price": self.default_price.item(),
         }
 
-    def fit_features(self, image_feat: Tensor, lang_feat: Tensor) -> None:
-        """Fit standardisation (and principal components) on the training split, ``[S, Di]`` and ``[S, Dl]``."""
-        self.image_input.fit(image_feat)
-        self.lang_input.fit(lang_feat)
+    def fit_features(self, image_feat: Tensor, lang_feat: Tensor, rows: Tensor | None = None) -> None:
+        """Fit standardisation (and principal components) on the training split, ``[S, Di]`` and ``[S, Dl]``.
+
+        ``rows``: which rows of the features it is; None: all.
+        """
+        self.image_input.fit(image_feat, rows)
+        self.lang_input.fit(lang_feat, rows)
 
     @torch.no_grad()
     def start_from(self, accuracy: Sequence[float]) -> None:
@@ -217,7 +220,7 @@ class GRPOController(nn.Module):
         return out
 
     def encode(self, image_feat: Tensor, lang_feat: Tensor) -> Tensor:
-        """Raw features -> standardised ``[B, F]``; has no parameters, so training does it once."""
+        """Raw features -> standardised ``[B, F]``; has no parameters."""
         return torch.cat([self.image_input(image_feat), self.lang_input(lang_feat)], dim=-1)
 
     def context_basis(self, budget: Tensor, price: Tensor) -> Tensor:

@@ -42,10 +42,12 @@ class GRPOTrainer:
         config: the algorithm.
         controller: its feature statistics, bounds and latencies are already set; it is changed in place.
         outcomes: accuracy and latency ``[S, K]``.
-        image, language: raw features ``[S, Di]`` and ``[S, Dl]``, in the same order.
+        image, language: raw features ``[F, Di]`` and ``[F, Dl]``. They are encoded when they are used, because a
+            second copy of them would be the most memory of a training.
         plan: how states are drawn.
         weights: of the guide's reward; used by the objective "reward" alone.
         seed: of everything random.
+        rows: which rows of the features the samples are, int64 ``[S]``; None: all, in the same order.
         policy_loss: in place of GRPO's, see `budgetvlm.controller.losses`; KL and entropy terms are added to either.
     """
 
@@ -60,14 +62,15 @@ class GRPOTrainer:
         weights: RewardWeights | None = None,
         seed: int = 0,
         policy_loss: PolicyLoss | None = None,
+        rows: Tensor | None = None,
     ):
         self.config, self.controller, self.outcomes, self.seed = config, controller, outcomes, seed
         self.policy_loss = policy_loss
         self.plan, self.weights = plan or StatePlan(), weights or RewardWeights()
         if config.objective == "reward":  # the guide's reward knows no price
             self.plan = replace(self.plan, price_share=0.0)
-        self.encoded = controller.encode(image, language)
-        self.complexity = torch.tensor(controller.knob_space.complexity).to(self.encoded)
+        self.image, self.language, self.rows = image, language, rows
+        self.complexity = torch.tensor(controller.knob_space.complexity).to(image)
         self.parameters: list[Tensor] = list(controller.parameters())
         matrices = [p for p in self.parameters if p.ndim > 1]
         vectors = [p for p in self.parameters if p.ndim <= 1]
@@ -88,7 +91,7 @@ class GRPOTrainer:
         generator = torch.Generator().manual_seed(self.seed * SEED_STRIDE + epoch)
         self.controller.train()
         states = self.plan.draw(self.outcomes, self.controller.latency_reference_ms.item(), generator)
-        total = torch.zeros((), device=self.encoded.device)
+        total = torch.zeros((), device=self.image.device)
         count = 0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed * SEED_STRIDE + epoch)  # dropout and drawn groups
@@ -121,8 +124,9 @@ class GRPOTrainer:
             allowed = torch.ones_like(measured)
             rewards = guide_reward(accuracy, latency, budget, self.complexity, self.weights)
         offset = self.controller.price_term(states.price)
+        places = rows if self.rows is None else self.rows[rows]
         return Batch(
-            self.encoded[rows],
+            self.controller.encode(self.image[places], self.language[places]),
             self.controller.context_basis(states.budget_ms, states.price),
             offset.masked_fill(~self.controller.allowed(allowed & measured), NEVER),
             rewards.masked_fill(~measured, 0.0),

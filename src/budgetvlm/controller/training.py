@@ -176,13 +176,14 @@ class Run:
     ):
         train_table, validation_table = table.subset("train"), table.subset("validation")
         guard, expected = StaticGuard.fit_table(train_table, config.guard_quantile), Expected.fit(train_table)
-        image, language = _feature_tensors(features, train_table, config.device)
+        image, language = _feature_tensors(features, config.device)
+        rows = torch.from_numpy(table.rows_of("train")).to(config.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.controller = new_controller(table, features, config, guard, expected)
             policy_loss = make_loss(self.controller) if make_loss else None
         self.controller.to(config.device)
-        self.controller.fit_features(image, language)
+        self.controller.fit_features(image, language, rows)
         if config.teachers:
             distil(self.controller, train_table, validation_table, features, config.teachers, config.seed)
         outcomes = Outcomes.from_arrays(train_table.accuracy, train_table.latency_ms, config.device)
@@ -196,8 +197,10 @@ class Run:
             config.weights,
             config.seed,
             policy_loss,
+            rows,
         )
-        encoded = self.controller.encode(*_feature_tensors(features, validation_table, config.device))
+        held_out = torch.from_numpy(table.rows_of("validation")).to(config.device)
+        encoded = self.controller.encode(image[held_out], language[held_out])
         price = config.plan.default_price
         self.validation = Validation(
             validation_table, encoded, expected, guard, config.grpo.objective, config.weights, price
@@ -333,11 +336,10 @@ def fingerprint(table: ProfileTable, features: Features | None) -> str:
     digest = hashlib.sha256(repr((table.knob_space.to_dict(), table.sample_ids, table.split)).encode())
     given = () if features is None else (features.image, features.language)
     for array in (table.accuracy, table.latency_ms, *given):
-        digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 
-def _feature_tensors(features: Features, table: ProfileTable, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Image and language features of a table's samples."""
-    aligned = features.aligned(table.sample_ids)
-    return torch.from_numpy(aligned.image).to(device), torch.from_numpy(aligned.language).to(device)
+def _feature_tensors(features: Features, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Image and language features; no copy on the CPU."""
+    return torch.from_numpy(features.image).to(device), torch.from_numpy(features.language).to(device)
