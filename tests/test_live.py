@@ -276,7 +276,7 @@ def as_predicted(measured, latency):
     times = np.zeros((len(latency.stages), *shape))
     for (row, k), tokens in np.ndenumerate(measured.output):
         request = measured.requests[row]
-        times[:, row, k] = latency.stages_of(k, request.vision[k], request.language, tokens)
+        times[:, row, k] = latency.stages_of(k, request.vision, request.language, tokens)
     stages = {name: np.zeros(shape) for name in measured.stages_ms} | dict(zip(latency.stages, times, strict=True))
     return replace(measured, latency_ms=times.sum(axis=0), overview_ms=np.zeros(shape), stages_ms=stages)
 

@@ -206,7 +206,7 @@ def _log_scales(guard: AdaptiveGuard, measured: Measured, rows: range) -> np.nda
     for row in rows:
         size = measured.requests[row]
         for k in range(measured.latency_ms.shape[1]):
-            predicted = guard.latency.stages_of(k, size.vision[k], size.language, measured.output[row, k])
+            predicted = guard.latency.stages_of(k, size.vision, size.language, measured.output[row, k])
             for g, stage in enumerate(guard.latency.stages):
                 ms = measured.stages_ms[stage][row, k] if stage in measured.stages_ms else 0.0
                 if ms > 0 and predicted[g] > 0:

@@ -33,16 +33,18 @@ from budgetvlm.errors import DataError, KnobSpaceError
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.table import ProfileTable
 
-SCHEMA_VERSION = 1
-SIZES = ("fixed", "vision", "context", "context^2", "steps", "steps x context")
+SCHEMA_VERSION = 2
+# "tiles" is 1 where the image is more than its overview, which is encoded first and by itself.
+SIZES = ("fixed", "vision", "context", "context^2", "steps", "steps x context", "tiles")
 # Which functions of size a stage's time can depend on, and whether the knobs do more to it than change the tokens.
 _SHAPES: dict[str, tuple[tuple[str, ...], bool]] = {
-    "preprocess": (("fixed", "vision"), False),
-    "vision": (("fixed", "vision"), False),
+    "preprocess": (("fixed", "vision", "tiles"), False),
+    "vision": (("fixed", "vision", "tiles"), False),
     "prefill": (("fixed", "context", "context^2"), True),
     "decode": (("fixed", "steps", "steps x context"), True),
 }
 _REST = "rest"  # what the stages do not account for; everything, where the table knows no stages
+DEPTH, WIDTH = "num_active_blocks", "top_k"  # experts are parts of blocks: they cost nothing but in one
 PSEUDO_SAMPLES = 2.0  # that vote for a setting's correction being 1
 ROUNDS = 4  # of reweighting, until outliers have lost their pull
 HUBER = 1.5  # in robust standard deviations
@@ -67,7 +69,8 @@ class Sizes:
     def functions(self) -> np.ndarray:
         """The functions of size, in the order of `SIZES`, ``[M, S, K]``."""
         context, steps = self.vision + self.language, np.maximum(self.output - 1, 0)
-        return np.stack([np.ones_like(context), self.vision, context, context**2, steps, steps * context])
+        tiles = (self.vision > self.vision.min(axis=1, keepdims=True)).astype(np.float64)
+        return np.stack([np.ones_like(context), self.vision, context, context**2, steps, steps * context, tiles])
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,9 +112,11 @@ class LatencyModel:
             rows, columns = rows[keep], columns[keep]
         functions = sizes.functions()[:, rows, columns]
         products = knob_products(table.knob_space, table.knob_space, compute)[:, columns]
+        subsets = _subsets(compute)
+        allowed = np.array([DEPTH not in compute or WIDTH not in names or DEPTH in names for names in subsets])
         total = table.latency_ms[rows, columns].astype(np.float64)
         stages = dict(_stage_times(table, rows, columns, total))
-        weights = np.stack([_fit_stage(name, ms, total, functions, products) for name, ms in stages.items()])
+        weights = np.stack([_fit_stage(name, ms, total, functions, products, allowed) for name, ms in stages.items()])
         model = cls(table.knob_space, compute, tuple(stages), weights, np.ones(table.num_settings))
         predicted = np.einsum("spm,pr,mr->r", weights, products, functions)
         return model._corrected(_corrections(total / predicted, columns, table.num_settings))
@@ -160,11 +165,14 @@ class LatencyModel:
         scale = knob_products(space, self.knob_space, self.compute_knobs)[:, -1]
         return LatencyModel(space, self.compute_knobs, self.stages, self.weights * scale[None, :, None], correction)
 
-    def stages_of(self, index: int, vision: float, language: float, output: float) -> np.ndarray:
-        """The time of each stage of one request at one setting, ``[stages]``."""
-        context, steps = float(vision + language), max(float(output) - 1.0, 0.0)
-        functions = np.array((1.0, float(vision), context, context * context, steps, steps * context))  # as in `SIZES`
-        out: np.ndarray = self.corrected_size[:, :, index].dot(functions)
+    def stages_of(self, index: int, vision: np.ndarray, language: float, output: float) -> np.ndarray:
+        """The time of each stage of one request at one setting, ``[stages]``.
+
+        Args:
+            vision: visual tokens at each setting, ``[K]``.
+        """
+        sizes = Sizes(vision[None], np.full((1, len(vision)), language), np.full((1, len(vision)), output))
+        out: np.ndarray = self.corrected_size[:, :, index].dot(sizes.functions()[:, 0, index])
         return out
 
     def to_dict(self) -> dict[str, Any]:
@@ -208,8 +216,12 @@ def knob_products(space: KnobSpace, reference: KnobSpace, names: Sequence[str]) 
         [space.value_matrix[:, space.names.index(n)] / max(reference.values(n)) for n in names]
         or [np.ones(space.num_settings)]
     )
-    subsets = itertools.chain.from_iterable(itertools.combinations(range(len(names)), n) for n in range(len(names) + 1))
-    return np.stack([shares[list(subset)].prod(axis=0) for subset in subsets])
+    return np.stack([shares[[names.index(n) for n in subset]].prod(axis=0) for subset in _subsets(names)])
+
+
+def _subsets(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """All of them, the smaller ones first."""
+    return [subset for n in range(len(names) + 1) for subset in itertools.combinations(names, n)]
 
 
 def relative_errors(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
@@ -240,18 +252,19 @@ def _stage_times(
 
 
 def _fit_stage(
-    name: str, times: np.ndarray, total: np.ndarray, functions: np.ndarray, products: np.ndarray
+    name: str, times: np.ndarray, total: np.ndarray, functions: np.ndarray, products: np.ndarray, allowed: np.ndarray
 ) -> np.ndarray:
-    """Weights of one stage ``[P, M]`` from times ``[R]``, by non-negative least squares on errors / total."""
+    """Weights of one stage ``[P, M]`` from times ``[R]``, by non-negative least squares on errors / total.
+
+    ``allowed``: the products that may have a weight, bool ``[P]``.
+    """
     sizes, knobs_matter = _SHAPES.get(name, (SIZES, True))
-    used = np.array([size in sizes for size in SIZES])
-    design = np.stack(
-        [products[p] * functions[m] for p in range(len(products) if knobs_matter else 1) for m in np.flatnonzero(used)],
-        axis=1,
-    )
+    of_size = np.flatnonzero([size in sizes for size in SIZES])
+    of_knobs = np.flatnonzero(allowed) if knobs_matter else np.zeros(1, dtype=int)
+    design = np.stack([products[p] * functions[m] for p in of_knobs for m in of_size], axis=1)
     solution = _robust_nnls(design / total[:, None], times / total)
     weights = np.zeros((len(products), len(SIZES)))
-    weights[: len(products) if knobs_matter else 1, used] = solution.reshape(-1, int(used.sum()))
+    weights[np.ix_(of_knobs, of_size)] = solution.reshape(len(of_knobs), len(of_size))
     return weights
 
 

@@ -41,7 +41,8 @@ class QuickLatency:
     """
 
     def __init__(self, model: LatencyModel, image_stages: Collection[str] = ()) -> None:
-        # [M, G, K]: fixed, per visual token, per token of the context and of its square, per step, per step x context.
+        # [M, G, K]: fixed, per visual token, per token of the context and of its square, per step, per step x context,
+        # and for tiles.
         self._weights = np.ascontiguousarray(model.corrected_size.transpose(1, 0, 2))
         self._image = np.array([stage in image_stages for stage in model.stages])
         self._overview = self._weights[:2, :, 0].copy()
@@ -74,11 +75,11 @@ class QuickLatency:
         return found
 
     def _stages(self, vision: np.ndarray, language: float) -> np.ndarray:
-        fixed, each, token, square, step, step_token = self._weights
+        fixed, each, token, square, step, step_token, tiles = self._weights
         context = vision + language
         count = len(fixed)
         out = np.empty((2 * count + 1, len(vision)))
-        out[:count] = fixed + vision * each + context * (token + context * square)
+        out[:count] = fixed + vision * each + context * (token + context * square) + (vision > vision.min()) * tiles
         out[count:-1] = step + context * step_token
         out[-1] = 1.0
         return out

@@ -1,8 +1,9 @@
 """The latency sweep (exp6): batch 1, every stage timed, all settings of a sample measured in one go.
 
-For each sample, in each of the repeats, the settings take turns in a new random order, so that what drifts (clock
-rate, neighbours, heat) hits all alike; of the repeats the run with the median total counts. A request goes the way it
-goes behind a controller: the overview is encoded first and reused. Loading or drawing the image is not timed.
+Samples are measured in random order. For each of them, in each of the repeats, the settings take turns in a new random
+order, so that what drifts (clock rate, neighbours, heat) hits all settings and all splits alike; of the repeats the run
+with the median total counts. A request goes the way it goes behind a controller: the overview is encoded first and
+reused. Loading or drawing the image is not timed.
 
 Not all cells have to be measured: with ``cells`` each sample is timed at a random share of the settings, and
 `budgetvlm.profiling.join` has the others predicted.
@@ -148,7 +149,8 @@ def _sweep(
         if left:
             _warm_up(vlm, [place for _, place in left], settings, config)
         with tqdm(total=len(samples), initial=len(samples) - len(left), desc="latency", unit="sample") as bar:
-            for number, place in left:
+            for i in np.random.default_rng(options.seed).permutation(len(left)):
+                number, place = left[i]
                 name = place.sample.sample_id
                 order = np.random.default_rng([options.seed, number])
                 try:

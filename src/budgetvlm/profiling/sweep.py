@@ -194,8 +194,8 @@ class Skipped:
         """The samples that are left. Raises DataError if none is."""
         left = [place for place in samples if place.sample.sample_id not in self.reasons]
         if not left:
-            name, reason = next(iter(self.reasons.items()))
-            raise DataError(f"none of the {len(samples)} samples can be used; the first, {name}: {reason}")
+            name = samples[0].sample.sample_id
+            raise DataError(f"none of the {len(samples)} samples can be used; the first, {name}: {self.reasons[name]}")
         return left
 
     def note(self, samples: Sequence[Placed]) -> None:
