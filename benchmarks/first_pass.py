@@ -9,12 +9,13 @@ that both passes read are encoded once. The second step is the project's control
 the work, its question features extended by the confidences. The first step compares what both ways earned on training
 samples, with controllers that never saw them (3 folds).
 
-Bounds say what a first pass could give at most: confidences that cost nothing, knowing for sure whether the first
-answer is right, and both. Where even they gain little, no better policy and no better confidences would gain more.
+Bounds say what stands in the way. "free": the confidences cost no time, so what it lacks is knowledge. "sure": knows
+whether the first answer is right, so what it lacks is time. "free and sure" lacks neither; no first pass gains more.
 
 In the tables, "passes" is the share of requests that start with one, "kept" of those that end with its answer, "late"
 of those over their budget; all are means over the budgets. Differences are paired, with 95% intervals over images.
-Recording 4,000 samples takes some minutes, and a seed about four; both are kept in --output_dir.
+Recording 4,000 samples takes some minutes, and a seed about four; both are kept in --output_dir. Needs scikit-learn:
+pip install "budgetvlm[compare]".
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ ONE, TWO, ALWAYS = "one-step GRPO", "two-step GRPO", "two-step, always"
 SURE, FREE, BEST = "bound: sure", "bound: free", "bound: free and sure"
 
 
-def policies(work: Material, seed: int, bar: tqdm[Any]) -> tuple[list[Chosen], dict[str, float]]:
+def policies(work: Material, seed: int, bar: tqdm[Any]) -> tuple[list[Chosen], dict[str, Any]]:
     """All policies of one seed, and how well answers are foreseen with and without the confidences."""
     bar.set_description(f"seed {seed}")
     one = train(work, work.table, work.features, seed, FOLDS, bar)

@@ -76,7 +76,7 @@ class Material:
         after = self.rest.latency_ms + self.table.latency_ms[:, [self.first]]
         return replace(
             self.rest,
-            knob_space=KnobSpace({"passes_less_2": [1, 2], **self.table.knob_space.to_dict()}),
+            knob_space=KnobSpace({"straight": [1, 2], **self.table.knob_space.to_dict()}),
             accuracy=np.tile(self.table.accuracy, 2),
             latency_ms=np.concatenate([after, self.table.latency_ms], axis=1),
         )
@@ -98,7 +98,7 @@ class Material:
         return np.where(self.split("train"), folds[number], -1)
 
     def split(self, *names: str) -> np.ndarray:
-        return np.isin(self.table.split, names)
+        return np.isin(np.array(self.table.split), names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,18 +120,21 @@ class Step:
 
     def choose(self, budget_ms: np.ndarray | float, price: float) -> np.ndarray:
         """Setting of each sample under its budget, ``[S]``."""
-        rows = np.arange(len(self.table))
-        budget = np.maximum(np.full(len(rows), budget_ms, dtype=np.float64), DECISION_MS)
-        prices = np.full(len(rows), self._own(price))
-        states = States(self.table, self.features, rows, budget, self.guard.feasible_or_cheapest(budget), prices)
-        return self._of_members(lambda member: ControllerPolicy(member).choose(states))
+        budget = np.maximum(np.full(len(self.table), budget_ms, dtype=np.float64), DECISION_MS)
+        feasible, prices = self.guard.feasible_or_cheapest(budget), np.full(len(budget), self._own(price))
+
+        def ask(member: GRPOController, rows: np.ndarray) -> np.ndarray:
+            states = States(self.table, self.features, rows, budget[rows], feasible[rows], prices[rows])
+            return ControllerPolicy(member).choose(states)
+
+        return self._of_members(ask)
 
     def values(self, budget_ms: float, price: float) -> np.ndarray:
         """Expected accuracy of each setting less what its time is worth, ``[S, K]``."""
-        seen = torch.from_numpy(self.features.image), torch.from_numpy(self.features.language)
 
         @torch.no_grad()
-        def ask(member: GRPOController) -> np.ndarray:
+        def ask(member: GRPOController, rows: np.ndarray) -> np.ndarray:
+            seen = (torch.from_numpy(feature[rows]) for feature in (self.features.image, self.features.language))
             return member.setting_logits(member(*seen, budget_ms, self._own(price))).numpy() / member.logit_scale
 
         return self._of_members(ask)
@@ -144,8 +147,11 @@ class Step:
     def _reference_ms(self) -> float:
         return Expected.fit(self.table.subset("train")).reference_ms
 
-    def _of_members(self, ask: Callable[[GRPOController], np.ndarray]) -> np.ndarray:
-        return np.stack([ask(member) for member in self.members])[self.fold + 1, np.arange(len(self.fold))]
+    def _of_members(self, ask: Callable[[GRPOController, np.ndarray], np.ndarray]) -> np.ndarray:
+        """What each member says of the samples that are its own, in the order of the samples."""
+        own = [np.flatnonzero(self.fold == number) for number in range(-1, len(self.members) - 1)]
+        answers = [ask(member, rows) for member, rows in zip(self.members, own, strict=True)]
+        return np.concatenate(answers)[np.argsort(np.concatenate(own))]
 
 
 def train(work: Material, table: ProfileTable, features: Features, seed: int, folds: int, bar: tqdm[Any]) -> Step:
