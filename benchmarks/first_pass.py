@@ -11,6 +11,7 @@ samples, with controllers that never saw them (3 folds).
 
 Bounds say what stands in the way. "free": the confidences cost no time, so what it lacks is knowledge. "sure": knows
 whether the first answer is right, so what it lacks is time. "free and sure" lacks neither; no first pass gains more.
+The control does not see the confidences: what it gains comes from picking one of two controllers, as any two would.
 
 In the tables, "passes" is the share of requests that start with one, "kept" of those that end with its answer, "late"
 of those over their budget; all are means over the budgets. Differences are paired, with 95% intervals over images.
@@ -50,6 +51,7 @@ from budgetvlm.task_properties import complete_rows
 COPIES = 8  # of the one feature that knows, among hundreds that do not
 AT = 0.98  # of the full setting's accuracy
 ONE, TWO, ALWAYS = "one-step GRPO", "two-step GRPO", "two-step, always"
+UNSEEN = "control: unseen"
 SURE, FREE, BEST = "bound: sure", "bound: free", "bound: free and sure"
 
 
@@ -57,10 +59,12 @@ def policies(work: Material, seed: int, bar: tqdm[Any]) -> tuple[list[Chosen], d
     """All policies of one seed, and how well answers are foreseen with and without the confidences."""
     bar.set_description(f"seed {seed}")
     one = train(work, work.table, work.features, seed, FOLDS, bar)
-    two, sure = (train(work, work.rest, seen, seed, FOLDS, bar) for seen in (work.confident, work.sure))
+    after = (work.confident, work.features, work.sure)
+    two, unseen, sure = (train(work, work.rest, seen, seed, FOLDS, bar) for seen in after)
     free, best = (train(work, work.table, seen, seed, 0, bar) for seen in (work.confident, work.sure))
     some, always = two_steps(work, one, two)
-    found = {ONE: straight(work, one), TWO: some, ALWAYS: always, SURE: two_steps(work, one, sure)[0]}
+    found = {ONE: straight(work, one), TWO: some, ALWAYS: always}
+    found |= {name: two_steps(work, one, step)[0] for name, step in ((UNSEEN, unseen), (SURE, sure))}
     found |= {FREE: straight(work, free), BEST: straight(work, best)}
     row = {name: place for place, name in enumerate(work.table.sample_ids)}
     known = {"image and question": foreknowledge(work, one), "confidences too": foreknowledge(work, free)}
@@ -77,7 +81,7 @@ def foreknowledge(work: Material, step: Step) -> dict[str, float]:
 
 def compare(work: Material, seeds: Sequence[int]) -> dict[str, Any]:
     """All figures; those in rows are `Estimate`."""
-    with tqdm(total=len(seeds) * (3 * (FOLDS + 1) + 2), file=sys.stderr, leave=False, unit="controller") as bar:
+    with tqdm(total=len(seeds) * (4 * (FOLDS + 1) + 2), file=sys.stderr, leave=False, unit="controller") as bar:
         runs, known = zip(*(policies(work, seed, bar) for seed in seeds), strict=True)
     bench = make_bench(work.both, work.features, work.options)
     simple = LookupTable(bench.expected), GroupLookup.fit(bench.train, expected=bench.expected)
