@@ -25,7 +25,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +74,10 @@ def policies(work: Material, seed: int, bar: tqdm[Any]) -> tuple[list[Chosen], d
 def foreknowledge(work: Material, step: Step) -> dict[str, float]:
     """Area under the ROC curve of a step's values of the test samples, against which answers are right."""
     test, values = work.split("test"), step.values(np.inf, 0.0)
-    right = work.table.accuracy > 0.5
+    right = work.table.accuracy[test] > 0.5
     places = {"first answer": work.first, "full setting's answer": -1}
-    return {name: float(roc_auc_score(right[test, k], values[test, k])) for name, k in places.items()}
+    mixed = {name: k for name, k in places.items() if 0 < right[:, k].mean() < 1}
+    return {name: float(roc_auc_score(right[:, k], values[test, k])) for name, k in mixed.items()}
 
 
 def compare(work: Material, seeds: Sequence[int]) -> dict[str, Any]:
@@ -129,7 +130,13 @@ def show(found: dict[str, Any], console: Console) -> None:
     shares = [f"{share:g}" for share in found["budget_shares"]]
     for title in ("accuracy at budget", *shares, "late", "passes", "kept", "ms at 98%"):
         by_budget.add_column(title, justify="right" if by_budget.columns else "left", no_wrap=True)
-    for title in ("", f"points over\n{ONE}", "latency saved\nat 98%", f"points over\n{GROUP}", "latency saved\nat 98%"):
+    for title in (
+        "",
+        f"points over\n{ONE}",
+        "% latency saved\nat 98%",
+        f"points over\n{GROUP}",
+        "% latency saved\nat 98%",
+    ):
         differences.add_column(title, justify="right" if differences.columns else "left", no_wrap=True)
     for each in found["rows"]:
         name, ms = each["name"], each["ms_at_98"]
@@ -137,8 +144,10 @@ def show(found: dict[str, Any], console: Console) -> None:
         means = [f"{100 * np.mean(share):.1f}%" for share in (late, each["passes"], each["kept"])]
         accuracy = [f"{100 * at.value:.1f}" for at in each["accuracy"]]
         by_budget.add_row(name, *accuracy, *means, "-" if ms is None else f"{ms.value:.1f}")
-        pairs = [each["versus"][other][key] for other in (ONE, GROUP) for key in ("points", "latency_saved")]
-        differences.add_row(name, *map(percent, pairs))
+        versus = [each["versus"][other] for other in (ONE, GROUP)]
+        differences.add_row(
+            name, *(text for v in versus for text in (percent(v["points"]), percent(v["latency_saved"])))
+        )
     console.print(by_budget, differences)
     right, ms = found["first_accuracy"], found["first_ms"]
     console.print(
@@ -151,9 +160,11 @@ def show(found: dict[str, Any], console: Console) -> None:
 
 
 def percent(number: Estimate | None) -> str:
+    """With its interval, to three digits."""
     if number is None:
         return "-"
-    return f"{100 * number.value:+.2f} [{100 * number.low:+.2f}, {100 * number.high:+.2f}]"
+    digits = 2 if abs(number.value) < 0.1 else 1
+    return "{:+.{d}f} [{:+.{d}f}, {:+.{d}f}]".format(*(100 * n for n in astuple(number)), d=digits)
 
 
 def read(args: argparse.Namespace) -> Material:

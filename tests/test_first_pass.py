@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
+from budgetvlm.controller.grpo import GRPOConfig
+from budgetvlm.controller.training import TrainingConfig
 from budgetvlm.evaluate import EvaluationOptions
 from budgetvlm.features import Features
 from budgetvlm.guard import StaticGuard
@@ -20,6 +26,7 @@ from budgetvlm.table import ProfileTable
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import first_pass  # noqa: E402
 from confidences import COMMON, confidences, listening  # noqa: E402
 from two_steps import DECISION_MS, Material, rest_of, start_where, two_steps  # noqa: E402
 
@@ -34,7 +41,8 @@ def table_of(count: int, crops: tuple[int, ...] = (1, 4)) -> ProfileTable:
     sides = ["train", "train", "validation", "test"]
     return ProfileTable.from_arrays(
         space, range(count), right, sum(stages.values()), stages_ms=stages,
-        groups={"image_id": list(range(count))}, split=[sides[row % 4] for row in range(count)],
+        split=[sides[row % 4] for row in range(count)],
+        groups={"image_id": range(count), "kind": ["a"] * count, "difficulty": ["b"] * count},
     )  # fmt: skip
 
 
@@ -53,11 +61,11 @@ def test_without_an_overview_another_tiling_is_encoded_anew() -> None:
     assert rest.latency_ms[0] == pytest.approx(np.array([0, 20, 15 + 4, 15 + 20]) + DECISION_MS)
 
 
-def material(count: int, budget_shares: tuple[float, ...] = (1.0,)) -> Material:
+def material(count: int, budget_shares: tuple[float, ...] = (1.0,), directory: Path = Path("unused")) -> Material:
     table = table_of(count)
     features = Features(table.sample_ids, np.ones((count, 1)), np.arange(count)[:, None])
     options = EvaluationOptions(budget_shares=budget_shares, prices=(0.0,))
-    return Material(table, 0, features, features, features, options, Path("unused"))
+    return Material(table, 0, features, features, features, options, directory)
 
 
 def test_both_ways_are_charged_in_full() -> None:
@@ -126,3 +134,20 @@ def test_the_head_is_listened_to_and_put_back() -> None:
     assert vlm.decoder.head is head
     entropy = 0.5 * np.log(2) + 0.5 * np.log(4)
     assert listener.steps[0][0].tolist() == pytest.approx([np.log(0.5), np.log(2), entropy])
+
+
+def test_where_going_straight_is_always_right_no_pass_is_started(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = partial(TrainingConfig, teachers=0, grpo=GRPOConfig(num_epochs=1))
+    monkeypatch.setattr("two_steps.TrainingConfig", short)
+    work = material(24, (0.3, 1.0), tmp_path)
+    found = first_pass.compare(work, [0])
+    rows = {row["name"]: row for row in found["rows"]}
+    one, two, always = (rows[name] for name in (first_pass.ONE, first_pass.TWO, first_pass.ALWAYS))
+    assert [at.value for at in one["accuracy"]] == [at.value for at in two["accuracy"]] == [0, 1]
+    assert two["passes"] == [0, 0] and always["passes"] == [1, 1] and always["kept"] == [1, 0]
+    assert two["versus"][first_pass.ONE]["points"].value == 0
+    json.dumps(found, default=asdict, allow_nan=False)
+    first_pass.show(found, Console(width=120))
+    assert first_pass.ALWAYS in capsys.readouterr().out
