@@ -12,7 +12,7 @@ from tiny_vlm import write_tiny_model
 from budgetvlm import cli
 from budgetvlm.bench import decision, memory, overhead, sections, sweeps, training
 from budgetvlm.bench.figures import Figure
-from budgetvlm.bench.material import BenchOptions, Material, made_up
+from budgetvlm.bench.material import BenchOptions, Material, fresh_controller, made_up
 from budgetvlm.bench.naive import NaiveTrainer, write_rows
 from budgetvlm.commands.bench import NAMES
 from budgetvlm.controller.states import States
@@ -150,7 +150,7 @@ def _trainer(table, features, group):
     from budgetvlm.controller.trainer import GRPOTrainer
 
     torch.manual_seed(0)
-    made = training.controller(table, features).eval()
+    made = fresh_controller(table, features, bounded=False).eval()
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     config = GRPOConfig(num_generations=group, entropy_coef=0.0)

@@ -106,22 +106,27 @@ class Material:
         return AdaptiveGuard.fit(table, features)
 
     def _untrained(self) -> GRPOController:
-        """A controller of the usual size on this model's features and knobs."""
-        table, features = self.profile
-        latency = np.nanmean(table.latency_ms, axis=0).tolist()
+        """One whose decisions differ, as those of a trained one do."""
         torch.manual_seed(self.options.seed)
-        controller = GRPOController(
-            features.image.shape[1],
-            features.language.shape[1],
-            knob_values=table.knob_space.to_dict(),
-            latency_reference_ms=latency[-1],
-            latency_ms=latency,
-            bounds_ms=latency,
-        )
+        controller = fresh_controller(*self.profile, bounded=True)
         for parameter in controller.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
-        controller.fit_features(torch.from_numpy(features.image), torch.from_numpy(features.language))
         return controller
+
+
+def fresh_controller(table: ProfileTable, features: Features, *, bounded: bool) -> GRPOController:
+    """One of the usual size on a profile's features and knobs; without bounds it may choose any setting."""
+    latency = np.nanmean(table.latency_ms, axis=0).tolist()
+    controller = GRPOController(
+        features.image.shape[1],
+        features.language.shape[1],
+        knob_values=table.knob_space.to_dict(),
+        latency_reference_ms=latency[-1],
+        latency_ms=latency,
+        bounds_ms=latency if bounded else None,
+    )
+    controller.fit_features(torch.from_numpy(features.image), torch.from_numpy(features.language))
+    return controller
 
 
 def _decoded(sample: Sample) -> Sample:

@@ -5,14 +5,10 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from budgetvlm.bench.figures import Figure, timed_s
-from budgetvlm.bench.material import Material, made_up
+from budgetvlm.bench.material import Material, fresh_controller, made_up
 from budgetvlm.bench.naive import NaiveTrainer, write_rows
 from budgetvlm.controller.grpo import GRPOConfig
-from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.training import Run, TrainingConfig
 from budgetvlm.features import Features
 from budgetvlm.table import ProfileTable
@@ -33,7 +29,7 @@ def measure(material: Material) -> list[Figure]:
         path = Path(directory) / "rows.json"
         trained_on = table.subset("train")
         write_rows(trained_on, features.aligned(trained_on.sample_ids), path, GROUP_SIZE)
-        plain = NaiveTrainer(controller(table, features), path, ROWS, GROUP_SIZE)
+        plain = NaiveTrainer(fresh_controller(table, features, bounded=False).train(), path, ROWS, GROUP_SIZE)
         runs = [run(table, features, *sizes) for sizes in ((ROWS // GROUP_SIZE, GROUP_SIZE), (BATCH, None),
                                                            (LARGE_BATCH, None))]  # fmt: skip
         rates = [(_plain_rate(plain, batches), *map(_rate, runs)) for _ in range(rounds + 1)][1:]
@@ -75,17 +71,3 @@ def _plain_rate(plain: NaiveTrainer, batches: int) -> float:
     states: list[int] = []
     seconds = timed_s(lambda: states.append(plain.train_batches(batches)))
     return states[0] / seconds
-
-
-def controller(table: ProfileTable, features: Features) -> GRPOController:
-    """One of the usual size, about to be trained; without bounds, because rows may hold any setting."""
-    latency = np.nanmean(table.latency_ms, axis=0).tolist()
-    made = GRPOController(
-        features.image.shape[1],
-        features.language.shape[1],
-        knob_values=table.knob_space.to_dict(),
-        latency_reference_ms=latency[-1],
-        latency_ms=latency,
-    )
-    made.fit_features(torch.from_numpy(features.image), torch.from_numpy(features.language))
-    return made.train()

@@ -54,8 +54,11 @@ def join(
     stages = _common_stages(timed)
     space = KnobSpace(_values(exp5_dir, accuracy.settings))
     by_cell = latency_fill == "settings" or (latency_fill == "model" and any(map(_in_part, timed.values())))
-    fill_times = _times_by_cell if by_cell else _times
-    times, predicted, errors = fill_times(space, accuracy, timed, stages, latency_fill)
+    times = _measured_times(accuracy, timed, stages)
+    if by_cell:
+        times, predicted, errors = _filled_by_cell(space, accuracy, times, stages)
+    else:
+        times, predicted, errors = _filled_by_setting(accuracy, timed, times, stages, latency_fill)
     notes, fill = _describe_fill(accuracy, timed, predicted, errors, by_cell)
     source = tuple(np.where(predicted.any(axis=1), "predicted", "measured").tolist())
     table = _table(space, accuracy, times, stages)
@@ -174,15 +177,10 @@ def _wanted(setting: TimedSetting, stages: Sequence[str]) -> list[int]:
     return [0, *(1 + setting.stages.index(stage) for stage in stages)]
 
 
-def _times_by_cell(
-    space: KnobSpace,
-    accuracy: AccuracySide,
-    timed: Mapping[Key, TimedSetting],
-    stages: Sequence[str],
-    latency_fill: str,
+def _filled_by_cell(
+    space: KnobSpace, accuracy: AccuracySide, times: np.ndarray, stages: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """As `_times`, predicted by one model of all settings; the errors are those of cells that it was not fitted on."""
-    times = _measured_times(accuracy, timed, stages)
+    """As `_filled_by_setting`, by one model of all settings; errors are those of cells that it was not fitted on."""
     predicted = np.isnan(times[..., 0])
     if not predicted.any():
         return np.round(times, 4), predicted, np.zeros(0)
@@ -194,16 +192,15 @@ def _times_by_cell(
     return np.round(np.where(np.isnan(times), whole, times), 4), predicted, filled.relative_errors
 
 
-def _times(
-    space: KnobSpace,
+def _filled_by_setting(
     accuracy: AccuracySide,
     timed: Mapping[Key, TimedSetting],
+    times: np.ndarray,
     stages: Sequence[str],
     latency_fill: str,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Times ``[S, M, 1 + stages]``, which of them are predicted ``[S, M]``, and relative errors of the fits."""
-    times = _measured_times(accuracy, timed, stages)
-    predicted = np.zeros(accuracy.scores.shape, dtype=bool)
+    times, predicted = times.copy(), np.zeros(accuracy.scores.shape, dtype=bool)
     errors = []
     for column, key in enumerate(accuracy.settings):
         setting, wanted = timed[key], _wanted(timed[key], stages)
