@@ -13,8 +13,8 @@ from tiny_vlm import KNOBS, ORDER, TOKENS_PER_TILE, write_tiny_model
 from budgetvlm.errors import CheckpointError, ConfigError, InputError, KnobSpaceError
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.vlm import STAGES, VLM, load_vlm
-from budgetvlm.vlm.adapter import pool
 from budgetvlm.vlm.calibration import block_changes, likelihood
+from budgetvlm.vlm.pooling import pool
 
 SPACE = KnobSpace(KNOBS)
 QUESTIONS = ["what is the red sign", "sum of both", "colour of the sign", "code"]

@@ -59,7 +59,7 @@ def test_a_member_alone_is_itself() -> None:
 def test_quick_decisions_multiply_only_the_members_own_blocks_and_choose_alike() -> None:
     merged = merge(members(3))
     decider = Decider(merged)
-    assert decider._hidden[0].weight.shape == (3, 8, 8)
+    assert decider._after[0].shape[1:] == (3, 8, 8)
     rng = np.random.default_rng(0)
     for budget in (12.0, 21.0, 26.0, 50.0):
         image, language = rng.normal(size=5).astype("f4"), rng.normal(size=4).astype("f4")
@@ -70,7 +70,7 @@ def test_quick_decisions_multiply_only_the_members_own_blocks_and_choose_alike()
 
 
 def test_a_single_controllers_layers_are_one_block() -> None:
-    assert Decider(members(1)[0])._hidden[0].weight.shape == (1, 8, 8)
+    assert Decider(members(1)[0])._after[0].shape[1:] == (1, 8, 8)
 
 
 def test_members_that_differ_in_size_or_data_are_refused() -> None:

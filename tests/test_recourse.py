@@ -15,17 +15,17 @@ def test_settings_that_share_an_image_differ_in_other_knobs_alone():
         np.testing.assert_array_equal(same.of(k), expected)
 
 
-def test_the_least_time_of_an_image():
-    times = np.random.default_rng(0).uniform(size=(3, 2, len(SPACE)))
-    same = SameImage(SPACE)
-    for k in range(len(SPACE)):
-        np.testing.assert_array_equal(same.least(times)[..., k], times[..., same.of(k)].min(axis=-1))
-
-
 def test_a_space_without_the_knob_has_one_image_and_one_with_nothing_else_has_no_recourse():
-    times = np.array([3.0, 5.0])
-    assert SameImage(KnobSpace({"top_k": [1, 2]})).least(times).tolist() == [3.0, 3.0]
-    assert SameImage(KnobSpace({"max_crops": [1, 4]})).least(times).tolist() == [3.0, 5.0]
+    bounds, aimed = np.array([3.0, 5.0]), np.array([2.0, 4.0])
+    assert SameImage(KnobSpace({"top_k": [1, 2]})).reachable(bounds, aimed).tolist() == [3.0, 4.0]
+    assert SameImage(KnobSpace({"max_crops": [1, 4]})).reachable(bounds, aimed).tolist() == [3.0, 5.0]
+
+
+def test_many_requests_at_once_are_as_one_by_one():
+    same, rng = SameImage(SPACE), np.random.default_rng(0)
+    bounds, aimed = rng.uniform(size=(2, 3, 2, len(SPACE)))
+    alone = [[same.reachable(*row) for row in zip(*rows, strict=True)] for rows in zip(bounds, aimed, strict=True)]
+    np.testing.assert_array_equal(same.reachable(bounds, aimed), alone)
 
 
 def test_what_can_be_reached():

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from budgetvlm._compiled import compiled
 from budgetvlm.conformal import samples_needed
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.features import Features
@@ -26,7 +28,7 @@ from budgetvlm.guard import timed_rows
 from budgetvlm.latency import LatencyModel, Sizes
 from budgetvlm.lengths import LengthModel
 from budgetvlm.margin import Margin, Moment
-from budgetvlm.quick_latency import TERMS, QuickLatency
+from budgetvlm.quick_latency import QuickLatency
 from budgetvlm.recourse import SameImage
 from budgetvlm.speed import AGREEING, StageSpeed
 from budgetvlm.table import ProfileTable
@@ -43,8 +45,7 @@ BUDGET_RATIO = 1.25  # budgets this far apart are in different groups
 Groups = tuple[str, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class Request:
+class Request(NamedTuple):
     """What is known of a request before anything runs.
 
     Attributes:
@@ -58,16 +59,14 @@ class Request:
     feature: np.ndarray
 
 
-@dataclass(frozen=True, eq=False)
-class Spent:
+class Spent(NamedTuple):
     """What a request has taken when a setting is chosen, in ms: in all, and of it the image (0: nothing encoded)."""
 
     total_ms: float = 0.0
     image_ms: float = 0.0
 
 
-@dataclass(frozen=True, eq=False)
-class Bounds:
+class Bounds(NamedTuple):
     """What the guard says of one request.
 
     Attributes:
@@ -145,6 +144,7 @@ class AdaptiveGuard:
         self._quick = QuickLatency(latency, IMAGE_STAGES)
         self._quick.scale(np.exp(self.speed.log_scale))
         self._same_image = SameImage(latency.knob_space)
+        self._all = np.ones(len(latency.knob_space), dtype=bool)
 
     @property
     def alpha(self) -> float:
@@ -198,31 +198,17 @@ class AdaptiveGuard:
         expected = max(expected, 1.0)
         sized = self._quick.size(request.vision, request.language)
         terms = self._quick.terms(sized)
-        image_ms, first_ms, step_ms, _, profiled_ms, profiled_step_ms = terms[:, -1].tolist()
+        image_ms, first_ms, step_ms, profiled_ms, profiled_step_ms = terms[:, -1].tolist()
         full_ms = image_ms + first_ms + (expected - 1) * step_ms
-        groups = (
-            "all",
-            f"image of up to {sized.most:.0f} visual tokens",
-            f"up to {long} output tokens",
-            _budget_group(budget_ms / full_ms),
-        )
+        groups = _groups(sized.most, long, _budget_step(budget_ms / full_ms))
         done_ms = self._quick.overview_ms(sized) if taken.image_ms > 0 else 0.0
         pace = self._pace(done_ms, taken.image_ms)
-        rest, total = _rest(pace, long, self.other_ms - pace * done_ms), taken.total_ms
-        answer = (0.0, pace, rest[2], 0.0)
         q, later_q = self.margin.both(groups)
-        rows = (
-            _after(total, rest, math.exp(q)),
-            _after(total, [r + (math.exp(later_q) - 1) * a for r, a in zip(rest, answer, strict=True)]),
-            _after(total, _rest(pace, expected, rest[3])),
-            rest,
-            answer,
-            (0.0, 0.0, pace, 0.0),
-        )
-        bounds_ms, aimed_ms, predicted_ms, rest_ms, answer_ms, steps_ms = _sums(rows, terms)
-        if known is not None:
-            bounds_ms, aimed_ms, predicted_ms = np.where(known, (bounds_ms, aimed_ms, predicted_ms), np.inf)
-        fastest = int(bounds_ms.argmin())
+        times, fastest = _times(
+            terms, pace, 1.0, self.other_ms - pace * done_ms, taken.total_ms, expected, float(long), math.exp(q),
+            math.exp(later_q), self._all if known is None else known,
+        )  # fmt: skip
+        bounds_ms, aimed_ms, predicted_ms, rest_ms, answer_ms, steps_ms = times
         return Bounds(
             self._same_image.reachable(bounds_ms, aimed_ms) if self.revises else bounds_ms,
             rest_ms,
@@ -248,20 +234,15 @@ class AdaptiveGuard:
         (expected, long), terms = bounds.lengths, bounds.terms
         assert terms is not None
         pace = self._pace(float(terms[0, index]), spent.image_ms)
-        rest = (0.0, *_rest(pace, long)[1:])
-        rows = (
-            _after(spent.total_ms, rest, math.exp(self.margin.q(bounds.groups, "image"))),
-            _after(spent.total_ms, (0.0, *_rest(pace, expected)[1:])),
-            rest,
-            (0.0, 0.0, pace, 0.0),
-        )
-        bounds_ms, predicted_ms, rest_ms, steps_ms = _sums(rows, terms)
         here = self._same_image.of(index)
-        here = here if known is None else here & known
-        bounds_ms, predicted_ms = np.where(here, (bounds_ms, predicted_ms), np.inf)
-        fastest = int(bounds_ms.argmin())
+        factor = math.exp(self.margin.q(bounds.groups, "image"))
+        times, fastest = _times(
+            terms, pace, 0.0, 0.0, spent.total_ms, expected, float(long), factor, factor,
+            here if known is None else here & known,
+        )  # fmt: skip
+        bounds_ms, _, predicted_ms, rest_ms, answer_ms, steps_ms = times
         return Bounds(
-            bounds_ms, rest_ms, rest_ms, predicted_ms, steps_ms, bounds.slowdown, fastest, bounds.lengths,
+            bounds_ms, rest_ms, answer_ms, predicted_ms, steps_ms, bounds.slowdown, fastest, bounds.lengths,
             bounds.groups, spent, "image", terms,
         )  # fmt: skip
 
@@ -357,31 +338,61 @@ class AdaptiveGuard:
             raise DataError(f"the guard lacks the field {error.args[0]}; calibrate again") from None
 
 
-# Times of all settings are sums of a request's terms; a row of coefficients stands for one of them.
-Row = Sequence[float]
+@compiled
+def _times(
+    terms: np.ndarray,
+    pace: float,
+    image_share: float,
+    more_ms: float,
+    taken_ms: float,
+    expected: float,
+    long: float,
+    factor: float,
+    later_factor: float,
+    known: np.ndarray,
+) -> tuple[np.ndarray, int]:
+    """What `Bounds` says of every setting, and the setting with the smallest bound.
+
+    In rows, ``[6, K]``: its bound; what it is aimed at; its time as expected; the rest with a long answer; of that what
+    comes after the image; a decoding step. The first three are infinite where a setting may not be chosen.
+
+    Args:
+        terms: of `QuickLatency.terms`, to be multiplied by ``pace``.
+        image_share: 1: the image is yet to be encoded; 0: it is encoded.
+        more_ms: beside the model's own stages. taken_ms: by now.
+        expected, long: tokens of an answer.
+        factor, later_factor: of the margin, on the rest now and on the answer once the image is encoded.
+        known: settings that may be chosen, bool ``[K]``.
+    """
+    out = np.full((6, terms.shape[1]), np.inf)
+    fastest = 0
+    for k in range(terms.shape[1]):
+        image, first, step = image_share * pace * terms[0, k], pace * terms[1, k], pace * terms[2, k]
+        answer = first + (long - 1) * step
+        rest = image + answer + more_ms
+        if known[k]:
+            out[0, k] = taken_ms + factor * rest
+            out[1, k] = taken_ms + rest + (later_factor - 1) * answer
+            out[2, k] = taken_ms + image + first + (expected - 1) * step + more_ms
+        out[3, k], out[4, k], out[5, k] = rest, answer, step
+        if out[0, k] < out[0, fastest]:
+            fastest = k
+    return out, fastest
 
 
-def _rest(pace: float, tokens: float, more_ms: float = 0.0) -> Row:
-    """An answer of so many tokens, and a time beside it."""
-    return pace, pace, pace * (tokens - 1), more_ms
+@lru_cache(maxsize=1024)
+def _groups(most: float, long: int, budget_step: int) -> Groups:
+    return (
+        "all",
+        f"image of up to {most:.0f} visual tokens",
+        f"up to {long} output tokens",
+        f"budget about {BUDGET_RATIO**budget_step:.2f} x full",
+    )
 
 
-def _after(taken_ms: float, row: Row, factor: float = 1.0) -> Row:
-    """So many times a row, behind a time that was taken."""
-    image, first, step, more = row
-    return factor * image, factor * first, factor * step, factor * more + taken_ms
-
-
-def _sums(rows: Sequence[Row], terms: np.ndarray) -> np.ndarray:
-    """The times that rows stand for, ``[rows, K]``."""
-    out: np.ndarray = np.array(rows).dot(terms[:TERMS])
-    return out
-
-
-def _budget_group(share: float) -> str:
-    """Budgets of about one size, as a share of the full setting's time here."""
-    step = round(math.log(max(0.05, min(share, 1.5))) / math.log(BUDGET_RATIO))
-    return f"budget about {BUDGET_RATIO**step:.2f} x full"
+def _budget_step(share: float) -> int:
+    """Budgets of about one size have one number; they are given as a share of the full setting's time here."""
+    return round(math.log(max(0.05, min(share, 1.5))) / math.log(BUDGET_RATIO))
 
 
 def answer_lengths(table: ProfileTable) -> np.ndarray:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -42,7 +42,7 @@ class Unguarded(AdaptiveGuard):
     ) -> Bounds:
         """As the guard's, but the expected times are the bounds."""
         bounds = super().bounds(request, budget_ms, spent, known)
-        return replace(bounds, bounds_ms=bounds.predicted_ms, fastest=int(bounds.predicted_ms.argmin()))
+        return bounds._replace(bounds_ms=bounds.predicted_ms, fastest=int(bounds.predicted_ms.argmin()))
 
     def update(self, *args: Any, **kwargs: Any) -> None:
         """Nothing."""

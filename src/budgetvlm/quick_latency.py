@@ -1,7 +1,7 @@
-"""The latency model for one request at a time: the times of all settings as rows of one small matrix.
+"""The latency model for one request at a time.
 
-A request's predictions are sums of few rows: what the image takes, what reading the prompt takes, and one more token.
-So each is a row of coefficients, and all of them together are one product. Stages are scaled by another one, in front.
+A request's predictions are sums of few terms: what the image takes, what reading the prompt takes, and one more token.
+What follows from its size alone is kept, so that a request only adds its stages up, as fast as they run now.
 
 Shapes: G stages, K settings, M functions of size (`budgetvlm.latency`). Times in ms.
 """
@@ -13,18 +13,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from budgetvlm._compiled import compiled
 from budgetvlm.latency import LatencyModel
 
 SIZES_KEPT = 256  # of requests: images are of few sizes, questions of few lengths
-TERMS = 4  # of `QuickLatency.terms`: the image, the rest until the first token, each further token, and one
 
 
 class _Sized(NamedTuple):
     """What follows from a request's size alone.
 
     Attributes:
-        times: of each stage as profiled: until the first token, then of each further one; the last row is one,
-            ``[2 G + 1, K]``.
+        times: of each stage as profiled: until the first token, then of each further one, ``[2 G, K]``.
         least, most: visual tokens at the settings with the fewest and the most.
     """
 
@@ -44,21 +43,14 @@ class QuickLatency:
         # [M, G, K]: fixed, per visual token, per token of the context and of its square, per step, per step x context,
         # and for tiles.
         self._weights = np.ascontiguousarray(model.corrected_size.transpose(1, 0, 2))
-        self._image = np.array([stage in image_stages for stage in model.stages])
-        self._overview = self._weights[:2, :, 0].copy()
+        self._image = np.array([float(stage in image_stages) for stage in model.stages])
+        self._overview = np.ascontiguousarray(self._weights[:2, :, 0])
         self._kept: dict[tuple[bytes, float], _Sized] = {}
         self.scale(np.ones(len(model.stages)))
 
     def scale(self, factors: np.ndarray) -> None:
-        """From now on a stage takes so many times as long as in the profile, ``[G]``."""
-        count = len(factors)
-        self._rows = np.zeros((TERMS + 2, 2 * count + 1))
-        self._rows[0, :count] = factors * self._image
-        self._rows[1, :count] = factors * ~self._image
-        self._rows[2, count:-1] = factors
-        self._rows[3, -1] = 1.0
-        self._rows[4, :count] = self._rows[5, count:-1] = 1.0
-        self._overview_fixed, self._overview_each = self._overview.dot(self._rows[0, :count]).tolist()
+        """From now on a stage takes so many times as long as in the profile, float64 ``[G]``."""
+        self._factors = factors
 
     def size(self, vision: np.ndarray, language: float) -> _Sized:
         """What follows from a request's size.
@@ -77,20 +69,16 @@ class QuickLatency:
     def _stages(self, vision: np.ndarray, language: float) -> np.ndarray:
         fixed, each, token, square, step, step_token, tiles = self._weights
         context = vision + language
-        count = len(fixed)
-        out = np.empty((2 * count + 1, len(vision)))
-        out[:count] = fixed + vision * each + context * (token + context * square) + (vision > vision.min()) * tiles
-        out[count:-1] = step + context * step_token
-        out[-1] = 1.0
-        return out
+        first = fixed + vision * each + context * (token + context * square) + (vision > vision.min()) * tiles
+        return np.concatenate([first, step + context * step_token])
 
     def terms(self, sized: _Sized) -> np.ndarray:
-        """Times as scaled, ``[TERMS + 2, K]``.
+        """Times as scaled, ``[5, K]``.
 
-        The image; the rest until the first token; each further token; one; and, as profiled, the time until the first
-        token and of each further one.
+        The image; the rest until the first token; each further token; and, as profiled, the time until the first token
+        and of each further one.
         """
-        return self._rows.dot(sized.times)
+        return _terms(sized.times, self._factors, self._image)
 
     def total(self, vision: np.ndarray, language: float, output: float) -> np.ndarray:
         """The time of an answer of ``output`` tokens at each setting, ``[K]``."""
@@ -100,10 +88,43 @@ class QuickLatency:
 
     def overview_ms(self, sized: _Sized) -> float:
         """The time of the image where it is shown least: that of its overview."""
-        return float(self._overview_fixed + sized.least * self._overview_each)
+        return _overview_ms(self._overview, self._factors, self._image, sized.least)
 
-    def stages_at(self, sized: _Sized, index: int, output: float) -> list[float]:
+    def stages_at(self, sized: _Sized, index: int, output: float) -> np.ndarray:
         """The time of each stage at one setting, as profiled, ``[G]``."""
-        column = sized.times[:, index].tolist()
-        count, steps = len(column) // 2, max(output - 1.0, 0.0)
-        return [first + steps * step for first, step in zip(column[:count], column[count:-1], strict=True)]
+        return _stages_at(sized.times, index, max(output - 1.0, 0.0))
+
+
+@compiled
+def _terms(times: np.ndarray, factors: np.ndarray, of_image: np.ndarray) -> np.ndarray:
+    """See `QuickLatency.terms`; ``of_image`` is 1 for the image's stages, ``[G]``."""
+    count, settings = len(factors), times.shape[1]
+    out = np.zeros((5, settings))
+    for g in range(count):
+        image, rest = factors[g] * of_image[g], factors[g] * (1 - of_image[g])
+        for k in range(settings):
+            first, step = times[g, k], times[count + g, k]
+            out[0, k] += image * first
+            out[1, k] += rest * first
+            out[2, k] += factors[g] * step
+            out[3, k] += first
+            out[4, k] += step
+    return out
+
+
+@compiled
+def _overview_ms(weights: np.ndarray, factors: np.ndarray, of_image: np.ndarray, least: float) -> float:
+    """From the fixed parts and those of each visual token, ``[2, G]``."""
+    total = 0.0
+    for g in range(len(factors)):
+        total += factors[g] * of_image[g] * (weights[0, g] + least * weights[1, g])
+    return total
+
+
+@compiled
+def _stages_at(times: np.ndarray, index: int, steps: float) -> np.ndarray:
+    count = len(times) // 2
+    out = np.empty(count)
+    for g in range(count):
+        out[g] = times[g, index] + steps * times[count + g, index]
+    return out

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from budgetvlm._compiled import compiled
 from budgetvlm.knobs import KnobSpace
 
 IMAGE_KNOB = "max_crops"
@@ -21,20 +22,14 @@ class SameImage:
 
     def __init__(self, space: KnobSpace) -> None:
         image = space.names.index(IMAGE_KNOB) if IMAGE_KNOB in space.names else None
-        self._number = np.zeros(len(space), dtype=np.int64) if image is None else space.value_indices[:, image]
-        self._same = self._number == self._number[:, None]
+        number = np.zeros(len(space), dtype=np.int64) if image is None else space.value_indices[:, image]
+        self._same = number == number[:, None]
         # Settings by image: each has as many as any other.
-        self._members = np.argsort(self._number, kind="stable").reshape(self._number.max() + 1, -1)
+        self._members = np.argsort(number, kind="stable").reshape(number.max() + 1, -1)
 
     def of(self, index: int | np.ndarray) -> np.ndarray:
         """Settings with the image of these ones ``[...]``, bool ``[..., K]``."""
         out: np.ndarray = self._same[index]
-        return out
-
-    def least(self, times: np.ndarray) -> np.ndarray:
-        """The least time among those with the same image, of every setting, ``[..., K]``."""
-        by_image = times.take(self._members, axis=-1).min(axis=-1)
-        out: np.ndarray = by_image.take(self._number, axis=-1)
         return out
 
     def reachable(self, bounds: np.ndarray, aimed: np.ndarray) -> np.ndarray:
@@ -44,5 +39,20 @@ class SameImage:
             bounds: that its time stays below, ``[..., K]``.
             aimed: at which it is expected to be among those allowed when the choice is revised, ``[..., K]``.
         """
-        out: np.ndarray = np.minimum(bounds, np.maximum(self.least(bounds), aimed))
-        return out
+        if bounds.ndim == 1:
+            return _reachable(bounds, aimed, self._members)
+        rows = bounds.reshape(-1, bounds.shape[-1]), aimed.reshape(-1, bounds.shape[-1])
+        return np.stack([_reachable(*row, self._members) for row in zip(*rows, strict=True)]).reshape(bounds.shape)
+
+
+@compiled
+def _reachable(bounds: np.ndarray, aimed: np.ndarray, members: np.ndarray) -> np.ndarray:
+    """See `SameImage.reachable`, ``[K]``; ``members`` are the settings of each image, ``[images, K / images]``."""
+    out = np.empty_like(bounds)
+    for same in members:
+        least = bounds[same[0]]
+        for k in same:
+            least = min(least, bounds[k])
+        for k in same:
+            out[k] = min(bounds[k], max(least, aimed[k]))
+    return out

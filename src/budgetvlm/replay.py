@@ -18,6 +18,7 @@ import numpy as np
 from budgetvlm.adaptive import Spent
 from budgetvlm.answer import Cut
 from budgetvlm.calibrate import Measured
+from budgetvlm.controller.decision import best_within
 from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.vlm.decoding import MARGIN
 
@@ -126,8 +127,8 @@ def _replay(
 
 def _best(values: np.ndarray, bounds_ms: np.ndarray, budget_ms: float) -> int:
     """The most valuable setting whose bound keeps the budget, or that with the smallest bound."""
-    allowed = bounds_ms <= budget_ms
-    return int(np.where(allowed, values, -np.inf).argmax() if allowed.any() else bounds_ms.argmin())
+    best = best_within(values, bounds_ms, budget_ms)
+    return best if best >= 0 else int(bounds_ms.argmin())
 
 
 def _tokens_in_time(

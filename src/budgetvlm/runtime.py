@@ -13,8 +13,9 @@ from __future__ import annotations
 import math
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -23,7 +24,7 @@ from budgetvlm._io import read_json, write_json
 from budgetvlm.adaptive import AdaptiveGuard, Bounds, Request, Spent
 from budgetvlm.answer import Answer, Choice, Cut, Infeasible, check_request, make_answer
 from budgetvlm.controller.checkpoint import GUARD, load_controller
-from budgetvlm.controller.decision import Decider
+from budgetvlm.controller.decision import Decider, best_within
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.errors import CheckpointError, ConfigError, DataError, InputError, KnobSpaceError
 from budgetvlm.knobs import Setting
@@ -34,8 +35,7 @@ _BLANK = (256, 192)  # pixels of the image that the model is warmed up with
 _DECISIONS, _ANSWERS = 9, 2  # rehearsed before the first request
 
 
-@dataclass(frozen=True, eq=False)
-class Outlook:
+class Outlook(NamedTuple):
     """What is known of a request before the model runs: its size and question feature, and what the guard says."""
 
     request: Request
@@ -253,11 +253,12 @@ class AdaptiveVLM:
         Args:
             values: `Decider.values` of every setting, ``[K]``.
         """
-        allowed = bounds.allowed(budget_ms).nonzero()[0]
-        feasible = len(allowed) > 0
+        index = best_within(values, bounds.bounds_ms, budget_ms)
+        feasible = index >= 0
         if not feasible and when_infeasible == "best_effort":
-            allowed = (bounds.predicted_ms <= budget_ms).nonzero()[0]
-        index = int(allowed[values[allowed].argmax()]) if len(allowed) else bounds.fastest
+            index = best_within(values, bounds.predicted_ms, budget_ms)
+        if index < 0:
+            index = bounds.fastest
         bound = float(bounds.bounds_ms[index])
         setting = self.controller.knob_space.settings[index]
         return Choice(setting, index, feasible, bound if 0 < bound < math.inf else None)

@@ -11,13 +11,12 @@ setting has to be chosen.
 from __future__ import annotations
 
 import math
-import statistics
-from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from budgetvlm._compiled import compiled
 from budgetvlm.errors import DataError
 
 RATE = 0.05  # share of the way that a scale goes towards one request's ratio
@@ -43,42 +42,23 @@ class StageSpeed:
         self.normal = np.zeros(len(self.stages)) if normal is None else np.array(normal, dtype=np.float64)
         self.log_scale = self.normal.copy()
         self.mood = 0.0
-        self._recent = [deque[float](maxlen=AGREEING) for _ in self.stages]
+        self._recent = np.empty((len(self.stages), AGREEING))  # log ratios of the last requests
+        self._known = np.zeros(len(self.stages), dtype=np.int64)  # how many of them
 
     def mood_after(self, log_ratio: float) -> float:
         """The mood, given log(measured / predicted) of a part of the request itself; the prediction with scales."""
         return self.mood + PROBE_RATE * _limited(log_ratio - self.mood)
 
-    def follow(self, predicted_ms: Sequence[float], stages_ms: Mapping[str, float]) -> bool:
+    def follow(self, predicted_ms: np.ndarray, stages_ms: Mapping[str, float]) -> bool:
         """Learn from one request's times; whether any stage's speed has jumped.
 
         Args:
-            predicted_ms: of each stage, by the profile, ``[stages]``.
+            predicted_ms: of each stage, by the profile, float64 ``[stages]``.
             stages_ms: what each stage took; one that is not known or took nothing teaches nothing.
         """
-        took_ms = [stages_ms.get(stage, 0.0) for stage in self.stages]
-        known = [g for g, (took, ms) in enumerate(zip(took_ms, predicted_ms, strict=True)) if took > 0 and ms > 0]
-        if not known:
-            return False
-        scales = self.log_scale.tolist()
-        together = sum(took_ms[g] for g in known) / sum(predicted_ms[g] * math.exp(scales[g]) for g in known)
-        self.mood += MOOD_RATE * _limited(math.log(together) - self.mood)
-        # All are learnt from, also behind one that has jumped.
-        jumps = [self._follow(g, scales[g], math.log(took_ms[g] / predicted_ms[g])) for g in known]
-        if any(jumps):
-            self.mood = 0.0
-        return any(jumps)
-
-    def _follow(self, g: int, scale: float, log_ratio: float) -> bool:
-        recent = self._recent[g]
-        recent.append(log_ratio)
-        least, most = min(recent) - scale, max(recent) - scale
-        if len(recent) == AGREEING and (least > JUMP or most < -JUMP):
-            self.log_scale[g] = statistics.median(recent)
-            recent.clear()
-            return True
-        self.log_scale[g] = scale + RATE * _limited(log_ratio - scale)
-        return False
+        took_ms = np.array([stages_ms.get(stage, 0.0) for stage in self.stages])
+        self.mood, jumped = _follow(predicted_ms, took_ms, self.mood, self.log_scale, self._recent, self._known)
+        return jumped
 
     @property
     def drift(self) -> dict[str, float]:
@@ -102,5 +82,54 @@ class StageSpeed:
         return speed
 
 
+@compiled
+def _follow(
+    predicted_ms: np.ndarray,
+    took_ms: np.ndarray,
+    mood: float,
+    log_scale: np.ndarray,
+    recent: np.ndarray,
+    known: np.ndarray,
+) -> tuple[float, bool]:
+    """The new mood, and whether any stage has jumped; scales and what is recent are changed in place.
+
+    All stages are learnt from, also behind one that has jumped.
+    """
+    took = predicted = 0.0
+    for g in range(len(took_ms)):
+        if took_ms[g] > 0 and predicted_ms[g] > 0:
+            took += took_ms[g]
+            predicted += predicted_ms[g] * math.exp(log_scale[g])
+    if took == 0:
+        return mood, False
+    mood += MOOD_RATE * _limited(math.log(took / predicted) - mood)
+    jumped = False
+    for g in range(len(took_ms)):
+        if took_ms[g] > 0 and predicted_ms[g] > 0:
+            jumped |= _follow_stage(math.log(took_ms[g] / predicted_ms[g]), g, log_scale, recent[g], known)
+    return (0.0 if jumped else mood), jumped
+
+
+@compiled
+def _follow_stage(log_ratio: float, g: int, log_scale: np.ndarray, recent: np.ndarray, known: np.ndarray) -> bool:
+    """Whether this stage has jumped; ``recent`` is its own, ``[AGREEING]``."""
+    if known[g] < AGREEING:
+        known[g] += 1
+    count = known[g]
+    least = most = total = log_ratio
+    for i in range(count - 1):  # the latest comes first
+        log_ratio, recent[i] = recent[i], log_ratio
+    recent[count - 1] = log_ratio
+    for i in range(1, count):
+        least, most, total = min(least, recent[i]), max(most, recent[i]), total + recent[i]
+    if count == AGREEING and (least - log_scale[g] > JUMP or most - log_scale[g] < -JUMP):
+        log_scale[g] = (total - least - most) / (AGREEING - 2)  # their median
+        known[g] = 0
+        return True
+    log_scale[g] += RATE * _limited(recent[0] - log_scale[g])
+    return False
+
+
+@compiled
 def _limited(log_ratio: float) -> float:
     return max(-LARGEST_STEP, min(log_ratio, LARGEST_STEP))

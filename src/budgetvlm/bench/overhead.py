@@ -19,7 +19,7 @@ from budgetvlm.bench.material import Material
 from budgetvlm.profiling.latency import request
 from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.tasks import Sample
-from budgetvlm.vlm.adapter import pool
+from budgetvlm.vlm.pooling import pool
 
 MOST_SHARE, MOST_SHARE_OF_LARGE = 1.0, 0.1  # percent
 LARGE_MS = 300.0  # a request of a model of ordinary size

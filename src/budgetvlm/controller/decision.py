@@ -1,47 +1,58 @@
-"""One decision, quickly: a trained controller as a few NumPy products, for requests that come one at a time.
+"""One decision, quickly: a trained controller as one compiled loop, for requests that come one at a time.
 
 PyTorch spends most of a decision's time on starting its many small operations. Here what is fixed after training is
 folded together once: the heads with their sum over the knobs, the embeddings with the layers that read them. The
 choices are those of `GRPOController.sample_actions(..., deterministic=True)`; a test holds both against each other.
+
+Shapes: Di, Dl features, F of them standardised, C functions of a budget, E numbers embed it, H hidden, K settings.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import nn
 
+from budgetvlm._compiled import compiled
 from budgetvlm.controller.layers import LARGEST_SCORE, LogEmbedding, Standardiser
 from budgetvlm.controller.network import LARGEST_LOG_RATIO, SMALLEST_PRICE, GRPOController
 from budgetvlm.errors import InputError
 
 MOST_BLOCKS = 64  # members of an ensemble that are looked for
+_ONE = np.float32(1.0)  # a plain 1 would make doubles of what it is added to
 
 
 class Decider:
     """Chooses a setting for one state at a time. May be called by several threads.
-
-    Hidden numbers and embeddings are kept with the other sign: silu(h) = h / (1 + exp(-h)) is then one operation less.
 
     Args:
         controller: trained; later changes to it are not seen.
     """
 
     def __init__(self, controller: GRPOController) -> None:
-        self._inputs = _Inputs(controller, controller.budget_embedding.linear.out_features)
+        inputs = controller.image_input, controller.lang_input
+        self._widths = inputs[0].in_dim, inputs[1].in_dim
         feature_weight, feature_bias = _affine(controller.feature_layer)
         context_weight, context_bias = _affine(controller.context_layer)
         width = controller.budget_embedding.linear.out_features
-        self._budget, self._price = _Embedding(controller.budget_embedding), _Embedding(controller.price_embedding)
-        self._first = np.concatenate([-feature_weight, context_weight[:, :width]], axis=1)
-        self._price_weight, self._first_bias = -context_weight[:, width:], feature_bias + context_bias
-        self._hidden = [_Blocks(layer) for layer in controller.trunk if isinstance(layer, nn.Linear)]
-        weight, self._head_bias = _summed_heads(controller)
-        self._heads = -weight
+        self._price, self._price_weight = _embedding(controller.price_embedding), context_weight[:, width:]
+        self._frequencies = _array(controller.price_embedding.frequencies)
+        self._first_bias = feature_bias + context_bias
+        heads, self._head_bias = _summed_heads(controller)
+        self._projections = [_projection(layer) for layer in inputs if layer.components is not None]
+        self._before: list[Any] = [
+            *(np.concatenate(both) for both in zip(*map(_statistics, inputs), strict=True)),
+            np.float32(LARGEST_SCORE),
+            self._frequencies,
+            _embedding(controller.budget_embedding),
+            _columns(np.concatenate([feature_weight, context_weight[:, :width]], axis=1)),
+        ]
+        square = [layer for layer in controller.trunk if isinstance(layer, nn.Linear)]
+        self._after: list[Any] = [*_hidden(square), _columns(heads)]
         self._reference_ms = float(controller.latency_reference_ms)
         self._default_price = float(controller.default_price)
         self._latency_share = _array(controller.latency_ms) / self._reference_ms
@@ -66,19 +77,18 @@ class Decider:
         Raises:
             InputError: features of another width.
         """
-        price = self._default_price if price is None else price
+        if (image.size, language.size) != self._widths or image.ndim != 1 or language.ndim != 1:
+            self._complain(image, language)
         priced = self._priced
-        if priced.price != price:
-            self._priced = priced = self._at_price(price)
-        state = self._inputs(image, language)
-        self._budget(self._budget_log(budget_ms), out=state[self._inputs.width :])
-        hidden = self._first.dot(state)
-        hidden -= priced.hidden
-        for layer in self._hidden:
-            hidden = layer(_silu_of_minus(hidden))
-        out: np.ndarray = self._heads.dot(_silu_of_minus(hidden))
-        out += priced.values
-        return out
+        if price is not None and priced.price != price:
+            priced = self._at_price(price)
+        elif price is None and priced.price != self._default_price:
+            priced = self._at_price(self._default_price)
+        self._priced = priced
+        if self._projections:
+            image, language = (p.dot(x) for p, x in zip(self._projections, (image, language), strict=True))
+        budget_log = self._budget_log(budget_ms)
+        return _values(image, language, budget_log, *self._before, priced.hidden, *self._after, priced.values)
 
     def choose(
         self,
@@ -105,9 +115,18 @@ class Decider:
     def _at_price(self, price: float) -> _Priced:
         price_log = min(math.log(max(price, SMALLEST_PRICE) / 0.1), LARGEST_LOG_RATIO)
         embedded = np.empty(self._price_weight.shape[1], dtype=np.float32)
-        self._price(price_log, out=embedded)
+        _embed(price_log, self._frequencies, self._price, embedded)
         hidden = self._price_weight @ embedded + self._first_bias
         return _Priced(price, hidden, self._head_bias - np.float32(price) * self._latency_share)
+
+    def _complain(self, image: np.ndarray, language: np.ndarray) -> NoReturn:
+        what, raw, width = ("image", image, self._widths[0])
+        if image.shape == (width,):
+            what, raw, width = ("language", language, self._widths[1])
+        raise InputError(
+            f"the {what} feature has shape {list(raw.shape)}, but this controller was built for {width} {what} "
+            "features; use features of the model that it was trained with"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,88 +143,135 @@ class _Priced:
     values: np.ndarray
 
 
-class _Inputs:
-    """`Standardiser` of both features for one state, with room for ``more`` numbers behind them."""
-
-    def __init__(self, controller: GRPOController, more: int) -> None:
-        layers = controller.image_input, controller.lang_input
-        self._split = len(layers[0].mean)
-        self._mean = np.concatenate([_array(layer.mean) for layer in layers])
-        self._scale = np.concatenate([1.0 / _array(layer.std) for layer in layers])
-        self._components = [_components(layer) for layer in layers if layer.components is not None]
-        self._middle = layers[0].out_dim
-        self.width = sum(layer.out_dim for layer in layers)
-        self._room = self.width + more
-        self._most = np.full(self.width, LARGEST_SCORE, dtype=np.float32)
-        self._least = -self._most
-
-    def __call__(self, image: np.ndarray, language: np.ndarray) -> np.ndarray:
-        split = self._split
-        if image.shape != (split,) or language.shape != (len(self._mean) - split,):
-            self._complain(image, language)
-        out = np.empty(self._room, dtype=np.float32)
-        scores = out[: self.width]
-        z = np.concatenate((image, language), out=None if self._components else scores)
-        z -= self._mean
-        z *= self._scale
-        if self._components:
-            ours, theirs = self._components
-            ours.dot(z[:split], out=scores[: self._middle])
-            theirs.dot(z[split:], out=scores[self._middle :])
-        np.minimum(scores, self._most, out=scores)
-        np.maximum(scores, self._least, out=scores)
-        return out
-
-    def _complain(self, image: np.ndarray, language: np.ndarray) -> NoReturn:
-        widths = self._split, len(self._mean) - self._split
-        what, raw, width = ("image", image, widths[0])
-        if image.shape == (widths[0],):
-            what, raw, width = ("language", language, widths[1])
-        raise InputError(
-            f"the {what} feature has shape {list(raw.shape)}, but this controller was built for {width} {what} "
-            "features; use features of the model that it was trained with"
-        )
+@compiled
+def best_within(values: np.ndarray, times_ms: np.ndarray, budget_ms: float) -> int:
+    """The most valuable setting ``[K]`` whose time ``[K]`` a budget holds; -1 if there is none."""
+    best = -1
+    for k in range(len(values)):
+        if times_ms[k] <= budget_ms and (best < 0 or values[k] > values[best]):
+            best = k
+    return best
 
 
-def _components(layer: Standardiser) -> np.ndarray:
-    """Standardised features -> components of unit variance, ``[out_dim, D]``."""
-    assert layer.components is not None and layer.component_std is not None
-    return np.ascontiguousarray((_array(layer.components) / _array(layer.component_std)).T)
+@compiled
+def _values(
+    image: np.ndarray,
+    language: np.ndarray,
+    budget_log: float,
+    mean: np.ndarray,
+    scale: np.ndarray,
+    largest: float,
+    frequencies: np.ndarray,
+    embedding: np.ndarray,
+    first: np.ndarray,
+    first_bias: np.ndarray,
+    hidden: np.ndarray,
+    hidden_bias: np.ndarray,
+    heads: np.ndarray,
+    head_bias: np.ndarray,
+) -> np.ndarray:
+    """A state's values ``[K]``.
+
+    Args:
+        image, language: features, projected where the controller does that.
+        mean, scale, largest: of both; they are standardised so, and cut, ``[F]``.
+        frequencies, embedding: of the budget's logarithm, see `_embed`.
+        first: from standardised features and the embedded budget, ``[F + E, H]``; its bias holds the price's share.
+        hidden, hidden_bias: see `_hidden`.
+        heads, head_bias: ``[H, K]``, ``[K]``.
+    """
+    state = np.empty(len(first), np.float32)
+    state[: len(image)] = image
+    state[len(image) : len(mean)] = language
+    for i in range(len(mean)):
+        state[i] = min(max((state[i] - mean[i]) * scale[i], -largest), largest)
+    _embed(budget_log, frequencies, embedding, state[len(mean) :])
+    now = first_bias.copy()
+    _multiply(first, state, now)
+    for layer in range(len(hidden)):
+        _silu(now)
+        after = hidden_bias[layer].copy()
+        size = hidden.shape[2]
+        for block in range(hidden.shape[1]):
+            start, end = block * size, (block + 1) * size
+            _multiply(hidden[layer, block], now[start:end], after[start:end])
+        now = after
+    _silu(now)
+    out = head_bias.copy()
+    _multiply(heads, now, out)
+    return out
 
 
-class _Embedding:
-    """`LogEmbedding` for one number, in plain numbers as far as they are few. Signs: see `Decider`."""
-
-    def __init__(self, layer: LogEmbedding) -> None:
-        self._frequencies = _array(layer.frequencies).tolist()
-        weight, bias = _affine(layer.linear)
-        # The number itself and the bias are columns as well.
-        self._weight = np.ascontiguousarray(-np.concatenate([weight[:, 1:], weight[:, :1], bias[:, None]], axis=1))
-
-    def __call__(self, log_ratio: float, out: np.ndarray) -> None:
-        """Into ``out``, float32 ``[width]``."""
-        angles = [frequency * log_ratio for frequency in self._frequencies]
-        basis = [*map(math.sin, angles), *map(math.cos, angles), log_ratio, 1.0]
-        _silu_of_minus(self._weight.dot(np.array(basis, dtype=np.float32), out=out))
+@compiled
+def _embed(log_ratio: float, frequencies: np.ndarray, embedding: np.ndarray, out: np.ndarray) -> None:
+    """`LogEmbedding` of one number ``[E]``; ``embedding`` is that of `_embedding`."""
+    count = len(frequencies)
+    basis = np.empty(2 * count + 2, np.float32)
+    for i in range(count):
+        basis[i], basis[count + i] = math.sin(frequencies[i] * log_ratio), math.cos(frequencies[i] * log_ratio)
+    basis[2 * count], basis[2 * count + 1] = log_ratio, 1.0
+    out[:] = 0.0
+    _multiply(embedding, basis, out)
+    _silu(out)
 
 
-class _Blocks:
-    """A square layer; where it is an ensemble's, only the members' own blocks are multiplied. Signs: see `Decider`."""
+@compiled
+def _multiply(weight: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:
+    """Add ``[D, N]``, transposed, times x ``[D]`` to ``out`` ``[N]``: whole columns, which vector units like.
 
-    def __init__(self, layer: nn.Linear) -> None:
-        weight, self.bias = _affine(layer)
-        count = _num_blocks(weight)
-        size = len(weight) // count
-        blocks = [weight[i * size : (i + 1) * size, i * size : (i + 1) * size] for i in range(count)]
-        self.weight = np.ascontiguousarray(np.stack(blocks))
+    Four at a time, so that ``out`` is read and written a quarter as often.
+    """
+    count, width = weight.shape
+    for j in range(0, count - 3, 4):
+        a, b, c, d = x[j], x[j + 1], x[j + 2], x[j + 3]
+        for i in range(width):
+            out[i] += weight[j, i] * a + weight[j + 1, i] * b + weight[j + 2, i] * c + weight[j + 3, i] * d
+    for j in range(count - count % 4, count):
+        for i in range(width):
+            out[i] += weight[j, i] * x[j]
 
-    def __call__(self, hidden: np.ndarray) -> np.ndarray:
-        if len(self.weight) == 1:
-            out: np.ndarray = self.weight[0].dot(hidden)
-        else:
-            out = np.matmul(self.weight, hidden.reshape(len(self.weight), -1, 1)).reshape(-1)
-        out -= self.bias
-        return out
+
+@compiled
+def _silu(x: np.ndarray) -> None:
+    for i in range(len(x)):
+        x[i] = x[i] / (_ONE + math.exp(-x[i]))
+
+
+def _statistics(layer: Standardiser) -> tuple[np.ndarray, np.ndarray]:
+    """What standardises a feature, ``[F]`` each: its mean and scale; projected components have their own already."""
+    if layer.components is None:
+        return _array(layer.mean), 1.0 / _array(layer.std)
+    shift = (_array(layer.mean) / _array(layer.std)) @ _array(layer.components)
+    return shift, 1.0 / _array(layer.component_std)
+
+
+def _projection(layer: Standardiser) -> np.ndarray:
+    """Raw features -> components, not yet centred, ``[F, D]``."""
+    return np.ascontiguousarray((_array(layer.components) / _array(layer.std)[:, None]).T)
+
+
+def _embedding(layer: LogEmbedding) -> np.ndarray:
+    """`LogEmbedding`'s weights for sines, cosines, the number itself and 1, ``[2 C + 2, E]``."""
+    weight, bias = _affine(layer.linear)
+    return _columns(np.concatenate([weight[:, 1:], weight[:, :1], bias[:, None]], axis=1))
+
+
+def _hidden(layers: list[nn.Linear]) -> tuple[np.ndarray, np.ndarray]:
+    """Square layers, of n blocks on their diagonals these alone, ``[L, n, H / n, H / n]``, and biases ``[L, H]``.
+
+    An ensemble's members are such blocks, so that what lies between them is not multiplied.
+    """
+    if not layers:
+        return np.empty((0, 1, 1, 1), dtype=np.float32), np.empty((0, 1), dtype=np.float32)
+    weights, biases = zip(*map(_affine, layers), strict=True)
+    size = len(weights[0]) // math.gcd(*(_num_blocks(weight) for weight in weights))
+    cuts = [slice(start, start + size) for start in range(0, len(weights[0]), size)]
+    return np.stack([np.stack([_columns(weight[cut, cut]) for cut in cuts]) for weight in weights]), np.stack(biases)
+
+
+def _columns(weight: np.ndarray) -> np.ndarray:
+    """``[N, D]`` -> ``[D, N]``, as `_multiply` reads it."""
+    return np.ascontiguousarray(weight.T)
 
 
 def _num_blocks(weight: np.ndarray) -> int:
@@ -228,13 +294,6 @@ def _affine(layer: nn.Linear) -> tuple[np.ndarray, np.ndarray]:
     return _array(layer.weight), _array(layer.bias)
 
 
-def _array(tensor: torch.Tensor) -> np.ndarray:
+def _array(tensor: torch.Tensor | None) -> np.ndarray:
+    assert tensor is not None
     return np.ascontiguousarray(tensor.detach().cpu().float().numpy().copy())
-
-
-def _silu_of_minus(minus: np.ndarray) -> np.ndarray:
-    """-h -> -silu(h), in place."""
-    below = np.exp(minus)
-    below += 1.0
-    minus /= below
-    return minus

@@ -22,6 +22,7 @@ from budgetvlm.knobs import KnobSpace, Setting
 from budgetvlm.vlm import blocks
 from budgetvlm.vlm.decoding import Decoder
 from budgetvlm.vlm.families.base import SIZES_KEPT, Family, Guide, Images, Layout, Passed, Row
+from budgetvlm.vlm.pooling import WordMeans, pool
 from budgetvlm.vlm.prompt import Prompt
 from budgetvlm.vlm.protocol import Deadline, Generation, Overview, Revise
 from budgetvlm.vlm.stopwatch import Stopwatch
@@ -72,7 +73,7 @@ class Adapter:
         self._visual_tokens: dict[tuple[int, int], np.ndarray] = {}
         self.decoder = Decoder(family.language(model), family.head(model), end_ids, family.new_cache)
         self._first_parameter = next(model.parameters())
-        self._embeddings = self.decoder.model.get_input_embeddings()
+        self._word_means = WordMeans(self.decoder.model.get_input_embeddings())
         self._lock = threading.RLock()
 
     @property
@@ -170,14 +171,7 @@ class Adapter:
 
     def question_feature(self, question: str) -> torch.Tensor:
         """Mean of the embeddings of the question's tokens, float32 ``[Dl]``; what every prompt has is left out."""
-        ids = self.prompt.question_ids(question)
-        table = self._embeddings
-        if type(table) is nn.Embedding and table.weight.dtype == torch.float32 and table.weight.device.type == "cpu":
-            # One vector needs no tensors, whose operations would take four times as long.
-            rows = table.weight.detach().numpy().take(ids, axis=0)
-            return torch.from_numpy(np.add.reduce(rows) / np.float32(len(ids)))
-        with torch.inference_mode():
-            return self._embed(ids).float().mean(0).cpu()
+        return self._word_means(self.prompt.question_ids(question))
 
     def prompt_size(self, image: Image.Image, question: str) -> tuple[np.ndarray, int]:
         """Visual tokens at each setting ``[K]`` and the prompt's other tokens, without running the model."""
@@ -395,12 +389,6 @@ class Adapter:
             most = min((dial.most for dial in self.dials), default=0)
             if max(space.values("top_k")) > most:
                 yield f"top_k={list(space.values('top_k'))} exceeds the model's {most} experts"
-
-
-def pool(tokens: torch.Tensor) -> torch.Tensor:
-    """The controller's view of visual tokens ``[T, C]``: mean and maximum over the tokens, float32 ``[2 * C]``."""
-    tokens = tokens.float()
-    return torch.cat([tokens.mean(0), tokens.amax(0)]).cpu()
 
 
 def _check_length(max_new_tokens: int) -> None:
