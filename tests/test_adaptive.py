@@ -100,6 +100,13 @@ def test_a_slower_machine_is_seen_as_one():
     assert StageSpeed(LATENCY.stages, made.speed.log_scale).drift == {}
 
 
+def test_a_rehearsal_teaches_nothing():
+    made = guard()
+    before = made.to_dict()
+    made.rehearse(Request(TOKENS["vision"][0], TOKENS["language"][0, 0], FEATURES[0]))
+    assert made.to_dict() == before
+
+
 def test_what_was_learnt_survives_json():
     made = guard()
     list(requests(made, lambda row: 1.3))

@@ -298,6 +298,14 @@ class AdaptiveGuard:
         if self.follow(request, setting_index, stages_ms, output_tokens):
             self.margin.forget(AGREEING)
 
+    def rehearse(self, request: Request) -> None:
+        """Run all that a request runs, on a twin, so that the first real one need not wait for compiled code."""
+        twin = AdaptiveGuard.from_dict(self.to_dict())
+        looks = [twin.bounds(request, 100.0, Spent(1.0, 1.0))]
+        looks.append(twin.revised(looks[0], looks[0].fastest, Spent(2.0, 2.0)))
+        stages = dict.fromkeys(twin.latency.stages, 1.0)
+        twin.update(request, looks, looks[0].fastest, stages, 2, 100.0, late=False)
+
     def follow(self, request: Request, index: int, stages_ms: Mapping[str, float], output_tokens: float) -> bool:
         """Learn this machine's speed from a request, and nothing else; whether a stage's speed has jumped."""
         sized = self._quick.size(request.vision, request.language)

@@ -72,8 +72,9 @@ class AdaptiveVLM:
         self.guard = None  # the rehearsal is not to be learnt from
         self.controller_ms = self._rehearse(*(_DECISIONS, _ANSWERS) if warm_up else (1, 0))
         self.guard = guard
-        if guard is not None and not guard.other_ms:
-            guard.other_ms = self.controller_ms
+        if guard is not None:
+            guard.other_ms = guard.other_ms or self.controller_ms
+            guard.rehearse(self._request(Image.new("RGB", _BLANK), "what"))
 
     @classmethod
     def from_pretrained(

@@ -87,8 +87,8 @@ class Decider:
         self._priced = priced
         if self._projections:
             image, language = (p.dot(x) for p, x in zip(self._projections, (image, language), strict=True))
-        budget_log = self._budget_log(budget_ms)
-        return _values(image, language, budget_log, *self._before, priced.hidden, *self._after, priced.values)
+        fixed = (*self._before, priced.hidden, *self._after, priced.values)
+        return _values(image, language, self._budget_log(budget_ms), *fixed)
 
     def choose(
         self,
