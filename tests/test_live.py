@@ -1,6 +1,9 @@
 """Calibration and evaluation on the clock, with a tiny model: what is measured, counted and said."""
 
 import json
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -339,3 +342,19 @@ def test_the_commands(system, directory, tmp_path, capsys):
     assert "add --overwrite" in capsys.readouterr().err
     assert main(["evaluate", "--live"]) == 2
     assert "needs a trained controller" in capsys.readouterr().err
+
+
+def test_busy_processes_end_with_a_run_that_is_killed(tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import os, signal\n"
+        "from budgetvlm.live import _Load\n"
+        "if __name__ == '__main__':\n"
+        "    with _Load(1) as load:\n"
+        "        load.set(True)\n"
+        "        print(load._processes[0].pid, flush=True)\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    # All of them hold the pipe, so it is closed when the last of them has ended.
+    done = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL and done.stdout.strip()

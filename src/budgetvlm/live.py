@@ -185,10 +185,12 @@ class _Load:
 
 
 def _spin(on: Any) -> None:
-    while True:
-        on.wait()
-        for _ in range(100_000):
-            pass
+    """While it is on, and not longer than the process that started it: that may have been killed."""
+    parent = multiprocessing.parent_process()
+    while parent is not None and parent.is_alive():
+        if on.wait(timeout=1.0):
+            for _ in range(100_000):
+                pass
 
 
 def price_of_guarantee(
