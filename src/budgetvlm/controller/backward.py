@@ -53,9 +53,9 @@ class Backward:
         embedded = torch.cat([layer(x) for layer, x in zip(self.embeddings, bases, strict=True)], dim=1)
         context = silu(embedded)
         before = self.features(encoded).add_(self.context(context))  # [B, H], of the layer at hand
-        layers = []
-        for layer in (*self.hidden, self.heads):
-            kept = self.dropout.factors(before)
+        stack, layers = (*self.hidden, self.heads), []
+        drawn = self.dropout.factors(len(stack), *before.shape) if self.dropout.active else [None] * len(stack)
+        for layer, kept in zip(stack, drawn, strict=True):
             after = silu(before) if kept is None else silu(before).mul_(kept)
             layers.append((layer, before, kept, after))
             before = layer(after)

@@ -163,7 +163,17 @@ def expectation(log_policy: Tensor, values: Tensor) -> Tensor:
 
     The values are held fixed, and the gradient is right also where they hold log pi itself: E[d log pi] = 0.
     """
-    return (log_policy.exp() * values.detach()).sum() / len(values)
+    return expectation_parts(log_policy, values).sum()
+
+
+def expectation_parts(log_policy: Tensor, values: Tensor) -> Tensor:
+    """What `expectation` is the sum of ``[B, K]``; without autograd it is its gradient by the log-policy too."""
+    return log_policy.exp() * (values.detach() / len(values))
+
+
+def through_softmax(log_policy: Tensor, gradient: Tensor) -> Tensor:
+    """A gradient by the log-policy -> by the logits that it is the log-softmax of, ``[B, K]`` each."""
+    return torch.addcmul(gradient, log_policy.exp(), gradient.sum(dim=1, keepdim=True), value=-1.0)
 
 
 def exact_loss(log_policy: Tensor, rewards: Tensor, scale_rewards: ScaleRewards = "none") -> Tensor:

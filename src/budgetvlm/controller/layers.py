@@ -122,27 +122,30 @@ class QuickDropout(nn.Module):
     def __init__(self, p: float):
         super().__init__()
         self.dropped = min(round(p * 256), 255)
+        self.digits = f"{256 - self.dropped:08b}".rstrip("0")  # of the probability to keep a number, after the point
         bits = (torch.arange(256)[:, None] >> torch.arange(8)) & 1
         self.register_buffer("by_byte", bits * (256 / (256 - self.dropped)), persistent=False)  # 8 bits -> 8 factors
 
     def forward(self, x: Tensor) -> Tensor:
         """In training, zero each number of ``[..., D]`` with probability p and scale the rest to the same mean."""
-        factors = self.factors(x)
-        return x if factors is None else x * factors
+        return x * self.factors(*x.shape) if self.active else x
 
-    def factors(self, x: Tensor) -> Tensor | None:
-        """What numbers of this shape are multiplied with, drawn anew; None: nothing is dropped."""
-        if not self.training or not self.dropped:
-            return None
-        kept = self._kept_bits(-(-x.numel() // 64), x.device).view(torch.uint8).int()
-        return self.by_byte.index_select(0, kept).view(-1)[: x.numel()].view(x.shape)
+    @property
+    def active(self) -> bool:
+        """Whether anything is dropped."""
+        return self.training and self.dropped > 0
 
-    def _kept_bits(self, words: int, device: torch.device) -> Tensor:
-        """int64 words whose bits are 1 with probability 1 - p, digit by digit of it: "or" makes q into (1 + q) / 2,
-        "and" makes it q / 2."""
-        digits = f"{256 - self.dropped:08b}".rstrip("0")
-        first, *others = torch.empty(len(digits), words, dtype=torch.int64, device=device).random_(-(2**63), None)
-        kept = first
-        for digit, word in zip(reversed(digits[:-1]), others, strict=True):
+    def factors(self, *shape: int) -> Tensor:
+        """What numbers of this shape are multiplied with, drawn anew."""
+        count = math.prod(shape)
+        kept = self._kept_bits(-(-count // 64)).view(torch.uint8).int()
+        return self.by_byte.index_select(0, kept).view(-1)[:count].view(shape)
+
+    def _kept_bits(self, words: int) -> Tensor:
+        """int64 words whose bits are 1 with probability 1 - p, from its last binary digit to its first: "or" makes a
+        probability q into (1 + q) / 2, "and" makes it q / 2."""
+        draws = torch.empty(len(self.digits), words, dtype=torch.int64, device=self.by_byte.device)
+        kept, *others = draws.random_(-(2**63), None)
+        for digit, word in zip(reversed(self.digits[:-1]), others, strict=True):
             kept = kept | word if digit == "1" else kept & word
         return kept

@@ -25,7 +25,9 @@ from budgetvlm.controller.grpo import (
     draw_groups,
     exact_advantages,
     expectation,
+    expectation_parts,
     grpo_loss,
+    through_softmax,
 )
 from budgetvlm.controller.losses import Batch, PolicyLoss
 from budgetvlm.controller.network import GRPOController
@@ -132,18 +134,31 @@ class GRPOTrainer:
         settings = old_log_probs = None
         for _ in range(self.config.num_iterations):
             logits, back = self.backward.logits(batch.encoded, batch.basis)
-            log_policy = (logits.requires_grad_() + batch.offset).log_softmax(dim=1)
+            log_policy = logits.add_(batch.offset).log_softmax(dim=1)
             if self.config.num_generations is not None and settings is None:
                 settings = draw_groups(log_policy, self.config.num_generations)
-                old_log_probs = log_policy.detach().gather(1, settings)
-            loss = self.loss(batch, log_policy, settings, old_log_probs)
-            gradient, *others = torch.autograd.grad(loss, [logits, *self.others])
-            back(gradient)
-            for parameter, other in zip(self.others, others, strict=True):
-                parameter.grad.copy_(other)
+                old_log_probs = log_policy.gather(1, settings)
+            loss, gradient = self._gradient(batch, log_policy, settings, old_log_probs)
+            back(through_softmax(log_policy, gradient))
             self.steps += 1
-            self.optimizer.step(min(self.config.ema_decay, self.steps / (self.steps + 10.0)))
-            yield loss.detach()
+            # The average of the weights has a short memory at the start.
+            self.optimizer.step(average_decay=min(self.config.ema_decay, self.steps / (self.steps + 10.0)))
+            yield loss
+
+    def _gradient(
+        self, batch: Batch, log_policy: Tensor, settings: Tensor | None, old_log_probs: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """`loss`, and its gradient by the log-policy ``[B, K]``; that by other parameters is written into them."""
+        if settings is None and self.policy_loss is None:
+            parts = expectation_parts(log_policy, self._costs(batch, log_policy, exact=True))
+            return parts.sum(), parts
+        leaf = log_policy.detach().requires_grad_()
+        loss = self.loss(batch, leaf, settings, old_log_probs)
+        gradient, *others = torch.autograd.grad(loss, [leaf, *self.others])
+        for parameter, other in zip(self.others, others, strict=True):
+            assert parameter.grad is not None
+            parameter.grad.copy_(other)
+        return loss.detach(), gradient
 
     def log_policy(self, batch: Batch) -> Tensor:
         """Log-probability of every setting, ``[B, K]``, about `NEVER` where not allowed."""
@@ -152,24 +167,30 @@ class GRPOTrainer:
     def loss(
         self, batch: Batch, log_policy: Tensor, settings: Tensor | None = None, old_log_probs: Tensor | None = None
     ) -> Tensor:
-        """Policy loss of drawn settings ``[B, G]`` (None: all, exactly), and the other terms that are switched on.
-
-        What is an expectation over all settings, as KL divergence and entropy are, is taken at once.
-        """
-        config, fixed = self.config, log_policy.detach()
-        costs = config.entropy_coef * fixed
-        if self.reference is not None:
-            with torch.no_grad():
-                reference = self.reference.value_logits(batch.encoded, batch.basis) + batch.offset
-            costs += config.beta * (fixed - reference.log_softmax(dim=1))
+        """Policy loss of drawn settings ``[B, G]`` (None: all, exactly), and the other terms that are switched on."""
+        config, exact = self.config, self.policy_loss is None and (settings is None or old_log_probs is None)
+        costs = self._costs(batch, log_policy, exact)
         if self.policy_loss is not None:
             return self.policy_loss(batch, log_policy, settings, old_log_probs) + expectation(log_policy, costs)
         if settings is None or old_log_probs is None:
-            return expectation(log_policy, costs - exact_advantages(fixed, batch.rewards, config.scale_rewards))
+            return expectation(log_policy, costs)
         advantages = compute_advantages(batch.rewards.gather(1, settings), config.scale_rewards)
         log_probs = log_policy.gather(1, settings)
         loss = grpo_loss(log_probs, old_log_probs, advantages, config.epsilon, config.clip_high, config.loss_type)
         return loss + expectation(log_policy, costs)
+
+    @torch.no_grad()
+    def _costs(self, batch: Batch, log_policy: Tensor, exact: bool) -> Tensor:
+        """What each setting costs ``[B, K]``, to be weighed with the policy: the terms that are an expectation over all
+        settings, as KL divergence and entropy are, and the policy loss too where it is exact."""
+        config = self.config
+        costs = config.entropy_coef * log_policy
+        if exact:
+            costs -= exact_advantages(log_policy, batch.rewards, config.scale_rewards)
+        if self.reference is not None:
+            reference = self.reference.value_logits(batch.encoded, batch.basis) + batch.offset
+            costs += config.beta * (log_policy - reference.log_softmax(dim=1))
+        return costs
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
