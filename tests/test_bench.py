@@ -118,10 +118,10 @@ def test_both_ways_to_decide_choose_alike(material):
 def test_the_plain_trainer_makes_the_updates_of_ours(same, tmp_path):
     """One batch of rows: the gradient of its loss is that of ours for the same states and settings."""
     table, features = made_up(20, widths=(6, 5))
-    group, budgets = 4, 3
-    write_rows(table, features, tmp_path / "rows.json", group)
+    samples, budgets, group = 20, 3, table.num_settings
+    assert write_rows(table, features, tmp_path / "rows.json") == samples * budgets * group
     ours = _trainer(table, features, group)
-    plain = NaiveTrainer(ours.controller, tmp_path / "rows.json", batch_size=20 * budgets * group, group_size=group)
+    plain = NaiveTrainer(ours.controller, tmp_path / "rows.json", groups=samples * budgets)
     batch = next(iter(plain.loader))
     shape = (-1, group)
     settings = batch["setting"].reshape(shape)

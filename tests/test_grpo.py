@@ -127,14 +127,19 @@ def test_group_size_is_another_name_for_num_generations():
 
 
 def trainer(
-    accuracy: np.ndarray, config: GRPOConfig, features: np.ndarray | None = None, seed: int = 0, **plan
+    accuracy: np.ndarray,
+    config: GRPOConfig,
+    features: np.ndarray | None = None,
+    seed: int = 0,
+    dropout: float = 0.0,
+    **plan,
 ) -> GRPOTrainer:
     """A trainer on outcomes ``[S, 4]``, every setting's latency being `LATENCY`."""
     image = torch.eye(len(accuracy)) if features is None else torch.from_numpy(features).float()
     torch.manual_seed(seed)
     controller = GRPOController(
         image.shape[1], 1, budget_dim=8, hidden_dim=32, knob_values=KNOBS, latency_reference_ms=40.0,
-        latency_ms=LATENCY.tolist(), bounds_ms=LATENCY.tolist(), logit_scale=1.0,
+        latency_ms=LATENCY.tolist(), bounds_ms=LATENCY.tolist(), logit_scale=1.0, dropout=dropout,
     )  # fmt: skip
     torch.nn.init.normal_(controller.heads.weight, std=0.3)
     outcomes = Outcomes.from_arrays(accuracy, np.tile(LATENCY, (len(accuracy), 1)))

@@ -272,7 +272,17 @@ def test_a_place_that_cannot_be_written_leaves_nothing_behind(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_quick_dropout_drops_the_share_asked_for_and_keeps_the_mean():
+@pytest.mark.parametrize(("p", "digits"), [(0.25, 2), (0.5, 1), (0.3, 8), (255 / 256, 8), (0.125, 3)])
+def test_quick_dropout_drops_the_share_asked_for_whatever_its_binary_digits(p, digits):
+    torch.manual_seed(0)
+    layer = QuickDropout(p).train()
+    assert len(layer.digits) == digits
+    factors = layer.factors(300, 1001)
+    assert (factors == 0).float().mean() == pytest.approx(round(p * 256) / 256, abs=0.003)
+    assert factors.max() == pytest.approx(256 / (256 - round(p * 256)))
+
+
+def test_quick_dropout_keeps_the_mean_and_draws_anew():
     layer = QuickDropout(0.25)
     x = torch.ones(101, 999)
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""GRPO as prototypes have it: a `DataLoader` over rows of logged settings, a group being so many rows.
+"""GRPO as prototypes have it: a `DataLoader` over rows of measured settings; a group is all rows of one state.
 
 A row is a sample, a budget, a setting that was measured, and what came of it; its features are looked up by sample.
 Two things are better than in the prototypes, so that it learns what the package's trainer learns (a test compares the
@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -25,12 +24,13 @@ from budgetvlm.table import ProfileTable
 BUDGET_FACTORS = (0.8, 1.0, 1.2)
 
 
-def write_rows(table: ProfileTable, features: Features, path: Path, group_size: int, seed: int = 0) -> int:
-    """Three budgets a sample with ``group_size`` settings each, as JSON; returns how many rows.
+def write_rows(table: ProfileTable, features: Features, path: Path) -> int:
+    """All that was measured, as JSON: a row for each sample, budget and setting; returns how many.
 
-    A budget is a share of the sample's latency at the setting in the middle of the space; settings are drawn among all.
+    A budget is a share of the sample's latency at the setting in the middle of the space. Nothing may be missing in the
+    table, so that all groups have one size.
     """
-    rng, middle = np.random.default_rng(seed), table.num_settings // 2
+    middle = table.num_settings // 2
     rows = [
         {
             "sample_id": name,
@@ -41,7 +41,7 @@ def write_rows(table: ProfileTable, features: Features, path: Path, group_size: 
         }
         for i, name in enumerate(table.sample_ids)
         for factor in BUDGET_FACTORS
-        for k in rng.integers(table.num_settings, size=group_size).tolist()
+        for k in range(table.num_settings)
     ]
     image, language = features.image.tolist(), features.language.tolist()
     known = {name: (image[i], language[i]) for i, name in enumerate(features.sample_ids)}
@@ -95,15 +95,14 @@ class NaiveTrainer:
     """One epoch after the other over the rows.
 
     Args:
-        controller: trained in place. path: the rows. batch_size: in rows, whole groups.
+        controller: trained in place. path: the rows. groups: whole ones in a batch.
     """
 
-    def __init__(
-        self, controller: GRPOController, path: Path, batch_size: int = 64, group_size: int = 8, price: float = 0.01
-    ) -> None:
-        self.controller, self.group_size, self.price = controller, group_size, price
+    def __init__(self, controller: GRPOController, path: Path, groups: int = 2, price: float = 0.01) -> None:
+        self.controller, self.group_size, self.price = controller, controller.num_settings, price
         rows = Rows(path)
-        self.loader = DataLoader(rows, batch_size=batch_size, sampler=Groups(len(rows), group_size))
+        order = Groups(len(rows), self.group_size)
+        self.loader = DataLoader(rows, batch_size=groups * self.group_size, sampler=order)
         self.optimizer = torch.optim.AdamW(controller.parameters(), lr=1e-4)
 
     def train_batches(self, count: int) -> int:

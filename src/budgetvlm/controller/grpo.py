@@ -158,25 +158,48 @@ def grpo_loss(
     return -torch.minimum(ratio * advantages, ratio.clamp(1.0 - epsilon, 1.0 + high) * advantages).mean()
 
 
+def expectation(log_policy: Tensor, values: Tensor) -> Tensor:
+    """Mean over states of E[values] under the policy, a scalar; both ``[B, K]`` and finite.
+
+    The values are held fixed, and the gradient is right also where they hold log pi itself: E[d log pi] = 0.
+    """
+    return expectation_parts(log_policy, values).sum()
+
+
+def expectation_parts(log_policy: Tensor, values: Tensor) -> Tensor:
+    """What `expectation` is the sum of ``[B, K]``; without autograd it is its gradient by the log-policy too."""
+    return log_policy.exp() * (values.detach() / len(values))
+
+
+def through_softmax(log_policy: Tensor, gradient: Tensor) -> Tensor:
+    """A gradient by the log-policy -> by the logits that it is the log-softmax of, ``[B, K]`` each."""
+    return torch.addcmul(gradient, log_policy.exp(), gradient.sum(dim=1, keepdim=True), value=-1.0)
+
+
 def exact_loss(log_policy: Tensor, rewards: Tensor, scale_rewards: ScaleRewards = "none") -> Tensor:
     """-mean over states of the expected advantage, with every setting weighted by its probability; a scalar.
 
-    The gradient is that of the expected reward (Sutton and Barto 2018, section 13.1, for one-step episodes); mean and
-    std within a state are those under the policy and are held fixed.
+    The gradient is that of the expected reward (Sutton and Barto 2018, section 13.1, for one-step episodes).
 
     Args:
         log_policy: ``[B, K]``, finite; about `NEVER` where not allowed.
         rewards: ``[B, K]``, finite.
     """
-    policy = log_policy.exp()
+    return -expectation(log_policy, exact_advantages(log_policy, rewards, scale_rewards))
+
+
+@torch.no_grad()
+def exact_advantages(log_policy: Tensor, rewards: Tensor, scale_rewards: ScaleRewards = "none") -> Tensor:
+    """Advantages of all settings ``[B, K]``, with mean and std under the policy; "none" leaves out the mean too, which
+    changes no gradient."""
     if scale_rewards == "none":
-        return -(policy * rewards).sum() / len(rewards)
-    weights = policy.detach()
+        return rewards
+    weights = log_policy.exp()
     centred = rewards - (weights * rewards).sum(dim=1, keepdim=True)
     variance = (weights * centred.square()).sum(dim=1, keepdim=True)
     if scale_rewards == "batch":
         variance = (weights * rewards.square()).sum(dim=1).mean() - (weights * rewards).sum(dim=1).mean().square()
-    return -(policy * centred / (variance.clamp(min=0.0).sqrt() + STD_FLOOR)).sum() / len(rewards)
+    return centred / (variance.clamp(min=0.0).sqrt() + STD_FLOOR)
 
 
 def kl_divergence(log_policy: Tensor, log_reference: Tensor) -> Tensor:
@@ -184,12 +207,12 @@ def kl_divergence(log_policy: Tensor, log_reference: Tensor) -> Tensor:
 
     Exact: with all K settings at hand there is no need for the sampled estimators used for language models.
     """
-    return (log_policy.exp() * (log_policy - log_reference)).sum(dim=1).mean()
+    return expectation(log_policy, log_policy - log_reference)
 
 
 def entropy(log_policy: Tensor) -> Tensor:
     """Mean entropy in nats of policies ``[B, K]``, finite; a scalar."""
-    return -(log_policy.exp() * log_policy).sum(dim=1).mean()
+    return -expectation(log_policy, log_policy)
 
 
 def draw_groups(log_policy: Tensor, group_size: int, generator: torch.Generator | None = None) -> Tensor:

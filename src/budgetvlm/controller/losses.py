@@ -6,6 +6,7 @@ settings of a state ignore what was drawn. Shapes: B states, G drawn settings, K
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,8 +28,9 @@ class Batch:
     offset: Tensor
     rewards: Tensor
 
-    def __getitem__(self, rows: slice) -> Batch:
-        return Batch(self.encoded[rows], self.basis[rows], self.offset[rows], self.rewards[rows])
+    def split(self, size: int) -> Iterator[Batch]:
+        """So many states at a time; the last may be fewer."""
+        return map(Batch, *(t.split(size) for t in (self.encoded, self.basis, self.offset, self.rewards)))
 
     def __len__(self) -> int:
         return len(self.encoded)

@@ -269,7 +269,8 @@ class GRPOController(nn.Module):
 
     def feasible(self, budget: Tensor) -> Tensor:
         """Which settings' bounds lie within each budget ``[B]``, bool ``[B, K]``; a row may be all False."""
-        return (self.bounds_ms <= budget.reshape(-1, 1)) & self.bounds_ms.isfinite()
+        largest = torch.finfo(budget.dtype).max  # an infinite bound is above an infinite budget
+        return self.bounds_ms <= budget.reshape(-1, 1).clamp(max=largest)
 
     def allowed(self, feasible: Tensor) -> Tensor:
         """A mask ``[B, K]`` whose empty rows allow the setting with the smallest bound instead of nothing."""
