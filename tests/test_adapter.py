@@ -14,7 +14,7 @@ from budgetvlm.errors import CheckpointError, ConfigError, InputError, KnobSpace
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.vlm import STAGES, VLM, load_vlm
 from budgetvlm.vlm.calibration import block_changes, likelihood
-from budgetvlm.vlm.pooling import pool
+from budgetvlm.vlm.pooling import WordMeans, pool
 
 SPACE = KnobSpace(KNOBS)
 QUESTIONS = ["what is the red sign", "sum of both", "colour of the sign", "code"]
@@ -262,6 +262,15 @@ def test_features(vlm):
     assert torch.allclose(several[1].tokens, overview.tokens, atol=1e-5)
     assert torch.allclose(several[1].feature, overview.feature, atol=1e-5)
     assert pool(torch.tensor([[1.0, 5.0], [3.0, 1.0]])).tolist() == [2.0, 3.0, 3.0, 5.0]
+    assert pool(torch.tensor([[1.0, 5.0], [3.0, 1.0]], dtype=torch.bfloat16)).tolist() == [2.0, 3.0, 3.0, 5.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_means_of_words(dtype):
+    means = WordMeans(torch.nn.Embedding.from_pretrained(torch.tensor([[1.0, 2.0], [3.0, 6.0]], dtype=dtype)))
+    assert means([0, 1]).tolist() == [2.0, 4.0]
+    with pytest.raises(IndexError):
+        means([0, 2])
 
 
 @pytest.mark.parametrize("question", ["", "  ", None, 3])

@@ -9,7 +9,7 @@ from test_grpo import planted_best, trainer
 
 from budgetvlm.controller.backward import Backward
 from budgetvlm.controller.flat import FlatAdamW
-from budgetvlm.controller.grpo import GRPOConfig, draw_groups, entropy, kl_divergence
+from budgetvlm.controller.grpo import GRPOConfig, draw_groups, expectation
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.trainer import SEED_STRIDE, GRPOTrainer
 from budgetvlm.errors import CheckpointError
@@ -124,8 +124,8 @@ def test_expectations_of_the_log_policy_have_the_gradients_of_entropy_and_kl():
     log_policy, reference = logits.log_softmax(dim=1), torch.randn(3, 5).double().log_softmax(dim=1)
     policy = log_policy.exp()
     pairs = (
-        (entropy(log_policy), -(policy * log_policy).sum(dim=1).mean()),
-        (kl_divergence(log_policy, reference), (policy * (log_policy - reference)).sum(dim=1).mean()),
+        (-expectation(log_policy, log_policy), -(policy * log_policy).sum(dim=1).mean()),
+        (expectation(log_policy, log_policy - reference), (policy * (log_policy - reference)).sum(dim=1).mean()),
     )
     for short, long in pairs:
         found, wanted = (torch.autograd.grad(value, logits, retain_graph=True)[0] for value in (short, long))

@@ -10,10 +10,9 @@ from budgetvlm.controller.grpo import (
     GRPOConfig,
     compute_advantages,
     draw_groups,
-    entropy,
-    exact_loss,
+    exact_advantages,
+    expectation,
     grpo_loss,
-    kl_divergence,
 )
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.states import Outcomes, StatePlan, States
@@ -79,7 +78,8 @@ def test_the_exact_loss_has_the_gradient_of_the_expected_reward():
     """d E[r] / d logit_k = pi_k (r_k - E[r]) for one state."""
     logits = torch.tensor([[0.0, 1.0, -1.0]], dtype=torch.float64, requires_grad=True)
     rewards = torch.tensor([[0.2, 0.9, 0.4]], dtype=torch.float64)
-    exact_loss(logits.log_softmax(dim=1), rewards).backward()
+    log_policy = logits.log_softmax(dim=1)
+    (-expectation(log_policy, exact_advantages(log_policy, rewards))).backward()
     policy = logits.detach().softmax(dim=1)
     torch.testing.assert_close(-logits.grad, policy * (rewards - (policy * rewards).sum()))
 
@@ -88,7 +88,8 @@ def test_the_exact_loss_has_the_gradient_of_the_expected_reward():
 def test_the_scaled_exact_loss_divides_that_gradient_by_the_std_under_the_policy(scale):
     logits = torch.tensor([[0.0, 1.0, -1.0], [0.5, 0.5, 0.0]], dtype=torch.float64, requires_grad=True)
     rewards = torch.tensor([[0.2, 0.9, 0.4], [1.0, 1.0, 0.9]], dtype=torch.float64)
-    exact_loss(logits.log_softmax(dim=1), rewards, scale).backward()
+    log_policy = logits.log_softmax(dim=1)
+    (-expectation(log_policy, exact_advantages(log_policy, rewards, scale))).backward()
     policy = logits.detach().softmax(dim=1)
     mean = (policy * rewards).sum(dim=1, keepdim=True)
     if scale == "group":
@@ -100,11 +101,14 @@ def test_the_scaled_exact_loss_divides_that_gradient_by_the_std_under_the_policy
 
 def test_kl_and_entropy_by_hand():
     p, q = torch.tensor([[0.5, 0.5]]), torch.tensor([[0.9, 0.1]])
-    assert kl_divergence(p.log(), q.log()).item() == pytest.approx(0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(5))
-    assert kl_divergence(p.log(), p.log()).item() == 0.0
-    assert entropy(p.log()).item() == pytest.approx(math.log(2))
+    assert expectation(p.log(), p.log() - q.log()).item() == pytest.approx(
+        0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(5)
+    )
+    assert expectation(p.log(), p.log() - p.log()).item() == 0.0
+    assert -expectation(p.log(), p.log()).item() == pytest.approx(math.log(2))
     forbidden = torch.tensor([[0.0, -1e9]])  # a setting that is not allowed adds nothing, and no NaN
-    assert entropy(forbidden.log_softmax(dim=1)).item() == 0.0
+    alone = forbidden.log_softmax(dim=1)
+    assert expectation(alone, alone).item() == 0.0
 
 
 def test_all_wrong_options_are_reported_at_once():
@@ -296,7 +300,7 @@ def test_kl_to_the_starting_policy_holds_the_policy_back():
         for epoch in range(3):
             made.train_epoch(epoch)
         after = made.log_policy(made.prepare(States(torch.arange(400), torch.full((400,), 40.0), torch.zeros(400))))
-        moved[beta] = kl_divergence(after, before).item()
+        moved[beta] = expectation(after, after - before).item()
     assert moved[5.0] < 0.2 * moved[0.0]
 
 

@@ -62,3 +62,14 @@ def test_it_survives_json():
 def test_lengths_that_are_none(tokens):
     with pytest.raises(DataError, match="positive numbers"):
         LengthModel.fit(np.ones((2, 1))[: len(tokens) or 0], np.array(tokens))
+
+
+def test_a_request_alone_has_the_lengths_of_many_and_another_width_is_named():
+    features, tokens = questions()
+    model = LengthModel.fit(features, tokens)
+    for row in features[:20].astype(np.float32):
+        expected, long = model.outlook(row, 0.9)
+        assert expected == pytest.approx(float(model.expected(row)), rel=1e-4)
+        assert long == int(model.quantile(row, 0.9))
+    with pytest.raises(DataError, match=r"has 2 numbers.*learnt from 3"):
+        model.outlook(features[0, :2].astype(np.float32), 0.9)

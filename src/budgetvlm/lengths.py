@@ -80,7 +80,12 @@ class LengthModel:
         return np.ascontiguousarray(weight.T, dtype=np.float32), bias, self.lengths.astype(np.float64)
 
     def outlook(self, language: np.ndarray, level: float) -> tuple[float, int]:
-        """`expected` and `quantile` of one request, float32 ``[Dl]``, quickly."""
+        """`expected` and `quantile` of one request, float32 ``[Dl]``, quickly. Raises DataError: another width."""
+        if len(language) != len(self.mean):
+            raise DataError(
+                f"the question's feature has {len(language)} numbers, but answers' lengths were learnt from "
+                f"{len(self.mean)}; calibrate with features of this model"
+            )
         expected, long = _outlook(language, level - 1e-12, *self._folded)
         return expected, int(long)
 

@@ -161,7 +161,8 @@ def grpo_loss(
 def expectation(log_policy: Tensor, values: Tensor) -> Tensor:
     """Mean over states of E[values] under the policy, a scalar; both ``[B, K]`` and finite.
 
-    The values are held fixed, and the gradient is right also where they hold log pi itself: E[d log pi] = 0.
+    The values are held fixed, and the gradient is right also where they hold log pi itself: E[d log pi] = 0. So of
+    log pi it is minus the entropy, and of log pi - log pi_ref the KL divergence to a reference, both in nats.
     """
     return expectation_parts(log_policy, values).sum()
 
@@ -176,22 +177,13 @@ def through_softmax(log_policy: Tensor, gradient: Tensor) -> Tensor:
     return torch.addcmul(gradient, log_policy.exp(), gradient.sum(dim=1, keepdim=True), value=-1.0)
 
 
-def exact_loss(log_policy: Tensor, rewards: Tensor, scale_rewards: ScaleRewards = "none") -> Tensor:
-    """-mean over states of the expected advantage, with every setting weighted by its probability; a scalar.
-
-    The gradient is that of the expected reward (Sutton and Barto 2018, section 13.1, for one-step episodes).
-
-    Args:
-        log_policy: ``[B, K]``, finite; about `NEVER` where not allowed.
-        rewards: ``[B, K]``, finite.
-    """
-    return -expectation(log_policy, exact_advantages(log_policy, rewards, scale_rewards))
-
-
 @torch.no_grad()
 def exact_advantages(log_policy: Tensor, rewards: Tensor, scale_rewards: ScaleRewards = "none") -> Tensor:
-    """Advantages of all settings ``[B, K]``, with mean and std under the policy; "none" leaves out the mean too, which
-    changes no gradient."""
+    """Advantages of all settings ``[B, K]``, with mean and std under the policy, from rewards ``[B, K]``.
+
+    -`expectation` of them is the exact policy loss: its gradient is that of the expected reward (Sutton and Barto 2018,
+    section 13.1, for one-step episodes). "none" leaves out the mean too, which changes no gradient.
+    """
     if scale_rewards == "none":
         return rewards
     weights = log_policy.exp()
@@ -200,19 +192,6 @@ def exact_advantages(log_policy: Tensor, rewards: Tensor, scale_rewards: ScaleRe
     if scale_rewards == "batch":
         variance = (weights * rewards.square()).sum(dim=1).mean() - (weights * rewards).sum(dim=1).mean().square()
     return centred / (variance.clamp(min=0.0).sqrt() + STD_FLOOR)
-
-
-def kl_divergence(log_policy: Tensor, log_reference: Tensor) -> Tensor:
-    """Mean over states of KL(policy || reference), a scalar; both ``[B, K]`` and finite.
-
-    Exact: with all K settings at hand there is no need for the sampled estimators used for language models.
-    """
-    return expectation(log_policy, log_policy - log_reference)
-
-
-def entropy(log_policy: Tensor) -> Tensor:
-    """Mean entropy in nats of policies ``[B, K]``, finite; a scalar."""
-    return -expectation(log_policy, log_policy)
 
 
 def draw_groups(log_policy: Tensor, group_size: int, generator: torch.Generator | None = None) -> Tensor:

@@ -1,7 +1,7 @@
 """What the controller sees of an image and of a question: visual tokens and embeddings, pooled.
 
 Both are a handful of vectors, so starting tensor operations takes longer than the sums; plain arrays in main memory are
-pooled by compiled loops. Shapes: T tokens, C channels, V words.
+pooled by compiled loops. Shapes: T tokens, C channels.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class WordMeans:
 
     def __call__(self, ids: Sequence[int]) -> torch.Tensor:
         """Mean of the embeddings of these tokens, float32 ``[C]``."""
-        if self._rows is not None:
+        # Compiled loops do not look where an array ends; the table itself raises IndexError there.
+        if self._rows is not None and max(ids) < len(self._rows):
             return torch.from_numpy(_mean_of(self._rows, np.array(ids)))
         device = next(self._table.parameters()).device
         with torch.inference_mode():
