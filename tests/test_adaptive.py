@@ -21,10 +21,10 @@ FEATURES = np.column_stack([TOKENS["output"][:, 0] + np.random.default_rng(0).in
 LENGTHS = LengthModel.fit(FEATURES, TOKENS["output"][:, 0])
 
 
-def guard(alpha=0.05, factor=None) -> AdaptiveGuard:
+def guard(alpha=0.05, factor=None, hurries=True) -> AdaptiveGuard:
     scores = 0.08 * np.random.default_rng(3).standard_t(4, 500)
     margin = Margin.start(alpha, {"overview": scores, "image": scores}, math.log(factor) if factor else None)
-    return AdaptiveGuard(LATENCY, LENGTHS, margin, other_ms=0.5)
+    return AdaptiveGuard(LATENCY, LENGTHS, margin, other_ms=0.5, hurries=hurries)
 
 
 def requests(made: AdaptiveGuard, speed, seed=1, noise=0.08):
@@ -124,7 +124,7 @@ def test_what_was_learnt_survives_json():
 
 
 def test_an_overview_that_took_long_warns_of_the_rest():
-    made, request = guard(), Request(TOKENS["vision"][0], TOKENS["language"][0, 0], FEATURES[0])
+    made, request = guard(hurries=False), Request(TOKENS["vision"][0], TOKENS["language"][0, 0], FEATURES[0])
     made.revises = False
     usual = STAGES["preprocess"][0, 0] + STAGES["vision"][0, 0]
     quick, slow = (made.bounds(request, 60.0, Spent(1.5 * usual, took)) for took in (usual, 1.5 * usual))
@@ -136,8 +136,32 @@ def test_an_overview_that_took_long_warns_of_the_rest():
     np.testing.assert_allclose(quick.rest_ms, before.rest_ms - usual, rtol=0.05)
 
 
+def test_an_answer_that_may_be_hurried_is_allowed_where_it_is_only_expected_to_be_in_time():
+    request = Request(TOKENS["vision"][0], TOKENS["language"][0, 0], FEATURES[0])
+    looks = [made.bounds(request, 60.0) for made in (guard(factor=1.2), guard(factor=1.2, hurries=False))]
+    hurried, planned = (look.bounds_ms for look in looks)
+    assert (hurried <= planned + 1e-9).all() and (hurried >= looks[1].rest_ms - 1e-9).all()
+    cheapest, full = SPACE.index(SPACE.cheapest), SPACE.index(SPACE.full)
+    assert hurried[cheapest] == planned[cheapest]  # nothing is quicker
+    assert hurried[full] < planned[full] and looks[0].saving_ms[full] > 0
+
+
+def test_an_answer_that_was_hurried_teaches_what_it_would_have_taken():
+    request = Request(TOKENS["vision"][0], TOKENS["language"][0, 0], FEATURES[0])
+    full, learnt = SPACE.index(SPACE.full), []
+    for saved_ms in (0.0, 8.0):
+        made = guard()
+        stages = {name: float(times[0, full]) for name, times in STAGES.items()}
+        stages["decode"] -= saved_ms
+        looks, total = [made.bounds(request, 200.0)], sum(stages.values())
+        made.update(request, looks, full, stages, 5, total, late=False, saved_ms=saved_ms)
+        learnt.append(made.to_dict())
+    assert learnt[0]["speed"] == learnt[1]["speed"]
+    assert learnt[0]["margin"]["scores"]["overview"] == pytest.approx(learnt[1]["margin"]["scores"]["overview"])
+
+
 def test_a_setting_is_aimed_at_where_a_cheaper_one_with_its_image_is_safe():
-    made, request = guard(), Request(TOKENS["vision"][0], TOKENS["language"][0, 0], FEATURES[0])
+    made, request = guard(hurries=False), Request(TOKENS["vision"][0], TOKENS["language"][0, 0], FEATURES[0])
     with_recourse = made.bounds(request, 60.0)
     made.revises = False
     without = made.bounds(request, 60.0)

@@ -4,10 +4,12 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from tiny_vlm import write_tiny_model
 
 from budgetvlm.adaptive import AdaptiveGuard
@@ -23,7 +25,8 @@ from budgetvlm.replay import replay
 from budgetvlm.runtime import AdaptiveVLM, load_guard
 from budgetvlm.table import ProfileTable
 from budgetvlm.tasks import load_task
-from budgetvlm.vlm import load_vlm
+from budgetvlm.vlm import Deadline, load_vlm
+from budgetvlm.vlm.decoding import Pace
 
 SPACE = KnobSpace({"max_crops": [1, 4], "top_k": [4], "num_active_blocks": [2, 4]})
 TASK = load_task("signs")
@@ -54,7 +57,7 @@ def vlm(directory):
 @pytest.fixture(scope="module")
 def measured(vlm):
     samples = list(TASK.samples("train", REQUESTS))
-    return measure(AdaptiveVLM(vlm, controller()), TASK, samples, progress=False)
+    return measure(AdaptiveVLM(vlm, controller()), TASK, samples, progress=False, hurried=True)
 
 
 @pytest.fixture(scope="module")
@@ -178,8 +181,6 @@ def test_the_image_cannot_be_revised(system):
 
 
 def test_waiting_counts(system):
-    import time
-
     sample = next(TASK.samples("train", 2))
     answer = system.generate(
         sample.load_image(), sample.question, budget_ms=300.0, max_new_tokens=2, arrived_s=time.perf_counter() - 10
@@ -187,10 +188,44 @@ def test_waiting_counts(system):
     assert answer.latency_ms > 10_000 and not answer.budget_met and answer.best_effort
 
 
+def test_an_answer_that_would_be_late_goes_on_in_a_hurry(system):
+    """Its own setting would take too long from the second token on: the rest is made as if that were the setting."""
+    sample, quicker = next(TASK.samples("train", 2)), SPACE.setting(max_crops=4, top_k=4, num_active_blocks=2)
+    image, vlm = sample.load_image(), system.vlm
+    planned = vlm.generate(image, sample.question, SPACE.full, max_new_tokens=4)
+    hurry = Deadline(at_s=time.perf_counter() + 100.0, step_ms=1e9, tokens=4, hurried=((quicker, 1.0),))
+    made = vlm.generate(image, sample.question, SPACE.full, max_new_tokens=4, deadline=hurry)
+    ids = list(made.token_ids)
+    assert ids[0] == planned.token_ids[0] and made.hurried == (quicker,) * (len(ids) - 1)
+    layout = vlm.images.layout(image, 4)
+    guide = vlm.guide([vlm.row(vlm.visual(image, 4), vlm.prompt.question_ids(sample.question), layout)])
+    with torch.inference_mode():
+        with vlm.apply(SPACE.full):
+            cache, first = vlm.decoder.prefill(guide.rows[0].embeddings[None])
+        with vlm.apply(quicker):
+            assert vlm.decoder.decode(cache, first, 4, None, guide) == ids
+    assert vlm.generate(image, sample.question, SPACE.full, max_new_tokens=4).token_ids == planned.token_ids
+
+
+def test_a_pace_slows_down_for_nothing_and_stops_before_what_is_late():
+    """Five tokens of 10 ms, or of 6 or 2 in a hurry; each may take a tenth more."""
+    cheap, cheapest = SPACE.settings[1], SPACE.settings[0]
+    steps = ((cheap, 6.0), (cheapest, 2.0))
+    pace = Pace(Deadline(at_s=0.1, step_ms=10.0, tokens=5, hurried=steps))
+    assert pace.next(0.05, made=1) and pace.setting is None  # 4 x 11 ms in 50
+    pace.took(10.0)
+    assert pace.next(0.07, made=2) and pace.setting == cheap  # 3 x 11 ms in 30 no longer, 3 x 6.6 do
+    pace.took(12.0)  # twice as long as expected
+    assert pace.next(0.08, made=3) and pace.setting == cheapest
+    pace.took(2.0)
+    assert pace.next(0.085, made=4) and pace.setting == cheapest  # 10 ms would do, but blocks that slept stay asleep
+    pace.took(2.0)
+    assert not pace.next(0.097, made=5) and pace.hurried == [cheap, cheapest, cheapest]
+    assert Pace(Deadline(at_s=0.1, step_ms=10.0, cut=False)).next(0.2, made=1)
+
+
 def test_an_answer_stops_before_the_token_that_would_be_late(system):
     """Every step is expected to take longer than there is left after the first token."""
-    from budgetvlm.vlm import Deadline
-
     sample = next(TASK.samples("train", 2))
     full = system.vlm.generate(sample.load_image(), sample.question, SPACE.full, max_new_tokens=4)
     late = Deadline(at_s=0.0, step_ms=1.0)
@@ -271,6 +306,28 @@ def test_late_answers_are_finished_while_the_promise_holds(system, measured):
     assert all(late[: n + 1].sum() <= 2 + 0.2 * n for n in range(200))
     system.guard.margin = flat(0.2, np.log(0.8))
     assert not any(r.late for r in replay(system, given, cut="always", **options))
+
+
+@pytest.mark.parametrize(
+    ("budget_ms", "accuracy", "hurried", "cut"),
+    [(60.0, 1.0, False, False), (32.0, 0.7, True, False), (20.0, 0.0, True, True)],
+)
+def test_a_replayed_answer_is_hurried_where_its_deadline_would_hurry_it(
+    system, measured, monkeypatch, budget_ms, accuracy, hurried, cut
+):
+    """10 ms for each of five tokens, or, in a hurry, 4 for each after the first: 26 in all. In 20 there are three."""
+    system.controller_ms, quicker = 0.0, SPACE.setting(max_crops=4, top_k=4, num_active_blocks=2)
+    system.guard.margin = flat(0.05, np.log(0.8))
+    monkeypatch.setattr(
+        system, "deadline", lambda look, index, at_s, cut: Deadline(at_s, 10.0, 5, ((quicker, 4.0),), cut)
+    )
+    given = of_one_length(measured, 50.0, 5)
+    given.stages_ms["decode"][:, SPACE.index(quicker)] = 16.0
+    given = replace(given, hurried=np.full_like(measured.hurried, 0.7))
+    (found,) = replay(system, given, reference_ms=budget_ms, budget_shares=(1.0,), num_requests=1)
+    assert (found.accuracy, found.hurried, found.cut, found.late) == (accuracy, hurried, cut, False)
+    with pytest.raises(DataError, match="measure them in a hurry"):
+        replay(system, replace(given, hurried=None), reference_ms=60.0, budget_shares=(1.0,), num_requests=1)
 
 
 def as_predicted(measured, latency):

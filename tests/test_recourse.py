@@ -1,9 +1,10 @@
 """What a setting may fall back on once its image is encoded."""
 
 import numpy as np
+import pytest
 
 from budgetvlm.knobs import KnobSpace
-from budgetvlm.recourse import SameImage
+from budgetvlm.recourse import Hurry, SameImage, bound_of
 
 SPACE = KnobSpace({"top_k": [1, 2], "max_crops": [1, 4], "num_active_blocks": [2, 8]})
 
@@ -33,3 +34,22 @@ def test_what_can_be_reached():
     same = SameImage(KnobSpace({"max_crops": [1, 4], "top_k": [1, 2]}))
     bounds, aimed = np.array([10.0, 30.0, 40.0, 50.0]), np.array([8.0, 20.0, 30.0, 35.0])
     assert same.reachable(bounds, aimed).tolist() == [10.0, 20.0, 40.0, 40.0]
+
+
+def test_an_answer_is_hurried_by_one_knob_after_the_other_and_never_shown_another_image():
+    steps = Hurry(SPACE).steps
+    by_name = {
+        tuple(s.values()): [tuple(SPACE.settings[k].values()) for k in steps[i]] for i, s in enumerate(SPACE.settings)
+    }
+    assert by_name[2, 4, 8] == [(1, 4, 8), (1, 4, 2)]
+    assert by_name[1, 4, 8] == [(1, 4, 2)] and by_name[2, 4, 2] == [(1, 4, 2)]
+    assert by_name[1, 1, 2] == [] and Hurry(SPACE).last[SPACE.index(SPACE.cheapest)] == 0
+    only_images = Hurry(KnobSpace({"max_crops": [1, 4]}))
+    assert only_images.steps == ((), ()) and only_images.last.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(2.0, 20.0), (1.2, 15.0), (0.8, 12.0)])
+def test_the_bound_of_an_answer_that_may_be_hurried(factor, expected):
+    """15 ms as planned, 10 in a hurry. With a factor below 1 times as planned are too long themselves."""
+    assert bound_of(factor, 15.0, 5.0) == pytest.approx(expected)
+    assert bound_of(factor, np.array([15.0, 15.0]), 0.0) == pytest.approx([factor * 15.0] * 2)

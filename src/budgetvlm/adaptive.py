@@ -29,11 +29,11 @@ from budgetvlm.latency import LatencyModel, Sizes
 from budgetvlm.lengths import LengthModel
 from budgetvlm.margin import Margin, Moment
 from budgetvlm.quick_latency import QuickLatency
-from budgetvlm.recourse import SameImage
+from budgetvlm.recourse import Hurry, SameImage, bound_of
 from budgetvlm.speed import AGREEING, StageSpeed
 from budgetvlm.table import ProfileTable
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 DEFAULT_ALPHA = 0.05
 MOST_SAMPLES = 20_000  # that are fitted on; more say nothing more of a machine
 OTHER_RATE = 0.05  # share of the way that the cost of the rest goes towards one request's
@@ -73,6 +73,7 @@ class Bounds(NamedTuple):
         bounds_ms: upper bound on each setting's time, or on that of the setting that it falls back on if encoding the
             image turns out slow, ``[K]``.
         rest_ms: the predicted rest of its time with a long answer, ``[K]``; of it answer_ms once the image is encoded.
+        saving_ms: what hurrying would save of that, ``[K]``.
         predicted_ms: its time with an answer of the expected length, ``[K]``.
         step_ms: one decoding step of it, ``[K]``.
         slowdown: time of the full setting on this machine now / when it was profiled.
@@ -87,6 +88,7 @@ class Bounds(NamedTuple):
     bounds_ms: np.ndarray
     rest_ms: np.ndarray
     answer_ms: np.ndarray
+    saving_ms: np.ndarray
     predicted_ms: np.ndarray
     step_ms: np.ndarray
     slowdown: float
@@ -109,6 +111,9 @@ class AdaptiveGuard:
     ``cuts``: whether answers stop before a token that would be late. ``revises``: whether a choice is revised once the
     image is encoded.
 
+    Attributes:
+        hurry: how the later tokens of an answer are hurried.
+
     Args:
         latency: predicts times.
         lengths: predicts how long answers are.
@@ -117,6 +122,7 @@ class AdaptiveGuard:
         speed: of this machine's stages; None: that of the profile.
         other_ms: the cost of features, controller and guard, to begin with.
         calibrated_on: how many requests calibrated it; without any it promises nothing.
+        hurries: whether tokens may be made at quicker settings where an answer would be late.
 
     Raises:
         ConfigError: an alpha outside (0, 1), a cost that cannot be.
@@ -132,6 +138,7 @@ class AdaptiveGuard:
         speed: StageSpeed | None = None,
         other_ms: float = 0.0,
         calibrated_on: int = 0,
+        hurries: bool = True,
     ) -> None:
         self.margin = Margin(DEFAULT_ALPHA) if margin is None else margin
         samples_needed(self.alpha)
@@ -143,7 +150,9 @@ class AdaptiveGuard:
         self.credit = 1.0
         self._quick = QuickLatency(latency, IMAGE_STAGES)
         self._quick.scale(np.exp(self.speed.log_scale))
-        self._same_image = SameImage(latency.knob_space)
+        self._same_image, self.hurry = SameImage(latency.knob_space), Hurry(latency.knob_space)
+        self.hurries = hurries
+        self._quickest = self.hurry.last if hurries else np.arange(len(latency.knob_space))
         self._all = np.ones(len(latency.knob_space), dtype=bool)
 
     @property
@@ -206,13 +215,14 @@ class AdaptiveGuard:
         q, later_q = self.margin.both(groups)
         times, fastest = _times(
             terms, pace, 1.0, self.other_ms - pace * done_ms, taken.total_ms, expected, float(long), math.exp(q),
-            math.exp(later_q), self._all if known is None else known,
+            math.exp(later_q), self._quickest, self._all if known is None else known,
         )  # fmt: skip
-        bounds_ms, aimed_ms, predicted_ms, rest_ms, answer_ms, steps_ms = times
+        bounds_ms, aimed_ms, predicted_ms, rest_ms, answer_ms, saving_ms, steps_ms = times
         return Bounds(
             self._same_image.reachable(bounds_ms, aimed_ms) if self.revises else bounds_ms,
             rest_ms,
             answer_ms,
+            saving_ms,
             predicted_ms,
             steps_ms,
             pace * full_ms / (profiled_ms + (expected - 1) * profiled_step_ms),
@@ -237,14 +247,18 @@ class AdaptiveGuard:
         here = self._same_image.of(index)
         factor = math.exp(self.margin.q(bounds.groups, "image"))
         times, fastest = _times(
-            terms, pace, 0.0, 0.0, spent.total_ms, expected, float(long), factor, factor,
+            terms, pace, 0.0, 0.0, spent.total_ms, expected, float(long), factor, factor, self._quickest,
             here if known is None else here & known,
         )  # fmt: skip
-        bounds_ms, _, predicted_ms, rest_ms, answer_ms, steps_ms = times
+        bounds_ms, _, predicted_ms, rest_ms, answer_ms, saving_ms, steps_ms = times
         return Bounds(
-            bounds_ms, rest_ms, answer_ms, predicted_ms, steps_ms, bounds.slowdown, fastest, bounds.lengths,
+            bounds_ms, rest_ms, answer_ms, saving_ms, predicted_ms, steps_ms, bounds.slowdown, fastest, bounds.lengths,
             bounds.groups, spent, "image", terms,
         )  # fmt: skip
+
+    def quicker(self, index: int) -> tuple[int, ...]:
+        """The settings that an answer's later tokens may be made at, each quicker than the one before; maybe none."""
+        return self.hurry.steps[index] if self.hurries else ()
 
     def _pace(self, predicted_ms: float, took_ms: float) -> float:
         """Factor on predicted times at this moment, from a part of the request that is over; 0: none is."""
@@ -263,6 +277,7 @@ class AdaptiveGuard:
         late: bool,
         cut: bool = False,
         promised: bool = True,
+        saved_ms: float = 0.0,
     ) -> None:
         """Learn from a finished request.
 
@@ -272,6 +287,7 @@ class AdaptiveGuard:
             total_ms: what it took in all.
             late: it broke its budget. cut: its answer was cut short to be in time.
             promised: a setting was allowed, so that this counts.
+            saved_ms: how much longer its hurried tokens would have taken at its own setting, as predicted.
 
         Raises:
             DataError: a time that is negative or no number; nothing is learnt from it.
@@ -282,7 +298,8 @@ class AdaptiveGuard:
             raise DataError(f"times have to be numbers of ms of 0 or more, given {wrong}; has the clock jumped?")
         for look in looks:
             # What was cut would have taken another step at least.
-            took = total_ms - look.spent.total_ms + (float(look.step_ms[setting_index]) if cut else 0.0)
+            missing_ms = saved_ms + (float(look.step_ms[setting_index]) if cut else 0.0)
+            took = total_ms - look.spent.total_ms + missing_ms
             if took > 0:
                 self.margin.add(math.log(took / float(look.rest_ms[setting_index])), look.moment)
         # A broken budget that nothing was expected to keep breaks no promise; a kept one shows that bounds are wide.
@@ -295,6 +312,8 @@ class AdaptiveGuard:
         known = sum(ms for stage, ms in stages_ms.items() if stage in self.latency.stages) - spent.image_ms
         other = max(0.0, min(total_ms - spent.total_ms - known, 4 * self.other_ms + 1.0))
         self.other_ms += OTHER_RATE * (other - self.other_ms)
+        if saved_ms:
+            stages_ms = {**stages_ms, "decode": stages_ms["decode"] + saved_ms}
         if self.follow(request, setting_index, stages_ms, output_tokens):
             self.margin.forget(AGREEING)
 
@@ -325,6 +344,7 @@ class AdaptiveGuard:
             "speed": self.speed.to_dict(),
             "other_ms": self.other_ms,
             "credit": self.credit,
+            "hurries": self.hurries,
         }
 
     @classmethod
@@ -339,7 +359,9 @@ class AdaptiveGuard:
             latency, lengths = LatencyModel.from_dict(document["latency"]), LengthModel.from_dict(document["lengths"])
             margin = Margin.from_dict(document["alpha"], document["margin"])
             speed = StageSpeed.from_dict(latency.stages, document["speed"])
-            guard = cls(latency, lengths, margin, speed, document["other_ms"], document["calibrated_on"])
+            guard = cls(
+                latency, lengths, margin, speed, document["other_ms"], document["calibrated_on"], document["hurries"]
+            )
             guard.credit = float(document["credit"])
             return guard
         except KeyError as error:
@@ -357,12 +379,14 @@ def _times(
     long: float,
     factor: float,
     later_factor: float,
+    quickest: np.ndarray,
     known: np.ndarray,
 ) -> tuple[np.ndarray, int]:
     """What `Bounds` says of every setting, and the setting with the smallest bound.
 
-    In rows, ``[6, K]``: its bound; what it is aimed at; its time as expected; the rest with a long answer; of that what
-    comes after the image; a decoding step. The first three are infinite where a setting may not be chosen.
+    In rows, ``[7, K]``: its bound; what it is aimed at; its time as expected; the rest with a long answer; of that what
+    comes after the image, and what hurrying would save; a decoding step. The first three are infinite where a setting
+    may not be chosen.
 
     Args:
         terms: of `QuickLatency.terms`, to be multiplied by ``pace``.
@@ -370,19 +394,21 @@ def _times(
         more_ms: beside the model's own stages. taken_ms: by now.
         expected, long: tokens of an answer.
         factor, later_factor: of the margin, on the rest now and on the answer once the image is encoded.
+        quickest: the settings that are hurried at, int64 ``[K]``.
         known: settings that may be chosen, bool ``[K]``.
     """
-    out = np.full((6, terms.shape[1]), np.inf)
+    out = np.full((7, terms.shape[1]), np.inf)
     fastest = 0
     for k in range(terms.shape[1]):
         image, first, step = image_share * pace * terms[0, k], pace * terms[1, k], pace * terms[2, k]
         answer = first + (long - 1) * step
         rest = image + answer + more_ms
+        saving = (long - 1) * max(step - pace * terms[2, quickest[k]], 0.0)
         if known[k]:
-            out[0, k] = taken_ms + factor * rest
-            out[1, k] = taken_ms + rest + (later_factor - 1) * answer
+            out[0, k] = taken_ms + bound_of(factor, rest, saving)
+            out[1, k] = taken_ms + image + more_ms + bound_of(later_factor, answer, saving)
             out[2, k] = taken_ms + image + first + (expected - 1) * step + more_ms
-        out[3, k], out[4, k], out[5, k] = rest, answer, step
+        out[3, k], out[4, k], out[5, k], out[6, k] = rest, answer, saving, step
         if out[0, k] < out[0, fastest]:
             fastest = k
     return out, fastest

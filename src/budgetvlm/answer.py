@@ -32,6 +32,8 @@ class Answer:
         finish_reason: "stop" (the answer ended), "length" (it was cut at max_new_tokens) or "budget" (it was cut where
             the budget would not have held another token).
         num_vision_tokens, num_language_tokens, num_output_tokens: counts.
+        num_hurried_tokens: of the output tokens, how many (the last ones) were made with fewer experts or blocks than
+            the setting says, because the answer would have been late.
     """
 
     answer: str
@@ -46,6 +48,7 @@ class Answer:
     num_vision_tokens: int
     num_language_tokens: int
     num_output_tokens: int
+    num_hurried_tokens: int = 0
 
     @property
     def best_effort(self) -> bool:
@@ -130,4 +133,5 @@ def make_answer(
         num_vision_tokens=generation.num_vision_tokens,
         num_language_tokens=generation.num_language_tokens,
         num_output_tokens=generation.num_output_tokens,
+        num_hurried_tokens=len(generation.hurried),
     )

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from budgetvlm.adaptive import IMAGE_STAGES, AdaptiveGuard, Request, Spent
@@ -22,13 +23,15 @@ from budgetvlm.conformal import FACTORS, Revising, choose_factor, losses, sample
 from budgetvlm.controller.validation import BUDGET_SHARES
 from budgetvlm.errors import DataError
 from budgetvlm.margin import MOMENTS, Margin, Moment
-from budgetvlm.recourse import SameImage
+from budgetvlm.recourse import Hurry, SameImage
 from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.speed import StageSpeed
 from budgetvlm.tasks import Sample, Task
+from budgetvlm.vlm import Deadline
 
 SCALE_SHARE = 1 / 3  # of the requests, for the scales
 LEAST_FOR_SCALES = 5
+_NEVER_S = 1e12  # on any clock
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +40,8 @@ class Measured:
 
     Attributes:
         requests: their sizes. image: features ``[n, Di]``.
+        hurried: of answers whose tokens after the first were made at the nth quicker setting (`budgetvlm.recourse`),
+            the accuracy, ``[most of them, n, K]``; NaN where there is none, None if it was not measured.
         order: numbers of the settings in the order in which they were run, int64 ``[n, K]``.
         accuracy, output, latency_ms, overview_ms: of the answers, their tokens, their time and the overview's share
             of it, ``[n, K]`` each. stages_ms: the time by stage.
@@ -50,6 +55,7 @@ class Measured:
     latency_ms: np.ndarray
     overview_ms: np.ndarray
     stages_ms: dict[str, np.ndarray]
+    hurried: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -69,13 +75,24 @@ def requests_needed(alpha: float) -> int:
 
 
 def measure(
-    model: AdaptiveVLM, task: Task, samples: Sequence[Sample], seed: int = 0, progress: bool = True
+    model: AdaptiveVLM,
+    task: Task,
+    samples: Sequence[Sample],
+    seed: int = 0,
+    progress: bool = True,
+    *,
+    hurried: bool = False,
 ) -> Measured:
-    """Answer each sample once at every setting of the controller's space, in an order drawn anew each time."""
+    """Answer each sample once at every setting of the controller's space, in an order drawn anew each time.
+
+    Args:
+        hurried: answer them in a hurry as well, which takes about as long again.
+    """
     settings, rng = model.controller.knob_space.settings, np.random.default_rng(seed)
     shape = (len(samples), len(settings))
     requests, images = [], []
     accuracy, output, latency, overviews = (np.zeros(shape) for _ in range(4))
+    in_a_hurry = []
     order = np.stack([rng.permutation(shape[1]) for _ in samples])
     stages: dict[str, np.ndarray] = {}
     for row, sample in enumerate(tqdm(samples, desc="all settings", unit="request", disable=not progress)):
@@ -92,7 +109,27 @@ def measure(
             output[row, k], latency[row, k] = answer.num_output_tokens, answer.total_ms
             for stage, ms in answer.stages_ms.items():
                 stages.setdefault(stage, np.zeros(shape))[row, k] = ms
-    return Measured(tuple(requests), np.stack(images), order, accuracy, output, latency, overviews, stages)
+        if hurried:
+            in_a_hurry.append(_hurried_accuracy(model, task, sample, image))
+    return Measured(
+        tuple(requests), np.stack(images), order, accuracy, output, latency, overviews, stages,
+        np.stack(in_a_hurry, axis=1) if hurried else None,
+    )  # fmt: skip
+
+
+def _hurried_accuracy(model: AdaptiveVLM, task: Task, sample: Sample, image: Image.Image) -> np.ndarray:
+    """`Measured.hurried` of one request, ``[most quicker settings, K]``."""
+    space = model.controller.knob_space
+    steps = Hurry(space).steps
+    out = np.full((max(map(len, steps)), len(space)), np.nan)
+    for k, setting in enumerate(space.settings):
+        for n, quicker in enumerate(steps[k]):
+            at_once = Deadline(_NEVER_S, math.inf, hurried=((space.settings[quicker], 0.0),), cut=False)
+            answer = model.vlm.generate(
+                image, sample.question, setting, max_new_tokens=task.max_new_tokens, deadline=at_once
+            )
+            out[n, k] = task.score(answer.text, sample)
+    return out
 
 
 def calibrated(model: AdaptiveVLM, guard: AdaptiveGuard, measured: Measured, alpha: float) -> AdaptiveGuard:
@@ -112,7 +149,9 @@ def calibrated(model: AdaptiveVLM, guard: AdaptiveGuard, measured: Measured, alp
         )
     count = _for_scales(len(measured))
     speed = StageSpeed(guard.latency.stages, _log_scales(guard, measured, range(count)))
-    fresh = AdaptiveGuard(guard.latency, guard.lengths, Margin(alpha), speed, model.controller_ms)
+    fresh = AdaptiveGuard(
+        guard.latency, guard.lengths, Margin(alpha), speed, model.controller_ms, hurries=guard.hurries
+    )
     first = _predictions(fresh, measured, range(count), model.controller_ms)
     pairs = Margin.start(alpha, first.scores(model.known))
     rest = range(count, len(measured))
@@ -124,7 +163,7 @@ def calibrated(model: AdaptiveVLM, guard: AdaptiveGuard, measured: Measured, alp
     loss = losses(
         values,
         np.where(model.known, found.rest_ms, np.inf),
-        found.latency_ms,
+        found.latency_ms - found.saved_ms,
         profiled_budgets * slowdown[:, None],
         found.overview_ms,
         Revising(
@@ -133,13 +172,15 @@ def calibrated(model: AdaptiveVLM, guard: AdaptiveGuard, measured: Measured, alp
             found.image_ms,
             np.where(model.known, found.later_rest_ms, np.inf),
             pairs.image_factors(FACTORS),
+            found.later_saving_ms,
         ),
         found.first_ms,
         pairs.cut_cost,
+        found.saving_ms,
     )
     margin = Margin.start(alpha, found.scores(model.known), math.log(choose_factor(loss, alpha)))
     speed = StageSpeed(speed.stages, speed.log_scale)
-    return AdaptiveGuard(guard.latency, guard.lengths, margin, speed, model.controller_ms, len(measured))
+    return AdaptiveGuard(guard.latency, guard.lengths, margin, speed, model.controller_ms, len(measured), guard.hurries)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +190,9 @@ class _Predictions:
     Attributes:
         rest_ms: when the setting is chosen; of it answer_ms from the encoded image on. overview_ms: spent by then.
         later_rest_ms: when the image is encoded. image_ms: spent by then.
+        saving_ms, later_saving_ms: what hurrying would save of the two rests.
         latency_ms: what it took in all. first_ms: until the answer's first token.
+        saved_ms: what hurrying from there on would have saved, by the steps' predicted times.
     """
 
     rest_ms: np.ndarray
@@ -157,8 +200,11 @@ class _Predictions:
     overview_ms: np.ndarray
     later_rest_ms: np.ndarray
     image_ms: np.ndarray
+    saving_ms: np.ndarray
+    later_saving_ms: np.ndarray
     latency_ms: np.ndarray
     first_ms: np.ndarray
+    saved_ms: np.ndarray
 
     def scores(self, known: np.ndarray) -> dict[Moment, np.ndarray]:
         """Of the settings that may be chosen (bool ``[K]``), in one row for each moment."""
@@ -172,7 +218,7 @@ class _Predictions:
 def _predictions(guard: AdaptiveGuard, measured: Measured, rows: range, own_ms: float) -> _Predictions:
     """Of these rows, in the order in which they were run; ``own_ms``: the controller's time beside the model's."""
     shape = (len(rows), measured.latency_ms.shape[1])
-    rest, answer, later = (np.zeros(shape) for _ in range(3))
+    rest, answer, saving, later, later_saving, quicker = (np.zeros(shape) for _ in range(6))
     image = measured.image_ms + own_ms
     for place, row in enumerate(rows):
         request = measured.requests[row]
@@ -181,13 +227,19 @@ def _predictions(guard: AdaptiveGuard, measured: Measured, rows: range, own_ms: 
             bounds = guard.bounds(request, math.inf, Spent(overview_ms, overview_ms))
             revised = guard.revised(bounds, int(k), Spent(image_ms, image_ms))
             rest[place, k], answer[place, k] = bounds.rest_ms[k], bounds.answer_ms[k]
-            later[place, k] = revised.rest_ms[k]
+            saving[place, k] = bounds.saving_ms[k]
+            later[place, k], later_saving[place, k] = revised.rest_ms[k], revised.saving_ms[k]
+            steps = guard.quicker(int(k))
+            quicker[place, k] = 1 - revised.step_ms[steps[-1]] / max(revised.step_ms[k], 1e-9) if steps else 0.0
             stages = {name: float(times[row, k]) for name, times in measured.stages_ms.items()}
             guard.follow(request, int(k), stages, float(measured.output[row, k]))
     here = slice(rows.start, rows.stop)
     total = measured.latency_ms[here] + own_ms
-    first = total - measured.stages_ms["decode"][here]
-    return _Predictions(rest, answer, measured.overview_ms[here], later, image[here], total, first)
+    decode = measured.stages_ms["decode"][here]
+    return _Predictions(
+        rest, answer, measured.overview_ms[here], later, image[here], saving, later_saving, total, total - decode,
+        np.maximum(quicker, 0.0) * decode,
+    )  # fmt: skip
 
 
 def _for_scales(count: int) -> int:

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from budgetvlm.errors import ConfigError, DataError
-from budgetvlm.recourse import SameImage
+from budgetvlm.recourse import SameImage, bound_of
 
 FACTORS = np.geomspace(0.25, 64.0, 401)  # 1.4% apart
 
@@ -54,6 +54,7 @@ class Revising:
     Attributes:
         answer_ms: how long answering from the encoded image is predicted to take, at the first choice.
         spent_ms: what was taken when the image was encoded. rest_ms: what is predicted of the rest then.
+        saving_ms: what hurrying is then predicted to save of it.
         factors: on ``rest_ms``, one for each of `FACTORS`, ``[F]``.
     """
 
@@ -62,6 +63,7 @@ class Revising:
     spent_ms: np.ndarray
     rest_ms: np.ndarray
     factors: np.ndarray
+    saving_ms: np.ndarray | float = 0.0
 
 
 def losses(
@@ -73,18 +75,20 @@ def losses(
     revising: Revising | None = None,
     first_ms: np.ndarray | None = None,
     cut_cost: float = 1.0,
+    saving_ms: np.ndarray | float = 0.0,
 ) -> np.ndarray:
     """loss_i(f) of every request at every factor of `FACTORS`, ``[n, F]``.
 
     Args:
         values: what the policy prefers, ``[n, P, K]``: it takes the largest of the allowed ones.
-        predicted_ms, latency_ms: of every setting, ``[n, K]``.
+        predicted_ms, latency_ms: of every setting, ``[n, K]``; the latency in a hurry, where answers may be hurried.
         budget_ms: ``[n, P]``.
         spent_ms: a part of the latency that is known when the setting is chosen; what is predicted is the rest.
         revising: None: the choice stays.
         first_ms: until the answer's first token, ``[n, K]``: where that is in time, the answer is cut short and not
             late. None: answers are never cut.
         cut_cost: what a cut answer counts, from 0 to 1.
+        saving_ms: what hurrying is predicted to save of ``predicted_ms``, ``[n, K]``.
     """
     over = (latency_ms[:, None, :] > budget_ms[:, :, None]).astype(np.float64)
     if first_ms is not None:
@@ -92,9 +96,10 @@ def losses(
     worst = np.zeros(over.shape[:2])
     out = np.empty((len(values), len(FACTORS)))
     for f in range(len(FACTORS) - 1, -1, -1):
-        bounds = spent_ms + FACTORS[f] * predicted_ms
+        bounds = spent_ms + bound_of(FACTORS[f], predicted_ms, saving_ms)
         if revising is not None:
-            aimed = spent_ms + predicted_ms + (revising.factors[f] - 1) * revising.answer_ms
+            image_ms = predicted_ms - revising.answer_ms
+            aimed = spent_ms + image_ms + bound_of(revising.factors[f], revising.answer_ms, saving_ms)
             bounds = revising.same_image.reachable(bounds, aimed)
         allowed = bounds[:, None, :] <= budget_ms[:, :, None]
         chosen = np.where(allowed, values, -np.inf).argmax(axis=2)
@@ -108,7 +113,8 @@ def losses(
 
 def _revised(chosen: np.ndarray, values: np.ndarray, budget_ms: np.ndarray, revising: Revising, f: int) -> np.ndarray:
     """The choices ``[n, P]`` after the image is encoded; where nothing is allowed, the fastest is taken."""
-    bounds = (revising.spent_ms + revising.factors[f] * revising.rest_ms)[:, None, :]
+    rest_ms = bound_of(revising.factors[f], revising.rest_ms, revising.saving_ms)
+    bounds = (revising.spent_ms + rest_ms)[:, None, :]
     here = revising.same_image.of(chosen)
     allowed = here & (bounds <= budget_ms[:, :, None])
     fastest = np.where(here, bounds, np.inf).argmin(axis=2)

@@ -54,6 +54,7 @@ class LiveRecord:
 
     Attributes:
         number: place in the run. phase: whether busy processes ran beside it.
+        hurried: tokens that were made at a quicker setting.
         groups: labels of the sample, and "image tokens", the most visual tokens that its image can get.
     """
 
@@ -71,6 +72,7 @@ class LiveRecord:
     accuracy: float
     finish_reason: str
     setting: dict[str, Any]
+    hurried: int = 0
 
 
 def run_live(
@@ -149,6 +151,7 @@ def _record(
         accuracy=task.score(answer.answer, sample),
         finish_reason=answer.finish_reason,
         setting=dict(answer.setting),
+        hurried=answer.num_hurried_tokens,
     )
 
 
@@ -219,6 +222,7 @@ def price_of_guarantee(
         "true latencies": float(np.mean([r.true_accuracy for r in found])),
         "late": float(np.mean([r.late for r in found])),
         "cut": float(np.mean([r.cut for r in found])),
+        "hurried": float(np.mean([r.hurried for r in found])),
     }
 
 
@@ -283,6 +287,7 @@ def _figures(records: Sequence[LiveRecord]) -> dict[str, Any]:
         "infeasible": len(records) - len(promised),
         "infeasible_over": sum(r.violated and not r.promised for r in records),
         "cut": sum(r.finish_reason == "budget" for r in records),
+        "hurried": sum(r.hurried > 0 for r in records),
         "accuracy": float(np.mean([r.accuracy for r in records])),
         "latency_ms": float(np.mean([r.latency_ms for r in records])),
         "used_median": float(np.median(used)) if used else None,

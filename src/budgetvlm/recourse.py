@@ -1,20 +1,62 @@
-"""A setting may be revised once the image is encoded: how many crops it got is then fixed, everything else is not.
+"""What may still be changed of a setting when a request is under way.
 
-Encoding is the first half of a request's work, and how long it took is known before the language model starts. So a
-setting may be aimed at where its time is only expected to be kept, as long as the cheapest one with the same image is
-sure to: if encoding turns out slow, the choice falls back on less (two-stage optimisation with recourse).
+**Its compute, once the image is encoded.** How many crops it got is then fixed, everything else is not. Encoding is the
+first half of a request's work, and how long it took is known before the language model starts. So a setting may be
+aimed at where its time is only expected to be kept, as long as the cheapest one with the same image is sure to: if
+encoding turns out slow, the choice falls back on less (two-stage optimisation with recourse).
+
+**The pace of its answer, token by token.** What reading the prompt wrote into the cache can be read on with fewer
+experts and by fewer blocks. So a setting may be chosen whose whole answer is only expected to be in time, as long as it
+is sure to be with every token after the first made in a hurry.
 
 Shapes: K settings. Times in ms.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from budgetvlm._compiled import compiled
-from budgetvlm.knobs import KnobSpace
+from budgetvlm.knobs import KnobSpace, Setting
 
 IMAGE_KNOB = "max_crops"
+
+
+class Hurry:
+    """At which settings the later tokens of an answer may be made, where finishing as planned would be late.
+
+    All knobs but the image's go down to their least values, one after the other in the order of the space. They never
+    go up again: a block that was skipped lacks the keys and values of the tokens that it did not see.
+
+    Attributes:
+        steps: for each setting the numbers of those, each quicker than the one before; maybe none.
+        last: the quickest, which may be the setting itself, int64 ``[K]``.
+    """
+
+    def __init__(self, space: KnobSpace) -> None:
+        self.steps = tuple(_quicker(space, setting) for setting in space.settings)
+        self.last = np.array([steps[-1] if steps else k for k, steps in enumerate(self.steps)])
+
+
+def _quicker(space: KnobSpace, setting: Setting) -> tuple[int, ...]:
+    now, out = dict(setting), []
+    for name in space.names:
+        least = space.values(name)[0]
+        if name != IMAGE_KNOB and now[name] != least:
+            now[name] = least
+            out.append(space.index(now))
+    return tuple(out)
+
+
+@compiled
+def bound_of(factor: Any, rest_ms: Any, saving_ms: Any) -> Any:
+    """The bound on a rest of which hurrying can save something: sure to be kept in a hurry, expected to be without.
+
+    Numbers or arrays of one shape; without a saving it is factor times the rest.
+    """
+    return np.maximum(factor * (rest_ms - saving_ms), np.minimum(factor, 1.0) * rest_ms)
 
 
 class SameImage:

@@ -2,8 +2,9 @@
 
 The clock of a replay is made of measured times, so that guards can be compared on the very same requests, also with the
 one that knows every setting's time before it chooses. The guard learns from each request as it would at run time. A
-request that runs out of time while it decodes is cut as the deadline would cut it; its tokens are taken to come at even
-intervals, and a cut answer is right only if all that it lacks is the token that ends it.
+request that runs out of time while it decodes is hurried and cut as the deadline would do it; its tokens are taken to
+come at even intervals, a hurried answer to be right if it is right with all tokens after the first made as its last
+one, and a cut answer only if all that it lacks is the token that ends it.
 
 Shapes: n requests, K settings. Times in ms.
 """
@@ -15,12 +16,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from budgetvlm.adaptive import Spent
+from budgetvlm.adaptive import Bounds, Spent
 from budgetvlm.answer import Cut
 from budgetvlm.calibrate import Measured
 from budgetvlm.controller.decision import best_within
-from budgetvlm.runtime import AdaptiveVLM
-from budgetvlm.vlm.decoding import MARGIN
+from budgetvlm.errors import DataError
+from budgetvlm.runtime import AdaptiveVLM, cuts
+from budgetvlm.vlm.decoding import Pace
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Replayed:
     """One request of a replay.
 
     Attributes:
-        late: over its budget although a setting was allowed. cut: its answer was cut short.
+        late: over its budget although a setting was allowed. cut: its answer was cut short. hurried: some of its
+            tokens were made at a quicker setting.
         promised: a setting was allowed.
         accuracy: of what the guard let the controller choose. true_accuracy: had the guard known every time.
     """
@@ -37,6 +40,7 @@ class Replayed:
     budget_share: float
     late: bool
     cut: bool
+    hurried: bool
     promised: bool
     accuracy: float
     true_accuracy: float
@@ -61,7 +65,13 @@ def replay(
         reference_ms: the full setting's time; budgets are shares of it.
         cut: see `AdaptiveVLM.generate`.
         speed: number of the request -> how many times as long everything takes.
+
+    Raises:
+        DataError: the guard hurries, but hurried answers were not measured.
     """
+    assert model.guard is not None
+    if model.guard.hurries and measured.hurried is None:
+        raise DataError("the guard hurries answers; measure them in a hurry as well (`measure(..., hurried=True)`)")
     rng = np.random.default_rng(seed)
     shares = rng.choice(np.asarray(budget_shares, dtype=np.float64), size=num_requests)
     return [
@@ -95,13 +105,13 @@ def _replay(
     in_time = model.known & (speed * measured.latency_ms[row] + own_ms <= budget_ms)
     stages = {name: speed * float(times[row, index]) for name, times in measured.stages_ms.items()}
     output = int(measured.output[row, index])
-    made = output
-    if guard.cuts and (cut == "always" or not (promised and guard.may_be_late)):
-        made = _tokens_in_time(stages, own_ms, output, float(looks[-1].step_ms[index]), budget_ms)
-    if made < output:
-        stages["decode"] *= (made - 1) / (output - 1)
-    total = sum(stages.values()) + own_ms
-    was_cut = made < output
+    deadline = model.deadline(looks[-1], index, budget_ms / 1e3, cut=cuts(guard, cut, promised))
+    pace = Pace(deadline) if deadline else None
+    now_ms = own_ms + sum(stages.values()) - stages["decode"]
+    steps_ms = [speed * _step_ms(measured, looks[-1], row, k) for k in (index, *guard.quicker(index))]
+    made, stages["decode"] = _decode(pace, now_ms, output, steps_ms)
+    total = now_ms + stages["decode"]
+    was_cut, rung = made < output, pace.rung if pace and pace.hurried else 0
     guard.update(
         request,
         looks,
@@ -112,14 +122,17 @@ def _replay(
         late=total > budget_ms,
         cut=was_cut,
         promised=promised,
+        saved_ms=model.saved_ms(looks[-1], index, pace.hurried) if rung and pace else 0.0,
     )
+    right = measured.hurried[rung - 1] if rung and measured.hurried is not None else measured.accuracy
     return Replayed(
         row=row,
         budget_share=share,
         late=promised and total > budget_ms,
         cut=was_cut,
+        hurried=rung > 0,
         promised=promised,
-        accuracy=float(measured.accuracy[row, index]) if made >= output - 1 else 0.0,
+        accuracy=float(right[row, index]) if made >= output - 1 else 0.0,
         true_accuracy=float(measured.accuracy[row, _best(values, np.where(in_time, 0.0, bounds_ms), 0.0)]),
         latency_ms=total,
     )
@@ -131,17 +144,22 @@ def _best(values: np.ndarray, bounds_ms: np.ndarray, budget_ms: float) -> int:
     return best if best >= 0 else int(bounds_ms.argmin())
 
 
-def _tokens_in_time(
-    stages_ms: dict[str, float], own_ms: float, output: int, expected_step_ms: float, budget_ms: float
-) -> int:
-    """How many of the answer's tokens `Decoder.decode` makes before its deadline."""
-    if output < 2:
-        return output
-    step = stages_ms["decode"] / (output - 1)
-    now = own_ms + sum(stages_ms.values()) - stages_ms["decode"]
-    needed = MARGIN * expected_step_ms
-    for made in range(1, output):
-        if now + needed > budget_ms:
-            return made
-        now, needed = now + step, max(needed, MARGIN * step)
-    return output
+def _step_ms(measured: Measured, look: Bounds, row: int, index: int) -> float:
+    """A decoding step of a setting as measured, or, where its answer was a single token, as predicted."""
+    steps = float(measured.output[row, index]) - 1
+    return float(measured.stages_ms["decode"][row, index]) / steps if steps > 0 else float(look.step_ms[index])
+
+
+def _decode(pace: Pace | None, now_ms: float, output: int, steps_ms: list[float]) -> tuple[int, float]:
+    """How many of the answer's tokens `Decoder.decode` makes at this pace, and what it takes.
+
+    Args:
+        steps_ms: a step at the answer's own setting and at each that it may be hurried at.
+    """
+    made, took_ms = 1, 0.0
+    while made < output and (pace is None or pace.next((now_ms + took_ms) / 1e3, made)):
+        step_ms = steps_ms[pace.rung if pace else 0]
+        if pace:
+            pace.took(step_ms)
+        made, took_ms = made + 1, took_ms + step_ms
+    return made, took_ms

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -160,7 +161,7 @@ class AdaptiveVLM:
         latency_ms = _ms(start, time.perf_counter())
         controller_ms = _ms(began, planned) + _ms(choosing, chosen) + course.revising_ms
         answer = make_answer(course.choice, generation, controller_ms, latency_ms, budget_ms)
-        self._learn(course, answer)
+        self._learn(course, answer, generation.hurried)
         return answer
 
     def save_guard(self, directory: str | Path) -> Path:
@@ -235,7 +236,8 @@ class AdaptiveVLM:
         """The controller's own bounds, and beside them its own time and the waiting."""
         bounds = self.controller.bounds_ms.numpy().astype(np.float64)
         bounds = np.where(bounds > 0, bounds + self.controller_ms + waited_ms, 0.0)
-        return Bounds(bounds, bounds, bounds, bounds, np.zeros_like(bounds), 1.0, int(bounds.argmin()))
+        nothing = np.zeros_like(bounds)
+        return Bounds(bounds, bounds, bounds, nothing, bounds, nothing, 1.0, int(bounds.argmin()))
 
     def _reject(self, bounds: Bounds, budget_ms: float) -> None:
         """Raise InputError if no setting is expected to keep the budget."""
@@ -270,9 +272,10 @@ class AdaptiveVLM:
         with self._lock:
             return self.guard.revised(bounds, index, spent, self._only_known)
 
-    def _learn(self, course: _Course, answer: Answer) -> None:
+    def _learn(self, course: _Course, answer: Answer, hurried: tuple[Setting, ...]) -> None:
         if self.guard is None:
             return
+        saved_ms = self.saved_ms(course.looks[-1], course.choice.index, hurried) if hurried else 0.0
         with self._lock:
             self.guard.update(
                 course.request,
@@ -284,7 +287,26 @@ class AdaptiveVLM:
                 late=not answer.budget_met,
                 cut=answer.finish_reason == "budget",
                 promised=course.choice.feasible,
+                saved_ms=saved_ms,
             )
+
+    def saved_ms(self, bounds: Bounds, index: int, hurried: Sequence[Setting]) -> float:
+        """How much longer these tokens would have taken at this setting, as predicted."""
+        numbers = [self.controller.knob_space.index(setting) for setting in hurried]
+        return len(numbers) * float(bounds.step_ms[index]) - float(bounds.step_ms[numbers].sum())
+
+    def deadline(self, bounds: Bounds, index: int, at_s: float, *, cut: bool = True) -> Deadline | None:
+        """Of an answer at this setting; None: it is finished as planned whatever it takes.
+
+        Args:
+            at_s: when its budget ends. cut: whether tokens that would be late are left out.
+        """
+        guard = self.guard
+        if guard is None or not guard.cuts:
+            return None
+        settings = self.controller.knob_space.settings
+        hurried = tuple((settings[k], float(bounds.step_ms[k])) for k in guard.quicker(index))
+        return Deadline(at_s, float(bounds.step_ms[index]), bounds.lengths[1], hurried, cut)
 
     def _rehearse(self, decisions: int, answers: int) -> float:
         """Warm up, check that the features fit, and time the controller: the median of its decisions in ms."""
@@ -350,14 +372,19 @@ class _Course:
         return self.choice.setting, self.deadline()
 
     def deadline(self) -> Deadline | None:
-        """Of the answer; None: it is finished whatever it takes. Where nothing was promised none may be late."""
+        """Of the answer; None: it is finished as planned whatever it takes."""
         guard = self._model.guard
-        if guard is None or not guard.cuts:
+        if guard is None:
             return None
-        if self._cut == "needed" and self.choice.feasible and guard.may_be_late:
-            return None
-        step_ms = float(self.looks[-1].step_ms[self.choice.index])
-        return Deadline(self._start_s + self._budget_ms / 1e3, step_ms)
+        at_s = self._start_s + self._budget_ms / 1e3
+        return self._model.deadline(
+            self.looks[-1], self.choice.index, at_s, cut=cuts(guard, self._cut, self.choice.feasible)
+        )
+
+
+def cuts(guard: AdaptiveGuard, cut: Cut, promised: bool) -> bool:
+    """Whether an answer is cut before a token that would be late. Where nothing was promised none may be late."""
+    return cut == "always" or not (promised and guard.may_be_late)
 
 
 def _ms(start_s: float, end_s: float) -> float:

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         "versions": versions(),
     }
     if args.truth:
-        measured = measure(model, task, samples[-args.truth :], args.seed)
+        measured = measure(model, task, samples[-args.truth :], args.seed, hurried=guard.hurries)
         found["price_of_guarantee"] = price_of_guarantee(model, measured, reference_ms, cut=args.cut)
     if args.output_dir:
         write_json(args.output_dir / LIVE_REPORT, {**found, "records": [asdict(record) for record in records]})

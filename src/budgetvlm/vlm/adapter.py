@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import nn
 from budgetvlm.errors import ConfigError, InputError, KnobSpaceError
 from budgetvlm.knobs import KnobSpace, Setting
 from budgetvlm.vlm import blocks
-from budgetvlm.vlm.decoding import Decoder
+from budgetvlm.vlm.decoding import Decoder, Pace
 from budgetvlm.vlm.families.base import SIZES_KEPT, Family, Guide, Images, Layout, Passed, Row
 from budgetvlm.vlm.pooling import WordMeans, pool
 from budgetvlm.vlm.prompt import Prompt
@@ -230,9 +231,11 @@ class Adapter:
             guide = self.guide([self.row(visual, question_ids, layout)])
             cache, first = self.decoder.prefill(guide.rows[0].embeddings[None], **guide.prefill())
             stages["prefill"] = watch.lap()
-            ids = self.decoder.decode(cache, first, max_new_tokens, deadline, guide)
+            pace = Pace(deadline) if deadline else None
+            ids = self.decoder.decode(cache, first, max_new_tokens, pace, guide, self.apply)
             stages["decode"] = watch.lap()
-        return self._generation(ids, len(layout.ids), len(question_ids), stages, max_new_tokens)
+        made = self._generation(ids, len(layout.ids), len(question_ids), stages, max_new_tokens)
+        return replace(made, hurried=tuple(pace.hurried)) if pace else made
 
     @torch.inference_mode()
     def generate_batch(

@@ -6,6 +6,7 @@ must. Differences of logits are measured in standard deviations of the logits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,8 +20,10 @@ from budgetvlm.errors import BudgetVLMError
 from budgetvlm.knobs import KnobSpace, Setting
 from budgetvlm.vlm.adapter import Adapter
 from budgetvlm.vlm.families.base import Layout, Row
+from budgetvlm.vlm.protocol import Deadline
 
 STEPS = 3  # tokens decoded in a check
+_NEVER_S = 1e12  # on any clock
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 
 
@@ -299,6 +302,20 @@ def answers_end(probe: Probe) -> str:
     return " and ".join(texts)
 
 
+def answers_may_be_hurried(probe: Probe) -> str:
+    """An answer of the full setting goes on with the least experts and blocks from its second token on."""
+    space, full = probe.space, probe.space.full
+    quickest = space.setting(**{**space.cheapest, **({"max_crops": full["max_crops"]} if "max_crops" in full else {})})
+    one = probe.vlm.generate(probe.images[0], probe.questions[0], full, max_new_tokens=1)
+    if one.finish_reason == "stop":
+        return "the answer is a single token"
+    at_once = Deadline(_NEVER_S, math.inf, hurried=((quickest, 0.0),), cut=False)
+    hurried = probe.vlm.generate(probe.images[0], probe.questions[0], full, max_new_tokens=1 + STEPS, deadline=at_once)
+    if hurried.token_ids[:1] != one.token_ids or len(hurried.hurried) != hurried.num_output_tokens - 1:
+        raise Broken(f"hurried answers begin with {hurried.token_ids[:1]}, the setting's own with {one.token_ids}")
+    return f"{hurried.text!r}, {len(hurried.hurried)} tokens of it at {quickest}"
+
+
 CHECKS: dict[str, tuple[str | None, Callable[[Probe], str]]] = {
     "full setting is the untouched model": (None, full_is_untouched),
     "visual tokens fall with max_crops": ("max_crops", visual_tokens_fall),
@@ -310,6 +327,7 @@ CHECKS: dict[str, tuple[str | None, Callable[[Probe], str]]] = {
     "a reused overview changes nothing": (None, overview_is_reused),
     "restored afterwards": (None, restored_afterwards),
     "answers": (None, answers_end),
+    "answers may be hurried": (None, answers_may_be_hurried),
 }
 
 

@@ -9,15 +9,54 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 
+from budgetvlm.knobs import Setting
 from budgetvlm.vlm.families.base import Guide
 from budgetvlm.vlm.protocol import Deadline
 
 MARGIN = 1.1  # a next token may take this many times as long as the slowest before it
+LEAST_MS = 1e-3  # of a step, so that nothing is divided by 0
+
+
+class Pace:
+    """At which setting each token of an answer is made, so that the answer is there in time.
+
+    Attributes:
+        rung: 0: the answer's own setting; n: the nth of the deadline's hurried ones.
+        hurried: the settings of the tokens that were made at another than the answer's.
+    """
+
+    def __init__(self, deadline: Deadline) -> None:
+        self._deadline = deadline
+        self._steps_ms = [max(ms, LEAST_MS) for ms in (deadline.step_ms, *(ms for _, ms in deadline.hurried))]
+        self._slowness = MARGIN
+        self.rung = 0
+        self.hurried: list[Setting] = []
+
+    def next(self, now_s: float, made: int) -> bool:
+        """Whether another token is to be made, after ``made`` ones; `rung` then says how."""
+        left_ms = (self._deadline.at_s - now_s) * 1e3 / self._slowness
+        wanted = max(self._deadline.tokens - made, 1)
+        last = len(self._steps_ms) - 1
+        while self.rung < last and wanted * self._steps_ms[self.rung] > left_ms:
+            self.rung += 1
+        return not self._deadline.cut or self._steps_ms[self.rung] <= left_ms
+
+    @property
+    def setting(self) -> Setting | None:
+        """That of a hurried token; None: the answer's own."""
+        return self._deadline.hurried[self.rung - 1][0] if self.rung else None
+
+    def took(self, ms: float) -> None:
+        """Learn what a token took."""
+        self._slowness = max(self._slowness, MARGIN * ms / self._steps_ms[self.rung])
+        if self.setting is not None:
+            self.hurried.append(self.setting)
 
 
 class Decoder:
@@ -48,26 +87,31 @@ class Decoder:
         cache: Any,
         first: torch.Tensor,
         max_new_tokens: int,
-        deadline: Deadline | None = None,
+        pace: Pace | None = None,
         guide: Guide | None = None,
+        apply: Callable[[Setting], AbstractContextManager[None]] | None = None,
     ) -> list[int]:
         """The answer of a batch of one, from its first token ``[1]`` on; the end token included if it came.
 
-        With a deadline it stops before a token that would not be there in time; what is there is the answer.
-
         Args:
+            pace: hurries where the answer would be late, and stops before a token that would be; what is there by then
+                is the answer.
             guide: the one that told `prefill` about the prompt; None for a prompt that needs telling nothing.
+            apply: applies the setting of a hurried token; None: there are none.
         """
         token, ids = first, [int(first)]
-        step_s = MARGIN * deadline.step_ms / 1e3 if deadline else 0.0
         started = time.perf_counter()
         while len(ids) < max_new_tokens and ids[-1] not in self.end_ids:
-            if deadline and started + step_s > deadline.at_s:
+            if pace and not pace.next(started, len(ids)):
                 break
-            token = self._step(self.embed(token[:, None]), cache, **(guide.step(token) if guide else {}))
+            other = pace.setting if pace else None
+            with apply(other) if apply and other else nullcontext():
+                token = self._step(self.embed(token[:, None]), cache, **(guide.step(token) if guide else {}))
             ids.append(int(token))
             now = time.perf_counter()
-            step_s, started = max(step_s, MARGIN * (now - started)), now
+            if pace:
+                pace.took((now - started) * 1e3)
+            started = now
         return ids
 
     def decode_batch(self, guide: Guide, max_new_tokens: int) -> list[list[int]]:

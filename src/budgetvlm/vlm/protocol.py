@@ -43,10 +43,17 @@ class Deadline:
     Attributes:
         at_s: on the clock of `time.perf_counter`.
         step_ms: what one more token is expected to take; where a step took longer, that counts.
+        tokens: of the whole answer; it is hurried where these would not be in time.
+        hurried: settings that tokens are made at in a hurry, with their own step_ms, each quicker than the one before.
+            They show the model the same image and use no block that the answer's own setting skips.
+        cut: whether the answer stops before a token that would be late even in a hurry.
     """
 
     at_s: float
     step_ms: float
+    tokens: int = 1
+    hurried: tuple[tuple[Setting, float], ...] = ()
+    cut: bool = True
 
 
 Revise = Callable[[float], tuple[Setting, Deadline | None]]
@@ -66,6 +73,7 @@ class Generation:
         stages_ms: time of each of `STAGES` in ms; empty from `VLM.generate_batch`. A reused overview's own time is
             counted in "preprocess" and "vision", because the request pays for it once.
         num_vision_tokens, num_language_tokens, num_output_tokens: counts; the prompt's image markers are language.
+        hurried: the settings of the tokens, the last ones of the answer, that were made at another than the answer's.
     """
 
     text: str
@@ -75,6 +83,7 @@ class Generation:
     num_language_tokens: int
     num_output_tokens: int
     stages_ms: dict[str, float] = field(default_factory=dict)
+    hurried: tuple[Setting, ...] = ()
 
     @property
     def total_ms(self) -> float:
