@@ -29,7 +29,7 @@ def test_it_begins_with_the_quantile_of_the_scores(alpha):
 @pytest.mark.parametrize("q", [-0.1, 0.05, 0.15, 0.3, 0.8])
 def test_it_begins_with_the_q_that_calibration_found(q):
     margin = started(0.05, scores(), q)
-    least = np.quantile(scores(), 1 - 4 * 0.05)  # more than four times alpha of the scores are never above
+    least = np.quantile(scores(), 1 - 8 * 0.05)  # more than eight times alpha of the scores are never above
     assert margin.q(()) == pytest.approx(max(q, least), abs=0.01)
 
 

@@ -132,11 +132,14 @@ def _hurried_accuracy(model: AdaptiveVLM, task: Task, sample: Sample, image: Ima
     return out
 
 
-def calibrated(model: AdaptiveVLM, guard: AdaptiveGuard, measured: Measured, alpha: float) -> AdaptiveGuard:
+def calibrated(
+    model: AdaptiveVLM, guard: AdaptiveGuard, measured: Measured, alpha: float, *, hurries: bool = True
+) -> AdaptiveGuard:
     """A guard for this machine.
 
     Args:
         guard: its latency model and lengths are kept, what it learnt is not.
+        hurries: see `AdaptiveGuard`.
 
     Raises:
         DataError: too few requests for this alpha.
@@ -149,9 +152,7 @@ def calibrated(model: AdaptiveVLM, guard: AdaptiveGuard, measured: Measured, alp
         )
     count = _for_scales(len(measured))
     speed = StageSpeed(guard.latency.stages, _log_scales(guard, measured, range(count)))
-    fresh = AdaptiveGuard(
-        guard.latency, guard.lengths, Margin(alpha), speed, model.controller_ms, hurries=guard.hurries
-    )
+    fresh = AdaptiveGuard(guard.latency, guard.lengths, Margin(alpha), speed, model.controller_ms, hurries=hurries)
     first = _predictions(fresh, measured, range(count), model.controller_ms)
     pairs = Margin.start(alpha, first.scores(model.known))
     rest = range(count, len(measured))
@@ -180,7 +181,7 @@ def calibrated(model: AdaptiveVLM, guard: AdaptiveGuard, measured: Measured, alp
     )
     margin = Margin.start(alpha, found.scores(model.known), math.log(choose_factor(loss, alpha)))
     speed = StageSpeed(speed.stages, speed.log_scale)
-    return AdaptiveGuard(guard.latency, guard.lengths, margin, speed, model.controller_ms, len(measured), guard.hurries)
+    return AdaptiveGuard(guard.latency, guard.lengths, margin, speed, model.controller_ms, len(measured), hurries)
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,7 +32,7 @@ LEAST_SCORES = 100
 SCORES_A_MISS = 2.0  # the window holds this many scores for each one that is expected to be above the bound
 CUT_SHARE = 0.05  # of the answers may be cut short, where alpha is smaller: fewer would cost more answers than they are
 STEP = 0.2  # of a level, as a share of what may be missed
-MOST_LEVEL = 4.0  # as a share of that: budgets leave room, so that more scores may lie above bounds than may miss
+MOST_LEVEL = 8.0  # as a share of that: budgets leave room and answers are hurried, so that more may lie above bounds
 BEYOND = 5.0  # q grows by this for a level of 1 below what the scores reach: 0.05 for a miss more in 100
 
 

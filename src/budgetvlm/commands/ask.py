@@ -78,11 +78,8 @@ def describe(answer: Answer) -> str:
         lines.append("note     no setting is expected to keep this budget: best effort")
     if answer.finish_reason == "length":
         lines.append("note     the answer was cut at max_new_tokens")
-    if answer.num_hurried_tokens:
-        lines.append(
-            f"note     to be in time, its last {answer.num_hurried_tokens} tokens were made with fewer experts or blocks "
-            "than the setting says"
-        )
+    if count := answer.num_hurried_tokens:
+        lines.append(f"note     to be in time, the last {count} tokens were made with fewer experts or blocks")
     if answer.finish_reason == "budget":
         lines.append("note     the answer was cut where the budget would not have held another token")
     return "\n".join(lines)

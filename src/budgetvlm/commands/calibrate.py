@@ -33,6 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="split they come from; profiled samples are left out (default: validation)",
     )
     add("--alpha", type=float, default=0.05, metavar="A", help="share of requests that may be late (default: 0.05)")
+    add(
+        "--no_hurry", action="store_true",
+        help="finish every answer at its own setting; by default one that would be late goes on with fewer experts and "
+        "blocks",
+    )  # fmt: skip
     add("--json", action="store_true", help="one JSON document on standard output")
 
 
@@ -62,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     assert model.guard is not None
     samples = fresh_samples(task, args.split, args.samples, args.seed, args.data)
     measured = measure(model, task, samples, args.seed)
-    model.guard = guard = calibrated(model, model.guard, measured, args.alpha)
+    model.guard = guard = calibrated(model, model.guard, measured, args.alpha, hurries=not args.no_hurry)
     path = model.save_guard(directory_of(args.checkpoint[0]))
     _say(guard, path, args.samples, args.json)
     return 0
@@ -152,7 +157,7 @@ def _say(guard: AdaptiveGuard, path: Path, samples: int, as_json: bool) -> None:
     factor = math.exp(guard.margin.q(()))
     if as_json:
         document = {"guard": str(path), "alpha": guard.alpha, "factor": factor, "stages": speed, "samples": samples}
-        print(json.dumps({**document, "other_ms": guard.other_ms}))
+        print(json.dumps({**document, "other_ms": guard.other_ms, "hurries": guard.hurries}))
         return
     stages = ", ".join(f"{stage} x {value:.2f}" for stage, value in speed.items())
     print(f"this machine against the profile: {stages}; controller and guard {guard.other_ms:.2f} ms")

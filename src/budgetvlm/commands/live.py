@@ -107,8 +107,8 @@ def describe(found: dict[str, Any]) -> str:
         f"{found['requests']} requests on the real clock, budgets 0.35 to 1 x {found['reference_ms']:.1f} ms; at most "
         f"{found['alpha']:.1%} may be late",
         "",
-        f"{'':24} {'late':>6} {'95% interval':>15} {'accuracy':>9} {'mean ms':>8} {'budget used':>12} {'cut':>5} "
-        f"{'nothing fits':>13}",
+        f"{'':24} {'late':>6} {'95% interval':>15} {'accuracy':>9} {'mean ms':>8} {'budget used':>12} "
+        f"{'hurried':>8} {'cut':>5} {'nothing fits':>13}",
     ]
     for name, figures in systems.items():
         lines.append(_row(name, figures["all"]))
@@ -125,7 +125,8 @@ def describe(found: dict[str, Any]) -> str:
     if price:
         lines.append(
             f"replayed on {price['requests']} requests: accuracy {price['guard']:.1%} ({price['late']:.1%} late, "
-            f"{price['cut']:.1%} cut), of a guard that knows the true latencies {price['true latencies']:.1%}"
+            f"{price['cut']:.1%} cut, {price['hurried']:.1%} hurried), of a guard that knows the true latencies "
+            f"{price['true latencies']:.1%}"
         )
     if found["drift"]:
         stages = ", ".join(f"{stage} x {factor:.2f}" for stage, factor in found["drift"].items())
@@ -138,5 +139,6 @@ def _row(name: str, figures: dict[str, Any]) -> str:
     used = "" if figures["used_median"] is None else f"{figures['used_median']:.0%}"
     return (
         f"{name:24} {figures['violation_rate']:6.1%} {f'{low:.1%} to {high:.1%}':>15} {figures['accuracy']:9.1%} "
-        f"{figures['latency_ms']:8.1f} {used:>12} {figures['cut']:5d} {figures['infeasible']:13d}"
+        f"{figures['latency_ms']:8.1f} {used:>12} {figures['hurried']:8d} {figures['cut']:5d} "
+        f"{figures['infeasible']:13d}"
     )

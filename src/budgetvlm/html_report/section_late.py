@@ -135,6 +135,7 @@ def _live_table(live: Mapping[str, Any]) -> DataTable:
         "accuracy",
         "mean latency (ms)",
         "budget used (median)",
+        "hurried",
         "cut short",
         "nothing fits",
     )
@@ -150,6 +151,7 @@ def _live_row(title: str, part: Mapping[str, Any]) -> tuple[str, ...]:
         percent(part["accuracy"]),
         f"{part['latency_ms']:.1f}",
         percent(part.get("used_median"), 0),
+        str(part.get("hurried", 0)),
         str(part["cut"]),
         str(part["infeasible"]),
     )
