@@ -10,8 +10,7 @@ Shapes: Di, Dl features, F of them standardised, C functions of a budget, E numb
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from budgetvlm.errors import InputError
 
 MOST_BLOCKS = 64  # members of an ensemble that are looked for
 _ONE = np.float32(1.0)  # a plain 1 would make doubles of what it is added to
+_LARGEST = np.float32(LARGEST_SCORE)
 
 
 class Decider:
@@ -35,7 +35,7 @@ class Decider:
 
     def __init__(self, controller: GRPOController) -> None:
         inputs = controller.image_input, controller.lang_input
-        self._widths = inputs[0].in_dim, inputs[1].in_dim
+        self._image_shape, self._language_shape = ((layer.in_dim,) for layer in inputs)
         feature_weight, feature_bias = _affine(controller.feature_layer)
         context_weight, context_bias = _affine(controller.context_layer)
         width = controller.budget_embedding.linear.out_features
@@ -46,7 +46,6 @@ class Decider:
         self._projections = [_projection(layer) for layer in inputs if layer.components is not None]
         self._before: list[Any] = [
             *(np.concatenate(both) for both in zip(*map(_statistics, inputs), strict=True)),
-            np.float32(LARGEST_SCORE),
             self._frequencies,
             _embedding(controller.budget_embedding),
             _columns(np.concatenate([feature_weight, context_weight[:, :width]], axis=1)),
@@ -77,18 +76,15 @@ class Decider:
         Raises:
             InputError: features of another width.
         """
-        if (image.size, language.size) != self._widths or image.ndim != 1 or language.ndim != 1:
+        if image.shape != self._image_shape or language.shape != self._language_shape:
             self._complain(image, language)
+        price = self._default_price if price is None else price
         priced = self._priced
-        if price is not None and priced.price != price:
-            priced = self._at_price(price)
-        elif price is None and priced.price != self._default_price:
-            priced = self._at_price(self._default_price)
-        self._priced = priced
+        if priced.price != price:
+            self._priced = priced = self._at_price(price)
         if self._projections:
             image, language = (p.dot(x) for p, x in zip(self._projections, (image, language), strict=True))
-        fixed = (*self._before, priced.hidden, *self._after, priced.values)
-        return _values(image, language, self._budget_log(budget_ms), *fixed)
+        return _values(image, language, self._budget_log(budget_ms), *priced.weights)
 
     def choose(
         self,
@@ -117,30 +113,29 @@ class Decider:
         embedded = np.empty(self._price_weight.shape[1], dtype=np.float32)
         _embed(price_log, self._frequencies, self._price, embedded)
         hidden = self._price_weight @ embedded + self._first_bias
-        return _Priced(price, hidden, self._head_bias - np.float32(price) * self._latency_share)
+        heads = self._head_bias - np.float32(price) * self._latency_share
+        return _Priced(price, (*self._before, hidden, *self._after, heads))
 
     def _complain(self, image: np.ndarray, language: np.ndarray) -> NoReturn:
-        what, raw, width = ("image", image, self._widths[0])
-        if image.shape == (width,):
-            what, raw, width = ("language", language, self._widths[1])
+        what, raw, wanted = "image", image, self._image_shape
+        if image.shape == wanted:
+            what, raw, wanted = "language", language, self._language_shape
         raise InputError(
-            f"the {what} feature has shape {list(raw.shape)}, but this controller was built for {width} {what} "
+            f"the {what} feature has shape {list(raw.shape)}, but this controller was built for {wanted[0]} {what} "
             "features; use features of the model that it was trained with"
         )
 
 
-@dataclass(frozen=True, eq=False)
-class _Priced:
+class _Priced(NamedTuple):
     """What follows from the price alone: most requests have the same.
 
     Attributes:
-        hidden: its share of the first hidden layer, with both biases, ``[H]``.
-        values: what it takes off, and the heads' bias, ``[K]``.
+        weights: all that `_values` takes beside a state. The price's share is in two biases: of the first hidden layer
+            ``[H]``, and of the heads, what it takes off ``[K]``.
     """
 
     price: float
-    hidden: np.ndarray
-    values: np.ndarray
+    weights: tuple[np.ndarray, ...]
 
 
 @compiled
@@ -160,7 +155,6 @@ def _values(
     budget_log: float,
     mean: np.ndarray,
     scale: np.ndarray,
-    largest: float,
     frequencies: np.ndarray,
     embedding: np.ndarray,
     first: np.ndarray,
@@ -174,7 +168,7 @@ def _values(
 
     Args:
         image, language: features, projected where the controller does that.
-        mean, scale, largest: of both; they are standardised so, and cut, ``[F]``.
+        mean, scale: of both; they are standardised so, ``[F]``.
         frequencies, embedding: of the budget's logarithm, see `_embed`.
         first: from standardised features and the embedded budget, ``[F + E, H]``; its bias holds the price's share.
         hidden, hidden_bias: see `_hidden`.
@@ -184,7 +178,7 @@ def _values(
     state[: len(image)] = image
     state[len(image) : len(mean)] = language
     for i in range(len(mean)):
-        state[i] = min(max((state[i] - mean[i]) * scale[i], -largest), largest)
+        state[i] = min(max((state[i] - mean[i]) * scale[i], -_LARGEST), _LARGEST)
     _embed(budget_log, frequencies, embedding, state[len(mean) :])
     now = first_bias.copy()
     _multiply(first, state, now)
@@ -219,14 +213,16 @@ def _embed(log_ratio: float, frequencies: np.ndarray, embedding: np.ndarray, out
 def _multiply(weight: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:
     """Add ``[D, N]``, transposed, times x ``[D]`` to ``out`` ``[N]``: whole columns, which vector units like.
 
-    Four at a time, so that ``out`` is read and written a quarter as often.
+    Four at a time, so that ``out`` is read and written a quarter as often; they lie far apart, because memory is read
+    ahead in several places at once, within a page each.
     """
     count, width = weight.shape
-    for j in range(0, count - 3, 4):
-        a, b, c, d = x[j], x[j + 1], x[j + 2], x[j + 3]
+    n = count // 4
+    for j in range(n):
+        a, b, c, d = x[j], x[n + j], x[2 * n + j], x[3 * n + j]
         for i in range(width):
-            out[i] += weight[j, i] * a + weight[j + 1, i] * b + weight[j + 2, i] * c + weight[j + 3, i] * d
-    for j in range(count - count % 4, count):
+            out[i] += weight[j, i] * a + weight[n + j, i] * b + weight[2 * n + j, i] * c + weight[3 * n + j, i] * d
+    for j in range(4 * n, count):
         for i in range(width):
             out[i] += weight[j, i] * x[j]
 
