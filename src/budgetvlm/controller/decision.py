@@ -44,7 +44,13 @@ class Decider:
         self._first_bias = feature_bias + context_bias
         heads, self._head_bias = _summed_heads(controller)
         self._projections = [_projection(layer) for layer in inputs if layer.components is not None]
+        self._reference_ms = float(controller.latency_reference_ms)
+        bounds_ms = _array(controller.bounds_ms)
+        finite = bounds_ms[np.isfinite(bounds_ms)]
+        largest_ms = float(finite.max()) if finite.size and finite.max() > 0 else math.inf
         self._before: list[Any] = [
+            largest_ms,
+            self._reference_ms,
             *(np.concatenate(both) for both in zip(*map(_statistics, inputs), strict=True)),
             self._frequencies,
             _embedding(controller.budget_embedding),
@@ -52,13 +58,9 @@ class Decider:
         ]
         square = [layer for layer in controller.trunk if isinstance(layer, nn.Linear)]
         self._after: list[Any] = [*_hidden(square), _columns(heads)]
-        self._reference_ms = float(controller.latency_reference_ms)
         self._default_price = float(controller.default_price)
         self._latency_share = _array(controller.latency_ms) / self._reference_ms
-        bounds_ms = _array(controller.bounds_ms)
-        finite = bounds_ms[np.isfinite(bounds_ms)]
         self._bounds_ms = np.where(np.isfinite(bounds_ms), bounds_ms, np.nan)  # NaN lies within no budget
-        self._largest_ms = float(finite.max()) if finite.size and finite.max() > 0 else math.inf
         self._cheapest = int(bounds_ms.argmin())
         self._priced = self._at_price(self._default_price)
 
@@ -84,7 +86,7 @@ class Decider:
             self._priced = priced = self._at_price(price)
         if self._projections:
             image, language = (p.dot(x) for p, x in zip(self._projections, (image, language), strict=True))
-        return _values(image, language, self._budget_log(budget_ms), *priced.weights)
+        return _values(image, language, float(budget_ms), *priced.weights)
 
     def choose(
         self,
@@ -102,11 +104,6 @@ class Decider:
         if not len(allowed):
             return self._cheapest
         return int(allowed[self.values(image, language, budget_ms, price)[allowed].argmax()])
-
-    def _budget_log(self, budget_ms: float) -> float:
-        limit = min(budget_ms, self._largest_ms)
-        budget_log = math.log(limit / self._reference_ms) if limit < math.inf else LARGEST_LOG_RATIO
-        return max(-LARGEST_LOG_RATIO, min(budget_log, LARGEST_LOG_RATIO))
 
     def _at_price(self, price: float) -> _Priced:
         price_log = min(math.log(max(price, SMALLEST_PRICE) / 0.1), LARGEST_LOG_RATIO)
@@ -135,7 +132,7 @@ class _Priced(NamedTuple):
     """
 
     price: float
-    weights: tuple[np.ndarray, ...]
+    weights: tuple[Any, ...]
 
 
 @compiled
@@ -152,7 +149,9 @@ def best_within(values: np.ndarray, times_ms: np.ndarray, budget_ms: float) -> i
 def _values(
     image: np.ndarray,
     language: np.ndarray,
-    budget_log: float,
+    budget_ms: float,
+    largest_ms: float,
+    reference_ms: float,
     mean: np.ndarray,
     scale: np.ndarray,
     frequencies: np.ndarray,
@@ -168,6 +167,7 @@ def _values(
 
     Args:
         image, language: features, projected where the controller does that.
+        budget_ms, largest_ms, reference_ms: see `_budget_log`.
         mean, scale: of both; they are standardised so, ``[F]``.
         frequencies, embedding: of the budget's logarithm, see `_embed`.
         first: from standardised features and the embedded budget, ``[F + E, H]``; its bias holds the price's share.
@@ -179,7 +179,7 @@ def _values(
     state[len(image) : len(mean)] = language
     for i in range(len(mean)):
         state[i] = min(max((state[i] - mean[i]) * scale[i], -_LARGEST), _LARGEST)
-    _embed(budget_log, frequencies, embedding, state[len(mean) :])
+    _embed(_budget_log(budget_ms, largest_ms, reference_ms), frequencies, embedding, state[len(mean) :])
     now = first_bias.copy()
     _multiply(first, state, now)
     for layer in range(len(hidden)):
@@ -194,6 +194,13 @@ def _values(
     out = head_bias.copy()
     _multiply(heads, now, out)
     return out
+
+
+@compiled
+def _budget_log(budget_ms: float, largest_ms: float, reference_ms: float) -> float:
+    """log(budget / the full setting's median); a budget above the largest bound says no more than that."""
+    limit = min(budget_ms, largest_ms)
+    return max(-LARGEST_LOG_RATIO, min(math.log(limit / reference_ms), LARGEST_LOG_RATIO))
 
 
 @compiled
