@@ -390,6 +390,10 @@ def test_the_commands(system, directory, tmp_path, capsys):
     assert main(["calibrate", *where, "--samples", "28", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert set(document["stages"]) == {"preprocess", "vision", "prefill", "decode"} and document["alpha"] == 0.05
+    assert document["hurries"]
+    assert main(["calibrate", *where, "--samples", "28", "--no_hurry"]) == 0
+    assert not load_guard(tmp_path / "controller").hurries
+    capsys.readouterr()
     live = ["evaluate", "--live", *where, "--num_requests", "10", "--truth", "3", "--output_dir", str(tmp_path / "out")]
     assert main(live) == 0
     out = capsys.readouterr().out

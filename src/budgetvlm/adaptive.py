@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -149,7 +149,7 @@ class AdaptiveGuard:
         self.other_ms, self.calibrated_on = other_ms, calibrated_on
         self.credit = 1.0
         self._quick = QuickLatency(latency, IMAGE_STAGES)
-        self._quick.scale(np.exp(self.speed.log_scale))
+        self._quick.scale(self.speed.factors)
         self._same_image, self.hurry = SameImage(latency.knob_space), Hurry(latency.knob_space)
         self.hurries = hurries
         self._quickest = self.hurry.last if hurries else np.arange(len(latency.knob_space))
@@ -292,16 +292,15 @@ class AdaptiveGuard:
         Raises:
             DataError: a time that is negative or no number; nothing is learnt from it.
         """
-        rests = {f"rest after the {look.moment}": total_ms - look.spent.total_ms for look in looks}
-        wrong = {name: ms for name, ms in {**stages_ms, **rests}.items() if not 0 <= ms < math.inf}
-        if wrong:
-            raise DataError(f"times have to be numbers of ms of 0 or more, given {wrong}; has the clock jumped?")
+        times_ms = [*stages_ms.values(), *(total_ms - look.spent.total_ms for look in looks)]
+        if not (min(times_ms) >= 0 and sum(times_ms) < math.inf):
+            _complain(stages_ms, looks, total_ms)
         for look in looks:
             # What was cut would have taken another step at least.
             missing_ms = saved_ms + (float(look.step_ms[setting_index]) if cut else 0.0)
             took = total_ms - look.spent.total_ms + missing_ms
             if took > 0:
-                self.margin.add(math.log(took / float(look.rest_ms[setting_index])), look.moment)
+                self.margin.add(math.log(took / look.rest_ms.item(setting_index)), look.moment)
         # A broken budget that nothing was expected to keep breaks no promise; a kept one shows that bounds are wide.
         missed = 1.0 if late else self.margin.cut_cost if cut else 0.0
         if promised:
@@ -328,9 +327,7 @@ class AdaptiveGuard:
     def follow(self, request: Request, index: int, stages_ms: Mapping[str, float], output_tokens: float) -> bool:
         """Learn this machine's speed from a request, and nothing else; whether a stage's speed has jumped."""
         sized = self._quick.size(request.vision, request.language)
-        jumped = self.speed.follow(self._quick.stages_at(sized, index, output_tokens), stages_ms)
-        self._quick.scale(np.exp(self.speed.log_scale))
-        return jumped
+        return self.speed.follow(self._quick.stages_at(sized, index, output_tokens), stages_ms)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able document with all that was learnt; `from_dict` takes it back."""
@@ -366,6 +363,13 @@ class AdaptiveGuard:
             return guard
         except KeyError as error:
             raise DataError(f"the guard lacks the field {error.args[0]}; calibrate again") from None
+
+
+def _complain(stages_ms: Mapping[str, float], looks: Sequence[Bounds], total_ms: float) -> NoReturn:
+    """Raise DataError, naming the times that cannot be."""
+    rests = {f"rest after the {look.moment}": total_ms - look.spent.total_ms for look in looks}
+    wrong = {name: ms for name, ms in {**stages_ms, **rests}.items() if not 0 <= ms < math.inf}
+    raise DataError(f"times have to be numbers of ms of 0 or more, given {wrong}; has the clock jumped?")
 
 
 @compiled

@@ -262,7 +262,7 @@ class AdaptiveVLM:
             index = best_within(values, bounds.predicted_ms, budget_ms)
         if index < 0:
             index = bounds.fastest
-        bound = float(bounds.bounds_ms[index])
+        bound = bounds.bounds_ms.item(index)
         setting = self.controller.knob_space.settings[index]
         return Choice(setting, index, feasible, bound if 0 < bound < math.inf else None)
 

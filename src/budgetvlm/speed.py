@@ -33,17 +33,22 @@ class StageSpeed:
 
     Attributes:
         log_scale: now, ``[stages]``.
+        factors: exp(log_scale), the same array all the time.
         mood: on top of all scales, of the last requests.
         normal: this machine's normal speed, when the guard was calibrated; drift is reported against it.
     """
 
-    def __init__(self, stages: Sequence[str], normal: np.ndarray | None = None) -> None:
+    def __init__(
+        self, stages: Sequence[str], normal: np.ndarray | None = None, log_scale: np.ndarray | None = None
+    ) -> None:
         self.stages = tuple(stages)
         self.normal = np.zeros(len(self.stages)) if normal is None else np.array(normal, dtype=np.float64)
-        self.log_scale = self.normal.copy()
+        self.log_scale = self.normal.copy() if log_scale is None else log_scale
+        self.factors = np.exp(self.log_scale)
         self.mood = 0.0
         self._recent = np.empty((len(self.stages), AGREEING))  # log ratios of the last requests
         self._known = np.zeros(len(self.stages), dtype=np.int64)  # how many of them
+        self._took_ms = np.empty(len(self.stages))  # of the last request
 
     def mood_after(self, log_ratio: float) -> float:
         """The mood, given log(measured / predicted) of a part of the request itself; the prediction with scales."""
@@ -56,8 +61,12 @@ class StageSpeed:
             predicted_ms: of each stage, by the profile, float64 ``[stages]``.
             stages_ms: what each stage took; one that is not known or took nothing teaches nothing.
         """
-        took_ms = np.array([stages_ms.get(stage, 0.0) for stage in self.stages])
-        self.mood, jumped = _follow(predicted_ms, took_ms, self.mood, self.log_scale, self._recent, self._known)
+        took_ms = self._took_ms
+        for g, stage in enumerate(self.stages):
+            took_ms[g] = stages_ms.get(stage, 0.0)
+        self.mood, jumped = _follow(
+            predicted_ms, took_ms, self.mood, self.log_scale, self.factors, self._recent, self._known
+        )
         return jumped
 
     @property
@@ -77,9 +86,7 @@ class StageSpeed:
         for name, values in scales.items():
             if values.shape != (len(stages),) or not np.isfinite(values).all():
                 raise DataError(f"the guard's scales {name} {values} do not fit its latency model; calibrate again")
-        speed = cls(stages, scales["normal"])
-        speed.log_scale = scales["log_scale"]
-        return speed
+        return cls(stages, scales["normal"], scales["log_scale"])
 
 
 @compiled
@@ -88,10 +95,11 @@ def _follow(
     took_ms: np.ndarray,
     mood: float,
     log_scale: np.ndarray,
+    factors: np.ndarray,
     recent: np.ndarray,
     known: np.ndarray,
 ) -> tuple[float, bool]:
-    """The new mood, and whether any stage has jumped; scales and what is recent are changed in place.
+    """The new mood, and whether any stage has jumped; scales, factors and what is recent are changed in place.
 
     All stages are learnt from, also behind one that has jumped.
     """
@@ -99,7 +107,7 @@ def _follow(
     for g in range(len(took_ms)):
         if took_ms[g] > 0 and predicted_ms[g] > 0:
             took += took_ms[g]
-            predicted += predicted_ms[g] * math.exp(log_scale[g])
+            predicted += predicted_ms[g] * factors[g]
     if took == 0:
         return mood, False
     mood += MOOD_RATE * _limited(math.log(took / predicted) - mood)
@@ -107,6 +115,7 @@ def _follow(
     for g in range(len(took_ms)):
         if took_ms[g] > 0 and predicted_ms[g] > 0:
             jumped |= _follow_stage(math.log(took_ms[g] / predicted_ms[g]), g, log_scale, recent[g], known)
+            factors[g] = math.exp(log_scale[g])
     return (0.0 if jumped else mood), jumped
 
 

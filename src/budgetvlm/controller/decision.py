@@ -10,8 +10,7 @@ Shapes: Di, Dl features, F of them standardised, C functions of a budget, E numb
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from budgetvlm.errors import InputError
 
 MOST_BLOCKS = 64  # members of an ensemble that are looked for
 _ONE = np.float32(1.0)  # a plain 1 would make doubles of what it is added to
+_LARGEST = np.float32(LARGEST_SCORE)
 
 
 class Decider:
@@ -35,7 +35,7 @@ class Decider:
 
     def __init__(self, controller: GRPOController) -> None:
         inputs = controller.image_input, controller.lang_input
-        self._widths = inputs[0].in_dim, inputs[1].in_dim
+        self._image_shape, self._language_shape = ((layer.in_dim,) for layer in inputs)
         feature_weight, feature_bias = _affine(controller.feature_layer)
         context_weight, context_bias = _affine(controller.context_layer)
         width = controller.budget_embedding.linear.out_features
@@ -44,22 +44,23 @@ class Decider:
         self._first_bias = feature_bias + context_bias
         heads, self._head_bias = _summed_heads(controller)
         self._projections = [_projection(layer) for layer in inputs if layer.components is not None]
+        self._reference_ms = float(controller.latency_reference_ms)
+        bounds_ms = _array(controller.bounds_ms)
+        finite = bounds_ms[np.isfinite(bounds_ms)]
+        largest_ms = float(finite.max()) if finite.size and finite.max() > 0 else math.inf
         self._before: list[Any] = [
+            largest_ms,
+            self._reference_ms,
             *(np.concatenate(both) for both in zip(*map(_statistics, inputs), strict=True)),
-            np.float32(LARGEST_SCORE),
             self._frequencies,
             _embedding(controller.budget_embedding),
             _columns(np.concatenate([feature_weight, context_weight[:, :width]], axis=1)),
         ]
         square = [layer for layer in controller.trunk if isinstance(layer, nn.Linear)]
         self._after: list[Any] = [*_hidden(square), _columns(heads)]
-        self._reference_ms = float(controller.latency_reference_ms)
         self._default_price = float(controller.default_price)
         self._latency_share = _array(controller.latency_ms) / self._reference_ms
-        bounds_ms = _array(controller.bounds_ms)
-        finite = bounds_ms[np.isfinite(bounds_ms)]
         self._bounds_ms = np.where(np.isfinite(bounds_ms), bounds_ms, np.nan)  # NaN lies within no budget
-        self._largest_ms = float(finite.max()) if finite.size and finite.max() > 0 else math.inf
         self._cheapest = int(bounds_ms.argmin())
         self._priced = self._at_price(self._default_price)
 
@@ -77,18 +78,15 @@ class Decider:
         Raises:
             InputError: features of another width.
         """
-        if (image.size, language.size) != self._widths or image.ndim != 1 or language.ndim != 1:
+        if image.shape != self._image_shape or language.shape != self._language_shape:
             self._complain(image, language)
+        price = self._default_price if price is None else price
         priced = self._priced
-        if price is not None and priced.price != price:
-            priced = self._at_price(price)
-        elif price is None and priced.price != self._default_price:
-            priced = self._at_price(self._default_price)
-        self._priced = priced
+        if priced.price != price:
+            self._priced = priced = self._at_price(price)
         if self._projections:
             image, language = (p.dot(x) for p, x in zip(self._projections, (image, language), strict=True))
-        fixed = (*self._before, priced.hidden, *self._after, priced.values)
-        return _values(image, language, self._budget_log(budget_ms), *fixed)
+        return _values(image, language, float(budget_ms), *priced.weights)
 
     def choose(
         self,
@@ -107,40 +105,34 @@ class Decider:
             return self._cheapest
         return int(allowed[self.values(image, language, budget_ms, price)[allowed].argmax()])
 
-    def _budget_log(self, budget_ms: float) -> float:
-        limit = min(budget_ms, self._largest_ms)
-        budget_log = math.log(limit / self._reference_ms) if limit < math.inf else LARGEST_LOG_RATIO
-        return max(-LARGEST_LOG_RATIO, min(budget_log, LARGEST_LOG_RATIO))
-
     def _at_price(self, price: float) -> _Priced:
         price_log = min(math.log(max(price, SMALLEST_PRICE) / 0.1), LARGEST_LOG_RATIO)
         embedded = np.empty(self._price_weight.shape[1], dtype=np.float32)
         _embed(price_log, self._frequencies, self._price, embedded)
         hidden = self._price_weight @ embedded + self._first_bias
-        return _Priced(price, hidden, self._head_bias - np.float32(price) * self._latency_share)
+        heads = self._head_bias - np.float32(price) * self._latency_share
+        return _Priced(price, (*self._before, hidden, *self._after, heads))
 
     def _complain(self, image: np.ndarray, language: np.ndarray) -> NoReturn:
-        what, raw, width = ("image", image, self._widths[0])
-        if image.shape == (width,):
-            what, raw, width = ("language", language, self._widths[1])
+        what, raw, wanted = "image", image, self._image_shape
+        if image.shape == wanted:
+            what, raw, wanted = "language", language, self._language_shape
         raise InputError(
-            f"the {what} feature has shape {list(raw.shape)}, but this controller was built for {width} {what} "
+            f"the {what} feature has shape {list(raw.shape)}, but this controller was built for {wanted[0]} {what} "
             "features; use features of the model that it was trained with"
         )
 
 
-@dataclass(frozen=True, eq=False)
-class _Priced:
+class _Priced(NamedTuple):
     """What follows from the price alone: most requests have the same.
 
     Attributes:
-        hidden: its share of the first hidden layer, with both biases, ``[H]``.
-        values: what it takes off, and the heads' bias, ``[K]``.
+        weights: all that `_values` takes beside a state. The price's share is in two biases: of the first hidden layer
+            ``[H]``, and of the heads, what it takes off ``[K]``.
     """
 
     price: float
-    hidden: np.ndarray
-    values: np.ndarray
+    weights: tuple[Any, ...]
 
 
 @compiled
@@ -157,10 +149,11 @@ def best_within(values: np.ndarray, times_ms: np.ndarray, budget_ms: float) -> i
 def _values(
     image: np.ndarray,
     language: np.ndarray,
-    budget_log: float,
+    budget_ms: float,
+    largest_ms: float,
+    reference_ms: float,
     mean: np.ndarray,
     scale: np.ndarray,
-    largest: float,
     frequencies: np.ndarray,
     embedding: np.ndarray,
     first: np.ndarray,
@@ -174,7 +167,8 @@ def _values(
 
     Args:
         image, language: features, projected where the controller does that.
-        mean, scale, largest: of both; they are standardised so, and cut, ``[F]``.
+        budget_ms, largest_ms, reference_ms: see `_budget_log`.
+        mean, scale: of both; they are standardised so, ``[F]``.
         frequencies, embedding: of the budget's logarithm, see `_embed`.
         first: from standardised features and the embedded budget, ``[F + E, H]``; its bias holds the price's share.
         hidden, hidden_bias: see `_hidden`.
@@ -184,8 +178,8 @@ def _values(
     state[: len(image)] = image
     state[len(image) : len(mean)] = language
     for i in range(len(mean)):
-        state[i] = min(max((state[i] - mean[i]) * scale[i], -largest), largest)
-    _embed(budget_log, frequencies, embedding, state[len(mean) :])
+        state[i] = min(max((state[i] - mean[i]) * scale[i], -_LARGEST), _LARGEST)
+    _embed(_budget_log(budget_ms, largest_ms, reference_ms), frequencies, embedding, state[len(mean) :])
     now = first_bias.copy()
     _multiply(first, state, now)
     for layer in range(len(hidden)):
@@ -200,6 +194,13 @@ def _values(
     out = head_bias.copy()
     _multiply(heads, now, out)
     return out
+
+
+@compiled
+def _budget_log(budget_ms: float, largest_ms: float, reference_ms: float) -> float:
+    """log(budget / the full setting's median); a budget above the largest bound says no more than that."""
+    limit = min(budget_ms, largest_ms)
+    return max(-LARGEST_LOG_RATIO, min(math.log(limit / reference_ms), LARGEST_LOG_RATIO))
 
 
 @compiled
@@ -219,14 +220,16 @@ def _embed(log_ratio: float, frequencies: np.ndarray, embedding: np.ndarray, out
 def _multiply(weight: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:
     """Add ``[D, N]``, transposed, times x ``[D]`` to ``out`` ``[N]``: whole columns, which vector units like.
 
-    Four at a time, so that ``out`` is read and written a quarter as often.
+    Four at a time, so that ``out`` is read and written a quarter as often; they lie far apart, because memory is read
+    ahead in several places at once, within a page each.
     """
     count, width = weight.shape
-    for j in range(0, count - 3, 4):
-        a, b, c, d = x[j], x[j + 1], x[j + 2], x[j + 3]
+    n = count // 4
+    for j in range(n):
+        a, b, c, d = x[j], x[n + j], x[2 * n + j], x[3 * n + j]
         for i in range(width):
-            out[i] += weight[j, i] * a + weight[j + 1, i] * b + weight[j + 2, i] * c + weight[j + 3, i] * d
-    for j in range(count - count % 4, count):
+            out[i] += weight[j, i] * a + weight[n + j, i] * b + weight[2 * n + j, i] * c + weight[3 * n + j, i] * d
+    for j in range(4 * n, count):
         for i in range(width):
             out[i] += weight[j, i] * x[j]
 
