@@ -57,11 +57,11 @@ class ToyVLM:
 
     def encode_overview(self, image):
         self.encoded.append(image.getpixel((0, 0)))
-        return Overview(torch.zeros(1, 1), torch.tensor([float(self.encoded[-1]), 1.0]), 0.0, 0.0)
+        return Overview(torch.zeros(1, 1), np.array([self.encoded[-1], 1.0], np.float32), 0.0, 0.0)
 
     def question_feature(self, question):
         self.encoded.append(question)
-        return torch.tensor([float(len(question))])
+        return np.array([len(question)], np.float32)
 
 
 def toy_samples(*splits):

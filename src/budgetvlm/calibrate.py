@@ -98,7 +98,7 @@ def measure(
     for row, sample in enumerate(tqdm(samples, desc="all settings", unit="request", disable=not progress)):
         image = sample.load_image()
         requests.append(model.look(image, sample.question).request)
-        images.append(model.vlm.encode_overview(image).feature.numpy())
+        images.append(model.vlm.encode_overview(image).feature)
         for k in order[row]:
             overview = model.vlm.encode_overview(image)
             answer = model.vlm.generate(

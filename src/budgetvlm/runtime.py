@@ -145,7 +145,7 @@ class AdaptiveVLM:
         choosing = time.perf_counter()
         spent = Spent(_ms(start, choosing), overview.preprocess_ms + overview.vision_ms)
         bounds, values, choice = self.decide(
-            request, overview.feature.numpy(), budget_ms, spent, price, waited_ms, when_infeasible
+            request, overview.feature, budget_ms, spent, price, waited_ms, when_infeasible
         )
         course = _Course(self, request, start, budget_ms, cut, values, [bounds], choice)
         chosen = time.perf_counter()
@@ -180,10 +180,10 @@ class AdaptiveVLM:
 
     def choose(self, overview: Overview, question: str, budget_ms: float, price: float | None = None) -> Choice:
         """The controller's decision for an image whose overview is given, by the fixed bounds, without answering."""
-        request = Request(np.zeros(len(self._columns)), 0, self._question_feature(question))
+        request = Request(np.zeros(len(self._columns)), 0, self.vlm.question_feature(question))
         bounds = self._fixed_bounds(0.0)
         seen_ms = self.seen_budget_ms(bounds, budget_ms)
-        values = self.decider.values(overview.feature.numpy(), request.feature, seen_ms, price)
+        values = self.decider.values(overview.feature, request.feature, seen_ms, price)
         return self.choice(values, bounds, budget_ms)
 
     def decide(
@@ -215,7 +215,7 @@ class AdaptiveVLM:
     def _request(self, image: Image.Image, question: str) -> Request:
         vision, language = self.vlm.prompt_size(image, question)
         vision = vision if self._all_columns else vision[self._columns]
-        return Request(vision, language, self._question_feature(question))
+        return Request(vision, language, self.vlm.question_feature(question))
 
     def _bounds(self, request: Request, budget_ms: float, spent: Spent, waited_ms: float = 0.0) -> Bounds:
         if self.guard is None:
@@ -227,10 +227,6 @@ class AdaptiveVLM:
         """What the controller is told of a budget: as it would be on the machine that was profiled, for the model."""
         own_ms = self.guard.other_ms if self.guard is not None else self.controller_ms
         return max((left_ms - own_ms) / bounds.slowdown, 1e-3)
-
-    def _question_feature(self, question: str) -> np.ndarray:
-        feature: np.ndarray = self.vlm.question_feature(question).numpy()
-        return feature
 
     def _fixed_bounds(self, waited_ms: float) -> Bounds:
         """The controller's own bounds, and beside them its own time and the waiting."""

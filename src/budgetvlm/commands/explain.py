@@ -108,7 +108,7 @@ def _explain(
 
     overview = model.vlm.encode_overview(image)
     language = model.vlm.question_feature(args.question)
-    explainer = Explainer(controller, overview.feature.numpy(), language.numpy(), args.price)
+    explainer = Explainer(controller, overview.feature, language, args.price)
     situations = {factor: situation(factor * args.budget_ms) for factor in FACTORS}
     return explain(explainer, situations, situation(math.inf), data)
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -215,13 +214,9 @@ def _image_features(vlm: VLM, samples: Sequence[Sample]) -> np.ndarray:
         overviews = vlm.encode_overviews([sample.load_image() for sample in samples])
     else:
         overviews = [vlm.encode_overview(sample.load_image()) for sample in samples]
-    return _stack([overview.feature for overview in overviews])
+    return np.stack([overview.feature for overview in overviews])
 
 
 def _question_features(vlm: VLM, samples: Sequence[Sample]) -> np.ndarray:
     """``[n, Dl]``, float32."""
-    return _stack([vlm.question_feature(sample.question) for sample in samples])
-
-
-def _stack(rows: Sequence[torch.Tensor]) -> np.ndarray:
-    return torch.stack([row.detach().float().cpu() for row in rows]).numpy()
+    return np.stack([vlm.question_feature(sample.question) for sample in samples])

@@ -170,7 +170,7 @@ class Adapter:
         vision_ms = watch.lap() / len(images)
         return [Overview(t, f, preprocess_ms, vision_ms) for t, f in zip(tokens, features, strict=True)]
 
-    def question_feature(self, question: str) -> torch.Tensor:
+    def question_feature(self, question: str) -> np.ndarray:
         """Mean of the embeddings of the question's tokens, float32 ``[Dl]``; what every prompt has is left out."""
         return self._word_means(self.prompt.question_ids(question))
 

@@ -1,7 +1,7 @@
 """What the controller sees of an image and of a question: visual tokens and embeddings, pooled.
 
 Both are a handful of vectors, so starting tensor operations takes longer than the sums; plain arrays in main memory are
-pooled by compiled loops. Shapes: T tokens, C channels.
+pooled by compiled loops. What comes out is an array: nothing that reads it needs PyTorch. Shapes: T tokens, C channels.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from torch import nn
 from budgetvlm._compiled import compiled
 
 
-def pool(tokens: torch.Tensor) -> torch.Tensor:
+def pool(tokens: torch.Tensor) -> np.ndarray:
     """The controller's view of visual tokens ``[T, C]``: mean and maximum over the tokens, float32 ``[2 * C]``."""
     if _plain(tokens):
-        return torch.from_numpy(_mean_and_most(tokens.numpy()))
+        return _mean_and_most(tokens.numpy())
     tokens = tokens.float()
-    return torch.cat([tokens.mean(0), tokens.amax(0)]).cpu()
+    out: np.ndarray = torch.cat([tokens.mean(0), tokens.amax(0)]).cpu().numpy()
+    return out
 
 
 class WordMeans:
@@ -35,15 +36,17 @@ class WordMeans:
         weight = table.weight.detach() if type(table) is nn.Embedding else None
         self._rows = weight.numpy() if weight is not None and _plain(weight) else None
 
-    def __call__(self, ids: Sequence[int]) -> torch.Tensor:
+    def __call__(self, ids: Sequence[int]) -> np.ndarray:
         """Mean of the embeddings of these tokens, float32 ``[C]``."""
         # Compiled loops do not look where an array ends; the table itself raises IndexError there.
         if self._rows is not None and max(ids) < len(self._rows):
-            return torch.from_numpy(_mean_of(self._rows, np.array(ids)))
+            out = np.zeros(self._rows.shape[1], np.float32)
+            _mean_of(self._rows, np.array(ids), out)
+            return out
         device = next(self._table.parameters()).device
         with torch.inference_mode():
-            out: torch.Tensor = self._table(torch.tensor(ids, device=device)).float().mean(0).cpu()
-        return out
+            mean: np.ndarray = self._table(torch.tensor(ids, device=device)).float().mean(0).cpu().numpy()
+        return mean
 
 
 def _plain(tensor: torch.Tensor) -> bool:
@@ -66,11 +69,10 @@ def _mean_and_most(tokens: np.ndarray) -> np.ndarray:
 
 
 @compiled
-def _mean_of(rows: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    out = np.zeros(rows.shape[1], np.float32)
+def _mean_of(rows: np.ndarray, numbers: np.ndarray, out: np.ndarray) -> None:
+    """Into ``out``, which is 0: an array that a compiled loop makes costs as much again as the loop."""
     for number in numbers:
         for j in range(len(out)):
             out[j] += rows[number, j]
     for j in range(len(out)):
         out[j] /= np.float32(len(numbers))
-    return out

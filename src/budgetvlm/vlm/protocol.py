@@ -31,7 +31,7 @@ class Overview:
     """
 
     tokens: torch.Tensor
-    feature: torch.Tensor
+    feature: np.ndarray
     preprocess_ms: float
     vision_ms: float
 
@@ -114,7 +114,7 @@ class VLM(Protocol):
         """Preprocess and encode the overview crop once."""
         ...
 
-    def question_feature(self, question: str) -> torch.Tensor:
+    def question_feature(self, question: str) -> np.ndarray:
         """Mean of the prompt's token embeddings, float32 ``[Dl]``."""
         ...
 
