@@ -269,11 +269,11 @@ def flat(alpha, score):
     return Margin(alpha, {"overview": [score] * 100, "image": [score] * 100})
 
 
-def of_one_length(measured, total_ms, output):
-    """As measured, but every answer has as many tokens and takes 10 ms for each after 10 ms for the first."""
+def of_one_length(measured, total_ms, output, step_ms=10.0):
+    """As measured, but every answer has as many tokens, and each takes as long."""
     shape = measured.latency_ms.shape
     stages = {name: np.zeros(shape) for name in measured.stages_ms}
-    stages["prefill"], stages["decode"] = np.full(shape, 10.0), np.full(shape, 10.0 * (output - 1))
+    stages["prefill"], stages["decode"] = np.full(shape, step_ms), np.full(shape, step_ms * (output - 1))
     latency = np.full(shape, float(total_ms))
     right, tokens = np.ones(shape), np.full(shape, float(output))
     return replace(
@@ -310,24 +310,27 @@ def test_late_answers_are_finished_while_the_promise_holds(system, measured):
 
 @pytest.mark.parametrize(
     ("budget_ms", "accuracy", "hurried", "cut"),
-    [(60.0, 1.0, False, False), (32.0, 0.7, True, False), (20.0, 0.0, True, True)],
+    [(6000.0, 1.0, False, False), (3200.0, 0.7, True, False), (2000.0, 0.0, True, True)],
 )
 def test_a_replayed_answer_is_hurried_where_its_deadline_would_hurry_it(
     system, measured, monkeypatch, budget_ms, accuracy, hurried, cut
 ):
-    """10 ms for each of five tokens, or, in a hurry, 4 for each after the first: 26 in all. In 20 there are three."""
+    """A second for each of five tokens, or, in a hurry, .4 for each after the first: 2.6 in all. In 2 there are three.
+
+    The tiny model is expected to take milliseconds, so the full setting is chosen whatever else runs here.
+    """
     system.controller_ms, quicker = 0.0, SPACE.setting(max_crops=4, top_k=4, num_active_blocks=2)
     system.guard.margin = flat(0.05, np.log(0.8))
     monkeypatch.setattr(
-        system, "deadline", lambda look, index, at_s, cut: Deadline(at_s, 10.0, 5, ((quicker, 4.0),), cut)
+        system, "deadline", lambda look, index, at_s, cut: Deadline(at_s, 1000.0, 5, ((quicker, 400.0),), cut)
     )
-    given = of_one_length(measured, 50.0, 5)
-    given.stages_ms["decode"][:, SPACE.index(quicker)] = 16.0
+    given = of_one_length(measured, 5000.0, 5, 1000.0)
+    given.stages_ms["decode"][:, SPACE.index(quicker)] = 1600.0
     given = replace(given, hurried=np.full_like(measured.hurried, 0.7))
     (found,) = replay(system, given, reference_ms=budget_ms, budget_shares=(1.0,), num_requests=1)
     assert (found.accuracy, found.hurried, found.cut, found.late) == (accuracy, hurried, cut, False)
     with pytest.raises(DataError, match="measure them in a hurry"):
-        replay(system, replace(given, hurried=None), reference_ms=60.0, budget_shares=(1.0,), num_requests=1)
+        replay(system, replace(given, hurried=None), reference_ms=6000.0, budget_shares=(1.0,), num_requests=1)
 
 
 def as_predicted(measured, latency):
