@@ -206,11 +206,11 @@ class AdaptiveGuard:
         expected, long = self.lengths.outlook(request.feature, 1 - self.alpha / 2)
         expected = max(expected, 1.0)
         sized = self._quick.size(request.vision, request.language)
-        terms = self._quick.terms(sized)
-        image_ms, first_ms, step_ms, profiled_ms, profiled_step_ms = terms[:, -1].tolist()
+        terms, full, overview_ms = self._quick.request(sized)
+        image_ms, first_ms, step_ms, profiled_ms, profiled_step_ms = full
         full_ms = image_ms + first_ms + (expected - 1) * step_ms
         groups = _groups(sized.most, long, _budget_step(budget_ms / full_ms))
-        done_ms = self._quick.overview_ms(sized) if taken.image_ms > 0 else 0.0
+        done_ms = overview_ms if taken.image_ms > 0 else 0.0
         pace = self._pace(done_ms, taken.image_ms)
         q, later_q = self.margin.both(groups)
         times, fastest = _times(

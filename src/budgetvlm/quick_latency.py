@@ -87,9 +87,9 @@ class QuickLatency:
         out: np.ndarray = image + first + max(output - 1.0, 0.0) * step
         return out
 
-    def overview_ms(self, sized: _Sized) -> float:
-        """The time of the image where it is shown least: that of its overview."""
-        return _overview_ms(self._overview, self._factors, self._image, sized.least)
+    def request(self, sized: _Sized) -> tuple[np.ndarray, tuple[float, float, float, float, float], float]:
+        """`terms`; those of the full setting; the time of the image where it is shown least: that of its overview."""
+        return _request(sized.times, self._factors, self._image, self._overview, sized.least)
 
     def stages_at(self, sized: _Sized, index: int, output: float) -> np.ndarray:
         """The time of each stage at one setting, as profiled, ``[G]``; the next call writes into the same array."""
@@ -112,6 +112,16 @@ def _terms(times: np.ndarray, factors: np.ndarray, of_image: np.ndarray) -> np.n
             out[3, k] += first
             out[4, k] += step
     return out
+
+
+@compiled
+def _request(
+    times: np.ndarray, factors: np.ndarray, of_image: np.ndarray, overview: np.ndarray, least: float
+) -> tuple[np.ndarray, tuple[float, float, float, float, float], float]:
+    """See `QuickLatency.request`: all at once, because numbers out of arrays cost more than the sums."""
+    out = _terms(times, factors, of_image)
+    full = out[:, -1]
+    return out, (full[0], full[1], full[2], full[3], full[4]), _overview_ms(overview, factors, of_image, least)
 
 
 @compiled
