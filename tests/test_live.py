@@ -287,6 +287,7 @@ def of_one_length(measured, total_ms, output, step_ms=10.0):
 def test_a_replayed_answer_is_cut_where_its_deadline_would_cut_it(system, measured, budget_ms, accuracy, cut):
     """Five tokens in 50 ms. At 45 only the token that ends the answer is missing, at 35 another one too."""
     system.controller_ms = 0.0
+    system.guard.hurries = False
     system.guard.margin = flat(0.05, np.log(0.8))
     given = of_one_length(measured, 50.0, 5)
     (found,) = replay(system, given, reference_ms=budget_ms, budget_shares=(1.0,), num_requests=1)
@@ -297,6 +298,7 @@ def test_a_replayed_answer_is_cut_where_its_deadline_would_cut_it(system, measur
 def test_late_answers_are_finished_while_the_promise_holds(system, measured):
     """At alpha 20% the guard may finish a fifth of the answers late; it cuts those that would be too many."""
     system.controller_ms = 0.0
+    system.guard.hurries = False
     system.guard.margin = flat(0.2, np.log(0.8))
     given = of_one_length(measured, 50.0, 5)
     options = {"reference_ms": 45.0, "budget_shares": (1.0,), "num_requests": 200}
