@@ -13,7 +13,7 @@ import torch
 from tiny_vlm import write_tiny_model
 
 from budgetvlm.adaptive import AdaptiveGuard
-from budgetvlm.calibrate import calibrated, measure, requests_needed
+from budgetvlm.calibrate import calibrated, measure, requests_needed, typical
 from budgetvlm.cli import main
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.errors import ConfigError, DataError, InputError, KnobSpaceError
@@ -97,6 +97,17 @@ def test_calibration_refits_this_machines_speed_and_needs_enough_requests(system
     assert (requests_needed(0.05), requests_needed(0.01)) == (28, 148)
     with pytest.raises(DataError, match=r"30 requests cannot calibrate a violation rate of 0\.01: that takes 148"):
         calibrated(system, guard, measured, 0.01)
+
+
+def test_typical_times_are_the_medians_of_repeats(measured):
+    def slower(factor):
+        stages = {name: factor * ms for name, ms in measured.stages_ms.items()}
+        return replace(measured, overview_ms=factor * measured.overview_ms, stages_ms=stages)
+
+    found = typical([slower(9.0), slower(2.0), measured])
+    np.testing.assert_allclose(found.latency_ms, 2 * measured.latency_ms)
+    np.testing.assert_allclose(found.image_ms, 2 * measured.image_ms)
+    np.testing.assert_allclose(found.overview_ms, 2 * measured.overview_ms)
 
 
 def test_requests_are_bounded_and_learnt_from(system, measured):
@@ -399,10 +410,11 @@ def test_the_commands(system, directory, tmp_path, capsys):
     assert main(["calibrate", *where, "--samples", "28", "--no_hurry"]) == 0
     assert not load_guard(tmp_path / "controller").hurries
     capsys.readouterr()
-    live = ["evaluate", "--live", *where, "--num_requests", "10", "--truth", "3", "--output_dir", str(tmp_path / "out")]
-    assert main(live) == 0
+    live = ["evaluate", "--live", *where, "--num_requests", "10", "--output_dir", str(tmp_path / "out")]
+    assert main([*live, "--truth", "3", "--truth_repeats", "2"]) == 0
     out = capsys.readouterr().out
     assert "10 requests on the real clock" in out and "guarded" in out and "unguarded" in out
+    assert "replayed on the times of 3 requests" in out and "replayed on the medians of times of 3 requests" in out
     assert len(json.loads((tmp_path / "out" / "live.json").read_text())["records"]) == 20
     assert main(live) == 2
     assert "add --overwrite" in capsys.readouterr().err

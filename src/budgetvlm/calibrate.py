@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from budgetvlm.adaptive import IMAGE_STAGES, AdaptiveGuard, Request, Spent
@@ -92,7 +91,6 @@ def measure(
     shape = (len(samples), len(settings))
     requests, images = [], []
     accuracy, output, latency, overviews = (np.zeros(shape) for _ in range(4))
-    in_a_hurry = []
     order = np.stack([rng.permutation(shape[1]) for _ in samples])
     stages: dict[str, np.ndarray] = {}
     for row, sample in enumerate(tqdm(samples, desc="all settings", unit="request", disable=not progress)):
@@ -109,16 +107,33 @@ def measure(
             output[row, k], latency[row, k] = answer.num_output_tokens, answer.total_ms
             for stage, ms in answer.stages_ms.items():
                 stages.setdefault(stage, np.zeros(shape))[row, k] = ms
-        if hurried:
-            in_a_hurry.append(_hurried_accuracy(model, task, sample, image))
+    # Not in between: one request is followed by the next at once, as in service.
+    rushed = [_hurried_accuracy(model, task, sample) for sample in samples] if hurried else []
     return Measured(
         tuple(requests), np.stack(images), order, accuracy, output, latency, overviews, stages,
-        np.stack(in_a_hurry, axis=1) if hurried else None,
+        np.stack(rushed, axis=1) if rushed else None,
     )  # fmt: skip
 
 
-def _hurried_accuracy(model: AdaptiveVLM, task: Task, sample: Sample, image: Image.Image) -> np.ndarray:
+def typical(runs: Sequence[Measured]) -> Measured:
+    """The same requests measured several times, as one: what a stage takes is the median of its repeats."""
+
+    def medians(times: Sequence[np.ndarray]) -> np.ndarray:
+        out: np.ndarray = np.median(np.stack(times), axis=0)
+        return out
+
+    stages = {name: medians([run.stages_ms[name] for run in runs]) for name in runs[0].stages_ms}
+    return replace(
+        runs[0],
+        latency_ms=np.sum(list(stages.values()), axis=0),
+        overview_ms=medians([run.overview_ms for run in runs]),
+        stages_ms=stages,
+    )
+
+
+def _hurried_accuracy(model: AdaptiveVLM, task: Task, sample: Sample) -> np.ndarray:
     """`Measured.hurried` of one request, ``[most quicker settings, K]``."""
+    image = sample.load_image()
     space = model.controller.knob_space
     steps = Hurry(space).steps
     out = np.full((max(map(len, steps)), len(space)), np.nan)

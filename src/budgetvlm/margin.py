@@ -32,7 +32,9 @@ LEAST_SCORES = 100
 SCORES_A_MISS = 2.0  # the window holds this many scores for each one that is expected to be above the bound
 CUT_SHARE = 0.05  # of the answers may be cut short, where alpha is smaller: fewer would cost more answers than they are
 STEP = 0.2  # of a level, as a share of what may be missed
-MOST_LEVEL = 8.0  # as a share of that: budgets leave room and answers are hurried, so that more may lie above bounds
+# As a share of what may be missed (the geometric mean, where fewer may be late than cut): budgets leave room and
+# answers are hurried, so that more scores may lie above bounds than may miss.
+MOST_LEVEL = 8.0
 BEYOND = 5.0  # q grows by this for a level of 1 below what the scores reach: 0.05 for a miss more in 100
 
 
@@ -112,7 +114,7 @@ class Margin:
         self.alpha, self.level = alpha, alpha if level is None else level
         self.parts: dict[str, float] = {}
         self._may_miss = max(alpha, CUT_SHARE)
-        self._most_level = min(MOST_LEVEL * self._may_miss, 0.5)
+        self._most_level = min(MOST_LEVEL * math.sqrt(alpha * self._may_miss), 0.5)
         size = max(LEAST_SCORES, math.ceil(SCORES_A_MISS / alpha))
         self._scores = {moment: Scores(size, (scores or {}).get(moment, ())) for moment in MOMENTS}
 

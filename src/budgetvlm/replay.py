@@ -11,12 +11,13 @@ Shapes: n requests, K settings. Times in ms.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from budgetvlm.adaptive import Bounds, Spent
+from budgetvlm.adaptive import AdaptiveGuard, Bounds, Spent
 from budgetvlm.answer import Cut
 from budgetvlm.calibrate import Measured
 from budgetvlm.controller.decision import best_within
@@ -86,9 +87,9 @@ def _replay(
     guard, request = model.guard, measured.requests[row]
     assert guard is not None
     own_ms = speed * model.controller_ms
-    # Each setting was run at its own moment, with an overview of its own that told of that moment's speed.
-    overviews, images = (speed * times[row] for times in (measured.overview_ms, measured.image_ms))
-    moments = [guard.bounds(request, budget_ms, Spent(ms, ms), model.known) for ms in overviews.tolist()]
+    # Each setting was run at its own moment, of whose speed its own overview and the run just before it told.
+    moods = _moods(guard, measured, row, speed)
+    moments, revised = _looks(model, measured, row, budget_ms, speed, moods)
     bounds_ms = np.array([moment.bounds_ms[k] for k, moment in enumerate(moments)])
     promised = bool((bounds_ms <= budget_ms).any())
     profiled_ms = max((budget_ms - guard.other_ms) / guard.bounds(request, budget_ms).slowdown, 1e-3)
@@ -96,9 +97,7 @@ def _replay(
     index = _best(values, bounds_ms, budget_ms)
     looks = [moments[index]]
     if guard.revises and promised:
-        spent = [Spent(own_ms + ms, ms) for ms in images.tolist()]
-        revised = [guard.revised(moments[k], k, spent[k], model.known) for k in range(len(spent))]
-        here = np.isfinite(guard.revised(moments[index], index, spent[index], model.known).bounds_ms)
+        here = np.isfinite(revised[index].bounds_ms)
         later_ms = np.array([look.bounds_ms[k] for k, look in enumerate(revised)])
         index = _best(values, np.where(here, later_ms, np.inf), budget_ms)
         looks = [moments[index], revised[index]]
@@ -111,6 +110,7 @@ def _replay(
     steps_ms = [speed * _step_ms(measured, looks[-1], row, k) for k in (index, *guard.quicker(index))]
     made, stages["decode"] = _decode(pace, now_ms, output, steps_ms)
     total = now_ms + stages["decode"]
+    guard.speed.mood = float(moods[index])
     was_cut, rung = made < output, pace.rung if pace and pace.hurried else 0
     guard.update(
         request,
@@ -142,6 +142,33 @@ def _best(values: np.ndarray, bounds_ms: np.ndarray, budget_ms: float) -> int:
     """The most valuable setting whose bound keeps the budget, or that with the smallest bound."""
     best = best_within(values, bounds_ms, budget_ms)
     return best if best >= 0 else int(bounds_ms.argmin())
+
+
+def _moods(guard: AdaptiveGuard, measured: Measured, row: int, speed: float) -> np.ndarray:
+    """The machine's mood when each of a row's settings was run, as the runs before it tell, ``[K]``."""
+    twin, request = copy.deepcopy(guard.speed), measured.requests[row]
+    moods = np.zeros(measured.latency_ms.shape[1])
+    for k in measured.order[row].tolist():
+        moods[k] = twin.mood
+        predicted_ms = guard.latency.stages_of(k, request.vision, request.language, measured.output[row, k])
+        twin.follow(predicted_ms, {name: speed * float(times[row, k]) for name, times in measured.stages_ms.items()})
+    return moods
+
+
+def _looks(
+    model: AdaptiveVLM, measured: Measured, row: int, budget_ms: float, speed: float, moods: np.ndarray
+) -> tuple[list[Bounds], list[Bounds]]:
+    """What the guard says of a request when each setting was run: as it is chosen, and with its image encoded."""
+    guard, own_ms = model.guard, speed * model.controller_ms
+    assert guard is not None
+    moments, revised, usual = [], [], guard.speed.mood
+    for k, mood in enumerate(moods.tolist()):
+        overview_ms, image_ms = (speed * float(ms[row, k]) for ms in (measured.overview_ms, measured.image_ms))
+        guard.speed.mood = mood
+        moments.append(guard.bounds(measured.requests[row], budget_ms, Spent(overview_ms, overview_ms), model.known))
+        revised.append(guard.revised(moments[k], k, Spent(own_ms + image_ms, image_ms), model.known))
+    guard.speed.mood = usual
+    return moments, revised
 
 
 def _step_ms(measured: Measured, look: Bounds, row: int, index: int) -> float:
