@@ -30,7 +30,6 @@ from budgetvlm.vlm import Deadline
 
 SCALE_SHARE = 1 / 3  # of the requests, for the scales
 LEAST_FOR_SCALES = 5
-_NEVER_S = 1e12  # on any clock
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +107,8 @@ def measure(
             for stage, ms in answer.stages_ms.items():
                 stages.setdefault(stage, np.zeros(shape))[row, k] = ms
     # Not in between: one request is followed by the next at once, as in service.
-    rushed = [_hurried_accuracy(model, task, sample) for sample in samples] if hurried else []
+    once_more = tqdm(samples if hurried else [], desc="in a hurry", unit="request", disable=not (progress and hurried))
+    rushed = [_hurried_accuracy(model, task, sample) for sample in once_more]
     return Measured(
         tuple(requests), np.stack(images), order, accuracy, output, latency, overviews, stages,
         np.stack(rushed, axis=1) if rushed else None,
@@ -139,9 +139,9 @@ def _hurried_accuracy(model: AdaptiveVLM, task: Task, sample: Sample) -> np.ndar
     out = np.full((max(map(len, steps)), len(space)), np.nan)
     for k, setting in enumerate(space.settings):
         for n, quicker in enumerate(steps[k]):
-            at_once = Deadline(_NEVER_S, math.inf, hurried=((space.settings[quicker], 0.0),), cut=False)
+            deadline = Deadline.at_once(space.settings[quicker])
             answer = model.vlm.generate(
-                image, sample.question, setting, max_new_tokens=task.max_new_tokens, deadline=at_once
+                image, sample.question, setting, max_new_tokens=task.max_new_tokens, deadline=deadline
             )
             out[n, k] = task.score(answer.text, sample)
     return out

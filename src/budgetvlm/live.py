@@ -30,6 +30,7 @@ from budgetvlm.tasks import Sample, Task
 System = Literal["guarded", "unguarded"]
 Phase = Literal["before", "loaded", "after"]
 LEAST_GROUP = 200  # requests that a group needs to be judged alone
+STARTING_S = 60.0  # that a busy process may take to start
 
 
 class Unguarded(AdaptiveGuard):
@@ -166,14 +167,17 @@ class _Load:
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._on = multiprocessing.get_context("spawn").Event()
+        self._context = multiprocessing.get_context("spawn")
+        self._on, self._ready = self._context.Event(), self._context.Semaphore(0)
         self._processes: list[Any] = []
 
     def __enter__(self) -> _Load:
-        context = multiprocessing.get_context("spawn")
-        self._processes = [context.Process(target=_spin, args=(self._on,), daemon=True) for _ in range(self._count)]
+        arguments = self._on, self._ready
+        self._processes = [self._context.Process(target=_spin, args=arguments, daemon=True) for _ in range(self._count)]
         for process in self._processes:
             process.start()
+        for _ in self._processes:  # starting is a load of its own
+            self._ready.acquire(timeout=STARTING_S)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -187,8 +191,9 @@ class _Load:
             (self._on.set if on else self._on.clear)()
 
 
-def _spin(on: Any) -> None:
+def _spin(on: Any, ready: Any) -> None:
     """While it is on, and not longer than the process that started it: that may have been killed."""
+    ready.release()
     parent = multiprocessing.parent_process()
     while parent is not None and parent.is_alive():
         if on.wait(timeout=1.0):

@@ -6,7 +6,6 @@ must. Differences of logits are measured in standard deviations of the logits.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +22,6 @@ from budgetvlm.vlm.families.base import Layout, Row
 from budgetvlm.vlm.protocol import Deadline
 
 STEPS = 3  # tokens decoded in a check
-_NEVER_S = 1e12  # on any clock
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 
 
@@ -309,7 +307,7 @@ def answers_may_be_hurried(probe: Probe) -> str:
     one = probe.vlm.generate(probe.images[0], probe.questions[0], full, max_new_tokens=1)
     if one.finish_reason == "stop":
         return "the answer is a single token"
-    at_once = Deadline(_NEVER_S, math.inf, hurried=((quickest, 0.0),), cut=False)
+    at_once = Deadline.at_once(quickest)
     hurried = probe.vlm.generate(probe.images[0], probe.questions[0], full, max_new_tokens=1 + STEPS, deadline=at_once)
     if hurried.token_ids[:1] != one.token_ids or len(hurried.hurried) != hurried.num_output_tokens - 1:
         raise Broken(f"hurried answers begin with {hurried.token_ids[:1]}, the setting's own with {one.token_ids}")

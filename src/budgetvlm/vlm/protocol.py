@@ -6,6 +6,7 @@ length of a ``with`` block and released at its end, also after an exception.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from PIL import Image
 from budgetvlm.knobs import KnobSpace, Setting
 
 STAGES = ("preprocess", "vision", "prefill", "decode")
+_NEVER_S = 1e12  # on any clock
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ class Deadline:
     tokens: int = 1
     hurried: tuple[tuple[Setting, float], ...] = ()
     cut: bool = True
+
+    @classmethod
+    def at_once(cls, setting: Setting) -> Deadline:
+        """One that cuts nothing, and hurries every token after the first at this setting."""
+        return cls(_NEVER_S, math.inf, hurried=((setting, 0.0),), cut=False)
 
 
 Revise = Callable[[float], tuple[Setting, Deadline | None]]
