@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 import time
 from collections import Counter
 from dataclasses import replace
@@ -12,13 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 from tiny_vlm import write_tiny_model
+from tqdm import tqdm
 
 from budgetvlm.cli import main
 from budgetvlm.errors import ConfigError, DataError, InputError, OutputError
 from budgetvlm.knobs import KnobSpace, Setting
 from budgetvlm.profiling import timing
 from budgetvlm.profiling.accuracy import profile_accuracy
-from budgetvlm.profiling.files import read_results
+from budgetvlm.profiling.files import LatencyRecord, read_results
 from budgetvlm.profiling.join import read_accuracy_side
 from budgetvlm.profiling.journal import Journal
 from budgetvlm.profiling.latency import profile_latency
@@ -166,11 +168,13 @@ def test_latency_files_hold_the_median_with_its_stages(tmp_path):
     assert document["config"]["repeats"] == 3 and document["config"]["hardware"]["cpu"]
 
 
-def test_latency_takes_all_settings_of_a_sample_together_in_changing_order(tmp_path):
+def test_each_repeat_is_a_pass_over_all_samples_in_changing_orders(tmp_path):
     vlm = FakeVLM()
     latency(tmp_path, vlm, splits=("test",), repeats=2)
-    per_sample = np.array([question for _, question in vlm.calls]).reshape(6, 16)
-    assert all(len(set(row)) == 1 for row in per_sample)
+    calls = np.array([question for _, question in vlm.calls]).reshape(2, 6, 8)
+    assert (calls == calls[:, :, :1]).all()  # a sample is measured at all settings together
+    assert all(len(set(taken)) == 6 for taken in calls[:, :, 0])
+    assert list(calls[0, :, 0]) != list(calls[1, :, 0])
     rounds = [tuple(setting for setting, _ in vlm.calls[start : start + 8]) for start in range(0, 96, 8)]
     assert all(len(set(r)) == 8 for r in rounds)
     assert len(set(rounds)) > 10
@@ -184,11 +188,9 @@ def test_warm_up_comes_first_and_is_not_recorded(tmp_path):
 
 
 def test_the_median_run_is_a_run():
-    runs = [
-        Generation("", (1,), "stop", 1, 1, 1, {"prefill": ms, "decode": 10 - ms / 2}) for ms in (4.0, 1.0, 9.0, 2.0)
-    ]
-    assert timing.median_run(runs[:3]).stages_ms["prefill"] == 4.0
-    assert timing.median_run(runs).stages_ms["prefill"] == 2.0
+    runs = [LatencyRecord("a", 10 + ms, ms, 10.0, 1, 1, 1, 1.0) for ms in (4.0, 1.0, 9.0, 2.0)]
+    assert timing.median_run(runs[:3]).T_prefill_ms == 4.0
+    assert timing.median_run(runs).T_prefill_ms == 2.0
 
 
 def test_the_processor_has_a_name(tmp_path):
@@ -256,13 +258,19 @@ def test_a_stopped_accuracy_sweep_goes_on(tmp_path, calls):
     assert len(second.calls) <= 128 - calls + 3  # at most one batch of 4 was under way
 
 
-def test_a_stopped_latency_sweep_goes_on(tmp_path):
+@pytest.mark.parametrize("calls", [3, 60, 150])
+def test_a_stopped_latency_sweep_goes_on(tmp_path, calls):
+    first, said = StopsAfter(calls), []
     with pytest.raises(Stopped):
-        latency(tmp_path, StopsAfter(100), repeats=1)
+        latency(tmp_path, first, repeats=2, splits=("train",))
     second = FakeVLM()
-    latency(tmp_path, second, repeats=1)
-    assert len(second.calls) == 16 * 8 - 12 * 8  # 12 samples were finished, the 13th was under way
-    assert all(len(result.records) == 16 for result in read_results(tmp_path, "fake_task", "latency"))
+    latency(tmp_path, second, repeats=2, splits=("train",), say=said.append)
+    finished = calls // 8  # rounds; the next was under way
+    going_on = f"going on with {finished} of 20 rounds (samples x repeats) of an earlier run"
+    assert said == ([going_on] if finished else [])
+    done = Counter([*first.calls[: 8 * finished], *second.calls])
+    assert len(done) == 10 * 8 and set(done.values()) == {2}  # every cell twice
+    assert all(len(result.records) == 10 for result in read_results(tmp_path, "fake_task", "latency"))
 
 
 def test_an_unfinished_sweep_with_other_options_is_an_error(tmp_path):
@@ -283,6 +291,7 @@ def test_killed_at_random_moments_it_loses_and_repeats_nothing(tmp_path):
         child = os.fork()
         if child == 0:
             try:
+                tqdm.set_lock(threading.RLock())  # its own is shared between processes, and dies with its holder
                 accuracy(tmp_path / "killed", FakeVLM(log, pause=0.01))
             finally:
                 os._exit(0)

@@ -52,7 +52,7 @@ def add_sweep_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
     else:
         add("--batch_size", type=int, choices=(1,), default=1, help="latency is that of one request: always 1")
         add("--warmup", type=int, default=2, help="untimed requests at each setting before all (default: 2)")
-        add("--repeats", type=int, default=3, help="requests of each sample at each setting (default: 3)")
+        add("--repeats", type=int, default=3, help="passes over all samples; the median run counts (default: 3)")
         add(
             "--cells", type=float, default=1.0, metavar="SHARE",
             help="time each sample at a random share of the settings; `budgetvlm prepare` predicts the rest and says "

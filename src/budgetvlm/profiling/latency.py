@@ -1,20 +1,22 @@
-"""The latency sweep (exp6): batch 1, every stage timed, all settings of a sample measured in one go.
+"""The latency sweep (exp6): batch 1, every stage timed, the repeats in passes over all samples.
 
-Samples are measured in random order. For each of them, in each of the repeats, the settings take turns in a new random
-order, so that what drifts (clock rate, neighbours, heat) hits all settings and all splits alike; of the repeats the run
-with the median total counts. A request goes the way it goes behind a controller: the overview is encoded first and
-reused. Loading or drawing the image is not timed.
+A pass takes all samples in random order, and each of them at all settings in random order, so that what drifts (clock
+rate, neighbours, heat) hits all settings and all splits alike. Each repeat is a pass of its own: a slow spell of the
+machine lasts for seconds or minutes, and so hits one of a sample's runs and not all of them; the run with the median
+total counts. A request goes the way it goes behind a controller: the overview is encoded first and reused. Loading or
+drawing the image is not timed.
 
 Not all cells have to be measured: with ``cells`` each sample is timed at a random share of the settings, and
 `budgetvlm.profiling.join` has the others predicted.
 
-One journal holds the finished samples, one a line; the result files, one a setting, are written at the end.
+One journal holds what is measured, a line for each sample in each pass; the result files, one a setting, are written
+at the end.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -62,7 +64,7 @@ def profile_latency(
 
     Args:
         warmup: untimed requests at each setting before the first sample.
-        repeats: requests of each sample at each setting.
+        repeats: requests of each sample at each setting, each in a pass over all samples.
         cells: share of the settings that each sample is timed at, see `draw_cells`.
 
     Returns:
@@ -77,7 +79,8 @@ def profile_latency(
     samples = collect(task, options)
     config = describe(
         vlm, task, options, samples,
-        batch_size=1, warmup=warmup, repeats=repeats, statistic="run with the median total of the repeats",
+        batch_size=1, warmup=warmup, repeats=repeats,
+        statistic="run with the median total of the repeats, each in a pass over all samples",
         path="overview encoded first and reused", hardware=hardware(device), **({"cells": cells} if cells < 1 else {}),
     )  # fmt: skip
     plan = _plan(vlm, samples, cells, options.seed)
@@ -135,40 +138,64 @@ def _sweep(
 ) -> None:
     """Measure what the journal lacks, then write the files."""
     with Journal(_journal_path(paths, options), config) as journal:
-        runs: dict[str, dict[str, Any]] = {place.sample.sample_id: {} for place in samples}
+        # What each pass has measured: sample -> str(setting) -> record.
+        passes: list[dict[str, dict[str, Any]]] = [
+            {place.sample.sample_id: {} for place in samples} for _ in range(int(config["repeats"]))
+        ]
         for entry in journal.entries:
             if "skipped" in entry:
                 skipped.remember({entry["sample_id"]: entry["skipped"]})
             else:
-                runs[entry["sample_id"]].update(entry["runs"])
-        lacking = {name: [s for s in settings if s in plan[name] and str(s) not in done] for name, done in runs.items()}
-        lacking = {name: left for name, left in lacking.items() if left and name not in skipped}
-        left = [(number, place) for number, place in enumerate(samples) if place.sample.sample_id in lacking]
+                passes[entry["pass"]][entry["sample_id"]].update(entry["runs"])
+        left = list(_left(samples, settings, plan, passes, options.seed))
+        total = len(samples) * len(passes)
         if journal.entries:
-            say(f"going on with {len(samples) - len(left)} of {len(samples)} samples of an earlier run")
+            say(f"going on with {total - len(left)} of {total} rounds (samples x repeats) of an earlier run")
         if left:
-            _warm_up(vlm, [place for _, place in left], settings, config)
-        with tqdm(total=len(samples), initial=len(samples) - len(left), desc="latency", unit="sample") as bar:
-            for i in np.random.default_rng(options.seed).permutation(len(left)):
-                number, place = left[i]
+            _warm_up(vlm, samples, settings, config)
+        with tqdm(total=total, initial=total - len(left), desc="latency", unit="round") as bar:
+            for number, place, lacking in left:
                 name = place.sample.sample_id
-                order = np.random.default_rng([options.seed, number])
-                try:
-                    measured = _measure_sample(vlm, task, place, lacking[name], config, order)
-                except InputError as error:
-                    skipped.add(name, error)
-                    journal.append({"sample_id": name, "skipped": str(error)})
-                else:
-                    journal.append({"sample_id": name, "runs": measured})
-                    runs[name].update(measured)
+                if name not in skipped:
+                    try:
+                        measured = _measure_sample(vlm, task, place, lacking, config)
+                    except InputError as error:
+                        skipped.add(name, error)
+                        journal.append({"sample_id": name, "skipped": str(error)})
+                    else:
+                        journal.append({"sample_id": name, "pass": number, "runs": measured})
+                        passes[number][name].update(measured)
                 bar.update()
         used = [place.sample.sample_id for place in skipped.used(samples)]
         for setting in settings:
             remove_leftovers(paths[setting])
             told = dict(config) | skipped.for_config()
-            records = [runs[name][str(setting)] for name in used if setting in plan[name]]
+            records = [
+                median_run([LatencyRecord(**done[name][str(setting)]) for done in passes])
+                for name in used
+                if setting in plan[name]
+            ]
             _write(vlm, task, setting, records, told, options)
         journal.remove()
+
+
+def _left(
+    samples: Sequence[Placed],
+    settings: Sequence[Setting],
+    plan: Mapping[str, set[Setting]],
+    passes: Sequence[Mapping[str, Mapping[str, Any]]],
+    seed: int,
+) -> Iterator[tuple[int, Placed, list[Setting]]]:
+    """What is yet to be measured, in the order in which it is: number of the pass, sample, its settings."""
+    for number, done in enumerate(passes):
+        rng = np.random.default_rng([seed, number])
+        for i in rng.permutation(len(samples)):
+            place = samples[i]
+            name = place.sample.sample_id
+            order = [settings[k] for k in rng.permutation(len(settings))]
+            lacking = [s for s in order if s in plan[name] and str(s) not in done[name]]
+            if lacking:
+                yield number, place, lacking
 
 
 def _warm_up(vlm: VLM, places: Sequence[Placed], settings: Sequence[Setting], config: Mapping[str, Any]) -> None:
@@ -188,17 +215,11 @@ def _measure_sample(
     place: Placed,
     settings: Sequence[Setting],
     config: Mapping[str, Any],
-    order: np.random.Generator,
 ) -> dict[str, dict[str, Any]]:
-    """One sample at all settings: str(setting) -> record."""
-    image = load_image(place)
-    runs: dict[Setting, list[Generation]] = {setting: [] for setting in settings}
-    for _ in range(int(config["repeats"])):
-        for i in order.permutation(len(settings)):
-            setting = settings[i]
-            run = request(vlm, image, place.sample.question, setting, int(config["max_new_tokens"]))
-            runs[setting].append(run)
-    return {str(setting): asdict(_record(task, place, median_run(timed))) for setting, timed in runs.items()}
+    """One sample once at these settings: str(setting) -> record."""
+    image, most = load_image(place), int(config["max_new_tokens"])
+    runs = {str(setting): request(vlm, image, place.sample.question, setting, most) for setting in settings}
+    return {name: asdict(_record(task, place, run)) for name, run in runs.items()}
 
 
 def request(vlm: VLM, image: Any, question: str, setting: Setting, max_new_tokens: int) -> Generation:
@@ -226,7 +247,7 @@ def _write(
     vlm: VLM,
     task: Task,
     setting: Setting,
-    runs: Sequence[Mapping[str, Any]],
+    records: Sequence[LatencyRecord],
     config: Mapping[str, Any],
     options: SweepOptions,
 ) -> None:
@@ -234,7 +255,7 @@ def _write(
         options.output_dir,
         task.name,
         setting,
-        [LatencyRecord(**run) for run in runs],
+        records,
         config=config,
         rank=options.file_rank,
         **blocks_of(vlm, setting),

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from budgetvlm import __version__
-from budgetvlm.vlm import Generation
+from budgetvlm.profiling.files import LatencyRecord
 
 PACKAGES = ("torch", "transformers", "numpy", "pillow")
 
@@ -51,9 +51,9 @@ def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def median_run(runs: Sequence[Generation]) -> Generation:
+def median_run(runs: Sequence[LatencyRecord]) -> LatencyRecord:
     """The run with the median total time (the lower one of two), so that its stages still add up to its total."""
-    return sorted(runs, key=lambda run: run.total_ms)[(len(runs) - 1) // 2]
+    return sorted(runs, key=lambda run: run.T_total_ms)[(len(runs) - 1) // 2]
 
 
 def _memory_gib() -> float | None:
