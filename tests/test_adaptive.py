@@ -92,6 +92,23 @@ def test_a_slow_spell_is_absorbed_and_forgotten():
     assert made.speed.drift == {}
 
 
+def test_what_is_learnt_under_a_load_stays_with_it():
+    """A load three times as long as all else, with heavy noise: what it teaches is not paid back afterwards."""
+    made = guard()
+    run = requests(made, lambda row: 4.0 if 300 <= row < 1500 else 1.0, noise=0.3)
+    before = [next(run) for _ in range(300)]
+    parts = dict(made.margin.parts)
+    for _ in range(1200 - 1):
+        next(run)
+    slowed = {name: part for name, part in made.margin.parts.items() if name.endswith("slowed down")}
+    assert min(slowed.values()) < 0
+    changed = [abs(part - made.margin.parts[name]) for name, part in parts.items()]
+    assert max(changed) < 0.05 and np.mean([promised for *_, promised in before]) > 0.8
+    after = list(run)[20:]
+    assert violation_rate(after) <= 0.07
+    assert np.mean([promised for *_, promised in after]) > 0.8
+
+
 def test_a_slower_machine_is_seen_as_one():
     made = guard()
     list(requests(made, lambda row: 1.5))

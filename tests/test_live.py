@@ -367,6 +367,13 @@ def test_a_replay_learns_as_it_would_live(system, measured):
     assert system.guard.bounds(measured.requests[0], 1e5).slowdown == pytest.approx(1.0, rel=0.02)
 
 
+def test_a_replay_follows_the_speed_of_all_runs_of_a_request(system, measured):
+    """Eight settings were run one after the other: more than it takes to see that all of them were slow."""
+    given = as_predicted(measured, system.guard.latency)
+    replay(system, given, speed=lambda number: 2.0, budget_shares=(1.0,), num_requests=1, reference_ms=1e5)
+    assert system.guard.bounds(measured.requests[0], 1e5).slowdown == pytest.approx(2.0, rel=0.02)
+
+
 def record(number, violated, promised=True, **changes):
     return LiveRecord(
         **{

@@ -58,6 +58,18 @@ def test_the_mood_follows_the_last_requests_and_the_overview():
     assert speed.mood == 0.0  # the scales have taken it over
 
 
+def test_the_slowdown_is_against_the_normal_speed_of_this_machine():
+    speed = StageSpeed(STAGES, normal=np.log([2.0, 2.0]))
+    assert speed.slowdown == 1.0
+    run(speed, 2.0, 2.0, 5)
+    assert speed.slowdown == pytest.approx(1.0)
+    run(speed, 6.0, 6.0, AGREEING)
+    assert speed.slowdown == pytest.approx(3.0)
+    run(speed, 2.0, 6.0, AGREEING)  # a third of the time at its normal speed, the rest three times slower
+    assert speed.slowdown == pytest.approx((1 + 2 * 3) / 3)
+    assert not speed.follow(PREDICTED, {}) and speed.slowdown == pytest.approx((1 + 2 * 3) / 3)
+
+
 def test_stages_that_took_nothing_teach_nothing():
     speed = StageSpeed(STAGES)
     assert not any(speed.follow(PREDICTED, {"vision": 0.0, "other": 5.0}) for _ in range(20))

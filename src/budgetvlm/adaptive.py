@@ -4,8 +4,9 @@ A bound is e + exp(q) u. Here e is the time that the request has taken already: 
 is encoded, and revised after the whole image is (`budgetvlm.recourse`). u is the predicted rest with an answer as long
 as all but a share alpha / 2 are expected to be, scaled by how fast this machine runs each stage now
 (`budgetvlm.speed`), and q the margin (`budgetvlm.margin`). A request belongs to several groups: all, those by the size
-of its image, by the length of its answer, and by its budget (as a share of the full setting's predicted time). Where
-both start comes from calibration (`budgetvlm.conformal`).
+of its image, by the length of its answer, and by its budget (as a share of the full setting's predicted time); while
+the machine is slowed down, by a load beside it, to others of the same kinds, so that what is learnt then does not stay
+when the load has gone. Where both start comes from calibration (`budgetvlm.conformal`).
 
 Shapes: K settings. Times in ms.
 """
@@ -41,6 +42,7 @@ IMAGE_STAGES = ("preprocess", "vision")  # of which the overview is a part
 TARGET_SHARE = 0.85  # of alpha: the promise is "at most", and the margin wanders a little
 MOST_CREDIT = 10.0  # late answers that a quiet spell can save up
 BUDGET_RATIO = 1.25  # budgets this far apart are in different groups
+SLOWED = 2.0  # times as long as when it was calibrated: the machine is under load, and requests are in other groups
 
 Groups = tuple[str, ...]
 
@@ -145,11 +147,10 @@ class AdaptiveGuard:
         if not 0 <= other_ms < math.inf:
             raise ConfigError(f"other_ms={other_ms!r} is no cost in ms; give 0 or more")
         self.latency, self.lengths = latency, lengths
+        self._quick = QuickLatency(latency, IMAGE_STAGES)
         self.speed = StageSpeed(latency.stages) if speed is None else speed
         self.other_ms, self.calibrated_on = other_ms, calibrated_on
         self.credit = 1.0
-        self._quick = QuickLatency(latency, IMAGE_STAGES)
-        self._quick.scale(self.speed.factors)
         self._same_image, self.hurry = SameImage(latency.knob_space), Hurry(latency.knob_space)
         self.hurries = hurries
         self._quickest = self.hurry.last if hurries else np.arange(len(latency.knob_space))
@@ -159,6 +160,16 @@ class AdaptiveGuard:
     def alpha(self) -> float:
         """The share of requests that may break their budgets."""
         return self.margin.alpha
+
+    @property
+    def speed(self) -> StageSpeed:
+        """How fast this machine runs each stage now."""
+        return self._speed
+
+    @speed.setter
+    def speed(self, speed: StageSpeed) -> None:
+        self._speed = speed
+        self._quick.scale(speed.factors)
 
     @property
     def may_be_late(self) -> bool:
@@ -209,7 +220,7 @@ class AdaptiveGuard:
         terms, full, overview_ms = self._quick.request(sized)
         image_ms, first_ms, step_ms, profiled_ms, profiled_step_ms = full
         full_ms = image_ms + first_ms + (expected - 1) * step_ms
-        groups = _groups(sized.most, long, _budget_step(budget_ms / full_ms))
+        groups = _groups(sized.most, long, _budget_step(budget_ms / full_ms), self.speed.slowdown > SLOWED)
         done_ms = overview_ms if taken.image_ms > 0 else 0.0
         pace = self._pace(done_ms, taken.image_ms)
         q, later_q = self.margin.both(groups)
@@ -419,13 +430,14 @@ def _times(
 
 
 @lru_cache(maxsize=1024)
-def _groups(most: float, long: int, budget_step: int) -> Groups:
-    return (
+def _groups(most: float, long: int, budget_step: int, slowed: bool) -> Groups:
+    groups = (
         "all",
         f"image of up to {most:.0f} visual tokens",
         f"up to {long} output tokens",
         f"budget about {BUDGET_RATIO**budget_step:.2f} x full",
     )
+    return tuple(f"{group}, slowed down" for group in groups) if slowed else groups
 
 
 def _budget_step(share: float) -> int:

@@ -1,10 +1,11 @@
 """What a guard would have done on requests that were measured at every setting, one after the other.
 
 The clock of a replay is made of measured times, so that guards can be compared on the very same requests, also with the
-one that knows every setting's time before it chooses. The guard learns from each request as it would at run time. A
-request that runs out of time while it decodes is hurried and cut as the deadline would do it; its tokens are taken to
-come at even intervals, a hurried answer to be right if it is right with all tokens after the first made as its last
-one, and a cut answer only if all that it lacks is the token that ends it.
+one that knows every setting's time before it chooses. The guard learns from each request as it would at run time; how
+fast the machine is it follows through the runs of all settings, because in service one request follows the other as
+closely as these did. A request that runs out of time while it decodes is hurried and cut as the deadline would do it;
+its tokens are taken to come at even intervals, a hurried answer to be right if it is right with all tokens after the
+first made as its last one, and a cut answer only if all that it lacks is the token that ends it.
 
 Shapes: n requests, K settings. Times in ms.
 """
@@ -23,6 +24,7 @@ from budgetvlm.calibrate import Measured
 from budgetvlm.controller.decision import best_within
 from budgetvlm.errors import DataError
 from budgetvlm.runtime import AdaptiveVLM, cuts
+from budgetvlm.speed import StageSpeed
 from budgetvlm.vlm.decoding import Pace
 
 
@@ -87,9 +89,9 @@ def _replay(
     guard, request = model.guard, measured.requests[row]
     assert guard is not None
     own_ms = speed * model.controller_ms
-    # Each setting was run at its own moment, of whose speed its own overview and the run just before it told.
-    moods = _moods(guard, measured, row, speed)
-    moments, revised = _looks(model, measured, row, budget_ms, speed, moods)
+    # Each setting was run at its own moment, of whose speed its own overview and the runs before it told.
+    speeds, last = _speeds(guard, measured, row, speed)
+    moments, revised = _looks(model, measured, row, budget_ms, speed, speeds)
     bounds_ms = np.array([moment.bounds_ms[k] for k, moment in enumerate(moments)])
     promised = bool((bounds_ms <= budget_ms).any())
     profiled_ms = max((budget_ms - guard.other_ms) / guard.bounds(request, budget_ms).slowdown, 1e-3)
@@ -110,7 +112,7 @@ def _replay(
     steps_ms = [speed * _step_ms(measured, looks[-1], row, k) for k in (index, *guard.quicker(index))]
     made, stages["decode"] = _decode(pace, now_ms, output, steps_ms)
     total = now_ms + stages["decode"]
-    guard.speed.mood = float(moods[index])
+    guard.speed = speeds[index]
     was_cut, rung = made < output, pace.rung if pace and pace.hurried else 0
     guard.update(
         request,
@@ -124,6 +126,7 @@ def _replay(
         promised=promised,
         saved_ms=model.saved_ms(looks[-1], index, pace.hurried) if rung and pace else 0.0,
     )
+    guard.speed = last
     right = measured.hurried[rung - 1] if rung and measured.hurried is not None else measured.accuracy
     return Replayed(
         row=row,
@@ -144,30 +147,29 @@ def _best(values: np.ndarray, bounds_ms: np.ndarray, budget_ms: float) -> int:
     return best if best >= 0 else int(bounds_ms.argmin())
 
 
-def _moods(guard: AdaptiveGuard, measured: Measured, row: int, speed: float) -> np.ndarray:
-    """The machine's mood when each of a row's settings was run, as the runs before it tell, ``[K]``."""
-    twin, request = copy.deepcopy(guard.speed), measured.requests[row]
-    moods = np.zeros(measured.latency_ms.shape[1])
+def _speeds(guard: AdaptiveGuard, measured: Measured, row: int, speed: float) -> tuple[list[StageSpeed], StageSpeed]:
+    """The machine's speed when each of a row's settings was run, as all runs before it tell, and after the last one."""
+    now, request = copy.deepcopy(guard.speed), measured.requests[row]
+    found = [now] * measured.latency_ms.shape[1]
     for k in measured.order[row].tolist():
-        moods[k] = twin.mood
+        found[k] = copy.deepcopy(now)
         predicted_ms = guard.latency.stages_of(k, request.vision, request.language, measured.output[row, k])
-        twin.follow(predicted_ms, {name: speed * float(times[row, k]) for name, times in measured.stages_ms.items()})
-    return moods
+        now.follow(predicted_ms, {name: speed * float(times[row, k]) for name, times in measured.stages_ms.items()})
+    return found, now
 
 
 def _looks(
-    model: AdaptiveVLM, measured: Measured, row: int, budget_ms: float, speed: float, moods: np.ndarray
+    model: AdaptiveVLM, measured: Measured, row: int, budget_ms: float, speed: float, speeds: Sequence[StageSpeed]
 ) -> tuple[list[Bounds], list[Bounds]]:
     """What the guard says of a request when each setting was run: as it is chosen, and with its image encoded."""
     guard, own_ms = model.guard, speed * model.controller_ms
     assert guard is not None
-    moments, revised, usual = [], [], guard.speed.mood
-    for k, mood in enumerate(moods.tolist()):
+    moments, revised, usual = [], [], guard.speed
+    for k, guard.speed in enumerate(speeds):
         overview_ms, image_ms = (speed * float(ms[row, k]) for ms in (measured.overview_ms, measured.image_ms))
-        guard.speed.mood = mood
         moments.append(guard.bounds(measured.requests[row], budget_ms, Spent(overview_ms, overview_ms), model.known))
         revised.append(guard.revised(moments[k], k, Spent(own_ms + image_ms, image_ms), model.known))
-    guard.speed.mood = usual
+    guard.speed = usual
     return moments, revised
 
 

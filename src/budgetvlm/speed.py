@@ -35,6 +35,7 @@ class StageSpeed:
         log_scale: now, ``[stages]``.
         factors: exp(log_scale), the same array all the time.
         mood: on top of all scales, of the last requests.
+        slowdown: how many times as long as normal the last request was to be expected to take.
         normal: this machine's normal speed, when the guard was calibrated; drift is reported against it.
     """
 
@@ -45,7 +46,8 @@ class StageSpeed:
         self.normal = np.zeros(len(self.stages)) if normal is None else np.array(normal, dtype=np.float64)
         self.log_scale = self.normal.copy() if log_scale is None else log_scale
         self.factors = np.exp(self.log_scale)
-        self.mood = 0.0
+        self.mood, self.slowdown = 0.0, 1.0
+        self._normal_factors = np.exp(self.normal)
         self._recent = np.empty((len(self.stages), AGREEING))  # log ratios of the last requests
         self._known = np.zeros(len(self.stages), dtype=np.int64)  # how many of them
         self._took_ms = np.empty(len(self.stages))  # of the last request
@@ -64,9 +66,10 @@ class StageSpeed:
         took_ms = self._took_ms
         for g, stage in enumerate(self.stages):
             took_ms[g] = stages_ms.get(stage, 0.0)
-        self.mood, jumped = _follow(
-            predicted_ms, took_ms, self.mood, self.log_scale, self.factors, self._recent, self._known
-        )
+        self.mood, self.slowdown, jumped = _follow(
+            predicted_ms, took_ms, self.mood, self.slowdown, self.log_scale, self.factors, self._normal_factors,
+            self._recent, self._known,
+        )  # fmt: skip
         return jumped
 
     @property
@@ -94,12 +97,14 @@ def _follow(
     predicted_ms: np.ndarray,
     took_ms: np.ndarray,
     mood: float,
+    slowdown: float,
     log_scale: np.ndarray,
     factors: np.ndarray,
+    normal_factors: np.ndarray,
     recent: np.ndarray,
     known: np.ndarray,
-) -> tuple[float, bool]:
-    """The new mood, and whether any stage has jumped; scales, factors and what is recent are changed in place.
+) -> tuple[float, float, bool]:
+    """The new mood, the slowdown, and whether any stage has jumped; scales, factors, what is recent change in place.
 
     All stages are learnt from, also behind one that has jumped.
     """
@@ -109,14 +114,20 @@ def _follow(
             took += took_ms[g]
             predicted += predicted_ms[g] * factors[g]
     if took == 0:
-        return mood, False
+        return mood, slowdown, False
     mood += MOOD_RATE * _limited(math.log(took / predicted) - mood)
     jumped = False
     for g in range(len(took_ms)):
         if took_ms[g] > 0 and predicted_ms[g] > 0:
             jumped |= _follow_stage(math.log(took_ms[g] / predicted_ms[g]), g, log_scale, recent[g], known)
             factors[g] = math.exp(log_scale[g])
-    return (0.0 if jumped else mood), jumped
+    if jumped:
+        mood = 0.0
+    now = normal = 0.0
+    for g in range(len(took_ms)):
+        now += predicted_ms[g] * factors[g]
+        normal += predicted_ms[g] * normal_factors[g]
+    return mood, math.exp(mood) * now / normal, jumped
 
 
 @compiled
