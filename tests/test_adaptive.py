@@ -93,7 +93,7 @@ def test_a_slow_spell_is_absorbed_and_forgotten():
 
 
 def test_what_is_learnt_under_a_load_stays_with_it():
-    """A load three times as long as all else, with heavy noise: what it teaches is not paid back afterwards."""
+    """A long load with heavy noise: what it teaches does not have to be made up for afterwards."""
     made = guard()
     run = requests(made, lambda row: 4.0 if 300 <= row < 1500 else 1.0, noise=0.3)
     before = [next(run) for _ in range(300)]

@@ -42,6 +42,12 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.parametrize(("given", "directory"), [("D", "D"), ("D/best_checkpoint.pt", "D")])
+def test_a_checkpoint_that_is_not_there_is_told_how_to_make(tmp_path, given, directory):
+    with pytest.raises(CheckpointError, match=rf"does not exist; .*--output_dir {tmp_path / directory}` makes it"):
+        load_controller(tmp_path / given)
+
+
 def test_a_run_leaves_a_checkpoint_that_opens_safely_and_rebuilds_the_controller(tmp_path):
     result = quick(tmp_path)
     checkpoint = torch.load(tmp_path / "best_checkpoint.pt")  # the safe default: tensors and plain values only

@@ -57,7 +57,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path} does not exist; `budgetvlm train --output_dir {path.parent}` makes it")
+        directory = path.parent if path.suffix else path
+        raise CheckpointError(f"{path} does not exist; `budgetvlm train --output_dir {directory}` makes it")
     try:
         document = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError and more for a bad file
