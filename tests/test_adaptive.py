@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from test_latency import SPACE, machine, measured
 
-from budgetvlm.adaptive import AdaptiveGuard, Request, Spent
+from budgetvlm.adaptive import AdaptiveGuard
+from budgetvlm.bounds import Request, Spent
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.latency import LatencyModel
 from budgetvlm.lengths import LengthModel
@@ -49,7 +50,7 @@ def requests(made: AdaptiveGuard, speed, seed=1, noise=0.08):
             k = dearest(looks[1], budget)
         stages = {name: slow * times[row, k] for name, times in STAGES.items()}
         total, output = sum(stages.values()) + 0.5, int(TOKENS["output"][row, k])
-        made.update(request, looks, k, stages, output, total, late=total > budget, promised=promised)
+        made.update(looks, k, stages, output, total, late=total > budget, promised=promised)
         yield total > budget, total / budget, promised
 
 
@@ -171,7 +172,7 @@ def test_an_answer_that_was_hurried_teaches_what_it_would_have_taken():
         stages = {name: float(times[0, full]) for name, times in STAGES.items()}
         stages["decode"] -= saved_ms
         looks, total = [made.bounds(request, 200.0)], sum(stages.values())
-        made.update(request, looks, full, stages, 5, total, late=False, saved_ms=saved_ms)
+        made.update(looks, full, stages, 5, total, late=False, saved_ms=saved_ms)
         learnt.append(made.to_dict())
     assert learnt[0]["speed"] == learnt[1]["speed"]
     assert learnt[0]["margin"]["scores"]["overview"] == pytest.approx(learnt[1]["margin"]["scores"]["overview"])
@@ -208,9 +209,9 @@ def test_a_clock_that_jumps_teaches_nothing(ms):
     request = Request(TOKENS["vision"][0], TOKENS["language"][0, 0], FEATURES[0])
     bounds = made.bounds(request, 60.0)
     with pytest.raises(DataError, match="clock"):
-        made.update(request, [bounds], 0, {"prefill": ms}, 1, 5.0, late=False)
+        made.update([bounds], 0, {"prefill": ms}, 1, 5.0, late=False)
     with pytest.raises(DataError, match="clock"):
-        made.update(request, [bounds], 0, {"prefill": 5.0}, 1, ms, late=False)
+        made.update([bounds], 0, {"prefill": 5.0}, 1, ms, late=False)
     np.testing.assert_array_equal(made.bounds(request, 60.0).bounds_ms, bounds.bounds_ms)
 
 

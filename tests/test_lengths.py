@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from budgetvlm.errors import DataError
-from budgetvlm.lengths import MOST_LENGTHS, LengthModel
+from budgetvlm.lengths import MOST_LENGTHS, LengthModel, outlook
 
 
 def questions(samples=600, seed=0):
@@ -68,8 +68,8 @@ def test_a_request_alone_has_the_lengths_of_many_and_another_width_is_named():
     features, tokens = questions()
     model = LengthModel.fit(features, tokens)
     for row in features[:20].astype(np.float32):
-        expected, long = model.outlook(row, 0.9)
+        expected, number = outlook(row, 0.9, *model.folded)
         assert expected == pytest.approx(float(model.expected(row)), rel=1e-4)
-        assert long == int(model.quantile(row, 0.9))
+        assert model.lengths[number] == model.quantile(row, 0.9)
     with pytest.raises(DataError, match=r"has 2 numbers.*learnt from 3"):
-        model.outlook(features[0, :2].astype(np.float32), 0.9)
+        model.check(features[0, :2])

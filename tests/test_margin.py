@@ -12,6 +12,14 @@ from budgetvlm.margin import LEAST_Q, MOST_Q, Margin
 GROUPS = ("short", "tight")
 
 
+def q(margin, groups=GROUPS, moment="overview"):
+    return margin.q([margin.number(group) for group in groups], moment)
+
+
+def judge(margin, missed, target=0.05):
+    margin.learn(tuple(margin.number(group) for group in GROUPS), missed=float(missed), target=target)
+
+
 def scores(count=1000, spread=0.1, seed=0):
     return spread * np.random.default_rng(seed).standard_normal(count)
 
@@ -23,77 +31,77 @@ def started(alpha, given, q=None):
 @pytest.mark.parametrize("alpha", [0.01, 0.05, 0.2])
 def test_it_begins_with_the_quantile_of_the_scores(alpha):
     given = scores(5000)
-    assert started(alpha, given).q(()) == pytest.approx(np.quantile(given, 1 - alpha), abs=0.03)
+    assert started(alpha, given).q() == pytest.approx(np.quantile(given, 1 - alpha), abs=0.03)
 
 
 @pytest.mark.parametrize("q", [-0.1, 0.05, 0.15, 0.3, 0.8])
 def test_it_begins_with_the_q_that_calibration_found(q):
     margin = started(0.05, scores(), q)
     least = np.quantile(scores(), 1 - 8 * 0.05)  # more than eight times alpha of the scores are never above
-    assert margin.q(()) == pytest.approx(max(q, least), abs=0.01)
+    assert margin.q() == pytest.approx(max(q, least), abs=0.01)
 
 
 def test_misses_raise_it_and_hits_lower_it_for_their_groups_alone():
     margin = started(0.05, scores())
-    before = margin.q(GROUPS)
-    margin.judge(GROUPS, True, 0.05)
-    assert margin.q(GROUPS) > margin.q(("short", "ample")) > before == margin.q(("long", "ample"))
+    before = q(margin)
+    judge(margin, True)
+    assert q(margin) > q(margin, ("short", "ample")) > before == q(margin, ("long", "ample"))
     for _ in range(100):
-        margin.judge(GROUPS, False, 0.05)
-    assert margin.q(GROUPS) < before
+        judge(margin, False)
+    assert q(margin) < before
 
 
 def test_misses_raise_it_also_beyond_all_scores_up_to_a_limit_from_which_it_comes_back():
     margin, found = started(0.05, scores()), []
     for _ in range(2000):
-        margin.judge(GROUPS, True, 0.05)
-        found.append(margin.q(GROUPS))
+        judge(margin, True)
+        found.append(q(margin))
     assert all(later >= earlier for earlier, later in itertools.pairwise(found))
     assert found[-1] == MOST_Q
     for _ in range(50):
-        margin.judge(GROUPS, False, 0.05)
-    assert margin.q(GROUPS) < MOST_Q
+        judge(margin, False)
+    assert q(margin) < MOST_Q
 
 
 def test_hits_lower_it_down_to_a_limit_from_which_it_comes_back():
     margin = started(0.05, scores())
     for _ in range(5000):
-        margin.judge(GROUPS, False, 0.05)
-    low = margin.q(GROUPS)
+        judge(margin, False)
+    low = q(margin)
     assert low > LEAST_Q
-    margin.judge(GROUPS, True, 0.05)
-    assert margin.q(GROUPS) > low
+    judge(margin, True)
+    assert q(margin) > low
 
 
 def test_a_noisy_spell_is_followed_and_forgotten():
     margin = started(0.05, scores())
-    before = margin.q(())
+    before = margin.q()
     for score in scores(200, 0.6, seed=1):
         margin.add(score)
-    assert margin.q(()) > 4 * before
+    assert margin.q() > 4 * before
     for score in scores(100, 0.1, seed=2):
         margin.add(score)
-    assert margin.q(()) == pytest.approx(before, rel=0.4)
+    assert margin.q() == pytest.approx(before, rel=0.4)
 
 
 def test_scores_that_told_of_another_speed_are_dropped():
     margin = started(0.05, scores())
-    before = margin.q(())
+    before = margin.q()
     for _ in range(4):
         margin.add(2.3)
     margin.forget(4)
-    assert margin.q(()) == pytest.approx(before, abs=0.02)
+    assert margin.q() == pytest.approx(before, abs=0.02)
 
 
 def test_each_moment_has_scores_of_its_own_and_the_level_in_common():
     margin = started(0.05, scores())
-    assert margin.q(GROUPS, "image") == pytest.approx(margin.q(GROUPS) / 2)
+    assert q(margin, moment="image") == pytest.approx(q(margin) / 2)
     for score in scores(100, 0.6, seed=1):
         margin.add(score, "image")
-    assert margin.q(GROUPS, "image") > 2 * margin.q(GROUPS)
-    before = margin.q(GROUPS, "image")
-    margin.judge(GROUPS, True, 0.05)
-    assert margin.q(GROUPS, "image") > before
+    assert q(margin, moment="image") > 2 * q(margin)
+    before = q(margin, moment="image")
+    judge(margin, True)
+    assert q(margin, moment="image") > before
 
 
 def test_factors_of_both_moments_belong_together_by_their_level():
@@ -105,7 +113,7 @@ def test_factors_of_both_moments_belong_together_by_their_level():
 
 def test_without_scores_the_bound_is_the_predicted_time():
     margin = Margin(0.05)
-    assert margin.q(GROUPS) == 0.0
+    assert q(margin) == 0.0
     margin.forget(4)
 
 
@@ -116,9 +124,9 @@ def test_the_share_that_misses_follows_the_target_whatever_the_scores_are(alpha)
     missed = []
     for number in range(6000):
         score = 0.1 * rng.standard_t(3) + 0.3 * math.sin(number / 50) + 0.4 * (number % 1000 > 500)
-        missed.append(score > margin.q(GROUPS))
+        missed.append(score > q(margin))
         margin.add(score)
-        margin.judge(GROUPS, missed[-1], alpha)
+        judge(margin, missed[-1], alpha)
     assert np.mean(missed) == pytest.approx(alpha, rel=0.35)
 
 
@@ -129,15 +137,15 @@ def test_answers_cut_short_count_less_where_hardly_any_may_be_late(alpha, cost):
     assert margin.cut_cost == pytest.approx(cost)
     costs = []
     for score in 0.1 * rng.standard_t(3, size=8000):
-        over = score > margin.q(GROUPS)
+        over = score > q(margin)
         costs.append(float(over) * (1.0 if rng.random() < 0.1 else margin.cut_cost))
         margin.add(score)
-        margin.judge(GROUPS, costs[-1], alpha)
+        judge(margin, costs[-1], alpha)
     assert np.mean(costs) == pytest.approx(alpha, rel=0.2)
 
 
 def test_it_survives_json():
     margin = started(0.05, scores(), 0.3)
-    margin.judge(GROUPS, True, 0.05)
+    judge(margin, True)
     again = Margin.from_dict(0.05, json.loads(json.dumps(margin.to_dict())))
-    assert again.q(GROUPS) == margin.q(GROUPS) and again.to_dict() == margin.to_dict()
+    assert q(again) == q(margin) and again.to_dict() == margin.to_dict()

@@ -124,10 +124,10 @@ def test_a_high_price_buys_less_time(vlm, picture):
 
 def test_the_controller_sees_this_requests_features(vlm, picture, monkeypatch):
     model, seen = AdaptiveVLM(vlm, controller()), []
-    values = model.decider.values
-    monkeypatch.setattr(model.decider, "values", lambda *args: seen.append(args) or values(*args))
+    best = model.decider.best
+    monkeypatch.setattr(model.decider, "best", lambda *args: seen.append(args) or best(*args))
     model.generate(picture, QUESTION, budget_ms=5e4, price=0.5)
-    image, language, budget_ms, price = seen[0]
+    image, language, budget_ms, price, *_ = seen[0]
     assert np.array_equal(image, vlm.encode_overview(picture).feature)
     assert np.array_equal(language, vlm.question_feature(QUESTION))
     assert budget_ms == pytest.approx(5e4 - model.controller_ms) and price == 0.5

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from budgetvlm.errors import DataError
-from budgetvlm.speed import AGREEING, StageSpeed
+from budgetvlm.speed import AGREEING, StageSpeed, pace_after
 
 STAGES = ("vision", "decode")
-PREDICTED = np.array([10.0, 20.0])
+TIMES = np.array([[10.0], [20.0], [0.0], [0.0]])  # of a request without further tokens
 
 
 def run(speed, vision, decode, count=1):
     """Whether a jump was seen."""
-    return sum(speed.follow(PREDICTED, {"vision": 10 * vision, "decode": 20 * decode}) for _ in range(count)) > 0
+    return sum(speed.follow(TIMES, 0, 1, {"vision": 10 * vision, "decode": 20 * decode}) for _ in range(count)) > 0
 
 
 def test_a_slow_drift_is_followed_without_a_jump():
@@ -51,7 +51,8 @@ def test_the_mood_follows_the_last_requests_and_the_overview():
     run(speed, 1.2, 1.2, 3)
     assert 1.08 < math.exp(speed.mood) < 1.2
     assert np.exp(speed.log_scale).max() < 1.03
-    assert speed.mood_after(math.log(1.2)) > speed.mood > speed.mood_after(0.0)
+    assert pace_after(speed.mood, 10.0, 12.0) > math.exp(speed.mood) > pace_after(speed.mood, 10.0, 10.0)
+    assert pace_after(speed.mood, 10.0, 0.0) == pytest.approx(math.exp(speed.mood))  # no part is over
     run(speed, 1.0, 1.0, 20)
     assert math.exp(speed.mood) == pytest.approx(1.0, abs=0.02)
     run(speed, 10.0, 10.0, AGREEING)
@@ -67,12 +68,12 @@ def test_the_slowdown_is_against_the_normal_speed_of_this_machine():
     assert speed.slowdown == pytest.approx(3.0)
     run(speed, 2.0, 6.0, AGREEING)  # a third of the time at its normal speed, the rest three times slower
     assert speed.slowdown == pytest.approx((1 + 2 * 3) / 3)
-    assert not speed.follow(PREDICTED, {}) and speed.slowdown == pytest.approx((1 + 2 * 3) / 3)
+    assert not speed.follow(TIMES, 0, 1, {}) and speed.slowdown == pytest.approx((1 + 2 * 3) / 3)
 
 
 def test_stages_that_took_nothing_teach_nothing():
     speed = StageSpeed(STAGES)
-    assert not any(speed.follow(PREDICTED, {"vision": 0.0, "other": 5.0}) for _ in range(20))
+    assert not any(speed.follow(TIMES, 0, 1, {"vision": 0.0, "other": 5.0}) for _ in range(20))
     assert speed.log_scale.tolist() == [0.0, 0.0]
 
 

@@ -16,22 +16,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
 from budgetvlm._compiled import compiled
+from budgetvlm.bounds import REST, STEP, Bounds, GroupNumbers, Groups, Request, Spent, look, look_again
 from budgetvlm.conformal import samples_needed
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.features import Features
 from budgetvlm.guard import timed_rows
 from budgetvlm.latency import LatencyModel, Sizes
 from budgetvlm.lengths import LengthModel
-from budgetvlm.margin import Margin, Moment
+from budgetvlm.margin import Margin, forget, learn_from
 from budgetvlm.quick_latency import QuickLatency
-from budgetvlm.recourse import Hurry, SameImage, bound_of
-from budgetvlm.speed import AGREEING, StageSpeed
+from budgetvlm.recourse import Hurry, SameImage
+from budgetvlm.speed import AGREEING, StageSpeed, follow_from
 from budgetvlm.table import ProfileTable
 
 SCHEMA_VERSION = 4
@@ -41,70 +41,6 @@ OTHER_RATE = 0.05  # share of the way that the cost of the rest goes towards one
 IMAGE_STAGES = ("preprocess", "vision")  # of which the overview is a part
 TARGET_SHARE = 0.85  # of alpha: the promise is "at most", and the margin wanders a little
 MOST_CREDIT = 10.0  # late answers that a quiet spell can save up
-BUDGET_RATIO = 1.25  # budgets this far apart are in different groups
-SLOWED = 2.0  # times as long as when it was calibrated: the machine is under load, and requests are in other groups
-
-Groups = tuple[str, ...]
-
-
-class Request(NamedTuple):
-    """What is known of a request before anything runs.
-
-    Attributes:
-        vision: visual tokens at each setting, float64 ``[K]``.
-        language: the prompt's other tokens.
-        feature: language feature ``[Dl]``.
-    """
-
-    vision: np.ndarray
-    language: float
-    feature: np.ndarray
-
-
-class Spent(NamedTuple):
-    """What a request has taken when a setting is chosen, in ms: in all, and of it the image (0: nothing encoded)."""
-
-    total_ms: float = 0.0
-    image_ms: float = 0.0
-
-
-class Bounds(NamedTuple):
-    """What the guard says of one request.
-
-    Attributes:
-        bounds_ms: upper bound on each setting's time, or on that of the setting that it falls back on if encoding the
-            image turns out slow, ``[K]``.
-        rest_ms: the predicted rest of its time with a long answer, ``[K]``; of it answer_ms once the image is encoded.
-        saving_ms: what hurrying would save of that, ``[K]``.
-        predicted_ms: its time with an answer of the expected length, ``[K]``.
-        step_ms: one decoding step of it, ``[K]``.
-        slowdown: time of the full setting on this machine now / when it was profiled.
-        fastest: the setting with the smallest bound of its own.
-        lengths: tokens of an answer as expected, and of a long one.
-        groups: the requests that share parts of this one's margin.
-        spent: when the bounds were made.
-        moment: what was encoded by then.
-        terms: of `QuickLatency.terms`; None: these are fixed bounds.
-    """
-
-    bounds_ms: np.ndarray
-    rest_ms: np.ndarray
-    answer_ms: np.ndarray
-    saving_ms: np.ndarray
-    predicted_ms: np.ndarray
-    step_ms: np.ndarray
-    slowdown: float
-    fastest: int
-    lengths: tuple[float, int] = (1.0, 1)
-    groups: Groups = ()
-    spent: Spent = Spent()
-    moment: Moment = "overview"
-    terms: np.ndarray | None = None
-
-    def allowed(self, budget_ms: float) -> np.ndarray:
-        """Which settings a budget allows, bool ``[K]``; maybe none."""
-        out: np.ndarray = self.bounds_ms <= budget_ms
-        return out
 
 
 class AdaptiveGuard:
@@ -142,19 +78,44 @@ class AdaptiveGuard:
         calibrated_on: int = 0,
         hurries: bool = True,
     ) -> None:
-        self.margin = Margin(DEFAULT_ALPHA) if margin is None else margin
+        self._margin = Margin(DEFAULT_ALPHA) if margin is None else margin
         samples_needed(self.alpha)
         if not 0 <= other_ms < math.inf:
             raise ConfigError(f"other_ms={other_ms!r} is no cost in ms; give 0 or more")
         self.latency, self.lengths = latency, lengths
         self._quick = QuickLatency(latency, IMAGE_STAGES)
-        self.speed = StageSpeed(latency.stages) if speed is None else speed
-        self.other_ms, self.calibrated_on = other_ms, calibrated_on
-        self.credit = 1.0
+        self.calibrated_on = calibrated_on
+        self._account = np.array([other_ms, 1.0])
         self._same_image, self.hurry = SameImage(latency.knob_space), Hurry(latency.knob_space)
         self.hurries = hurries
         self._quickest = self.hurry.last if hurries else np.arange(len(latency.knob_space))
         self._all = np.ones(len(latency.knob_space), dtype=bool)
+        self._decode = latency.stages.index("decode") if "decode" in latency.stages else -1
+        self._speed = StageSpeed(latency.stages) if speed is None else speed
+        self.margin = self._margin
+
+    def _prepare(self) -> None:
+        """What compiled loops take beside a request, ready to be passed on: finding it costs more than using it."""
+        quick, margin, speed = self._quick, self._margin, self._speed
+        self._looks_by: tuple[Any, ...] = (
+            1 - self.alpha / 2, *self.lengths.folded, speed.now, speed.factors, quick.of_image, quick.overview,
+            self._groups.fixed, *margin.state, self._quickest, self._same_image.members,
+        )  # fmt: skip
+        self._looks_again_by: tuple[Any, ...] = speed.now, self._quickest, *margin.state
+        self._learns_by: tuple[Any, ...] = (
+            self._account, self._decode, self.alpha, margin.cut_cost, margin.rate, margin.window, *margin.state,
+            *speed.state,
+        )  # fmt: skip
+
+    @property
+    def margin(self) -> Margin:
+        """How far bounds lie above predicted times."""
+        return self._margin
+
+    @margin.setter
+    def margin(self, margin: Margin) -> None:
+        self._margin, self._groups = margin, GroupNumbers(margin, self.lengths.lengths.tolist())
+        self._prepare()
 
     @property
     def alpha(self) -> float:
@@ -169,7 +130,25 @@ class AdaptiveGuard:
     @speed.setter
     def speed(self, speed: StageSpeed) -> None:
         self._speed = speed
-        self._quick.scale(speed.factors)
+        self._prepare()
+
+    @property
+    def other_ms(self) -> float:
+        """The cost of features, controller and guard, as it is now."""
+        return self._account.item(0)
+
+    @other_ms.setter
+    def other_ms(self, other_ms: float) -> None:
+        self._account[0] = other_ms
+
+    @property
+    def credit(self) -> float:
+        """How many late answers the promise still allows."""
+        return self._account.item(1)
+
+    @credit.setter
+    def credit(self, credit: float) -> None:
+        self._account[1] = credit
 
     @property
     def may_be_late(self) -> bool:
@@ -214,35 +193,14 @@ class AdaptiveGuard:
             known: settings that may be chosen, bool ``[K]``; None: all.
         """
         taken = spent or Spent()
-        expected, long = self.lengths.outlook(request.feature, 1 - self.alpha / 2)
-        expected = max(expected, 1.0)
+        self.lengths.check(request.feature)
         sized = self._quick.size(request.vision, request.language)
-        terms, full, overview_ms = self._quick.request(sized)
-        image_ms, first_ms, step_ms, profiled_ms, profiled_step_ms = full
-        full_ms = image_ms + first_ms + (expected - 1) * step_ms
-        groups = _groups(sized.most, long, _budget_step(budget_ms / full_ms), self.speed.slowdown > SLOWED)
-        done_ms = overview_ms if taken.image_ms > 0 else 0.0
-        pace = self._pace(done_ms, taken.image_ms)
-        q, later_q = self.margin.both(groups)
-        times, fastest = _times(
-            terms, pace, 1.0, self.other_ms - pace * done_ms, taken.total_ms, expected, float(long), math.exp(q),
-            math.exp(later_q), self._quickest, self._all if known is None else known,
+        times, slowdown, fastest, lengths, groups, terms = look(
+            request.feature, sized.times, sized.least, self._groups.of_image(sized.most),
+            self._all if known is None else known, float(budget_ms), *taken, self.other_ms, self.revises,
+            *self._looks_by,
         )  # fmt: skip
-        bounds_ms, aimed_ms, predicted_ms, rest_ms, answer_ms, saving_ms, steps_ms = times
-        return Bounds(
-            self._same_image.reachable(bounds_ms, aimed_ms) if self.revises else bounds_ms,
-            rest_ms,
-            answer_ms,
-            saving_ms,
-            predicted_ms,
-            steps_ms,
-            pace * full_ms / (profiled_ms + (expected - 1) * profiled_step_ms),
-            fastest,
-            (expected, long),
-            groups,
-            taken,
-            terms=terms,
-        )
+        return Bounds(times, slowdown, fastest, lengths, groups, taken, "overview", terms, sized.times)
 
     def revised(self, bounds: Bounds, index: int, spent: Spent, known: np.ndarray | None = None) -> Bounds:
         """Bounds once the image of the chosen setting is encoded; other images are out of reach.
@@ -252,33 +210,22 @@ class AdaptiveGuard:
             spent: with the whole image's encoding.
             known: settings that may be chosen, bool ``[K]``; None: all.
         """
-        (expected, long), terms = bounds.lengths, bounds.terms
-        assert terms is not None
-        pace = self._pace(float(terms[0, index]), spent.image_ms)
-        here = self._same_image.of(index)
-        factor = math.exp(self.margin.q(bounds.groups, "image"))
-        times, fastest = _times(
-            terms, pace, 0.0, 0.0, spent.total_ms, expected, float(long), factor, factor, self._quickest,
-            here if known is None else here & known,
+        assert bounds.terms is not None
+        times, fastest = look_again(
+            bounds.terms, index, *bounds.lengths, bounds.groups, self._same_image.of(index),
+            self._all if known is None else known, *spent, *self._looks_again_by,
         )  # fmt: skip
-        bounds_ms, _, predicted_ms, rest_ms, answer_ms, saving_ms, steps_ms = times
         return Bounds(
-            bounds_ms, rest_ms, answer_ms, saving_ms, predicted_ms, steps_ms, bounds.slowdown, fastest, bounds.lengths,
-            bounds.groups, spent, "image", terms,
+            times, bounds.slowdown, fastest, bounds.lengths, bounds.groups, spent, "image", bounds.terms,
+            bounds.profiled,
         )  # fmt: skip
 
     def quicker(self, index: int) -> tuple[int, ...]:
         """The settings that an answer's later tokens may be made at, each quicker than the one before; maybe none."""
         return self.hurry.steps[index] if self.hurries else ()
 
-    def _pace(self, predicted_ms: float, took_ms: float) -> float:
-        """Factor on predicted times at this moment, from a part of the request that is over; 0: none is."""
-        known = predicted_ms > 0 and took_ms > 0
-        return math.exp(self.speed.mood_after(math.log(took_ms / predicted_ms)) if known else self.speed.mood)
-
     def update(
         self,
-        request: Request,
         looks: Sequence[Bounds],
         setting_index: int,
         stages_ms: Mapping[str, float],
@@ -303,29 +250,15 @@ class AdaptiveGuard:
         Raises:
             DataError: a time that is negative or no number; nothing is learnt from it.
         """
-        times_ms = [*stages_ms.values(), *(total_ms - look.spent.total_ms for look in looks)]
-        if not (min(times_ms) >= 0 and sum(times_ms) < math.inf):
+        first, last = looks[0], looks[-1]
+        assert first.profiled is not None
+        learnt = _learn(
+            first.profiled, first.times, last.times, setting_index, first.groups, *first.spent,
+            last.spent.total_ms if len(looks) > 1 else math.nan, self._speed.took(stages_ms), float(output_tokens),
+            float(total_ms), saved_ms, late, cut, promised, *self._learns_by,
+        )  # fmt: skip
+        if not learnt:
             _complain(stages_ms, looks, total_ms)
-        for look in looks:
-            # What was cut would have taken another step at least.
-            missing_ms = saved_ms + (float(look.step_ms[setting_index]) if cut else 0.0)
-            took = total_ms - look.spent.total_ms + missing_ms
-            if took > 0:
-                self.margin.add(math.log(took / look.rest_ms.item(setting_index)), look.moment)
-        # A broken budget that nothing was expected to keep breaks no promise; a kept one shows that bounds are wide.
-        missed = 1.0 if late else self.margin.cut_cost if cut else 0.0
-        if promised:
-            self.credit = min(self.credit + self.alpha, MOST_CREDIT) - late
-        if promised or not missed:
-            self.margin.judge(looks[0].groups, missed, TARGET_SHARE * self.alpha)
-        spent = looks[0].spent
-        known = sum(ms for stage, ms in stages_ms.items() if stage in self.latency.stages) - spent.image_ms
-        other = max(0.0, min(total_ms - spent.total_ms - known, 4 * self.other_ms + 1.0))
-        self.other_ms += OTHER_RATE * (other - self.other_ms)
-        if saved_ms:
-            stages_ms = {**stages_ms, "decode": stages_ms["decode"] + saved_ms}
-        if self.follow(request, setting_index, stages_ms, output_tokens):
-            self.margin.forget(AGREEING)
 
     def rehearse(self, request: Request) -> None:
         """Run all that a request runs, on a twin, so that the first real one need not wait for compiled code."""
@@ -333,12 +266,15 @@ class AdaptiveGuard:
         looks = [twin.bounds(request, 100.0, Spent(1.0, 1.0))]
         looks.append(twin.revised(looks[0], looks[0].fastest, Spent(2.0, 2.0)))
         stages = dict.fromkeys(twin.latency.stages, 1.0)
-        twin.update(request, looks, looks[0].fastest, stages, 2, 100.0, late=False)
+        twin.update(looks, looks[0].fastest, stages, 2, 100.0, late=False)
 
     def follow(self, request: Request, index: int, stages_ms: Mapping[str, float], output_tokens: float) -> bool:
         """Learn this machine's speed from a request, and nothing else; whether a stage's speed has jumped."""
-        sized = self._quick.size(request.vision, request.language)
-        return self.speed.follow(self._quick.stages_at(sized, index, output_tokens), stages_ms)
+        return self.speed.follow(self.profiled(request), index, output_tokens, stages_ms)
+
+    def profiled(self, request: Request) -> np.ndarray:
+        """Times of each stage by the profile, see `budgetvlm.quick_latency.Sized`."""
+        return self._quick.size(request.vision, request.language).times
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able document with all that was learnt; `from_dict` takes it back."""
@@ -384,65 +320,55 @@ def _complain(stages_ms: Mapping[str, float], looks: Sequence[Bounds], total_ms:
 
 
 @compiled
-def _times(
-    terms: np.ndarray,
-    pace: float,
-    image_share: float,
-    more_ms: float,
-    taken_ms: float,
-    expected: float,
-    long: float,
-    factor: float,
-    later_factor: float,
-    quickest: np.ndarray,
-    known: np.ndarray,
-) -> tuple[np.ndarray, int]:
-    """What `Bounds` says of every setting, and the setting with the smallest bound.
-
-    In rows, ``[7, K]``: its bound; what it is aimed at; its time as expected; the rest with a long answer; of that what
-    comes after the image, and what hurrying would save; a decoding step. The first three are infinite where a setting
-    may not be chosen.
+def _learn(
+    profiled: np.ndarray, first: np.ndarray, last: np.ndarray, index: int, groups: Groups,
+    spent_ms: float, overview_ms: float, revised_ms: float, took_ms: np.ndarray, output_tokens: float, total_ms: float,
+    saved_ms: float, late: bool, cut: bool, promised: bool,
+    account: np.ndarray, decode: int, alpha: float, cut_cost: float, rate: float, window: np.ndarray,
+    level: float, most_level: float, parts: np.ndarray, ascending: np.ndarray, counts: np.ndarray,
+    now: np.ndarray, log_scale: np.ndarray, factors: np.ndarray, normal_factors: np.ndarray, recent: np.ndarray,
+    known: np.ndarray, predicted_ms: np.ndarray,
+) -> bool:  # fmt: skip
+    """See `AdaptiveGuard.update`; False where a time cannot be, and nothing is learnt.
 
     Args:
-        terms: of `QuickLatency.terms`, to be multiplied by ``pace``.
-        image_share: 1: the image is yet to be encoded; 0: it is encoded.
-        more_ms: beside the model's own stages. taken_ms: by now.
-        expected, long: tokens of an answer.
-        factor, later_factor: of the margin, on the rest now and on the answer once the image is encoded.
-        quickest: the settings that are hurried at, int64 ``[K]``.
-        known: settings that may be chosen, bool ``[K]``.
+        profiled, groups: of `Bounds`. first, last: `Bounds.times` when the setting was chosen, and revised if it was.
+        spent_ms, overview_ms: when it was chosen. revised_ms: spent when it was revised; NaN: it was not.
+        took_ms: of each stage, ``[G]``; it is written into.
+        account: the cost of the rest, and the credit. decode: number of that stage, or -1.
+        others: of the guard's margin and speed.
     """
-    out = np.full((7, terms.shape[1]), np.inf)
-    fastest = 0
-    for k in range(terms.shape[1]):
-        image, first, step = image_share * pace * terms[0, k], pace * terms[1, k], pace * terms[2, k]
-        answer = first + (long - 1) * step
-        rest = image + answer + more_ms
-        saving = (long - 1) * max(step - pace * terms[2, quickest[k]], 0.0)
-        if known[k]:
-            out[0, k] = taken_ms + bound_of(factor, rest, saving)
-            out[1, k] = taken_ms + image + more_ms + bound_of(later_factor, answer, saving)
-            out[2, k] = taken_ms + image + first + (expected - 1) * step + more_ms
-        out[3, k], out[4, k], out[5, k], out[6, k] = rest, answer, saving, step
-        if out[0, k] < out[0, fastest]:
-            fastest = k
-    return out, fastest
-
-
-@lru_cache(maxsize=1024)
-def _groups(most: float, long: int, budget_step: int, slowed: bool) -> Groups:
-    groups = (
-        "all",
-        f"image of up to {most:.0f} visual tokens",
-        f"up to {long} output tokens",
-        f"budget about {BUDGET_RATIO**budget_step:.2f} x full",
-    )
-    return tuple(f"{group}, slowed down" for group in groups) if slowed else groups
-
-
-def _budget_step(share: float) -> int:
-    """Budgets of about one size have one number; they are given as a share of the full setting's time here."""
-    return round(math.log(max(0.05, min(share, 1.5))) / math.log(BUDGET_RATIO))
+    rest_ms, later_ms = total_ms - spent_ms, total_ms - revised_ms
+    known_ms = took_ms.sum()
+    if not (took_ms.min() >= 0 and rest_ms >= 0 and not later_ms < 0 and known_ms + total_ms < np.inf):
+        return False
+    # What was cut would have taken another step at least.
+    missing_ms, later_missing_ms = saved_ms, saved_ms
+    if cut:
+        missing_ms, later_missing_ms = saved_ms + first[STEP, index], saved_ms + last[STEP, index]
+    score = later_score = np.nan
+    if rest_ms + missing_ms > 0:
+        score = math.log((rest_ms + missing_ms) / first[REST, index])
+    if later_ms + later_missing_ms > 0:
+        later_score = math.log((later_ms + later_missing_ms) / last[REST, index])
+    if promised:
+        account[1] = min(account[1] + alpha, MOST_CREDIT) - late
+    # A broken budget that nothing was expected to keep breaks no promise; a kept one shows that bounds are wide.
+    missed = 1.0 if late else cut_cost if cut else 0.0
+    judged = missed if promised or missed == 0 else np.nan
+    learn_from(
+        score, later_score, groups, judged, TARGET_SHARE * alpha, rate, window, level, most_level, parts, ascending,
+        counts,
+    )  # fmt: skip
+    other_ms = max(0.0, min(rest_ms - (known_ms - overview_ms), 4 * account[0] + 1.0))
+    account[0] += OTHER_RATE * (other_ms - account[0])
+    if decode >= 0:
+        took_ms[decode] += saved_ms
+    if follow_from(
+        profiled, index, output_tokens, took_ms, now, log_scale, factors, normal_factors, recent, known, predicted_ms
+    ):
+        forget(AGREEING, ascending, counts, window)
+    return True
 
 
 def answer_lengths(table: ProfileTable) -> np.ndarray:

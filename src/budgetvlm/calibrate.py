@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from tqdm import tqdm
 
-from budgetvlm.adaptive import IMAGE_STAGES, AdaptiveGuard, Request, Spent
+from budgetvlm.adaptive import IMAGE_STAGES, AdaptiveGuard
+from budgetvlm.bounds import Request, Spent
 from budgetvlm.conformal import FACTORS, Revising, choose_factor, losses, samples_needed
 from budgetvlm.controller.validation import BUDGET_SHARES
 from budgetvlm.errors import DataError

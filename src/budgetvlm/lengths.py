@@ -73,21 +73,19 @@ class LengthModel:
         return out
 
     @cached_property
-    def _folded(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def folded(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Weights ``[L, Dl]`` and biases that take raw features, and the lengths."""
         weight = self.weight / self.std[:, None]
         bias = self.bias - self.mean @ weight
         return np.ascontiguousarray(weight.T, dtype=np.float32), bias, self.lengths.astype(np.float64)
 
-    def outlook(self, language: np.ndarray, level: float) -> tuple[float, int]:
-        """`expected` and `quantile` of one request, float32 ``[Dl]``, quickly. Raises DataError: another width."""
+    def check(self, language: np.ndarray) -> None:
+        """Raise DataError if a request's feature ``[Dl]`` has another width."""
         if len(language) != len(self.mean):
             raise DataError(
                 f"the question's feature has {len(language)} numbers, but answers' lengths were learnt from "
                 f"{len(self.mean)}; calibrate with features of this model"
             )
-        expected, long = _outlook(language, level - 1e-12, *self._folded)
-        return expected, int(long)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able document; `from_dict` takes it back."""
@@ -103,10 +101,14 @@ class LengthModel:
 
 
 @compiled
-def _outlook(
+def outlook(
     language: np.ndarray, level: float, weight: np.ndarray, bias: np.ndarray, lengths: np.ndarray
-) -> tuple[float, float]:
-    """See `LengthModel.outlook` and `LengthModel._folded`."""
+) -> tuple[float, int]:
+    """`LengthModel.expected` and the number of its `LengthModel.quantile` among the lengths, for one request.
+
+    Args:
+        language: float32 ``[Dl]``. weight, bias, lengths: `LengthModel.folded`.
+    """
     shares = np.empty(len(lengths))
     top, total, mean = -np.inf, 0.0, 0.0
     for i in range(len(lengths)):
@@ -119,10 +121,10 @@ def _outlook(
         total += shares[i]
         mean += shares[i] * lengths[i]
     number, below = 0, shares[0]
-    while below < level * total and number < len(lengths) - 1:
+    while below < (level - 1e-12) * total and number < len(lengths) - 1:
         number += 1
         below += shares[number]
-    return mean / total, lengths[number]
+    return mean / total, number
 
 
 def _bins(tokens: np.ndarray) -> np.ndarray:

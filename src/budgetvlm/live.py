@@ -19,8 +19,9 @@ import numpy as np
 from scipy.stats import binomtest
 from tqdm import tqdm
 
-from budgetvlm.adaptive import AdaptiveGuard, Bounds, Request, Spent
+from budgetvlm.adaptive import AdaptiveGuard
 from budgetvlm.answer import Answer, Cut
+from budgetvlm.bounds import Bounds, Request, Spent
 from budgetvlm.calibrate import Measured
 from budgetvlm.controller.validation import BUDGET_SHARES
 from budgetvlm.replay import replay
@@ -43,7 +44,8 @@ class Unguarded(AdaptiveGuard):
     ) -> Bounds:
         """As the guard's, but the expected times are the bounds."""
         bounds = super().bounds(request, budget_ms, spent, known)
-        return bounds._replace(bounds_ms=bounds.predicted_ms, fastest=int(bounds.predicted_ms.argmin()))
+        bounds.bounds_ms[:] = bounds.predicted_ms
+        return bounds._replace(fastest=int(bounds.predicted_ms.argmin()))
 
     def update(self, *args: Any, **kwargs: Any) -> None:
         """Nothing."""

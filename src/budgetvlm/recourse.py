@@ -60,14 +60,17 @@ def bound_of(factor: Any, rest_ms: Any, saving_ms: Any) -> Any:
 
 
 class SameImage:
-    """Which settings of a knob space show the model the same image: those that differ in other knobs alone."""
+    """Which settings of a knob space show the model the same image: those that differ in other knobs alone.
+
+    Attributes:
+        members: the settings of each image, int64 ``[images, K / images]``: each has as many as any other.
+    """
 
     def __init__(self, space: KnobSpace) -> None:
         image = space.names.index(IMAGE_KNOB) if IMAGE_KNOB in space.names else None
         number = np.zeros(len(space), dtype=np.int64) if image is None else space.value_indices[:, image]
         self._same = number == number[:, None]
-        # Settings by image: each has as many as any other.
-        self._members = np.argsort(number, kind="stable").reshape(number.max() + 1, -1)
+        self.members = np.argsort(number, kind="stable").reshape(number.max() + 1, -1)
 
     def of(self, index: int | np.ndarray) -> np.ndarray:
         """Settings with the image of these ones ``[...]``, bool ``[..., K]``."""
@@ -82,13 +85,13 @@ class SameImage:
             aimed: at which it is expected to be among those allowed when the choice is revised, ``[..., K]``.
         """
         if bounds.ndim == 1:
-            return _reachable(bounds, aimed, self._members)
+            return reachable_of(bounds, aimed, self.members)
         rows = bounds.reshape(-1, bounds.shape[-1]), aimed.reshape(-1, bounds.shape[-1])
-        return np.stack([_reachable(*row, self._members) for row in zip(*rows, strict=True)]).reshape(bounds.shape)
+        return np.stack([reachable_of(*row, self.members) for row in zip(*rows, strict=True)]).reshape(bounds.shape)
 
 
 @compiled
-def _reachable(bounds: np.ndarray, aimed: np.ndarray, members: np.ndarray) -> np.ndarray:
+def reachable_of(bounds: np.ndarray, aimed: np.ndarray, members: np.ndarray) -> np.ndarray:
     """See `SameImage.reachable`, ``[K]``; ``members`` are the settings of each image, ``[images, K / images]``."""
     out = np.empty_like(bounds)
     for same in members:

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from budgetvlm.adaptive import AdaptiveGuard, Bounds, Spent
+from budgetvlm.adaptive import AdaptiveGuard
 from budgetvlm.answer import Cut
+from budgetvlm.bounds import Bounds, Spent
 from budgetvlm.calibrate import Measured
 from budgetvlm.controller.decision import best_within
 from budgetvlm.errors import DataError
@@ -115,7 +116,6 @@ def _replay(
     guard.speed = speeds[index]
     was_cut, rung = made < output, pace.rung if pace and pace.hurried else 0
     guard.update(
-        request,
         looks,
         index,
         stages,
@@ -149,12 +149,12 @@ def _best(values: np.ndarray, bounds_ms: np.ndarray, budget_ms: float) -> int:
 
 def _speeds(guard: AdaptiveGuard, measured: Measured, row: int, speed: float) -> tuple[list[StageSpeed], StageSpeed]:
     """The machine's speed when each of a row's settings was run, as all runs before it tell, and after the last one."""
-    now, request = copy.deepcopy(guard.speed), measured.requests[row]
+    now, profiled = copy.deepcopy(guard.speed), guard.profiled(measured.requests[row])
     found = [now] * measured.latency_ms.shape[1]
     for k in measured.order[row].tolist():
         found[k] = copy.deepcopy(now)
-        predicted_ms = guard.latency.stages_of(k, request.vision, request.language, measured.output[row, k])
-        now.follow(predicted_ms, {name: speed * float(times[row, k]) for name, times in measured.stages_ms.items()})
+        stages = {name: speed * float(times[row, k]) for name, times in measured.stages_ms.items()}
+        now.follow(profiled, k, float(measured.output[row, k]), stages)
     return found, now
 
 

@@ -14,16 +14,16 @@ import math
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from budgetvlm._io import read_json, write_json
-from budgetvlm.adaptive import AdaptiveGuard, Bounds, Request, Spent
+from budgetvlm.adaptive import AdaptiveGuard
 from budgetvlm.answer import Answer, Choice, Cut, Infeasible, check_request, make_answer
+from budgetvlm.bounds import Bounds, Request, Spent
 from budgetvlm.controller.checkpoint import GUARD, load_controller
 from budgetvlm.controller.decision import Decider, best_within
 from budgetvlm.controller.network import GRPOController
@@ -65,6 +65,7 @@ class AdaptiveVLM:
         _check_settings(vlm, controller)
         if guard is not None:
             controller.knob_space.require_equal(guard.latency.knob_space, "the guard")
+        self._settings = controller.knob_space.settings
         self._columns = [vlm.knob_space.index(setting) for setting in controller.knob_space.settings]
         self._all_columns = self._columns == list(range(len(vlm.knob_space)))
         self.known = np.isfinite(controller.bounds_ms.numpy())  # settings that the controller has learnt about
@@ -134,6 +135,7 @@ class AdaptiveVLM:
                 budget that nothing keeps and "reject".
         """
         check_request(question, budget_ms, price, when_infeasible, cut)
+        budget_ms = float(budget_ms)  # compiled loops would be compiled anew for whole numbers
         picture = open_image(image)
         began = time.perf_counter()
         start = began if arrived_s is None else arrived_s
@@ -147,7 +149,7 @@ class AdaptiveVLM:
         bounds, values, choice = self.decide(
             request, overview.feature, budget_ms, spent, price, waited_ms, when_infeasible
         )
-        course = _Course(self, request, start, budget_ms, cut, values, [bounds], choice)
+        course = _Course(self, start, budget_ms, cut, values, [bounds], choice)
         chosen = time.perf_counter()
         generation = self.vlm.generate(
             picture,
@@ -155,8 +157,7 @@ class AdaptiveVLM:
             course.choice.setting,
             max_new_tokens=max_new_tokens,
             overview=overview,
-            deadline=course.deadline(),
-            revise=course.revise if course.may_be_revised else None,
+            **course.orders(),
         )
         latency_ms = _ms(start, time.perf_counter())
         controller_ms = _ms(began, planned) + _ms(choosing, chosen) + course.revising_ms
@@ -183,8 +184,10 @@ class AdaptiveVLM:
         request = Request(np.zeros(len(self._columns)), 0, self.vlm.question_feature(question))
         bounds = self._fixed_bounds(0.0)
         seen_ms = self.seen_budget_ms(bounds, budget_ms)
-        values = self.decider.values(overview.feature, request.feature, seen_ms, price)
-        return self.choice(values, bounds, budget_ms)
+        index, values = self.decider.best(
+            overview.feature, request.feature, seen_ms, price, bounds.bounds_ms, budget_ms
+        )
+        return self.choice(index, values, bounds, budget_ms)
 
     def decide(
         self,
@@ -204,8 +207,8 @@ class AdaptiveVLM:
         """
         bounds = self._bounds(request, budget_ms, spent, waited_ms)
         seen_ms = self.seen_budget_ms(bounds, budget_ms - waited_ms)
-        values = self.decider.values(image, request.feature, seen_ms, price)
-        return bounds, values, self.choice(values, bounds, budget_ms, when_infeasible)
+        index, values = self.decider.best(image, request.feature, seen_ms, price, bounds.bounds_ms, budget_ms)
+        return bounds, values, self.choice(index, values, bounds, budget_ms, when_infeasible)
 
     def look(self, image: Image.Image, question: str, budget_ms: float = math.inf) -> Outlook:
         """What can be said of a request before the model runs."""
@@ -232,8 +235,7 @@ class AdaptiveVLM:
         """The controller's own bounds, and beside them its own time and the waiting."""
         bounds = self.controller.bounds_ms.numpy().astype(np.float64)
         bounds = np.where(bounds > 0, bounds + self.controller_ms + waited_ms, 0.0)
-        nothing = np.zeros_like(bounds)
-        return Bounds(bounds, bounds, bounds, nothing, bounds, nothing, 1.0, int(bounds.argmin()))
+        return Bounds.fixed(bounds)
 
     def _reject(self, bounds: Bounds, budget_ms: float) -> None:
         """Raise InputError if no setting is expected to keep the budget."""
@@ -245,22 +247,28 @@ class AdaptiveVLM:
             )
 
     def choice(
-        self, values: np.ndarray, bounds: Bounds, budget_ms: float, when_infeasible: Infeasible = "fastest"
+        self,
+        index: int,
+        values: np.ndarray,
+        bounds: Bounds,
+        budget_ms: float,
+        when_infeasible: Infeasible = "fastest",
+        promised: bool = False,
     ) -> Choice:
         """The most valuable setting of those that the budget allows, or what is done where it allows none.
 
         Args:
+            index: its number, as `best_within` says it.
             values: `Decider.values` of every setting, ``[K]``.
+            promised: one was allowed when the setting was first chosen.
         """
-        index = best_within(values, bounds.bounds_ms, budget_ms)
-        feasible = index >= 0
+        feasible = promised or index >= 0
         if not feasible and when_infeasible == "best_effort":
             index = best_within(values, bounds.predicted_ms, budget_ms)
         if index < 0:
             index = bounds.fastest
         bound = bounds.bounds_ms.item(index)
-        setting = self.controller.knob_space.settings[index]
-        return Choice(setting, index, feasible, bound if 0 < bound < math.inf else None)
+        return Choice(self._settings[index], index, feasible, bound if 0 < bound < math.inf else None)
 
     def revised(self, bounds: Bounds, index: int, spent: Spent) -> Bounds:
         """Bounds once the chosen setting's image is encoded; there has to be a guard."""
@@ -274,7 +282,6 @@ class AdaptiveVLM:
         saved_ms = self.saved_ms(course.looks[-1], course.choice.index, hurried) if hurried else 0.0
         with self._lock:
             self.guard.update(
-                course.request,
                 course.looks,
                 course.choice.index,
                 answer.stages_ms,
@@ -300,9 +307,9 @@ class AdaptiveVLM:
         guard = self.guard
         if guard is None or not guard.cuts:
             return None
-        settings = self.controller.knob_space.settings
-        hurried = tuple((settings[k], float(bounds.step_ms[k])) for k in guard.quicker(index))
-        return Deadline(at_s, float(bounds.step_ms[index]), bounds.lengths[1], hurried, cut)
+        settings, step_ms = self._settings, bounds.step_ms.item
+        hurried = tuple((settings[k], step_ms(k)) for k in guard.quicker(index))
+        return Deadline(at_s, step_ms(index), bounds.lengths[1], hurried, cut)
 
     def _rehearse(self, decisions: int, answers: int) -> float:
         """Warm up, check that the features fit, and time the controller: the median of its decisions in ms."""
@@ -339,7 +346,6 @@ class _Course:
     def __init__(
         self,
         model: AdaptiveVLM,
-        request: Request,
         start_s: float,
         budget_ms: float,
         cut: Cut,
@@ -347,23 +353,27 @@ class _Course:
         looks: list[Bounds],
         choice: Choice,
     ) -> None:
-        self._model, self.request, self._start_s, self._budget_ms = model, request, start_s, budget_ms
+        self._model, self._start_s, self._budget_ms = model, start_s, budget_ms
         self._cut, self._values, self.looks, self.choice = cut, values, looks, choice
         self.revising_ms = 0.0
 
-    @property
-    def may_be_revised(self) -> bool:
-        """Not where nothing was promised: what is done then was the caller's to say."""
+    def orders(self) -> dict[str, Any]:
+        """What `VLM.generate` is told: a deadline, or to ask once the image is encoded.
+
+        It does not ask where nothing was promised: what is done then was the caller's to say.
+        """
         guard = self._model.guard
-        return guard is not None and guard.revises and self.choice.feasible
+        may_be_revised = guard is not None and guard.revises and self.choice.feasible
+        return {"revise": self.revise} if may_be_revised else {"deadline": self.deadline()}
 
     def revise(self, image_ms: float) -> tuple[Setting, Deadline | None]:
         """Choose anew among the settings with the encoded image."""
         began = time.perf_counter()
         spent = Spent(_ms(self._start_s, began), image_ms)
-        self.looks.append(self._model.revised(self.looks[0], self.choice.index, spent))
-        revised = self._model.choice(self._values, self.looks[-1], self._budget_ms)
-        self.choice = replace(revised, feasible=True)
+        bounds = self._model.revised(self.looks[0], self.choice.index, spent)
+        self.looks.append(bounds)
+        index = best_within(self._values, bounds.bounds_ms, self._budget_ms)
+        self.choice = self._model.choice(index, self._values, bounds, self._budget_ms, promised=True)
         self.revising_ms = _ms(began, time.perf_counter())
         return self.choice.setting, self.deadline()
 

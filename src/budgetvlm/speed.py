@@ -34,8 +34,7 @@ class StageSpeed:
     Attributes:
         log_scale: now, ``[stages]``.
         factors: exp(log_scale), the same array all the time.
-        mood: on top of all scales, of the last requests.
-        slowdown: how many times as long as normal the last request was to be expected to take.
+        now: mood and slowdown, the same array all the time.
         normal: this machine's normal speed, when the guard was calibrated; drift is reported against it.
     """
 
@@ -46,31 +45,48 @@ class StageSpeed:
         self.normal = np.zeros(len(self.stages)) if normal is None else np.array(normal, dtype=np.float64)
         self.log_scale = self.normal.copy() if log_scale is None else log_scale
         self.factors = np.exp(self.log_scale)
-        self.mood, self.slowdown = 0.0, 1.0
+        self.now = np.array([0.0, 1.0])
         self._normal_factors = np.exp(self.normal)
         self._recent = np.empty((len(self.stages), AGREEING))  # log ratios of the last requests
         self._known = np.zeros(len(self.stages), dtype=np.int64)  # how many of them
-        self._took_ms = np.empty(len(self.stages))  # of the last request
+        self._took_ms, self._predicted_ms = np.empty((2, len(self.stages)))  # of the last request
 
-    def mood_after(self, log_ratio: float) -> float:
-        """The mood, given log(measured / predicted) of a part of the request itself; the prediction with scales."""
-        return self.mood + PROBE_RATE * _limited(log_ratio - self.mood)
+    @property
+    def mood(self) -> float:
+        """On top of all scales, of the last requests."""
+        return float(self.now[0])
 
-    def follow(self, predicted_ms: np.ndarray, stages_ms: Mapping[str, float]) -> bool:
+    @mood.setter
+    def mood(self, mood: float) -> None:
+        self.now[0] = mood
+
+    @property
+    def slowdown(self) -> float:
+        """How many times as long as normal the last request was to be expected to take."""
+        return float(self.now[1])
+
+    @property
+    def state(self) -> tuple[np.ndarray, ...]:
+        """What `follow_from` takes beside a request."""
+        return (
+            self.now, self.log_scale, self.factors, self._normal_factors, self._recent, self._known, self._predicted_ms,
+        )  # fmt: skip
+
+    def follow(self, times_ms: np.ndarray, index: int, output_tokens: float, stages_ms: Mapping[str, float]) -> bool:
         """Learn from one request's times; whether any stage's speed has jumped.
 
         Args:
-            predicted_ms: of each stage, by the profile, float64 ``[stages]``.
+            times_ms: of a request of this size by the profile, see `budgetvlm.quick_latency.Sized`.
+            index: number of its setting.
             stages_ms: what each stage took; one that is not known or took nothing teaches nothing.
         """
-        took_ms = self._took_ms
+        return follow_from(times_ms, index, float(output_tokens), self.took(stages_ms), *self.state)
+
+    def took(self, stages_ms: Mapping[str, float]) -> np.ndarray:
+        """What a request took in each stage, 0 where it is not known, ``[stages]``; the next call writes into it."""
         for g, stage in enumerate(self.stages):
-            took_ms[g] = stages_ms.get(stage, 0.0)
-        self.mood, self.slowdown, jumped = _follow(
-            predicted_ms, took_ms, self.mood, self.slowdown, self.log_scale, self.factors, self._normal_factors,
-            self._recent, self._known,
-        )  # fmt: skip
-        return jumped
+            self._took_ms[g] = stages_ms.get(stage, 0.0)
+        return self._took_ms
 
     @property
     def drift(self) -> dict[str, float]:
@@ -93,41 +109,54 @@ class StageSpeed:
 
 
 @compiled
-def _follow(
-    predicted_ms: np.ndarray,
+def pace_after(mood: float, predicted_ms: float, took_ms: float) -> float:
+    """Factor on predicted times, from a part of the request itself that is over; 0: none is."""
+    if predicted_ms > 0 and took_ms > 0:
+        mood += PROBE_RATE * _limited(math.log(took_ms / predicted_ms) - mood)
+    return math.exp(mood)
+
+
+@compiled
+def follow_from(
+    times_ms: np.ndarray,
+    index: int,
+    output_tokens: float,
     took_ms: np.ndarray,
-    mood: float,
-    slowdown: float,
+    now: np.ndarray,
     log_scale: np.ndarray,
     factors: np.ndarray,
     normal_factors: np.ndarray,
     recent: np.ndarray,
     known: np.ndarray,
-) -> tuple[float, float, bool]:
-    """The new mood, the slowdown, and whether any stage has jumped; scales, factors, what is recent change in place.
+    predicted_ms: np.ndarray,
+) -> bool:
+    """See `StageSpeed.follow`; from ``now`` on it is `StageSpeed.state`, which changes in place.
 
     All stages are learnt from, also behind one that has jumped.
     """
-    took = predicted = 0.0
+    steps, took, predicted = max(output_tokens - 1.0, 0.0), 0.0, 0.0
+    for g in range(len(took_ms)):
+        predicted_ms[g] = times_ms[g, index] + steps * times_ms[len(took_ms) + g, index]
     for g in range(len(took_ms)):
         if took_ms[g] > 0 and predicted_ms[g] > 0:
             took += took_ms[g]
             predicted += predicted_ms[g] * factors[g]
     if took == 0:
-        return mood, slowdown, False
-    mood += MOOD_RATE * _limited(math.log(took / predicted) - mood)
+        return False
+    now[0] += MOOD_RATE * _limited(math.log(took / predicted) - now[0])
     jumped = False
     for g in range(len(took_ms)):
         if took_ms[g] > 0 and predicted_ms[g] > 0:
             jumped |= _follow_stage(math.log(took_ms[g] / predicted_ms[g]), g, log_scale, recent[g], known)
             factors[g] = math.exp(log_scale[g])
     if jumped:
-        mood = 0.0
-    now = normal = 0.0
+        now[0] = 0.0
+    expected = normal = 0.0
     for g in range(len(took_ms)):
-        now += predicted_ms[g] * factors[g]
+        expected += predicted_ms[g] * factors[g]
         normal += predicted_ms[g] * normal_factors[g]
-    return mood, math.exp(mood) * now / normal, jumped
+    now[1] = math.exp(now[0]) * expected / normal
+    return jumped
 
 
 @compiled

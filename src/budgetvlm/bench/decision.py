@@ -9,9 +9,10 @@ from functools import partial
 import numpy as np
 import torch
 
-from budgetvlm.adaptive import Request, Spent
 from budgetvlm.bench.figures import Figure, percentile, times_us
 from budgetvlm.bench.material import Material, threads
+from budgetvlm.bounds import Request, Spent
+from budgetvlm.controller.decision import best_within
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.runtime import AdaptiveVLM
 
@@ -59,18 +60,26 @@ def _decide(system: AdaptiveVLM, request: Request, image: np.ndarray, budget_ms:
 
 
 class Eager:
-    """`Decider.values` by the network itself."""
+    """`Decider.best` by the network itself."""
 
     def __init__(self, controller: GRPOController) -> None:
         self.controller = controller
 
     @torch.inference_mode()
-    def values(self, image: np.ndarray, language: np.ndarray, budget_ms: float, price: float | None) -> np.ndarray:
-        """The value of every setting, float32 ``[K]``."""
+    def best(
+        self,
+        image: np.ndarray,
+        language: np.ndarray,
+        budget_ms: float,
+        price: float | None,
+        times_ms: np.ndarray,
+        limit_ms: float,
+    ) -> tuple[int, np.ndarray]:
+        """The best setting that the limit holds, and the value of every one, float32 ``[K]``."""
         states = torch.from_numpy(image), torch.from_numpy(language), budget_ms, price
         logits = self.controller.setting_logits(self.controller(*states))[0] / self.controller.logit_scale
-        out: np.ndarray = logits.numpy()
-        return out
+        values = logits.numpy()
+        return best_within(values, times_ms, limit_ms), values
 
 
 def _sizes(material: Material) -> np.ndarray:

@@ -154,7 +154,7 @@ def _say(guard: AdaptiveGuard, path: Path, samples: int, as_json: bool) -> None:
     import math
 
     speed = {s: math.exp(v) for s, v in zip(guard.latency.stages, guard.speed.normal, strict=True)}
-    factor = math.exp(guard.margin.q(()))
+    factor = math.exp(guard.margin.q())
     if as_json:
         document = {"guard": str(path), "alpha": guard.alpha, "factor": factor, "stages": speed, "samples": samples}
         print(json.dumps({**document, "other_ms": guard.other_ms, "hurries": guard.hurries}))

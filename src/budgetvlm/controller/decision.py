@@ -78,15 +78,35 @@ class Decider:
         Raises:
             InputError: features of another width.
         """
+        return _values(*self._state(image, language, budget_ms), *self._weights(price))
+
+    def best(
+        self,
+        image: np.ndarray,
+        language: np.ndarray,
+        budget_ms: float,
+        price: float | None,
+        times_ms: np.ndarray,
+        limit_ms: float,
+    ) -> tuple[int, np.ndarray]:
+        """`best_within` of `values`, and these, in one call."""
+        return _best(times_ms, float(limit_ms), *self._state(image, language, budget_ms), *self._weights(price))
+
+    def _state(self, image: np.ndarray, language: np.ndarray, budget_ms: float) -> tuple[np.ndarray, np.ndarray, float]:
+        """As `_values` takes it. Raises InputError."""
         if image.shape != self._image_shape or language.shape != self._language_shape:
             self._complain(image, language)
+        if self._projections:
+            image, language = (p.dot(x) for p, x in zip(self._projections, (image, language), strict=True))
+        return image, language, float(budget_ms)
+
+    def _weights(self, price: float | None) -> tuple[Any, ...]:
+        """What `_values` takes beside a state."""
         price = self._default_price if price is None else price
         priced = self._priced
         if priced.price != price:
             self._priced = priced = self._at_price(price)
-        if self._projections:
-            image, language = (p.dot(x) for p, x in zip(self._projections, (image, language), strict=True))
-        return _values(image, language, float(budget_ms), *priced.weights)
+        return priced.weights
 
     def choose(
         self,
@@ -143,6 +163,13 @@ def best_within(values: np.ndarray, times_ms: np.ndarray, budget_ms: float) -> i
         if times_ms[k] <= budget_ms and (best < 0 or values[k] > values[best]):
             best = k
     return best
+
+
+@compiled
+def _best(times_ms: np.ndarray, limit_ms: float, *state: Any) -> tuple[int, np.ndarray]:
+    """See `Decider.best`; ``state`` is what `_values` takes."""
+    values = _values(*state)
+    return best_within(values, times_ms, limit_ms), values
 
 
 @compiled
