@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from budgetvlm.margin import LEAST_Q, MOST_Q, Margin
+from budgetvlm.margin import LEAST_Q, MOST_GROUPS, MOST_Q, Margin
 
 GROUPS = ("short", "tight")
 
@@ -142,6 +142,15 @@ def test_answers_cut_short_count_less_where_hardly_any_may_be_late(alpha, cost):
         margin.add(score)
         judge(margin, costs[-1], alpha)
     assert np.mean(costs) == pytest.approx(alpha, rel=0.2)
+
+
+def test_a_group_keeps_its_number_and_very_many_share_the_last():
+    margin = Margin(0.05)
+    numbers = [margin.number(str(number)) for number in range(MOST_GROUPS + 5)]
+    assert numbers == [*range(MOST_GROUPS), *[MOST_GROUPS - 1] * 5]
+    assert margin.number("7") == 7
+    margin.learn(tuple(numbers[-2:]), missed=1.0, target=0.05)
+    assert set(margin.parts) == {str(number) for number in range(MOST_GROUPS - 1, MOST_GROUPS + 5)}
 
 
 def test_it_survives_json():

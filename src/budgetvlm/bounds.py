@@ -94,7 +94,7 @@ class Bounds(NamedTuple):
     @property
     def rest_ms(self) -> np.ndarray:
         """The predicted rest of its time with a long answer."""
-        return self.times[3]
+        return self.times[REST]
 
     @property
     def answer_ms(self) -> np.ndarray:
@@ -109,7 +109,7 @@ class Bounds(NamedTuple):
     @property
     def step_ms(self) -> np.ndarray:
         """One decoding step."""
-        return self.times[6]
+        return self.times[STEP]
 
     def allowed(self, budget_ms: float) -> np.ndarray:
         """Which settings a budget allows, bool ``[K]``; maybe none."""
