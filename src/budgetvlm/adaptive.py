@@ -78,8 +78,8 @@ class AdaptiveGuard:
         calibrated_on: int = 0,
         hurries: bool = True,
     ) -> None:
-        self._margin = Margin(DEFAULT_ALPHA) if margin is None else margin
-        samples_needed(self.alpha)
+        margin = Margin(DEFAULT_ALPHA) if margin is None else margin
+        samples_needed(margin.alpha)
         if not 0 <= other_ms < math.inf:
             raise ConfigError(f"other_ms={other_ms!r} is no cost in ms; give 0 or more")
         self.latency, self.lengths = latency, lengths
@@ -92,7 +92,7 @@ class AdaptiveGuard:
         self._all = np.ones(len(latency.knob_space), dtype=bool)
         self._decode = latency.stages.index("decode") if "decode" in latency.stages else -1
         self._speed = StageSpeed(latency.stages) if speed is None else speed
-        self.margin = self._margin
+        self.margin = margin
 
     def _prepare(self) -> None:
         """What compiled loops take beside a request, ready to be passed on: finding it costs more than using it."""
