@@ -339,8 +339,12 @@ def _learn(
         others: of the guard's margin and speed.
     """
     rest_ms, later_ms = total_ms - spent_ms, total_ms - revised_ms
-    known_ms = took_ms.sum()
-    if not (took_ms.min() >= 0 and rest_ms >= 0 and not later_ms < 0 and known_ms + total_ms < np.inf):
+    known_ms = 0.0
+    for ms in took_ms:
+        if not ms >= 0:
+            return False
+        known_ms += ms
+    if not rest_ms >= 0 or later_ms < 0 or not known_ms + total_ms < np.inf:
         return False
     # What was cut would have taken another step at least.
     missing_ms, later_missing_ms = saved_ms, saved_ms

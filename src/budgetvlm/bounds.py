@@ -193,7 +193,9 @@ def look(
         quickest, known, known,
     )  # fmt: skip
     if revises:
-        out[0] = reachable_of(out[0], out[1], members)
+        reachable = reachable_of(out[0], out[1], members)
+        for k in range(len(reachable)):
+            out[0, k] = reachable[k]
     return out, pace * full_ms / profiled_ms, fastest, (expected, int(long)), groups, terms
 
 

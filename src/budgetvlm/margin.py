@@ -290,7 +290,9 @@ def forget(number: int, ascending: np.ndarray, counts: np.ndarray, window: np.nd
 @compiled
 def _without(score: float, ascending: np.ndarray, count: int) -> int:
     """Drop a score; how many are left."""
-    i = np.searchsorted(ascending[:count], score)
+    i = 0
+    while ascending[i] < score:
+        i += 1
     for j in range(i, count - 1):
         ascending[j] = ascending[j + 1]
     return count - 1

@@ -202,10 +202,9 @@ def _values(
         heads, head_bias: ``[H, K]``, ``[K]``.
     """
     state = np.empty(len(first), np.float32)
-    state[: len(image)] = image
-    state[len(image) : len(mean)] = language
-    for i in range(len(mean)):
-        state[i] = min(max((state[i] - mean[i]) * scale[i], -_LARGEST), _LARGEST)
+    for i in range(len(mean)):  # slices that are assigned to would take seconds to compile
+        raw = image[i] if i < len(image) else language[i - len(image)]
+        state[i] = min(max((raw - mean[i]) * scale[i], -_LARGEST), _LARGEST)
     _embed(_budget_log(budget_ms, largest_ms, reference_ms), frequencies, embedding, state[len(mean) :])
     now = first_bias.copy()
     _multiply(first, state, now)
@@ -238,7 +237,8 @@ def _embed(log_ratio: float, frequencies: np.ndarray, embedding: np.ndarray, out
     for i in range(count):
         basis[i], basis[count + i] = math.sin(frequencies[i] * log_ratio), math.cos(frequencies[i] * log_ratio)
     basis[2 * count], basis[2 * count + 1] = log_ratio, 1.0
-    out[:] = 0.0
+    for i in range(len(out)):
+        out[i] = 0.0
     _multiply(embedding, basis, out)
     _silu(out)
 
