@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -249,3 +251,25 @@ def test_mistakes_are_one_message_and_exit_code_2(directory, picture, tmp_path, 
     assert main(["ask", "--model_path", str(directory), *(f"{name}={value}" for name, value in flags.items())]) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ") and message in error and len(error.splitlines()) == 1
+
+
+def test_the_first_request_finds_every_loop_compiled():
+    """In a process of its own, where no other test has called them; a budget may be a whole number."""
+    script = """
+import sys
+from numba.core.dispatcher import Dispatcher
+from budgetvlm.bench.material import BenchOptions, Material
+
+def loops():
+    modules = [m for name, m in list(sys.modules.items()) if name.startswith("budgetvlm")]
+    found = {f"{f.__module__}.{f.__name__}": f for m in modules for f in vars(m).values() if isinstance(f, Dispatcher)}
+    return {name: len(f.signatures) for name, f in found.items()}
+
+material = Material(BenchOptions())
+system, (sample,) = material.system, material.samples(1)
+before = loops()
+answer = system.generate(sample.load_image(), sample.question, budget_ms=1000)
+assert answer.feasible and len(before) > 10
+assert loops() == before, {name: count for name, count in loops().items() if count != before.get(name)}
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=300)

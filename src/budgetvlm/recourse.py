@@ -84,8 +84,6 @@ class SameImage:
             bounds: that its time stays below, ``[..., K]``.
             aimed: at which it is expected to be among those allowed when the choice is revised, ``[..., K]``.
         """
-        if bounds.ndim == 1:
-            return reachable_of(bounds, aimed, self.members)
         rows = bounds.reshape(-1, bounds.shape[-1]), aimed.reshape(-1, bounds.shape[-1])
         return np.stack([reachable_of(*row, self.members) for row in zip(*rows, strict=True)]).reshape(bounds.shape)
 
