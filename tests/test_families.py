@@ -12,7 +12,7 @@ from budgetvlm.vlm import load_vlm
 from budgetvlm.vlm.blocks import check_order
 from budgetvlm.vlm.calibration import block_changes, likelihood
 from budgetvlm.vlm.conformance import CHECKS, Probe, check, one_knob_at_a_time
-from budgetvlm.vlm.families.base import Passed
+from budgetvlm.vlm.families.base import Paced, Passed
 from budgetvlm.vlm.families.llama4 import Canvas
 from budgetvlm.vlm.families.molmo2 import Crops
 
@@ -75,10 +75,31 @@ def test_molmos_overview_is_reused_where_the_mask_allows_it(molmo, size):
 
 
 def test_a_pair_cache_is_as_long_as_the_model_insists(molmo):
-    cache = molmo.decoder.new_cache()
-    assert cache.padded(4) is None and cache.get_seq_length() == 0
-    cache.pairs = ["first", "last"]
-    assert cache.padded(4) == ["first", "last", "last", "last"]
+    cache, (first, second, _, last) = molmo.decoder.new_cache(), molmo.layers
+    assert cache.of([first, last], 4) is None and cache.get_seq_length() == 0
+    pairs = [(torch.zeros(1, 2, 5, 3),) * 2 for _ in range(3)]
+    cache.keep([first, Paced(second, lambda: True, molmo.family.passed), last], pairs)
+    assert [id(p) for p in cache.of([first, last], 4)] == [id(pairs[i]) for i in (0, 2, 2, 2)]
+    assert cache.get_seq_length() == 5
+
+
+def test_molmos_later_tokens_read_the_pairs_of_their_own_blocks(molmo):
+    """The prompt is read by all blocks, the next token by the first and the last: the last one's own past counts."""
+    image, question = picture(1, SIZES[0]), QUESTIONS[0]
+    row = molmo.row(molmo.visual(image, 1), molmo.prompt.question_ids(question), molmo.images.layout(image, 1))
+    guide, past = molmo.guide([row]), []
+    hooks = [
+        block.register_forward_pre_hook(lambda block, inputs: past.append((block, inputs[3]))) for block in molmo.layers
+    ]
+    with torch.inference_mode():
+        cache, first = molmo.decoder.prefill(row.embeddings[None], **guide.prefill())
+        pairs = {id(block): pair for (block, _), pair in zip(past, cache.of(list(molmo.layers), 4), strict=True)}
+        past.clear()
+        with molmo.only_blocks([0, 3]):
+            molmo.decoder.decode(cache, first, 2, None, guide)
+    for hook in hooks:
+        hook.remove()
+    assert [pair is pairs[id(block)] for block, pair in past] == [True, True]
 
 
 def test_a_molmo_model_that_cannot_be_loaded_says_why(molmo, tmp_path):
@@ -188,6 +209,9 @@ def test_a_stand_in_answers_for_its_block():
     assert stand_in.attention_type == "sliding_attention" and list(stand_in.parameters()) == []
     hidden = torch.ones(1, 3, 2)
     assert stand_in(hidden, "mask", past_key_values=None) is hidden
+    paced = Paced(block, iter([True, False]).__next__, lambda states: states + 1)
+    assert paced.attention_type == "sliding_attention" and list(paced.parameters()) == []
+    assert torch.equal(paced(hidden), block(hidden)) and torch.equal(paced(hidden), hidden + 1)
 
 
 def test_gemmas_crops_stand_in_words(models):

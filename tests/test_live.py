@@ -25,7 +25,7 @@ from budgetvlm.replay import replay
 from budgetvlm.runtime import AdaptiveVLM, load_guard
 from budgetvlm.table import ProfileTable
 from budgetvlm.tasks import load_task
-from budgetvlm.vlm import Deadline, load_vlm
+from budgetvlm.vlm import Deadline, Quicker, load_vlm
 from budgetvlm.vlm.decoding import Pace
 
 SPACE = KnobSpace({"max_crops": [1, 4], "top_k": [4], "num_active_blocks": [2, 4]})
@@ -155,7 +155,7 @@ def test_best_effort_takes_what_keeps_the_budget_on_average(system):
     """Bounds are far above what is expected, so nothing is promised; every setting is still likely to fit."""
     sample = next(TASK.samples("train", 2))
     request = sample.load_image(), sample.question
-    budget = 3 * system.look(*request).bounds.predicted_ms.max()
+    budget = 1.5 * system.look(*request).bounds.predicted_ms.max()
     for when, setting in (("best_effort", SPACE.full), ("fastest", SPACE.cheapest)):
         system.guard.margin = flat(0.05, np.log(1e4))
         answer = system.generate(*request, budget_ms=budget, max_new_tokens=2, when_infeasible=when)
@@ -205,7 +205,7 @@ def test_an_answer_that_would_be_late_goes_on_in_a_hurry(system):
     sample, quicker = next(TASK.samples("train", 2)), SPACE.setting(max_crops=4, top_k=4, num_active_blocks=2)
     image, vlm = sample.load_image(), system.vlm
     planned = vlm.generate(image, sample.question, SPACE.full, max_new_tokens=4)
-    hurry = Deadline(at_s=time.perf_counter() + 100.0, step_ms=1e9, tokens=4, hurried=((quicker, 1.0),))
+    hurry = Deadline(at_s=time.perf_counter() + 100.0, step_ms=1e9, tokens=4, hurried=(Quicker(quicker, 1.0),))
     made = vlm.generate(image, sample.question, SPACE.full, max_new_tokens=4, deadline=hurry)
     ids = list(made.token_ids)
     assert ids[0] == planned.token_ids[0] and made.hurried == (quicker,) * (len(ids) - 1)
@@ -222,7 +222,7 @@ def test_an_answer_that_would_be_late_goes_on_in_a_hurry(system):
 def test_a_pace_slows_down_for_nothing_and_stops_before_what_is_late():
     """Five tokens of 10 ms, or of 6 or 2 in a hurry; each may take a tenth more."""
     cheap, cheapest = SPACE.settings[1], SPACE.settings[0]
-    steps = ((cheap, 6.0), (cheapest, 2.0))
+    steps = Quicker(cheap, 6.0), Quicker(cheapest, 2.0)
     pace = Pace(Deadline(at_s=0.1, step_ms=10.0, tokens=5, hurried=steps))
     assert pace.next(0.05, made=1) and pace.setting is None  # 4 x 11 ms in 50
     pace.took(10.0)
@@ -234,6 +234,51 @@ def test_a_pace_slows_down_for_nothing_and_stops_before_what_is_late():
     pace.took(2.0)
     assert not pace.next(0.097, made=5) and pace.hurried == [cheap, cheapest, cheapest]
     assert Pace(Deadline(at_s=0.1, step_ms=10.0, cut=False)).next(0.2, made=1)
+
+
+def test_a_prompt_that_would_be_read_too_late_is_read_in_a_hurry(system):
+    """From its first block on: as at the quicker setting. From a later one on: what the others read stays."""
+    sample, quicker = next(TASK.samples("train", 2)), SPACE.setting(max_crops=4, top_k=4, num_active_blocks=2)
+    image, vlm = sample.load_image(), system.vlm
+    planned, quick = (
+        vlm.generate(image, sample.question, setting, max_new_tokens=4) for setting in (SPACE.full, quicker)
+    )
+    made = vlm.generate(image, sample.question, SPACE.full, max_new_tokens=4, deadline=Deadline.over(quicker))
+    assert made.token_ids == quick.token_ids and made.hurried == (quicker,) * made.num_output_tokens
+    assert made.saved_ms["prefill"] == pytest.approx(0.5)
+    blocks = vlm.active_blocks(SPACE.full["num_active_blocks"])
+    ample = Deadline(time.perf_counter() + 1e6, 1.0, 4, (Quicker(quicker, 0.5, 0.5),), read_ms=1.0)
+    unhurried = vlm.generate(image, sample.question, SPACE.full, max_new_tokens=4, deadline=ample)
+    assert (unhurried.token_ids, unhurried.hurried, unhurried.saved_ms) == (planned.token_ids, (), {})
+    layout = vlm.images.layout(image, 4)
+    guide = vlm.guide([vlm.row(vlm.visual(image, 4), vlm.prompt.question_ids(sample.question), layout)])
+    with torch.inference_mode(), vlm.apply(SPACE.full):
+        whole = vlm.decoder.logits(guide.rows[0].embeddings[None])
+        with vlm._reading(SPACE.full, Pace.of(vlm, SPACE.full, ample)):
+            assert torch.equal(vlm.decoder.logits(guide.rows[0].embeddings[None]), whole)
+        pace = Pace.of(vlm, SPACE.full, Deadline.over(quicker))
+        pace.reads = lambda now_s, block: block not in blocks[1:-1]
+        with vlm._reading(SPACE.full, pace):
+            skipped = vlm.decoder.logits(guide.rows[0].embeddings[None])
+        with vlm.only_blocks([blocks[0], blocks[-1]]):
+            assert torch.equal(vlm.decoder.logits(guide.rows[0].embeddings[None]), skipped)
+    assert vlm.generate(image, sample.question, SPACE.full, max_new_tokens=4).token_ids == planned.token_ids
+
+
+def test_a_pace_reads_with_what_is_needed_and_no_less():
+    """Four blocks of 10 ms, of 6 with fewer experts, two of them in the greatest hurry; then two tokens of 2 ms."""
+    cheap, cheapest = SPACE.settings[1], SPACE.settings[0]
+    quicker = Quicker(cheap, 6.0, 24.0), Quicker(cheapest, 2.0, 12.0)
+    deadline = Deadline(at_s=0.1, step_ms=10.0, tokens=3, hurried=quicker, read_ms=40.0)
+    blocks = (0, 1, 2, 3), (0, 1, 2, 3), (0, 3)
+    pace = Pace(deadline, blocks)
+    assert pace.reads(0.05, 0) and pace.rung == 0  # 40 + 2 x 2 ms in 45
+    assert pace.reads(0.07, 1) and pace.setting == cheap  # 30 in 23 - 4 no longer, 18 do
+    assert not pace.reads(0.085, 2) and pace.setting == cheapest  # 12 in 9 - 4 no longer, 6 will have to do
+    assert pace.reads(0.086, 3)
+    pace.has_read()
+    assert pace.next(0.092, made=1) and pace.hurried == [cheapest]
+    assert pace.saved_ms == {"prefill": pytest.approx(4 + 10 + 4)}
 
 
 def test_an_answer_stops_before_the_token_that_would_be_late(system):
@@ -336,7 +381,7 @@ def test_a_replayed_answer_is_hurried_where_its_deadline_would_hurry_it(
     system.controller_ms, quicker = 0.0, SPACE.setting(max_crops=4, top_k=4, num_active_blocks=2)
     system.guard.margin = flat(0.05, np.log(0.8))
     monkeypatch.setattr(
-        system, "deadline", lambda look, index, at_s, cut: Deadline(at_s, 1000.0, 5, ((quicker, 400.0),), cut)
+        system, "deadline", lambda look, index, at_s, cut: Deadline(at_s, 1000.0, 5, (Quicker(quicker, 400.0),), cut)
     )
     given = of_one_length(measured, 5000.0, 5, 1000.0)
     given.stages_ms["decode"][:, SPACE.index(quicker)] = 1600.0

@@ -60,7 +60,7 @@ class AdaptiveGuard:
         speed: of this machine's stages; None: that of the profile.
         other_ms: the cost of features, controller and guard, to begin with.
         calibrated_on: how many requests calibrated it; without any it promises nothing.
-        hurries: whether tokens may be made at quicker settings where an answer would be late.
+        hurries: whether an answer may go on at quicker settings where it would be late.
 
     Raises:
         ConfigError: an alpha outside (0, 1), a cost that cannot be.
@@ -90,7 +90,7 @@ class AdaptiveGuard:
         self.hurries = hurries
         self._quickest = self.hurry.last if hurries else np.arange(len(latency.knob_space))
         self._all = np.ones(len(latency.knob_space), dtype=bool)
-        self._decode = latency.stages.index("decode") if "decode" in latency.stages else -1
+        self._nothing_saved = np.zeros(len(latency.stages))
         self._speed = StageSpeed(latency.stages) if speed is None else speed
         self.margin = margin
 
@@ -103,7 +103,7 @@ class AdaptiveGuard:
         )  # fmt: skip
         self._looks_again_by: tuple[Any, ...] = speed.now, self._quickest, *margin.state
         self._learns_by: tuple[Any, ...] = (
-            self._account, self._decode, self.alpha, margin.cut_cost, margin.rate, margin.window, *margin.state,
+            self._account, self.alpha, margin.cut_cost, margin.rate, margin.window, *margin.state,
             *speed.state,
         )  # fmt: skip
 
@@ -221,7 +221,7 @@ class AdaptiveGuard:
         )  # fmt: skip
 
     def quicker(self, index: int) -> tuple[int, ...]:
-        """The settings that an answer's later tokens may be made at, each quicker than the one before; maybe none."""
+        """The settings that an answer may go on at, each quicker than the one before; maybe none."""
         return self.hurry.steps[index] if self.hurries else ()
 
     def update(
@@ -235,7 +235,7 @@ class AdaptiveGuard:
         late: bool,
         cut: bool = False,
         promised: bool = True,
-        saved_ms: float = 0.0,
+        saved_ms: Mapping[str, float] | None = None,
     ) -> None:
         """Learn from a finished request.
 
@@ -245,7 +245,7 @@ class AdaptiveGuard:
             total_ms: what it took in all.
             late: it broke its budget. cut: its answer was cut short to be in time.
             promised: a setting was allowed, so that this counts.
-            saved_ms: how much longer its hurried tokens would have taken at its own setting, as predicted.
+            saved_ms: how much longer what was hurried of each stage would have taken at its own setting, as predicted.
 
         Raises:
             DataError: a time that is negative or no number; nothing is learnt from it.
@@ -254,8 +254,9 @@ class AdaptiveGuard:
         assert first.profiled is not None
         learnt = _learn(
             first.profiled, first.times, last.times, setting_index, first.groups, *first.spent,
-            last.spent.total_ms if len(looks) > 1 else math.nan, self._speed.took(stages_ms), float(output_tokens),
-            float(total_ms), saved_ms, late, cut, promised, *self._learns_by,
+            last.spent.total_ms if len(looks) > 1 else math.nan, self._speed.took(stages_ms),
+            self._speed.by_stage(saved_ms) if saved_ms else self._nothing_saved, float(output_tokens), float(total_ms),
+            late, cut, promised, *self._learns_by,
         )  # fmt: skip
         if not learnt:
             _complain(stages_ms, looks, total_ms)
@@ -322,9 +323,9 @@ def _complain(stages_ms: Mapping[str, float], looks: Sequence[Bounds], total_ms:
 @compiled
 def _learn(
     profiled: np.ndarray, first: np.ndarray, last: np.ndarray, index: int, groups: Groups,
-    spent_ms: float, overview_ms: float, revised_ms: float, took_ms: np.ndarray, output_tokens: float, total_ms: float,
-    saved_ms: float, late: bool, cut: bool, promised: bool,
-    account: np.ndarray, decode: int, alpha: float, cut_cost: float, rate: float, window: np.ndarray,
+    spent_ms: float, overview_ms: float, revised_ms: float, took_ms: np.ndarray, saved_ms: np.ndarray,
+    output_tokens: float, total_ms: float, late: bool, cut: bool, promised: bool,
+    account: np.ndarray, alpha: float, cut_cost: float, rate: float, window: np.ndarray,
     level: float, most_level: float, parts: np.ndarray, ascending: np.ndarray, counts: np.ndarray,
     now: np.ndarray, log_scale: np.ndarray, factors: np.ndarray, normal_factors: np.ndarray, recent: np.ndarray,
     known: np.ndarray, predicted_ms: np.ndarray,
@@ -334,8 +335,8 @@ def _learn(
     Args:
         profiled, groups: of `Bounds`. first, last: `Bounds.times` when the setting was chosen, and revised if it was.
         spent_ms, overview_ms: when it was chosen. revised_ms: spent when it was revised; NaN: it was not.
-        took_ms: of each stage, ``[G]``; it is written into.
-        account: the cost of the rest, and the credit. decode: number of that stage, or -1.
+        took_ms, saved_ms: of each stage, ``[G]``; the first is written into.
+        account: the cost of the rest, and the credit.
         others: of the guard's margin and speed.
     """
     rest_ms, later_ms = total_ms - spent_ms, total_ms - revised_ms
@@ -347,9 +348,9 @@ def _learn(
     if not rest_ms >= 0 or later_ms < 0 or not known_ms + total_ms < np.inf:
         return False
     # What was cut would have taken another step at least.
-    missing_ms, later_missing_ms = saved_ms, saved_ms
+    missing_ms = later_missing_ms = saved_ms.sum()
     if cut:
-        missing_ms, later_missing_ms = saved_ms + first[STEP, index], saved_ms + last[STEP, index]
+        missing_ms, later_missing_ms = missing_ms + first[STEP, index], missing_ms + last[STEP, index]
     score = later_score = np.nan
     if rest_ms + missing_ms > 0:
         score = math.log((rest_ms + missing_ms) / first[REST, index])
@@ -366,8 +367,8 @@ def _learn(
     )  # fmt: skip
     other_ms = max(0.0, min(rest_ms - (known_ms - overview_ms), 4 * account[0] + 1.0))
     account[0] += OTHER_RATE * (other_ms - account[0])
-    if decode >= 0:
-        took_ms[decode] += saved_ms
+    for g in range(len(took_ms)):
+        took_ms[g] += saved_ms[g]
     if follow_from(
         profiled, index, output_tokens, took_ms, now, log_scale, factors, normal_factors, recent, known, predicted_ms
     ):

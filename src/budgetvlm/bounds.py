@@ -22,7 +22,7 @@ BUDGET_RATIO = 1.25  # budgets this far apart are in different groups
 LEAST_SHARE, MOST_SHARE = 0.05, 1.5  # of the full setting's time: budgets beyond are in the groups of these
 SLOWED = 2.0  # times as long as when it was calibrated: the machine is under load, and requests are in other groups
 REST, STEP = 3, 6  # rows of `Bounds.times`
-_ROWS = 7
+_ROWS = 8
 
 Groups = tuple[int, int, int, int]
 """Numbers of `Margin.number`."""
@@ -53,9 +53,9 @@ class Bounds(NamedTuple):
     """What the guard says of one request.
 
     Attributes:
-        times: rows of numbers, one a setting, ``[7, K]``; each has a property here.
+        times: rows of numbers, one a setting, ``[8, K]``; each has a property here.
         slowdown: time of the full setting on this machine now / when it was profiled.
-        fastest: the setting with the smallest bound of its own.
+        fastest: the setting that may be chosen whose rest is predicted to be the shortest.
         lengths: tokens of an answer as expected, and of a long one.
         groups: the requests that share parts of this one's margin.
         spent: when the bounds were made.
@@ -78,7 +78,7 @@ class Bounds(NamedTuple):
     def fixed(cls, bounds_ms: np.ndarray) -> Bounds:
         """Of settings that take so long whatever is asked, ``[K]``."""
         nothing = np.zeros_like(bounds_ms)
-        rows = bounds_ms, bounds_ms, bounds_ms, bounds_ms, bounds_ms, nothing, nothing
+        rows = *[bounds_ms] * 5, *[nothing] * 3
         return cls(np.stack(rows), 1.0, int(bounds_ms.argmin()))
 
     @property
@@ -110,6 +110,11 @@ class Bounds(NamedTuple):
     def step_ms(self) -> np.ndarray:
         """One decoding step."""
         return self.times[STEP]
+
+    @property
+    def read_ms(self) -> np.ndarray:
+        """Reading the prompt."""
+        return self.times[7]
 
     def allowed(self, budget_ms: float) -> np.ndarray:
         """Which settings a budget allows, bool ``[K]``; maybe none."""
@@ -235,7 +240,7 @@ def _times(
     known: np.ndarray,
     possible: np.ndarray,
 ) -> tuple[np.ndarray, int]:
-    """`Bounds.times`, and the setting with the smallest bound.
+    """`Bounds.times`, and the fastest setting.
 
     The second row is what a setting is aimed at. The first three are infinite where a setting may not be chosen.
 
@@ -249,19 +254,20 @@ def _times(
         known, possible: settings that may be chosen are both, bool ``[K]``.
     """
     out = np.full((_ROWS, terms.shape[1]), np.inf)
-    fastest = 0
+    fastest, least = 0, np.inf
     for k in range(terms.shape[1]):
         image, first, step = image_share * pace * terms[0, k], pace * terms[1, k], pace * terms[2, k]
         answer = first + (long - 1) * step
         rest = image + answer + more_ms
-        saving = (long - 1) * max(step - pace * terms[2, quickest[k]], 0.0)
+        quick = quickest[k]
+        saving = max(first - pace * terms[1, quick], 0.0) + (long - 1) * max(step - pace * terms[2, quick], 0.0)
         if known[k] and possible[k]:
             out[0, k] = taken_ms + bound_of(factor, rest, saving)
             out[1, k] = taken_ms + image + more_ms + bound_of(later_factor, answer, saving)
             out[2, k] = taken_ms + image + first + (expected - 1) * step + more_ms
-        out[3, k], out[4, k], out[5, k], out[6, k] = rest, answer, saving, step
-        if out[0, k] < out[0, fastest]:
-            fastest = k
+        out[3, k], out[4, k], out[5, k], out[6, k], out[7, k] = rest, answer, saving, step, first
+        if rest < least and out[0, k] < np.inf:
+            fastest, least = k, rest
     return out, fastest
 
 

@@ -208,8 +208,8 @@ class _Predictions:
         rest_ms: when the setting is chosen; of it answer_ms from the encoded image on. overview_ms: spent by then.
         later_rest_ms: when the image is encoded. image_ms: spent by then.
         saving_ms, later_saving_ms: what hurrying would save of the two rests.
-        latency_ms: what it took in all. first_ms: until the answer's first token.
-        saved_ms: what hurrying from there on would have saved, by the steps' predicted times.
+        latency_ms: what it took in all. first_ms: until the answer's first token, in a hurry.
+        saved_ms: what hurrying once the image is encoded would have saved, by the stages' predicted times.
     """
 
     rest_ms: np.ndarray
@@ -235,7 +235,7 @@ class _Predictions:
 def _predictions(guard: AdaptiveGuard, measured: Measured, rows: range, own_ms: float) -> _Predictions:
     """Of these rows, in the order in which they were run; ``own_ms``: the controller's time beside the model's."""
     shape = (len(rows), measured.latency_ms.shape[1])
-    rest, answer, saving, later, later_saving, quicker = (np.zeros(shape) for _ in range(6))
+    rest, answer, saving, later, later_saving, saved, read_saved = (np.zeros(shape) for _ in range(7))
     image = measured.image_ms + own_ms
     for place, row in enumerate(rows):
         request = measured.requests[row]
@@ -246,17 +246,23 @@ def _predictions(guard: AdaptiveGuard, measured: Measured, rows: range, own_ms: 
             rest[place, k], answer[place, k] = bounds.rest_ms[k], bounds.answer_ms[k]
             saving[place, k] = bounds.saving_ms[k]
             later[place, k], later_saving[place, k] = revised.rest_ms[k], revised.saving_ms[k]
-            steps = guard.quicker(int(k))
-            quicker[place, k] = 1 - revised.step_ms[steps[-1]] / max(revised.step_ms[k], 1e-9) if steps else 0.0
             stages = {name: float(times[row, k]) for name, times in measured.stages_ms.items()}
+            if steps := guard.quicker(int(k)):
+                read_saved[place, k] = stages["prefill"] * _share(revised.read_ms, int(k), steps[-1])
+                decoded = stages["decode"] * _share(revised.step_ms, int(k), steps[-1])
+                saved[place, k] = read_saved[place, k] + decoded
             guard.follow(request, int(k), stages, float(measured.output[row, k]))
     here = slice(rows.start, rows.stop)
     total = measured.latency_ms[here] + own_ms
-    decode = measured.stages_ms["decode"][here]
+    first = total - measured.stages_ms["decode"][here] - read_saved
     return _Predictions(
-        rest, answer, measured.overview_ms[here], later, image[here], saving, later_saving, total, total - decode,
-        np.maximum(quicker, 0.0) * decode,
-    )  # fmt: skip
+        rest, answer, measured.overview_ms[here], later, image[here], saving, later_saving, total, first, saved
+    )
+
+
+def _share(predicted_ms: np.ndarray, index: int, quicker: int) -> float:
+    """Which share of a setting's time a quicker one would have saved."""
+    return float(max(1 - predicted_ms[quicker] / max(predicted_ms[index], 1e-9), 0.0))
 
 
 def _for_scales(count: int) -> int:

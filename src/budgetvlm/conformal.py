@@ -117,7 +117,7 @@ def _revised(chosen: np.ndarray, values: np.ndarray, budget_ms: np.ndarray, revi
     bounds = (revising.spent_ms + rest_ms)[:, None, :]
     here = revising.same_image.of(chosen)
     allowed = here & (bounds <= budget_ms[:, :, None])
-    fastest = np.where(here, bounds, np.inf).argmin(axis=2)
+    fastest = np.where(here, revising.rest_ms[:, None, :], np.inf).argmin(axis=2)
     return np.where(allowed.any(axis=2), np.where(allowed, values, -np.inf).argmax(axis=2), fastest)
 
 

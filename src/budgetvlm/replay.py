@@ -3,9 +3,10 @@
 The clock of a replay is made of measured times, so that guards can be compared on the very same requests, also with the
 one that knows every setting's time before it chooses. The guard learns from each request as it would at run time; how
 fast the machine is it follows through the runs of all settings, because in service one request follows the other as
-closely as these did. A request that runs out of time while it decodes is hurried and cut as the deadline would do it;
-its tokens are taken to come at even intervals, a hurried answer to be right if it is right with all tokens after the
-first made as its last one, and a cut answer only if all that it lacks is the token that ends it.
+closely as these did. A request that runs out of time is hurried and cut as the deadline would do it; its blocks are
+taken to read and its tokens to come at even intervals, a hurried answer to be right if it is right with all tokens
+after the first made as its last one, or, where already reading was hurried, at that setting altogether, and a cut
+answer only if all that it lacks is the token that ends it.
 
 Shapes: n requests, K settings. Times in ms.
 """
@@ -93,23 +94,26 @@ def _replay(
     # Each setting was run at its own moment, of whose speed its own overview and the runs before it told.
     speeds, last = _speeds(guard, measured, row, speed)
     moments, revised = _looks(model, measured, row, budget_ms, speed, speeds)
-    bounds_ms = np.array([moment.bounds_ms[k] for k, moment in enumerate(moments)])
+    bounds_ms, rest_ms = _own(moments)
     promised = bool((bounds_ms <= budget_ms).any())
     profiled_ms = max((budget_ms - guard.other_ms) / guard.bounds(request, budget_ms).slowdown, 1e-3)
     values = model.decider.values(measured.image[row], request.feature, profiled_ms, None)
-    index = _best(values, bounds_ms, budget_ms)
+    index = _best(values, bounds_ms, budget_ms, rest_ms)
     looks = [moments[index]]
     if guard.revises and promised:
-        here = np.isfinite(revised[index].bounds_ms)
-        later_ms = np.array([look.bounds_ms[k] for k, look in enumerate(revised)])
-        index = _best(values, np.where(here, later_ms, np.inf), budget_ms)
+        here, (bounds_ms, rest_ms) = np.isfinite(revised[index].bounds_ms), _own(revised)
+        index = _best(values, np.where(here, bounds_ms, np.inf), budget_ms, rest_ms)
         looks = [moments[index], revised[index]]
-    in_time = model.known & (speed * measured.latency_ms[row] + own_ms <= budget_ms)
+    true_ms = np.where(model.known, speed * measured.latency_ms[row] + own_ms, np.inf)
     stages = {name: speed * float(times[row, index]) for name, times in measured.stages_ms.items()}
     output = int(measured.output[row, index])
     deadline = model.deadline(looks[-1], index, budget_ms / 1e3, cut=cuts(guard, cut, promised))
-    pace = Pace(deadline) if deadline else None
-    now_ms = own_ms + sum(stages.values()) - stages["decode"]
+    settings = model.controller.knob_space.settings
+    pace = Pace.of(model.vlm, settings[index], deadline) if deadline else None
+    now_ms = own_ms + sum(stages.values()) - stages["prefill"] - stages["decode"]
+    if pace and deadline and deadline.read_ms:
+        stages["prefill"] = _read(pace, now_ms, stages["prefill"])
+    now_ms, read_at = now_ms + stages["prefill"], pace.rung if pace else 0
     steps_ms = [speed * _step_ms(measured, looks[-1], row, k) for k in (index, *guard.quicker(index))]
     made, stages["decode"] = _decode(pace, now_ms, output, steps_ms)
     total = now_ms + stages["decode"]
@@ -124,10 +128,14 @@ def _replay(
         late=total > budget_ms,
         cut=was_cut,
         promised=promised,
-        saved_ms=model.saved_ms(looks[-1], index, pace.hurried) if rung and pace else 0.0,
+        saved_ms=pace.saved_ms if pace else None,
     )
     guard.speed = last
-    right = measured.hurried[rung - 1] if rung and measured.hurried is not None else measured.accuracy
+    right = measured.accuracy[row, index]
+    if read_at:
+        right = measured.accuracy[row, guard.quicker(index)[rung - 1]]
+    elif rung and measured.hurried is not None:
+        right = measured.hurried[rung - 1, row, index]
     return Replayed(
         row=row,
         budget_share=share,
@@ -135,16 +143,22 @@ def _replay(
         cut=was_cut,
         hurried=rung > 0,
         promised=promised,
-        accuracy=float(right[row, index]) if made >= output - 1 else 0.0,
-        true_accuracy=float(measured.accuracy[row, _best(values, np.where(in_time, 0.0, bounds_ms), 0.0)]),
+        accuracy=float(right) if made >= output - 1 else 0.0,
+        true_accuracy=float(measured.accuracy[row, _best(values, true_ms, budget_ms, _own(moments)[1])]),
         latency_ms=total,
     )
 
 
-def _best(values: np.ndarray, bounds_ms: np.ndarray, budget_ms: float) -> int:
-    """The most valuable setting whose bound keeps the budget, or that with the smallest bound."""
+def _own(looks: Sequence[Bounds]) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds and predicted rests of every setting, each as its own look has them, ``[K]``."""
+    bounds, rests = ([getattr(look, name)[k] for k, look in enumerate(looks)] for name in ("bounds_ms", "rest_ms"))
+    return np.array(bounds), np.array(rests)
+
+
+def _best(values: np.ndarray, bounds_ms: np.ndarray, budget_ms: float, rest_ms: np.ndarray) -> int:
+    """The most valuable setting whose bound keeps the budget, or the fastest of those that may be chosen."""
     best = best_within(values, bounds_ms, budget_ms)
-    return best if best >= 0 else int(bounds_ms.argmin())
+    return best if best >= 0 else int(np.where(np.isfinite(bounds_ms), rest_ms, np.inf).argmin())
 
 
 def _speeds(guard: AdaptiveGuard, measured: Measured, row: int, speed: float) -> tuple[list[StageSpeed], StageSpeed]:
@@ -177,6 +191,16 @@ def _step_ms(measured: Measured, look: Bounds, row: int, index: int) -> float:
     """A decoding step of a setting as measured, or, where its answer was a single token, as predicted."""
     steps = float(measured.output[row, index]) - 1
     return float(measured.stages_ms["decode"][row, index]) / steps if steps > 0 else float(look.step_ms[index])
+
+
+def _read(pace: Pace, now_ms: float, prefill_ms: float) -> float:
+    """What reading takes at this pace, where it took ``prefill_ms`` as planned."""
+    took_ms = 0.0
+    for block in sorted(pace.blocks[0]):
+        if pace.reads((now_ms + took_ms) / 1e3, block):
+            took_ms += prefill_ms / len(pace.blocks[0]) * pace.block_ms[pace.rung] / pace.block_ms[0]
+    pace.has_read()
+    return took_ms
 
 
 def _decode(pace: Pace | None, now_ms: float, output: int, steps_ms: list[float]) -> tuple[int, float]:

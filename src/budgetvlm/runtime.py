@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +28,7 @@ from budgetvlm.controller.decision import Decider, best_within
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.errors import CheckpointError, ConfigError, DataError, InputError, KnobSpaceError
 from budgetvlm.knobs import Setting
-from budgetvlm.vlm import VLM, Deadline, Overview, load_vlm
+from budgetvlm.vlm import VLM, Deadline, Overview, Quicker, load_vlm
 from budgetvlm.vlm.images import open_image
 
 _BLANK = (256, 192)  # pixels of the image that the model is warmed up with
@@ -123,8 +122,8 @@ class AdaptiveVLM:
             budget_ms: a ceiling for the whole request.
             price: accuracy given for one latency of the full setting; None: the controller's own default; 0: use what
                 the budget allows.
-            when_infeasible: what to do where no setting is expected to keep the budget. "fastest": take the one with
-                the smallest bound. "best_effort": choose among those that keep it on average, if there are any.
+            when_infeasible: what to do where no setting is expected to keep the budget. "fastest": take the one
+                that is expected to be. "best_effort": choose among those that keep it on average, if there are any.
                 "reject": raise before the model runs. Whatever is done, the answer says so.
             cut: which answers stop before a token that the budget would not hold. "always": all of them. "needed": only
                 while the late ones have used up what alpha allows; the others are finished late.
@@ -162,7 +161,7 @@ class AdaptiveVLM:
         latency_ms = _ms(start, time.perf_counter())
         controller_ms = _ms(began, planned) + _ms(choosing, chosen) + course.revising_ms
         answer = make_answer(course.choice, generation, controller_ms, latency_ms, budget_ms)
-        self._learn(course, answer, generation.hurried)
+        self._learn(course, answer, generation.saved_ms)
         return answer
 
     def save_guard(self, directory: str | Path) -> Path:
@@ -276,10 +275,9 @@ class AdaptiveVLM:
         with self._lock:
             return self.guard.revised(bounds, index, spent, self._only_known)
 
-    def _learn(self, course: _Course, answer: Answer, hurried: tuple[Setting, ...]) -> None:
+    def _learn(self, course: _Course, answer: Answer, saved_ms: dict[str, float]) -> None:
         if self.guard is None:
             return
-        saved_ms = self.saved_ms(course.looks[-1], course.choice.index, hurried) if hurried else 0.0
         with self._lock:
             self.guard.update(
                 course.looks,
@@ -293,11 +291,6 @@ class AdaptiveVLM:
                 saved_ms=saved_ms,
             )
 
-    def saved_ms(self, bounds: Bounds, index: int, hurried: Sequence[Setting]) -> float:
-        """How much longer these tokens would have taken at this setting, as predicted."""
-        numbers = [self.controller.knob_space.index(setting) for setting in hurried]
-        return len(numbers) * float(bounds.step_ms[index]) - float(bounds.step_ms[numbers].sum())
-
     def deadline(self, bounds: Bounds, index: int, at_s: float, *, cut: bool = True) -> Deadline | None:
         """Of an answer at this setting; None: it is finished as planned whatever it takes.
 
@@ -307,9 +300,9 @@ class AdaptiveVLM:
         guard = self.guard
         if guard is None or not guard.cuts:
             return None
-        settings, step_ms = self._settings, bounds.step_ms.item
-        hurried = tuple((settings[k], step_ms(k)) for k in guard.quicker(index))
-        return Deadline(at_s, step_ms(index), bounds.lengths[1], hurried, cut)
+        settings, step_ms, read_ms = self._settings, bounds.step_ms.item, bounds.read_ms.item
+        hurried = tuple(Quicker(settings[k], step_ms(k), read_ms(k)) for k in guard.quicker(index))
+        return Deadline(at_s, step_ms(index), bounds.lengths[1], hurried, cut, read_ms(index) if hurried else 0.0)
 
     def _rehearse(self, decisions: int, answers: int) -> float:
         """Warm up, check that the features fit, and time the controller: the median of its decisions in ms."""

@@ -88,6 +88,10 @@ class StageSpeed:
             self._took_ms[g] = stages_ms.get(stage, 0.0)
         return self._took_ms
 
+    def by_stage(self, times_ms: Mapping[str, float]) -> np.ndarray:
+        """As `took`, in an array of its own."""
+        return np.array([times_ms.get(stage, 0.0) for stage in self.stages])
+
     @property
     def drift(self) -> dict[str, float]:
         """Stages that run at another speed than when calibrated: stage -> factor (2: takes twice as long)."""

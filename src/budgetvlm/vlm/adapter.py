@@ -8,9 +8,11 @@ Shapes: n tiles, V visual tokens, T tokens, C channels of the language model, D 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,11 +24,11 @@ from budgetvlm.errors import ConfigError, InputError, KnobSpaceError
 from budgetvlm.knobs import KnobSpace, Setting
 from budgetvlm.vlm import blocks
 from budgetvlm.vlm.decoding import Decoder, Pace
-from budgetvlm.vlm.families.base import SIZES_KEPT, Family, Guide, Images, Layout, Passed, Row
+from budgetvlm.vlm.families.base import SIZES_KEPT, Family, Guide, Images, Layout, Paced, Passed, Row
 from budgetvlm.vlm.pooling import WordMeans, pool
 from budgetvlm.vlm.prompt import Prompt
 from budgetvlm.vlm.protocol import Deadline, Generation, Overview, Revise
-from budgetvlm.vlm.stopwatch import Stopwatch
+from budgetvlm.vlm.stopwatch import Stopwatch, synchronise
 
 KNOBS = ("max_crops", "top_k", "num_active_blocks")
 
@@ -69,6 +71,8 @@ class Adapter:
         self._order = blocks.check_order(block_order, self.num_total_blocks, family.fixed_blocks(model))
         self._check_knobs()
         self._layers = {n: self._layer_list(self.active_blocks(n)) for n in self._depths()}
+        self._paced_layers = {n: self._paced_list(n) for n in {*self._depths(), self.num_total_blocks}}
+        self._pace: Pace | None = None
         self._setting_crops = [self._max_crops(setting) for setting in knob_space.settings]
         self._crops = set(self._setting_crops)
         self._visual_tokens: dict[tuple[int, int], np.ndarray] = {}
@@ -229,13 +233,38 @@ class Adapter:
         with self.apply(setting):
             watch.lap()
             guide = self.guide([self.row(visual, question_ids, layout)])
-            cache, first = self.decoder.prefill(guide.rows[0].embeddings[None], **guide.prefill())
+            pace = Pace.of(self, setting, deadline) if deadline else None
+            with self._reading(setting, pace) if pace and deadline and deadline.read_ms else nullcontext():
+                cache, first = self.decoder.prefill(guide.rows[0].embeddings[None], **guide.prefill())
             stages["prefill"] = watch.lap()
-            pace = Pace(deadline) if deadline else None
             ids = self.decoder.decode(cache, first, max_new_tokens, pace, guide, self.apply)
             stages["decode"] = watch.lap()
         made = self._generation(ids, len(layout.ids), len(question_ids), stages, max_new_tokens)
-        return replace(made, hurried=tuple(pace.hurried)) if pace else made
+        return replace(made, hurried=tuple(pace.hurried), saved_ms=pace.saved_ms) if pace else made
+
+    @contextmanager
+    def _reading(self, setting: Setting, pace: Pace) -> Iterator[None]:
+        """Ask before each block how it reads the prompt, for a ``with`` block within that of `apply`."""
+        lists = self._holder._modules
+        before = lists[self._list_name]
+        depth = int(setting.get("num_active_blocks", self.num_total_blocks))
+        lists[self._list_name], self._pace = self._paced_layers[depth], pace
+        try:
+            yield
+            pace.has_read()
+        finally:
+            lists[self._list_name], self._pace = before, None
+
+    def _reads(self, block: int) -> bool:
+        """Whether this block is to read the prompt; the experts per token are set if that is in more of a hurry."""
+        pace = self._pace
+        assert pace is not None
+        synchronise(self.device)
+        before = pace.rung
+        runs = pace.reads(time.perf_counter(), block)
+        if pace.rung != before and pace.setting and (top_k := pace.setting.get("top_k")):
+            self._set_top_k([int(top_k)] * len(self.dials))
+        return runs
 
     @torch.inference_mode()
     def generate_batch(
@@ -368,6 +397,16 @@ class Adapter:
         if not self.family.goes_by_place(self.model):
             return nn.ModuleList(layers[i] for i in active)
         return nn.ModuleList(layer if i in active else Passed(layer) for i, layer in enumerate(layers))
+
+    def _paced_list(self, depth: int) -> nn.ModuleList:
+        """The list to run at this depth where each of its blocks is asked for first (`_reads`)."""
+        numbers = {id(layer): i for i, layer in enumerate(self.layers)}
+
+        def paced(layer: nn.Module) -> nn.Module:
+            number = numbers.get(id(layer))  # a stand-in has none
+            return layer if number is None else Paced(layer, partial(self._reads, number), self.family.passed)
+
+        return nn.ModuleList(paced(layer) for layer in self._layers.get(depth, self.layers))
 
     def _check_knobs(self) -> None:
         problems = list(self._knob_problems())

@@ -302,8 +302,7 @@ def answers_end(probe: Probe) -> str:
 
 def answers_may_be_hurried(probe: Probe) -> str:
     """An answer of the full setting goes on with the least experts and blocks from its second token on."""
-    space, full = probe.space, probe.space.full
-    quickest = space.setting(**{**space.cheapest, **({"max_crops": full["max_crops"]} if "max_crops" in full else {})})
+    full, quickest = probe.space.full, _quickest(probe.space)
     one = probe.vlm.generate(probe.images[0], probe.questions[0], full, max_new_tokens=1)
     if one.finish_reason == "stop":
         return "the answer is a single token"
@@ -312,6 +311,23 @@ def answers_may_be_hurried(probe: Probe) -> str:
     if hurried.token_ids[:1] != one.token_ids or len(hurried.hurried) != hurried.num_output_tokens - 1:
         raise Broken(f"hurried answers begin with {hurried.token_ids[:1]}, the setting's own with {one.token_ids}")
     return f"{hurried.text!r}, {len(hurried.hurried)} tokens of it at {quickest}"
+
+
+def reading_may_be_hurried(probe: Probe) -> str:
+    """A prompt of the full setting that is read in a hurry from its first block on is read as at the least setting."""
+    full, quickest = probe.space.full, _quickest(probe.space)
+    least = probe.vlm.generate(probe.images[0], probe.questions[0], quickest, max_new_tokens=STEPS)
+    over = Deadline.over(quickest)
+    hurried = probe.vlm.generate(probe.images[0], probe.questions[0], full, max_new_tokens=STEPS, deadline=over)
+    if hurried.token_ids != least.token_ids or len(hurried.hurried) != hurried.num_output_tokens:
+        raise Broken(f"read in a hurry, the answer is {hurried.token_ids}, at {quickest} it is {least.token_ids}")
+    return f"{hurried.text!r}, as at {quickest}"
+
+
+def _quickest(space: KnobSpace) -> Setting:
+    """The least of all knobs but the image's."""
+    full = space.full
+    return space.setting(**{**space.cheapest, **({"max_crops": full["max_crops"]} if "max_crops" in full else {})})
 
 
 CHECKS: dict[str, tuple[str | None, Callable[[Probe], str]]] = {
@@ -326,6 +342,7 @@ CHECKS: dict[str, tuple[str | None, Callable[[Probe], str]]] = {
     "restored afterwards": (None, restored_afterwards),
     "answers": (None, answers_end),
     "answers may be hurried": (None, answers_may_be_hurried),
+    "reading may be hurried": (None, reading_may_be_hurried),
 }
 
 

@@ -8,7 +8,7 @@ the one that is asked for the length. So nothing has to be renumbered.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -17,26 +17,60 @@ from transformers import DynamicCache
 
 from budgetvlm.knobs import Setting
 from budgetvlm.vlm.families.base import Guide
-from budgetvlm.vlm.protocol import Deadline
+from budgetvlm.vlm.protocol import VLM, Deadline
 
 MARGIN = 1.1  # a next token may take this many times as long as the slowest before it
 LEAST_MS = 1e-3  # of a step, so that nothing is divided by 0
 
 
 class Pace:
-    """At which setting each token of an answer is made, so that the answer is there in time.
+    """At which setting each block reads the prompt and each token of an answer is made, so that it is there in time.
+
+    Reading is hurried where the rest of it would leave no time for the tokens, all made as quickly as they can be.
 
     Attributes:
         rung: 0: the answer's own setting; n: the nth of the deadline's hurried ones.
-        hurried: the settings of the tokens that were made at another than the answer's.
+        hurried, saved_ms: see `Generation`.
+        block_ms: what reading by a block is expected to take, at each rung.
+
+    Args:
+        blocks: which run at each rung; only reading asks for them.
     """
 
-    def __init__(self, deadline: Deadline) -> None:
-        self._deadline = deadline
-        self._steps_ms = [max(ms, LEAST_MS) for ms in (deadline.step_ms, *(ms for _, ms in deadline.hurried))]
+    def __init__(self, deadline: Deadline, blocks: Sequence[Collection[int]] = ()) -> None:
+        self._deadline, self.blocks = deadline, blocks
+        self._steps_ms = [max(ms, LEAST_MS) for ms in (deadline.step_ms, *(q.step_ms for q in deadline.hurried))]
+        reads_ms = deadline.read_ms, *(quicker.read_ms for quicker in deadline.hurried)
+        self.block_ms = [ms / len(run) for ms, run in zip(reads_ms, blocks, strict=False)]
         self._slowness = MARGIN
         self.rung = 0
         self.hurried: list[Setting] = []
+        self.saved_ms: dict[str, float] = {}
+
+    @classmethod
+    def of(cls, vlm: VLM, setting: Setting, deadline: Deadline) -> Pace:
+        """The pace of an answer that a model is to make at this setting."""
+        depths = (one.get("num_active_blocks", vlm.num_total_blocks) for one in (setting, *deadline.settings))
+        return cls(deadline, [vlm.active_blocks(int(depth)) for depth in depths])
+
+    def reads(self, now_s: float, block: int) -> bool:
+        """Whether this block, the next of those of the answer's own setting, reads the prompt; `rung` then says how."""
+        left_ms = (self._deadline.at_s - now_s) * 1e3 / MARGIN - (self._deadline.tokens - 1) * self._steps_ms[-1]
+        last = len(self.block_ms) - 1
+        while self.rung < last and self._rest_ms(block) > left_ms:
+            self.rung += 1
+        runs = block in self.blocks[self.rung]
+        if self.rung:
+            self._save("prefill", self.block_ms[0] - runs * self.block_ms[self.rung])
+        return runs
+
+    def _rest_ms(self, block: int) -> float:
+        """What reading takes from this block on, as it goes now."""
+        return sum(b >= block for b in self.blocks[self.rung]) * self.block_ms[self.rung]
+
+    def has_read(self) -> None:
+        """The first token is there."""
+        self._note()
 
     def next(self, now_s: float, made: int) -> bool:
         """Whether another token is to be made, after ``made`` ones; `rung` then says how."""
@@ -50,13 +84,21 @@ class Pace:
     @property
     def setting(self) -> Setting | None:
         """That of a hurried token; None: the answer's own."""
-        return self._deadline.hurried[self.rung - 1][0] if self.rung else None
+        return self._deadline.hurried[self.rung - 1].setting if self.rung else None
 
     def took(self, ms: float) -> None:
         """Learn what a token took."""
         self._slowness = max(self._slowness, MARGIN * ms / self._steps_ms[self.rung])
+        if self.rung:
+            self._save("decode", self._steps_ms[0] - self._steps_ms[self.rung])
+        self._note()
+
+    def _note(self) -> None:
         if self.setting is not None:
             self.hurried.append(self.setting)
+
+    def _save(self, stage: str, ms: float) -> None:
+        self.saved_ms[stage] = self.saved_ms.get(stage, 0.0) + ms
 
 
 class Decoder:

@@ -38,6 +38,20 @@ class Overview:
     vision_ms: float
 
 
+class Quicker(NamedTuple):
+    """A setting at which an answer goes on in a hurry.
+
+    It shows the model the same image and uses no block that the answer's own setting skips.
+
+    Attributes:
+        step_ms, read_ms: as `Deadline` has them of the answer's own setting.
+    """
+
+    setting: Setting
+    step_ms: float
+    read_ms: float = 0.0
+
+
 class Deadline(NamedTuple):
     """When an answer has to be there.
 
@@ -45,21 +59,32 @@ class Deadline(NamedTuple):
         at_s: on the clock of `time.perf_counter`.
         step_ms: what one more token is expected to take; where a step took longer, that counts.
         tokens: of the whole answer; it is hurried where these would not be in time.
-        hurried: settings that tokens are made at in a hurry, with their own step_ms, each quicker than the one before.
-            They show the model the same image and use no block that the answer's own setting skips.
+        hurried: each quicker than the one before; maybe none.
         cut: whether the answer stops before a token that would be late even in a hurry.
+        read_ms: what reading the prompt is expected to take; 0: it is not hurried, only the tokens after it are.
     """
 
     at_s: float
     step_ms: float
     tokens: int = 1
-    hurried: tuple[tuple[Setting, float], ...] = ()
+    hurried: tuple[Quicker, ...] = ()
     cut: bool = True
+    read_ms: float = 0.0
+
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """The quicker ones."""
+        return tuple(quicker.setting for quicker in self.hurried)
 
     @classmethod
     def at_once(cls, setting: Setting) -> Deadline:
         """One that cuts nothing, and hurries every token after the first at this setting."""
-        return cls(_NEVER_S, math.inf, hurried=((setting, 0.0),), cut=False)
+        return cls(_NEVER_S, math.inf, hurried=(Quicker(setting, 0.0),), cut=False)
+
+    @classmethod
+    def over(cls, setting: Setting) -> Deadline:
+        """One that cuts nothing, and hurries the whole answer from the first block that reads the prompt on."""
+        return cls(0.0, 1.0, hurried=(Quicker(setting, 0.5, 0.5),), cut=False, read_ms=1.0)
 
 
 Revise = Callable[[float], tuple[Setting, Deadline | None]]
@@ -79,7 +104,9 @@ class Generation:
         stages_ms: time of each of `STAGES` in ms; empty from `VLM.generate_batch`. A reused overview's own time is
             counted in "preprocess" and "vision", because the request pays for it once.
         num_vision_tokens, num_language_tokens, num_output_tokens: counts; the prompt's image markers are language.
-        hurried: the settings of the tokens, the last ones of the answer, that were made at another than the answer's.
+        hurried: the settings of the tokens, the last ones of the answer, that were made at another than the answer's;
+            of all tokens where already the prompt's reading was hurried.
+        saved_ms: what hurrying saved, by stage, as the deadline expected it.
     """
 
     text: str
@@ -90,6 +117,7 @@ class Generation:
     num_output_tokens: int
     stages_ms: dict[str, float] = field(default_factory=dict)
     hurried: tuple[Setting, ...] = ()
+    saved_ms: dict[str, float] = field(default_factory=dict)
 
     @property
     def total_ms(self) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -268,6 +268,10 @@ class Family:
 
         return AutoImageProcessor.from_pretrained(directory, backend="pil", local_files_only=True)
 
+    def passed(self, hidden_states: torch.Tensor) -> Any:
+        """What a block returns that does nothing."""
+        return hidden_states
+
     def new_cache(self) -> Any:
         """An empty cache of keys and values. All its layers are full ones; masks keep sliding windows."""
         from transformers import DynamicCache
@@ -323,8 +327,31 @@ class Passed(nn.Module):
     def __getattr__(self, name: str) -> Any:
         return getattr(vars(self)["block"], name)
 
-    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> Any:
         return hidden_states
+
+
+class Paced(Passed):
+    """Stands in front of a block and runs it, or hands the hidden states on as a skipped block would.
+
+    Args:
+        runs: asked each time whether the block runs.
+        passed: see `Family.passed`.
+    """
+
+    def __init__(self, block: nn.Module, runs: Callable[[], bool], passed: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__(block)
+        vars(self).update(runs=runs, passed=passed)
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        mine = vars(self)
+        return mine["block"](hidden_states, *args, **kwargs) if mine["runs"]() else mine["passed"](hidden_states)
+
+
+def block_of(layer: nn.Module) -> nn.Module:
+    """The block that a stand-in stands for; any other is its own."""
+    block: nn.Module = vars(layer)["block"] if isinstance(layer, Passed) else layer
+    return block
 
 
 def fractions(whole: int, shares: Sequence[float], least: int) -> list[int]:

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import nn
 
 from budgetvlm.errors import ConfigError
-from budgetvlm.vlm.families.base import Dial, Family, Images, Layout, Row, find_dials, refusals_in_words
+from budgetvlm.vlm.families.base import Dial, Family, Images, Layout, Row, block_of, find_dials, refusals_in_words
 from budgetvlm.vlm.families.tiles import encode_tiles
 from budgetvlm.vlm.images import to_rgb
 
@@ -98,17 +98,26 @@ def _tensor(values: Any) -> torch.Tensor:
 
 
 class PairsOfBlocks:
-    """A cache as such code wants it: keys and values of each block that ran, in their order."""
+    """A cache as such code wants it: keys and values of each block that ran, in their order.
+
+    Which blocks run may change from one token to the next.
+    """
 
     def __init__(self) -> None:
-        self.pairs: list[Any] = []
+        self._pairs: dict[int, Any] = {}  # by the block's `id`
 
     def get_seq_length(self) -> int:
-        return int(self.pairs[0][0].shape[-2]) if self.pairs else 0
+        """That of the first block, which always runs."""
+        return int(next(iter(self._pairs.values()))[0].shape[-2]) if self._pairs else 0
 
-    def padded(self, num_blocks: int) -> list[Any] | None:
-        """As many pairs as the model has blocks, which it insists on; those behind the last active one go unread."""
-        return [*self.pairs, *self.pairs[-1:] * (num_blocks - len(self.pairs))] if self.pairs else None
+    def of(self, blocks: Sequence[nn.Module], num_blocks: int) -> list[Any] | None:
+        """Pairs of these blocks, and as many as the model has, which it insists on: those behind go unread."""
+        pairs = [self._pairs[id(block_of(block))] for block in blocks] if self._pairs else []
+        return [*pairs, *pairs[-1:] * (num_blocks - len(pairs))] if pairs else None
+
+    def keep(self, blocks: Sequence[nn.Module], pairs: Sequence[Any]) -> None:
+        """What these blocks returned."""
+        self._pairs.update({id(block_of(block)): pair for block, pair in zip(blocks, pairs, strict=False)})
 
 
 class MolmoLanguage:
@@ -129,6 +138,7 @@ class MolmoLanguage:
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor]:
+        blocks = list(self.model.model.transformer.blocks)
         past = past_key_values.get_seq_length() if past_key_values else 0
         rows, length = inputs_embeds.shape[:2]
         if attention_mask is None:
@@ -139,11 +149,11 @@ class MolmoLanguage:
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values.padded(self._num_blocks) if past_key_values else None,
+            past_key_values=past_key_values.of(blocks, self._num_blocks) if past_key_values else None,
             use_cache=use_cache,
         )
         if past_key_values is not None:
-            past_key_values.pairs = list(done.past_key_values)
+            past_key_values.keep(blocks, done.past_key_values)
         return (done.logits,)
 
 
@@ -183,6 +193,10 @@ class Molmo(Family):
 
     def new_cache(self) -> Any:
         return PairsOfBlocks()
+
+    def passed(self, hidden_states: torch.Tensor) -> Any:
+        """With a pair that is never read: such code insists on one."""
+        return hidden_states, (hidden_states, hidden_states)
 
     def template(self, model: Any, tokenizer: Any) -> str:
         return f"{tokenizer.bos_token or tokenizer.eos_token}{{image}} User: {{question}} Assistant:"
