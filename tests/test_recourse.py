@@ -48,8 +48,11 @@ def test_an_answer_is_hurried_by_one_knob_after_the_other_and_never_shown_anothe
     assert only_images.steps == ((), ()) and only_images.last.tolist() == [0, 1]
 
 
-@pytest.mark.parametrize(("factor", "expected"), [(2.0, 20.0), (1.2, 15.0), (0.8, 12.0)])
-def test_the_bound_of_an_answer_that_may_be_hurried(factor, expected):
-    """15 ms as planned, 10 in a hurry. With a factor below 1 times as planned are too long themselves."""
-    assert bound_of(factor, 15.0, 5.0) == pytest.approx(expected)
-    assert bound_of(factor, np.array([15.0, 15.0]), 0.0) == pytest.approx([factor * 15.0] * 2)
+@pytest.mark.parametrize(
+    ("factor", "longer", "expected"),
+    [(0.5, 0.0, 7.5), (1.0, 0.0, 15.0), (1.44, 0.0, 18.0), (1.44, 5.0, 14.4), (1.44, 2.0, 15.6), (4.0, 5.0, 40.0)],
+)
+def test_the_bound_of_an_answer_that_may_be_hurried(factor, longer, expected):
+    """10 of 15 ms are left in a hurry; half of the log factor is kept for an answer of the expected length without."""
+    assert bound_of(factor, 15.0, 5.0, longer) == pytest.approx(expected)
+    assert bound_of(factor, np.array([15.0, 15.0]), 0.0, longer) == pytest.approx(np.full(2, factor * 15.0))

@@ -33,7 +33,7 @@ class Answer:
             the budget would not have held another token).
         num_vision_tokens, num_language_tokens, num_output_tokens: counts.
         num_hurried_tokens: of the output tokens, how many (the last ones) were made with fewer experts or blocks than
-            the setting says, because the answer would have been late.
+            the setting says, because the answer would have been late; all of them where the prompt was read so, too.
     """
 
     answer: str

@@ -112,6 +112,12 @@ class Bounds(NamedTuple):
         return self.times[STEP]
 
     @property
+    def longer_ms(self) -> np.ndarray:
+        """What a long answer takes beyond one of the expected length."""
+        out: np.ndarray = (self.lengths[1] - self.lengths[0]) * self.step_ms
+        return out
+
+    @property
     def read_ms(self) -> np.ndarray:
         """Reading the prompt."""
         return self.times[7]
@@ -262,9 +268,10 @@ def _times(
         quick = quickest[k]
         saving = max(first - pace * terms[1, quick], 0.0) + (long - 1) * max(step - pace * terms[2, quick], 0.0)
         if known[k] and possible[k]:
-            out[0, k] = taken_ms + bound_of(factor, rest, saving)
-            out[1, k] = taken_ms + image + more_ms + bound_of(later_factor, answer, saving)
-            out[2, k] = taken_ms + image + first + (expected - 1) * step + more_ms
+            longer = (long - expected) * step
+            out[0, k] = taken_ms + bound_of(factor, rest, saving, longer)
+            out[1, k] = taken_ms + image + more_ms + bound_of(later_factor, answer, saving, longer)
+            out[2, k] = taken_ms + rest - longer
         out[3, k], out[4, k], out[5, k], out[6, k], out[7, k] = rest, answer, saving, step, first
         if rest < least and out[0, k] < np.inf:
             fastest, least = k, rest

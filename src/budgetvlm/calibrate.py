@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from tqdm import tqdm
@@ -23,11 +23,10 @@ from budgetvlm.conformal import FACTORS, Revising, choose_factor, losses, sample
 from budgetvlm.controller.validation import BUDGET_SHARES
 from budgetvlm.errors import DataError
 from budgetvlm.margin import MOMENTS, Margin, Moment
-from budgetvlm.recourse import Hurry, SameImage
+from budgetvlm.recourse import SameImage
 from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.speed import StageSpeed
 from budgetvlm.tasks import Sample, Task
-from budgetvlm.vlm import Deadline
 
 SCALE_SHARE = 1 / 3  # of the requests, for the scales
 LEAST_FOR_SCALES = 5
@@ -38,14 +37,13 @@ class Measured:
     """Requests measured at every setting, the model's part of them.
 
     Attributes:
-        requests: their sizes. image: features ``[n, Di]``.
-        hurried: of answers whose tokens after the first were made at the nth quicker setting (`budgetvlm.recourse`),
-            the accuracy, ``[most of them, n, K]``; NaN where there is none, None if it was not measured.
+        samples: what was asked. requests: their sizes. image: features ``[n, Di]``.
         order: numbers of the settings in the order in which they were run, int64 ``[n, K]``.
         accuracy, output, latency_ms, overview_ms: of the answers, their tokens, their time and the overview's share
             of it, ``[n, K]`` each. stages_ms: the time by stage.
     """
 
+    samples: tuple[Sample, ...]
     requests: tuple[Request, ...]
     image: np.ndarray
     order: np.ndarray
@@ -54,7 +52,6 @@ class Measured:
     latency_ms: np.ndarray
     overview_ms: np.ndarray
     stages_ms: dict[str, np.ndarray]
-    hurried: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -79,14 +76,8 @@ def measure(
     samples: Sequence[Sample],
     seed: int = 0,
     progress: bool = True,
-    *,
-    hurried: bool = False,
 ) -> Measured:
-    """Answer each sample once at every setting of the controller's space, in an order drawn anew each time.
-
-    Args:
-        hurried: answer them in a hurry as well, which takes about as long again.
-    """
+    """Answer each sample once at every setting of the controller's space, in an order drawn anew each time."""
     settings, rng = model.controller.knob_space.settings, np.random.default_rng(seed)
     shape = (len(samples), len(settings))
     requests, images = [], []
@@ -107,13 +98,9 @@ def measure(
             output[row, k], latency[row, k] = answer.num_output_tokens, answer.total_ms
             for stage, ms in answer.stages_ms.items():
                 stages.setdefault(stage, np.zeros(shape))[row, k] = ms
-    # Not in between: one request is followed by the next at once, as in service.
-    once_more = tqdm(samples if hurried else [], desc="in a hurry", unit="request", disable=not (progress and hurried))
-    rushed = [_hurried_accuracy(model, task, sample) for sample in once_more]
     return Measured(
-        tuple(requests), np.stack(images), order, accuracy, output, latency, overviews, stages,
-        np.stack(rushed, axis=1) if rushed else None,
-    )  # fmt: skip
+        tuple(samples), tuple(requests), np.stack(images), order, accuracy, output, latency, overviews, stages
+    )
 
 
 def typical(runs: Sequence[Measured]) -> Measured:
@@ -130,22 +117,6 @@ def typical(runs: Sequence[Measured]) -> Measured:
         overview_ms=medians([run.overview_ms for run in runs]),
         stages_ms=stages,
     )
-
-
-def _hurried_accuracy(model: AdaptiveVLM, task: Task, sample: Sample) -> np.ndarray:
-    """`Measured.hurried` of one request, ``[most quicker settings, K]``."""
-    image = sample.load_image()
-    space = model.controller.knob_space
-    steps = Hurry(space).steps
-    out = np.full((max(map(len, steps)), len(space)), np.nan)
-    for k, setting in enumerate(space.settings):
-        for n, quicker in enumerate(steps[k]):
-            deadline = Deadline.at_once(space.settings[quicker])
-            answer = model.vlm.generate(
-                image, sample.question, setting, max_new_tokens=task.max_new_tokens, deadline=deadline
-            )
-            out[n, k] = task.score(answer.text, sample)
-    return out
 
 
 def calibrated(
@@ -190,10 +161,12 @@ def calibrated(
             np.where(model.known, found.later_rest_ms, np.inf),
             pairs.image_factors(FACTORS),
             found.later_saving_ms,
+            found.later_longer_ms,
         ),
         found.first_ms,
         pairs.cut_cost,
         found.saving_ms,
+        found.longer_ms,
     )
     margin = Margin.start(alpha, found.scores(model.known), math.log(choose_factor(loss, alpha)))
     speed = StageSpeed(speed.stages, speed.log_scale)
@@ -208,6 +181,7 @@ class _Predictions:
         rest_ms: when the setting is chosen; of it answer_ms from the encoded image on. overview_ms: spent by then.
         later_rest_ms: when the image is encoded. image_ms: spent by then.
         saving_ms, later_saving_ms: what hurrying would save of the two rests.
+        longer_ms, later_longer_ms: how much longer they are than with an answer of the expected length.
         latency_ms: what it took in all. first_ms: until the answer's first token, in a hurry.
         saved_ms: what hurrying once the image is encoded would have saved, by the stages' predicted times.
     """
@@ -219,6 +193,8 @@ class _Predictions:
     image_ms: np.ndarray
     saving_ms: np.ndarray
     later_saving_ms: np.ndarray
+    longer_ms: np.ndarray
+    later_longer_ms: np.ndarray
     latency_ms: np.ndarray
     first_ms: np.ndarray
     saved_ms: np.ndarray
@@ -234,30 +210,35 @@ class _Predictions:
 
 def _predictions(guard: AdaptiveGuard, measured: Measured, rows: range, own_ms: float) -> _Predictions:
     """Of these rows, in the order in which they were run; ``own_ms``: the controller's time beside the model's."""
-    shape = (len(rows), measured.latency_ms.shape[1])
-    rest, answer, saving, later, later_saving, saved, read_saved = (np.zeros(shape) for _ in range(7))
-    image = measured.image_ms + own_ms
+    out = {field.name: np.zeros((len(rows), measured.latency_ms.shape[1])) for field in fields(_Predictions)}
     for place, row in enumerate(rows):
         request = measured.requests[row]
-        for k in measured.order[row]:
-            overview_ms, image_ms = float(measured.overview_ms[row, k]), float(measured.image_ms[row, k])
-            bounds = guard.bounds(request, math.inf, Spent(overview_ms, overview_ms))
-            revised = guard.revised(bounds, int(k), Spent(image_ms, image_ms))
-            rest[place, k], answer[place, k] = bounds.rest_ms[k], bounds.answer_ms[k]
-            saving[place, k] = bounds.saving_ms[k]
-            later[place, k], later_saving[place, k] = revised.rest_ms[k], revised.saving_ms[k]
+        for k in measured.order[row].tolist():
+            overview_ms, model_ms = float(measured.overview_ms[row, k]), float(measured.image_ms[row, k])
+            image_ms, total_ms = model_ms + own_ms, float(measured.latency_ms[row, k]) + own_ms
+            first = guard.bounds(request, math.inf, Spent(overview_ms, overview_ms))
+            later = guard.revised(first, k, Spent(model_ms, model_ms))
             stages = {name: float(times[row, k]) for name, times in measured.stages_ms.items()}
-            if steps := guard.quicker(int(k)):
-                read_saved[place, k] = stages["prefill"] * _share(revised.read_ms, int(k), steps[-1])
-                decoded = stages["decode"] * _share(revised.step_ms, int(k), steps[-1])
-                saved[place, k] = read_saved[place, k] + decoded
-            guard.follow(request, int(k), stages, float(measured.output[row, k]))
-    here = slice(rows.start, rows.stop)
-    total = measured.latency_ms[here] + own_ms
-    first = total - measured.stages_ms["decode"][here] - read_saved
-    return _Predictions(
-        rest, answer, measured.overview_ms[here], later, image[here], saving, later_saving, total, first, saved
-    )
+            hurried = (guard.quicker(k) or (k,))[-1]
+            read_saved = stages["prefill"] * _share(later.read_ms, k, hurried)
+            found = {
+                "overview_ms": overview_ms,
+                "image_ms": image_ms,
+                "latency_ms": total_ms,
+                "first_ms": total_ms - stages["decode"] - read_saved,
+                "saved_ms": read_saved + stages["decode"] * _share(later.step_ms, k, hurried),
+                "rest_ms": first.rest_ms[k],
+                "answer_ms": first.answer_ms[k],
+                "saving_ms": first.saving_ms[k],
+                "longer_ms": first.longer_ms[k],
+                "later_rest_ms": later.rest_ms[k],
+                "later_saving_ms": later.saving_ms[k],
+                "later_longer_ms": later.longer_ms[k],
+            }
+            for name, ms in found.items():
+                out[name][place, k] = ms
+            guard.follow(request, k, stages, float(measured.output[row, k]))
+    return _Predictions(**out)
 
 
 def _share(predicted_ms: np.ndarray, index: int, quicker: int) -> float:

@@ -54,7 +54,7 @@ class Revising:
     Attributes:
         answer_ms: how long answering from the encoded image is predicted to take, at the first choice.
         spent_ms: what was taken when the image was encoded. rest_ms: what is predicted of the rest then.
-        saving_ms: what hurrying is then predicted to save of it.
+        saving_ms, longer_ms: of that, see `budgetvlm.recourse.bound_of`; at the first choice as well.
         factors: on ``rest_ms``, one for each of `FACTORS`, ``[F]``.
     """
 
@@ -64,6 +64,7 @@ class Revising:
     rest_ms: np.ndarray
     factors: np.ndarray
     saving_ms: np.ndarray | float = 0.0
+    longer_ms: np.ndarray | float = 0.0
 
 
 def losses(
@@ -76,6 +77,7 @@ def losses(
     first_ms: np.ndarray | None = None,
     cut_cost: float = 1.0,
     saving_ms: np.ndarray | float = 0.0,
+    longer_ms: np.ndarray | float = 0.0,
 ) -> np.ndarray:
     """loss_i(f) of every request at every factor of `FACTORS`, ``[n, F]``.
 
@@ -88,7 +90,7 @@ def losses(
         first_ms: until the answer's first token, ``[n, K]``: where that is in time, the answer is cut short and not
             late. None: answers are never cut.
         cut_cost: what a cut answer counts, from 0 to 1.
-        saving_ms: what hurrying is predicted to save of ``predicted_ms``, ``[n, K]``.
+        saving_ms, longer_ms: of ``predicted_ms``, see `budgetvlm.recourse.bound_of`, ``[n, K]``.
     """
     over = (latency_ms[:, None, :] > budget_ms[:, :, None]).astype(np.float64)
     if first_ms is not None:
@@ -96,10 +98,10 @@ def losses(
     worst = np.zeros(over.shape[:2])
     out = np.empty((len(values), len(FACTORS)))
     for f in range(len(FACTORS) - 1, -1, -1):
-        bounds = spent_ms + bound_of(FACTORS[f], predicted_ms, saving_ms)
+        bounds = spent_ms + bound_of(FACTORS[f], predicted_ms, saving_ms, longer_ms)
         if revising is not None:
             image_ms = predicted_ms - revising.answer_ms
-            aimed = spent_ms + image_ms + bound_of(revising.factors[f], revising.answer_ms, saving_ms)
+            aimed = spent_ms + image_ms + bound_of(revising.factors[f], revising.answer_ms, saving_ms, longer_ms)
             bounds = revising.same_image.reachable(bounds, aimed)
         allowed = bounds[:, None, :] <= budget_ms[:, :, None]
         chosen = np.where(allowed, values, -np.inf).argmax(axis=2)
@@ -113,7 +115,7 @@ def losses(
 
 def _revised(chosen: np.ndarray, values: np.ndarray, budget_ms: np.ndarray, revising: Revising, f: int) -> np.ndarray:
     """The choices ``[n, P]`` after the image is encoded; where nothing is allowed, the fastest is taken."""
-    rest_ms = bound_of(revising.factors[f], revising.rest_ms, revising.saving_ms)
+    rest_ms = bound_of(revising.factors[f], revising.rest_ms, revising.saving_ms, revising.longer_ms)
     bounds = (revising.spent_ms + rest_ms)[:, None, :]
     here = revising.same_image.of(chosen)
     allowed = here & (bounds <= budget_ms[:, :, None])

@@ -205,6 +205,7 @@ def _spin(on: Any, ready: Any) -> None:
 
 def price_of_guarantee(
     model: AdaptiveVLM,
+    task: Task,
     measured: Measured,
     reference_ms: float,
     budget_shares: Sequence[float] = BUDGET_SHARES,
@@ -217,6 +218,7 @@ def price_of_guarantee(
     """
     found = replay(
         model,
+        task,
         measured,
         reference_ms=reference_ms,
         budget_shares=budget_shares,

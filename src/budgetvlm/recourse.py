@@ -5,9 +5,9 @@ first half of a request's work, and how long it took is known before the languag
 aimed at where its time is only expected to be kept, as long as the cheapest one with the same image is sure to: if
 encoding turns out slow, the choice falls back on less (two-stage optimisation with recourse).
 
-**The pace of its answer, token by token.** What reading the prompt wrote into the cache can be read on with fewer
-experts and by fewer blocks. So a setting may be chosen whose whole answer is only expected to be in time, as long as it
-is sure to be with every token after the first made in a hurry.
+**The pace of its answer, block by block and token by token.** What reading the prompt wrote into the cache can be read
+on with fewer experts and by fewer blocks, and reading can go on so from any block. So a setting may be chosen whose
+whole answer is only expected to be in time, as long as it is sure to be with all of it made in a hurry.
 
 Shapes: K settings. Times in ms.
 """
@@ -22,10 +22,11 @@ from budgetvlm._compiled import compiled
 from budgetvlm.knobs import KnobSpace, Setting
 
 IMAGE_KNOB = "max_crops"
+UNHURRIED = 0.5  # of the log margin is kept for an answer that is not hurried
 
 
 class Hurry:
-    """At which settings the later tokens of an answer may be made, where finishing as planned would be late.
+    """At which settings an answer may go on, where finishing as planned would be late.
 
     All knobs but the image's go down to their least values, one after the other in the order of the space. They never
     go up again: a block that was skipped lacks the keys and values of the tokens that it did not see.
@@ -51,12 +52,17 @@ def _quicker(space: KnobSpace, setting: Setting) -> tuple[int, ...]:
 
 
 @compiled
-def bound_of(factor: Any, rest_ms: Any, saving_ms: Any) -> Any:
-    """The bound on a rest of which hurrying can save something: sure to be kept in a hurry, expected to be without.
+def bound_of(factor: Any, rest_ms: Any, saving_ms: Any, longer_ms: Any) -> Any:
+    """The bound on a rest of which hurrying can save something: sure to be kept in a hurry, likely to be without.
 
     Numbers or arrays of one shape; without a saving it is factor times the rest.
+
+    Args:
+        rest_ms: with a long answer. saving_ms: what hurrying saves of that.
+        longer_ms: what a long answer takes beyond one of the expected length.
     """
-    return np.maximum(factor * (rest_ms - saving_ms), np.minimum(factor, 1.0) * rest_ms)
+    likely = np.minimum(factor, factor**UNHURRIED) * (rest_ms - longer_ms)
+    return np.maximum(factor * (rest_ms - saving_ms), likely)
 
 
 class SameImage:

@@ -4,9 +4,8 @@ The clock of a replay is made of measured times, so that guards can be compared 
 one that knows every setting's time before it chooses. The guard learns from each request as it would at run time; how
 fast the machine is it follows through the runs of all settings, because in service one request follows the other as
 closely as these did. A request that runs out of time is hurried and cut as the deadline would do it; its blocks are
-taken to read and its tokens to come at even intervals, a hurried answer to be right if it is right with all tokens
-after the first made as its last one, or, where already reading was hurried, at that setting altogether, and a cut
-answer only if all that it lacks is the token that ends it.
+taken to read and its tokens to come at even intervals. What a hurried or cut answer says, the model is asked: it
+answers again, by the clock of the replay.
 
 Shapes: n requests, K settings. Times in ms.
 """
@@ -14,8 +13,10 @@ Shapes: n requests, K settings. Times in ms.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -24,9 +25,11 @@ from budgetvlm.answer import Cut
 from budgetvlm.bounds import Bounds, Spent
 from budgetvlm.calibrate import Measured
 from budgetvlm.controller.decision import best_within
-from budgetvlm.errors import DataError
+from budgetvlm.knobs import Setting
 from budgetvlm.runtime import AdaptiveVLM, cuts
 from budgetvlm.speed import StageSpeed
+from budgetvlm.tasks import Sample, Task
+from budgetvlm.vlm import VLM, Deadline
 from budgetvlm.vlm.decoding import Pace
 
 
@@ -54,6 +57,7 @@ class Replayed:
 
 def replay(
     model: AdaptiveVLM,
+    task: Task,
     measured: Measured,
     *,
     reference_ms: float,
@@ -70,23 +74,34 @@ def replay(
         reference_ms: the full setting's time; budgets are shares of it.
         cut: see `AdaptiveVLM.generate`.
         speed: number of the request -> how many times as long everything takes.
-
-    Raises:
-        DataError: the guard hurries, but hurried answers were not measured.
     """
-    assert model.guard is not None
-    if model.guard.hurries and measured.hurried is None:
-        raise DataError("the guard hurries answers; measure them in a hurry as well (`measure(..., hurried=True)`)")
+    again = _Again(model.vlm, task, measured.samples)
     rng = np.random.default_rng(seed)
     shares = rng.choice(np.asarray(budget_shares, dtype=np.float64), size=num_requests)
     return [
-        _replay(model, measured, number % len(measured), float(share), float(share) * reference_ms, speed(number), cut)
+        _replay(
+            model,
+            measured,
+            again,
+            number % len(measured),
+            float(share),
+            float(share) * reference_ms,
+            speed(number),
+            cut,
+        )
         for number, share in enumerate(shares)
     ]
 
 
 def _replay(
-    model: AdaptiveVLM, measured: Measured, row: int, share: float, budget_ms: float, speed: float, cut: Cut
+    model: AdaptiveVLM,
+    measured: Measured,
+    again: _Again,
+    row: int,
+    share: float,
+    budget_ms: float,
+    speed: float,
+    cut: Cut,
 ) -> Replayed:
     guard, request = model.guard, measured.requests[row]
     assert guard is not None
@@ -107,18 +122,22 @@ def _replay(
     true_ms = np.where(model.known, speed * measured.latency_ms[row] + own_ms, np.inf)
     stages = {name: speed * float(times[row, index]) for name, times in measured.stages_ms.items()}
     output = int(measured.output[row, index])
-    deadline = model.deadline(looks[-1], index, budget_ms / 1e3, cut=cuts(guard, cut, promised))
-    settings = model.controller.knob_space.settings
-    pace = Pace.of(model.vlm, settings[index], deadline) if deadline else None
+    setting = model.controller.knob_space.settings[index]
     now_ms = own_ms + sum(stages.values()) - stages["prefill"] - stages["decode"]
+    clock = _Clock(now_ms)
+    deadline = model.deadline(looks[-1], index, budget_ms / 1e3, cut=cuts(guard, cut, promised))
+    pace = Pace.of(model.vlm, setting, deadline._replace(clock=clock.read)) if deadline else None
     if pace and deadline and deadline.read_ms:
-        stages["prefill"] = _read(pace, now_ms, stages["prefill"])
-    now_ms, read_at = now_ms + stages["prefill"], pace.rung if pace else 0
+        _read(pace, clock, stages["prefill"])
+    else:
+        clock.now_ms += stages["prefill"]
+    stages["prefill"] = clock.now_ms - now_ms
     steps_ms = [speed * _step_ms(measured, looks[-1], row, k) for k in (index, *guard.quicker(index))]
-    made, stages["decode"] = _decode(pace, now_ms, output, steps_ms)
-    total = now_ms + stages["decode"]
+    made = _decode(pace, clock, output, steps_ms)
+    total = clock.now_ms
+    stages["decode"] = total - now_ms - stages["prefill"]
     guard.speed = speeds[index]
-    was_cut, rung = made < output, pace.rung if pace and pace.hurried else 0
+    was_cut, hurried = made < output, bool(pace and pace.hurried)
     guard.update(
         looks,
         index,
@@ -131,19 +150,18 @@ def _replay(
         saved_ms=pace.saved_ms if pace else None,
     )
     guard.speed = last
-    right = measured.accuracy[row, index]
-    if read_at:
-        right = measured.accuracy[row, guard.quicker(index)[rung - 1]]
-    elif rung and measured.hurried is not None:
-        right = measured.hurried[rung - 1, row, index]
+    if deadline and (was_cut or hurried):
+        accuracy = again.accuracy(row, setting, deadline, clock.readings)
+    else:
+        accuracy = float(measured.accuracy[row, index])
     return Replayed(
         row=row,
         budget_share=share,
         late=promised and total > budget_ms,
         cut=was_cut,
-        hurried=rung > 0,
+        hurried=hurried,
         promised=promised,
-        accuracy=float(right) if made >= output - 1 else 0.0,
+        accuracy=accuracy,
         true_accuracy=float(measured.accuracy[row, _best(values, true_ms, budget_ms, _own(moments)[1])]),
         latency_ms=total,
     )
@@ -193,26 +211,63 @@ def _step_ms(measured: Measured, look: Bounds, row: int, index: int) -> float:
     return float(measured.stages_ms["decode"][row, index]) / steps if steps > 0 else float(look.step_ms[index])
 
 
-def _read(pace: Pace, now_ms: float, prefill_ms: float) -> float:
-    """What reading takes at this pace, where it took ``prefill_ms`` as planned."""
-    took_ms = 0.0
+class _Clock:
+    """A clock that stands still unless it is moved; it remembers what was read."""
+
+    def __init__(self, now_ms: float) -> None:
+        self.now_ms = now_ms
+        self.readings: list[float] = []
+
+    def read(self) -> float:
+        """The time in s."""
+        self.readings.append(self.now_ms / 1e3)
+        return self.readings[-1]
+
+
+class _Again:
+    """Answers once more, by a clock that shows given times; each such answer is made once."""
+
+    def __init__(self, vlm: VLM, task: Task, samples: Sequence[Sample]) -> None:
+        self._vlm, self._task, self._samples = vlm, task, samples
+        self._kept: dict[tuple[Any, ...], float] = {}
+
+    def accuracy(self, row: int, setting: Setting, deadline: Deadline, readings: Sequence[float]) -> float:
+        """That of the answer under this deadline, whose clock shows these times one after the other."""
+        key = row, setting, deadline, tuple(readings)
+        if key not in self._kept:
+            sample = self._samples[row]
+            step = readings[-1] - readings[-2] if len(readings) > 1 else 0.0
+            later = itertools.count(readings[-1] + step, step)  # it may have more tokens than it was taken to have
+            answer = self._vlm.generate(
+                sample.load_image(),
+                sample.question,
+                setting,
+                max_new_tokens=self._task.max_new_tokens,
+                deadline=deadline._replace(clock=itertools.chain(readings, later).__next__),
+            )
+            self._kept[key] = self._task.score(answer.text, sample)
+        return self._kept[key]
+
+
+def _read(pace: Pace, clock: _Clock, prefill_ms: float) -> None:
+    """Read at this pace what took ``prefill_ms`` as planned."""
     for block in sorted(pace.blocks[0]):
-        if pace.reads((now_ms + took_ms) / 1e3, block):
-            took_ms += prefill_ms / len(pace.blocks[0]) * pace.block_ms[pace.rung] / pace.block_ms[0]
+        if pace.reads(clock.read(), block):
+            clock.now_ms += prefill_ms / len(pace.blocks[0]) * pace.block_ms[pace.rung] / pace.block_ms[0]
     pace.has_read()
-    return took_ms
 
 
-def _decode(pace: Pace | None, now_ms: float, output: int, steps_ms: list[float]) -> tuple[int, float]:
-    """How many of the answer's tokens `Decoder.decode` makes at this pace, and what it takes.
+def _decode(pace: Pace | None, clock: _Clock, output: int, steps_ms: list[float]) -> int:
+    """How many of the answer's tokens `Decoder.decode` makes at this pace.
 
     Args:
         steps_ms: a step at the answer's own setting and at each that it may be hurried at.
     """
-    made, took_ms = 1, 0.0
-    while made < output and (pace is None or pace.next((now_ms + took_ms) / 1e3, made)):
-        step_ms = steps_ms[pace.rung if pace else 0]
+    made, started = 1, clock.read()
+    while made < output and (pace is None or pace.next(started, made)):
+        clock.now_ms += steps_ms[pace.rung if pace else 0]
+        now = clock.read()
         if pace:
-            pace.took(step_ms)
-        made, took_ms = made + 1, took_ms + step_ms
-    return made, took_ms
+            pace.took((now - started) * 1e3)
+        made, started = made + 1, now
+    return made

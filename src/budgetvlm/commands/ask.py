@@ -79,7 +79,8 @@ def describe(answer: Answer) -> str:
     if answer.finish_reason == "length":
         lines.append("note     the answer was cut at max_new_tokens")
     if count := answer.num_hurried_tokens:
-        lines.append(f"note     to be in time, the last {count} tokens were made with fewer experts or blocks")
+        of = f"{count} of {answer.num_output_tokens} tokens"
+        lines.append(f"note     to be in time, the last {of} were made with fewer experts or blocks")
     if answer.finish_reason == "budget":
         lines.append("note     the answer was cut where the budget would not have held another token")
     return "\n".join(lines)

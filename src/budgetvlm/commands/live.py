@@ -86,18 +86,13 @@ def _prices(
     args: argparse.Namespace, model: AdaptiveVLM, task: Task, samples: list[Sample], reference_ms: float
 ) -> dict[str, Any]:
     """The price of the guarantee on these samples, by single runs and, where there are several, by their medians."""
-    from dataclasses import replace
-
     from budgetvlm.calibrate import measure, typical
     from budgetvlm.live import price_of_guarantee
 
-    assert model.guard is not None
-    first = measure(model, task, samples, args.seed, hurried=model.guard.hurries)
-    found = {"price_of_guarantee": price_of_guarantee(model, first, reference_ms, cut=args.cut)}
-    more = [measure(model, task, samples, args.seed + n) for n in range(1, args.truth_repeats)]
-    if more:
-        runs = [first, *(replace(run, hurried=first.hurried) for run in more)]
-        found["price_at_typical_times"] = price_of_guarantee(model, typical(runs), reference_ms, cut=args.cut)
+    runs = [measure(model, task, samples, args.seed + n) for n in range(args.truth_repeats)]
+    found = {"price_of_guarantee": price_of_guarantee(model, task, runs[0], reference_ms, cut=args.cut)}
+    if len(runs) > 1:
+        found["price_at_typical_times"] = price_of_guarantee(model, task, typical(runs), reference_ms, cut=args.cut)
     return found
 
 

@@ -8,7 +8,6 @@ Shapes: n tiles, V visual tokens, T tokens, C channels of the language model, D 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -261,7 +260,7 @@ class Adapter:
         assert pace is not None
         synchronise(self.device)
         before = pace.rung
-        runs = pace.reads(time.perf_counter(), block)
+        runs = pace.reads(pace.clock(), block)
         if pace.rung != before and pace.setting and (top_k := pace.setting.get("top_k")):
             self._set_top_k([int(top_k)] * len(self.dials))
         return runs

@@ -7,7 +7,6 @@ the one that is asked for the length. So nothing has to be renumbered.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -32,17 +31,19 @@ class Pace:
         rung: 0: the answer's own setting; n: the nth of the deadline's hurried ones.
         hurried, saved_ms: see `Generation`.
         block_ms: what reading by a block is expected to take, at each rung.
+        clock: see `Deadline`.
 
     Args:
         blocks: which run at each rung; only reading asks for them.
     """
 
     def __init__(self, deadline: Deadline, blocks: Sequence[Collection[int]] = ()) -> None:
-        self._deadline, self.blocks = deadline, blocks
+        self._deadline, self.blocks, self.clock = deadline, blocks, deadline.clock
         self._steps_ms = [max(ms, LEAST_MS) for ms in (deadline.step_ms, *(q.step_ms for q in deadline.hurried))]
         reads_ms = deadline.read_ms, *(quicker.read_ms for quicker in deadline.hurried)
         self.block_ms = [ms / len(run) for ms, run in zip(reads_ms, blocks, strict=False)]
         self._slowness = MARGIN
+        self._began_s = self._expected_ms = 0.0
         self.rung = 0
         self.hurried: list[Setting] = []
         self.saved_ms: dict[str, float] = {}
@@ -55,11 +56,19 @@ class Pace:
 
     def reads(self, now_s: float, block: int) -> bool:
         """Whether this block, the next of those of the answer's own setting, reads the prompt; `rung` then says how."""
-        left_ms = (self._deadline.at_s - now_s) * 1e3 / MARGIN - (self._deadline.tokens - 1) * self._steps_ms[-1]
+        if self._expected_ms:
+            took_ms = (now_s - self._began_s) * 1e3
+            self._slowness = max(MARGIN, MARGIN * took_ms / self._expected_ms)
+        else:
+            self._began_s = now_s
+        left_ms = (self._deadline.at_s - now_s) * 1e3 / self._slowness
+        left_ms -= (self._deadline.tokens - 1) * self._steps_ms[-1]
         last = len(self.block_ms) - 1
         while self.rung < last and self._rest_ms(block) > left_ms:
             self.rung += 1
         runs = block in self.blocks[self.rung]
+        if runs:
+            self._expected_ms += self.block_ms[self.rung]
         if self.rung:
             self._save("prefill", self.block_ms[0] - runs * self.block_ms[self.rung])
         return runs
@@ -70,6 +79,7 @@ class Pace:
 
     def has_read(self) -> None:
         """The first token is there."""
+        self._slowness = MARGIN
         self._note()
 
     def next(self, now_s: float, made: int) -> bool:
@@ -142,7 +152,7 @@ class Decoder:
             apply: applies the setting of a hurried token; None: there are none.
         """
         token, ids = first, [int(first)]
-        started = time.perf_counter()
+        started = pace.clock() if pace else 0.0
         while len(ids) < max_new_tokens and ids[-1] not in self.end_ids:
             if pace and not pace.next(started, len(ids)):
                 break
@@ -150,10 +160,10 @@ class Decoder:
             with apply(other) if apply and other else nullcontext():
                 token = self._step(self.embed(token[:, None]), cache, **(guide.step(token) if guide else {}))
             ids.append(int(token))
-            now = time.perf_counter()
             if pace:
+                now = pace.clock()
                 pace.took((now - started) * 1e3)
-            started = now
+                started = now
         return ids
 
     def decode_batch(self, guide: Guide, max_new_tokens: int) -> list[list[int]]:

@@ -7,6 +7,7 @@ length of a ``with`` block and released at its end, also after an exception.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -62,6 +63,8 @@ class Deadline(NamedTuple):
         hurried: each quicker than the one before; maybe none.
         cut: whether the answer stops before a token that would be late even in a hurry.
         read_ms: what reading the prompt is expected to take; 0: it is not hurried, only the tokens after it are.
+        clock: that of ``at_s``, in seconds. It is read before each block of a reading that may be hurried, once the
+            prompt is read and after each further token, and never else.
     """
 
     at_s: float
@@ -70,6 +73,7 @@ class Deadline(NamedTuple):
     hurried: tuple[Quicker, ...] = ()
     cut: bool = True
     read_ms: float = 0.0
+    clock: Callable[[], float] = time.perf_counter
 
     @property
     def settings(self) -> tuple[Setting, ...]:
