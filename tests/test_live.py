@@ -334,7 +334,13 @@ def of_one_length(measured, total_ms, output, step_ms=10.0):
     latency = np.full(shape, float(total_ms))
     right, tokens = np.ones(shape), np.full(shape, float(output))
     return replace(
-        measured, accuracy=right, output=tokens, latency_ms=latency, overview_ms=np.zeros(shape), stages_ms=stages
+        measured,
+        accuracy=right,
+        output=tokens,
+        latency_ms=latency,
+        overview_ms=np.zeros(shape),
+        stages_ms=stages,
+        steps_ms=None,
     )
 
 
@@ -405,7 +411,7 @@ def as_predicted(measured, latency):
         request = measured.requests[row]
         times[:, row, k] = latency.stages_of(k, request.vision, request.language, tokens)
     stages = {name: np.zeros(shape) for name in measured.stages_ms} | dict(zip(latency.stages, times, strict=True))
-    return replace(measured, latency_ms=times.sum(axis=0), overview_ms=np.zeros(shape), stages_ms=stages)
+    return replace(measured, latency_ms=times.sum(axis=0), overview_ms=np.zeros(shape), stages_ms=stages, steps_ms=None)
 
 
 def test_a_replay_learns_as_it_would_live(system, measured):

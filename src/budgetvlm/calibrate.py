@@ -27,6 +27,8 @@ from budgetvlm.recourse import SameImage
 from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.speed import StageSpeed
 from budgetvlm.tasks import Sample, Task
+from budgetvlm.vlm import Deadline
+from budgetvlm.vlm.stopwatch import NotedClock
 
 SCALE_SHARE = 1 / 3  # of the requests, for the scales
 LEAST_FOR_SCALES = 5
@@ -41,6 +43,8 @@ class Measured:
         order: numbers of the settings in the order in which they were run, int64 ``[n, K]``.
         accuracy, output, latency_ms, overview_ms: of the answers, their tokens, their time and the overview's share
             of it, ``[n, K]`` each. stages_ms: the time by stage.
+        steps_ms: of prefill and decode what each block that read and each further token took, for each request and
+            setting ``[blocks + tokens - 1]``; None: as long as any other.
     """
 
     samples: tuple[Sample, ...]
@@ -52,6 +56,7 @@ class Measured:
     latency_ms: np.ndarray
     overview_ms: np.ndarray
     stages_ms: dict[str, np.ndarray]
+    steps_ms: tuple[tuple[np.ndarray, ...], ...] | None = None
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -84,23 +89,33 @@ def measure(
     accuracy, output, latency, overviews = (np.zeros(shape) for _ in range(4))
     order = np.stack([rng.permutation(shape[1]) for _ in samples])
     stages: dict[str, np.ndarray] = {}
+    steps: list[list[np.ndarray]] = []
     for row, sample in enumerate(tqdm(samples, desc="all settings", unit="request", disable=not progress)):
         image = sample.load_image()
         requests.append(model.look(image, sample.question).request)
         images.append(model.vlm.encode_overview(image).feature)
+        steps.append([np.empty(0)] * shape[1])
         for k in order[row]:
+            clock = NotedClock()
             overview = model.vlm.encode_overview(image)
             answer = model.vlm.generate(
-                image, sample.question, settings[k], max_new_tokens=task.max_new_tokens, overview=overview
+                image,
+                sample.question,
+                settings[k],
+                max_new_tokens=task.max_new_tokens,
+                overview=overview,
+                deadline=Deadline.never(clock.read),
             )
+            steps[row][k] = np.diff(clock.readings) * 1e3
             overviews[row, k] = overview.preprocess_ms + overview.vision_ms
             accuracy[row, k] = task.score(answer.text, sample)
             output[row, k], latency[row, k] = answer.num_output_tokens, answer.total_ms
             for stage, ms in answer.stages_ms.items():
                 stages.setdefault(stage, np.zeros(shape))[row, k] = ms
     return Measured(
-        tuple(samples), tuple(requests), np.stack(images), order, accuracy, output, latency, overviews, stages
-    )
+        tuple(samples), tuple(requests), np.stack(images), order, accuracy, output, latency, overviews, stages,
+        tuple(map(tuple, steps)),
+    )  # fmt: skip
 
 
 def typical(runs: Sequence[Measured]) -> Measured:
@@ -116,6 +131,7 @@ def typical(runs: Sequence[Measured]) -> Measured:
         latency_ms=np.sum(list(stages.values()), axis=0),
         overview_ms=medians([run.overview_ms for run in runs]),
         stages_ms=stages,
+        steps_ms=None,
     )
 
 

@@ -3,9 +3,9 @@
 The clock of a replay is made of measured times, so that guards can be compared on the very same requests, also with the
 one that knows every setting's time before it chooses. The guard learns from each request as it would at run time; how
 fast the machine is it follows through the runs of all settings, because in service one request follows the other as
-closely as these did. A request that runs out of time is hurried and cut as the deadline would do it; its blocks are
-taken to read and its tokens to come at even intervals. What a hurried or cut answer says, the model is asked: it
-answers again, by the clock of the replay.
+closely as these did. A request that runs out of time is hurried and cut as the deadline would do it. In a hurry each
+block and each token takes as much less as predicted, but what it took beyond their median stays: a stall is no shorter.
+What a hurried or cut answer says, the model is asked: it answers again, by the clock of the replay.
 
 Shapes: n requests, K settings. Times in ms.
 """
@@ -31,6 +31,7 @@ from budgetvlm.speed import StageSpeed
 from budgetvlm.tasks import Sample, Task
 from budgetvlm.vlm import VLM, Deadline
 from budgetvlm.vlm.decoding import Pace
+from budgetvlm.vlm.stopwatch import NotedClock
 
 
 @dataclass(frozen=True)
@@ -125,15 +126,17 @@ def _replay(
     setting = model.controller.knob_space.settings[index]
     now_ms = own_ms + sum(stages.values()) - stages["prefill"] - stages["decode"]
     clock = _Clock(now_ms)
+    depth = int(setting.get("num_active_blocks", model.vlm.num_total_blocks))
+    blocks_ms, tokens_ms = (speed * took for took in _steps_ms(measured, row, index, depth))
     deadline = model.deadline(looks[-1], index, budget_ms / 1e3, cut=cuts(guard, cut, promised))
     pace = Pace.of(model.vlm, setting, deadline._replace(clock=clock.read)) if deadline else None
     if pace and deadline and deadline.read_ms:
-        _read(pace, clock, stages["prefill"])
+        clock.now_ms += stages["prefill"] - float(blocks_ms.sum())  # before the first block
+        _read(pace, clock, blocks_ms)
     else:
         clock.now_ms += stages["prefill"]
     stages["prefill"] = clock.now_ms - now_ms
-    steps_ms = [speed * _step_ms(measured, looks[-1], row, k) for k in (index, *guard.quicker(index))]
-    made = _decode(pace, clock, output, steps_ms)
+    made = _decode(pace, clock, tokens_ms)
     total = clock.now_ms
     stages["decode"] = total - now_ms - stages["prefill"]
     guard.speed = speeds[index]
@@ -205,23 +208,28 @@ def _looks(
     return moments, revised
 
 
-def _step_ms(measured: Measured, look: Bounds, row: int, index: int) -> float:
-    """A decoding step of a setting as measured, or, where its answer was a single token, as predicted."""
-    steps = float(measured.output[row, index]) - 1
-    return float(measured.stages_ms["decode"][row, index]) / steps if steps > 0 else float(look.step_ms[index])
+def _steps_ms(measured: Measured, row: int, index: int, blocks: int) -> tuple[np.ndarray, np.ndarray]:
+    """What each block took to read and each further token to be made, ``[blocks]`` and ``[tokens - 1]``."""
+    tokens = int(measured.output[row, index])
+    if measured.steps_ms is not None:
+        steps = measured.steps_ms[row][index]
+        return steps[:blocks], steps[blocks:]
+    read, decoded = (float(measured.stages_ms[stage][row, index]) for stage in ("prefill", "decode"))
+    return np.full(blocks, read / blocks), np.full(tokens - 1, decoded / max(tokens - 1, 1))
 
 
-class _Clock:
-    """A clock that stands still unless it is moved; it remembers what was read."""
+def _hurried_ms(took_ms: np.ndarray, step: int, share: float) -> float:
+    """What one of these steps would have taken at a setting that takes this share of the time; a stall stays one."""
+    usual = float(min(took_ms[step], np.median(took_ms)))
+    return usual * share + float(took_ms[step]) - usual
+
+
+class _Clock(NotedClock):
+    """A clock that stands still unless it is moved."""
 
     def __init__(self, now_ms: float) -> None:
+        super().__init__(lambda: self.now_ms / 1e3)
         self.now_ms = now_ms
-        self.readings: list[float] = []
-
-    def read(self) -> float:
-        """The time in s."""
-        self.readings.append(self.now_ms / 1e3)
-        return self.readings[-1]
 
 
 class _Again:
@@ -249,23 +257,20 @@ class _Again:
         return self._kept[key]
 
 
-def _read(pace: Pace, clock: _Clock, prefill_ms: float) -> None:
-    """Read at this pace what took ``prefill_ms`` as planned."""
-    for block in sorted(pace.blocks[0]):
+def _read(pace: Pace, clock: _Clock, blocks_ms: np.ndarray) -> None:
+    """Read at this pace, where each block took so long as planned."""
+    for step, block in enumerate(sorted(pace.blocks[0])):
         if pace.reads(clock.read(), block):
-            clock.now_ms += prefill_ms / len(pace.blocks[0]) * pace.block_ms[pace.rung] / pace.block_ms[0]
+            clock.now_ms += _hurried_ms(blocks_ms, step, pace.block_ms[pace.rung] / pace.block_ms[0])
     pace.has_read()
 
 
-def _decode(pace: Pace | None, clock: _Clock, output: int, steps_ms: list[float]) -> int:
-    """How many of the answer's tokens `Decoder.decode` makes at this pace.
-
-    Args:
-        steps_ms: a step at the answer's own setting and at each that it may be hurried at.
-    """
+def _decode(pace: Pace | None, clock: _Clock, tokens_ms: np.ndarray) -> int:
+    """How many of the answer's tokens `Decoder.decode` makes at this pace, where each further one took so long."""
     made, started = 1, clock.read()
-    while made < output and (pace is None or pace.next(started, made)):
-        clock.now_ms += steps_ms[pace.rung if pace else 0]
+    while made <= len(tokens_ms) and (pace is None or pace.next(started, made)):
+        share = pace.steps_ms[pace.rung] / pace.steps_ms[0] if pace else 1.0
+        clock.now_ms += _hurried_ms(tokens_ms, made - 1, share)
         now = clock.read()
         if pace:
             pace.took((now - started) * 1e3)

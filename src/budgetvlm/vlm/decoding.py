@@ -30,7 +30,7 @@ class Pace:
     Attributes:
         rung: 0: the answer's own setting; n: the nth of the deadline's hurried ones.
         hurried, saved_ms: see `Generation`.
-        block_ms: what reading by a block is expected to take, at each rung.
+        block_ms, steps_ms: what reading by a block and another token are expected to take, at each rung.
         clock: see `Deadline`.
 
     Args:
@@ -39,7 +39,7 @@ class Pace:
 
     def __init__(self, deadline: Deadline, blocks: Sequence[Collection[int]] = ()) -> None:
         self._deadline, self.blocks, self.clock = deadline, blocks, deadline.clock
-        self._steps_ms = [max(ms, LEAST_MS) for ms in (deadline.step_ms, *(q.step_ms for q in deadline.hurried))]
+        self.steps_ms = [max(ms, LEAST_MS) for ms in (deadline.step_ms, *(q.step_ms for q in deadline.hurried))]
         reads_ms = deadline.read_ms, *(quicker.read_ms for quicker in deadline.hurried)
         self.block_ms = [ms / len(run) for ms, run in zip(reads_ms, blocks, strict=False)]
         self._slowness = MARGIN
@@ -62,7 +62,7 @@ class Pace:
         else:
             self._began_s = now_s
         left_ms = (self._deadline.at_s - now_s) * 1e3 / self._slowness
-        left_ms -= (self._deadline.tokens - 1) * self._steps_ms[-1]
+        left_ms -= (self._deadline.tokens - 1) * self.steps_ms[-1]
         last = len(self.block_ms) - 1
         while self.rung < last and self._rest_ms(block) > left_ms:
             self.rung += 1
@@ -86,10 +86,10 @@ class Pace:
         """Whether another token is to be made, after ``made`` ones; `rung` then says how."""
         left_ms = (self._deadline.at_s - now_s) * 1e3 / self._slowness
         wanted = max(self._deadline.tokens - made, 1)
-        last = len(self._steps_ms) - 1
-        while self.rung < last and wanted * self._steps_ms[self.rung] > left_ms:
+        last = len(self.steps_ms) - 1
+        while self.rung < last and wanted * self.steps_ms[self.rung] > left_ms:
             self.rung += 1
-        return not self._deadline.cut or self._steps_ms[self.rung] <= left_ms
+        return not self._deadline.cut or self.steps_ms[self.rung] <= left_ms
 
     @property
     def setting(self) -> Setting | None:
@@ -98,9 +98,9 @@ class Pace:
 
     def took(self, ms: float) -> None:
         """Learn what a token took."""
-        self._slowness = max(self._slowness, MARGIN * ms / self._steps_ms[self.rung])
+        self._slowness = max(self._slowness, MARGIN * ms / self.steps_ms[self.rung])
         if self.rung:
-            self._save("decode", self._steps_ms[0] - self._steps_ms[self.rung])
+            self._save("decode", self.steps_ms[0] - self.steps_ms[self.rung])
         self._note()
 
     def _note(self) -> None:

@@ -86,6 +86,11 @@ class Deadline(NamedTuple):
         return cls(_NEVER_S, math.inf, hurried=(Quicker(setting, 0.0),), cut=False)
 
     @classmethod
+    def never(cls, clock: Callable[[], float]) -> Deadline:
+        """One that changes nothing, for whoever wants to know when each block has read and each token was made."""
+        return cls(_NEVER_S, 1.0, cut=False, read_ms=1.0, clock=clock)
+
+    @classmethod
     def over(cls, setting: Setting) -> Deadline:
         """One that cuts nothing, and hurries the whole answer from the first block that reads the prompt on."""
         return cls(0.0, 1.0, hurried=(Quicker(setting, 0.5, 0.5),), cut=False, read_ms=1.0)

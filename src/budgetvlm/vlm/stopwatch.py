@@ -1,8 +1,9 @@
-"""One clock for every stage of a request, in ms; the device is synchronised at each reading."""
+"""A clock for every stage of a request, in ms, which waits for the device at each reading; and one that takes notes."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -28,3 +29,15 @@ class Stopwatch:
         now = time.perf_counter()
         elapsed_ms, self._last = (now - self._last) * 1e3, now
         return elapsed_ms
+
+
+class NotedClock:
+    """A clock in seconds that remembers what was read."""
+
+    def __init__(self, now_s: Callable[[], float] = time.perf_counter) -> None:
+        self._now_s = now_s
+        self.readings: list[float] = []
+
+    def read(self) -> float:
+        self.readings.append(self._now_s())
+        return self.readings[-1]
