@@ -80,17 +80,8 @@ def replay(
     rng = np.random.default_rng(seed)
     shares = rng.choice(np.asarray(budget_shares, dtype=np.float64), size=num_requests)
     return [
-        _replay(
-            model,
-            measured,
-            again,
-            number % len(measured),
-            float(share),
-            float(share) * reference_ms,
-            speed(number),
-            cut,
-        )
-        for number, share in enumerate(shares)
+        _replay(model, measured, again, number % len(measured), share, share * reference_ms, speed(number), cut)
+        for number, share in enumerate(shares.tolist())
     ]
 
 
@@ -110,15 +101,15 @@ def _replay(
     # Each setting was run at its own moment, of whose speed its own overview and the runs before it told.
     speeds, last = _speeds(guard, measured, row, speed)
     moments, revised = _looks(model, measured, row, budget_ms, speed, speeds)
-    bounds_ms, rest_ms = _own(moments)
+    bounds_ms, first_rest_ms = _own(moments)
     promised = bool((bounds_ms <= budget_ms).any())
     profiled_ms = max((budget_ms - guard.other_ms) / guard.bounds(request, budget_ms).slowdown, 1e-3)
     values = model.decider.values(measured.image[row], request.feature, profiled_ms, None)
-    index = _best(values, bounds_ms, budget_ms, rest_ms)
+    index = _best(values, bounds_ms, budget_ms, first_rest_ms)
     looks = [moments[index]]
     if guard.revises and promised:
-        here, (bounds_ms, rest_ms) = np.isfinite(revised[index].bounds_ms), _own(revised)
-        index = _best(values, np.where(here, bounds_ms, np.inf), budget_ms, rest_ms)
+        here, (later_ms, rest_ms) = np.isfinite(revised[index].bounds_ms), _own(revised)
+        index = _best(values, np.where(here, later_ms, np.inf), budget_ms, rest_ms)
         looks = [moments[index], revised[index]]
     true_ms = np.where(model.known, speed * measured.latency_ms[row] + own_ms, np.inf)
     stages = {name: speed * float(times[row, index]) for name, times in measured.stages_ms.items()}
@@ -165,7 +156,7 @@ def _replay(
         hurried=hurried,
         promised=promised,
         accuracy=accuracy,
-        true_accuracy=float(measured.accuracy[row, _best(values, true_ms, budget_ms, _own(moments)[1])]),
+        true_accuracy=float(measured.accuracy[row, _best(values, true_ms, budget_ms, first_rest_ms)]),
         latency_ms=total,
     )
 
