@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from budgetvlm.controller.training import TrainingConfig, train
-from budgetvlm.errors import BudgetVLMError
+from budgetvlm.errors import BudgetVLMError, DataError
 from budgetvlm.evaluate import EvaluationOptions, evaluate
 from budgetvlm.features import Features
 from budgetvlm.guard import timed_rows
@@ -67,6 +67,11 @@ def filled(table: ProfileTable, columns: list[int]) -> tuple[ProfileTable, float
     predicted[:, columns] = table.latency_ms[:, columns]
     others = [k for k in range(table.num_settings) if k not in columns]
     rest = np.array([split != "train" for split in timed.split or ()])
+    if not rest.any():
+        raise DataError(
+            "only training samples were timed, and errors are judged on others: profile the latency of all splits "
+            "(`budgetvlm profile latency --split train,validation,test`) and prepare again"
+        )
     held_out = timed.subset(rest)
     expected, measured = model.predict_table(held_out), held_out.latency_ms
     pace = np.exp(np.nanmedian(np.log(measured / expected)[:, columns], axis=1, keepdims=True))
