@@ -368,8 +368,9 @@ class _Course:
         self.looks.append(bounds)
         index = best_within(self._values, bounds.bounds_ms, self._budget_ms)
         self.choice = self._model.choice(index, self._values, bounds, self._budget_ms, promised=True)
+        deadline = self.deadline()
         self.revising_ms = _ms(began, time.perf_counter())
-        return self.choice.setting, self.deadline()
+        return self.choice.setting, deadline
 
     def deadline(self) -> Deadline | None:
         """Of the answer; None: it is finished as planned whatever it takes."""
