@@ -76,89 +76,118 @@ def replay(
         cut: see `AdaptiveVLM.generate`.
         speed: number of the request -> how many times as long everything takes.
     """
-    again = _Again(model.vlm, task, measured.samples)
+    run = _Replay(model, task, measured, cut)
     rng = np.random.default_rng(seed)
     shares = rng.choice(np.asarray(budget_shares, dtype=np.float64), size=num_requests)
     return [
-        _replay(model, measured, again, number % len(measured), share, share * reference_ms, speed(number), cut)
+        run.request(number % len(measured), share, reference_ms, speed(number))
         for number, share in enumerate(shares.tolist())
     ]
 
 
-def _replay(
-    model: AdaptiveVLM,
-    measured: Measured,
-    again: _Again,
-    row: int,
-    share: float,
-    budget_ms: float,
-    speed: float,
-    cut: Cut,
-) -> Replayed:
-    guard, request = model.guard, measured.requests[row]
-    assert guard is not None
-    own_ms = speed * model.controller_ms
-    # Each setting was run at its own moment, of whose speed its own overview and the runs before it told.
-    speeds, last = _speeds(guard, measured, row, speed)
-    moments, revised = _looks(model, measured, row, budget_ms, speed, speeds)
-    bounds_ms, first_rest_ms = _own(moments)
-    promised = bool((bounds_ms <= budget_ms).any())
-    profiled_ms = max((budget_ms - guard.other_ms) / guard.bounds(request, budget_ms).slowdown, 1e-3)
-    values = model.decider.values(measured.image[row], request.feature, profiled_ms, None)
-    index = _best(values, bounds_ms, budget_ms, first_rest_ms)
-    looks = [moments[index]]
-    if guard.revises and promised:
-        here, (later_ms, rest_ms) = np.isfinite(revised[index].bounds_ms), _own(revised)
-        index = _best(values, np.where(here, later_ms, np.inf), budget_ms, rest_ms)
-        looks = [moments[index], revised[index]]
-    true_ms = np.where(model.known, speed * measured.latency_ms[row] + own_ms, np.inf)
-    stages = {name: speed * float(times[row, index]) for name, times in measured.stages_ms.items()}
-    output = int(measured.output[row, index])
-    setting = model.controller.knob_space.settings[index]
-    now_ms = own_ms + sum(stages.values()) - stages["prefill"] - stages["decode"]
-    clock = _Clock(now_ms)
-    depth = int(setting.get("num_active_blocks", model.vlm.num_total_blocks))
-    blocks_ms, tokens_ms = (speed * took for took in _steps_ms(measured, row, index, depth))
-    deadline = model.deadline(looks[-1], index, budget_ms / 1e3, cut=cuts(guard, cut, promised))
-    pace = Pace.of(model.vlm, setting, deadline._replace(clock=clock.read)) if deadline else None
-    if pace and deadline and deadline.read_ms:
-        clock.now_ms += stages["prefill"] - float(blocks_ms.sum())  # before the first block
-        _read(pace, clock, blocks_ms)
-    else:
-        clock.now_ms += stages["prefill"]
-    stages["prefill"] = clock.now_ms - now_ms
-    made = _decode(pace, clock, tokens_ms)
-    total = clock.now_ms
-    stages["decode"] = total - now_ms - stages["prefill"]
-    guard.speed = speeds[index]
-    was_cut, hurried = made < output, bool(pace and pace.hurried)
-    guard.update(
-        looks,
-        index,
-        stages,
-        made,
-        total,
-        late=total > budget_ms,
-        cut=was_cut,
-        promised=promised,
-        saved_ms=pace.saved_ms if pace else None,
-    )
-    guard.speed = last
-    if deadline and (was_cut or hurried):
-        accuracy = again.accuracy(row, setting, deadline, clock.readings)
-    else:
-        accuracy = float(measured.accuracy[row, index])
-    return Replayed(
-        row=row,
-        budget_share=share,
-        late=promised and total > budget_ms,
-        cut=was_cut,
-        hurried=hurried,
-        promised=promised,
-        accuracy=accuracy,
-        true_accuracy=float(measured.accuracy[row, _best(values, true_ms, budget_ms, first_rest_ms)]),
-        latency_ms=total,
-    )
+class _Replay:
+    """One replay: a model whose guard learns on, and what was measured."""
+
+    def __init__(self, model: AdaptiveVLM, task: Task, measured: Measured, cut: Cut) -> None:
+        assert model.guard is not None
+        self._model, self._guard, self._measured, self._cut = model, model.guard, measured, cut
+        self._again = _Again(model.vlm, task, measured.samples)
+
+    def request(self, row: int, share: float, reference_ms: float, speed: float) -> Replayed:
+        """One request, from which the guard learns."""
+        guard, measured, budget_ms = self._guard, self._measured, share * reference_ms
+        # Each setting was run at its own moment, of whose speed its own overview and the runs before it told.
+        speeds, last = _speeds(guard, measured, row, speed)
+        chosen = self._choose(row, budget_ms, speed, speeds)
+        answered = self._answer(row, chosen, budget_ms, speed)
+        late, cut = answered.total_ms > budget_ms, answered.tokens < int(measured.output[row, chosen.index])
+        guard.speed = speeds[chosen.index]
+        guard.update(
+            chosen.looks, chosen.index, answered.stages_ms, answered.tokens, answered.total_ms,
+            late=late, cut=cut, promised=chosen.promised, saved_ms=answered.saved_ms,
+        )  # fmt: skip
+        guard.speed = last
+        accuracy = float(measured.accuracy[row, chosen.index])
+        if answered.deadline and (cut or answered.hurried):
+            accuracy = self._again.accuracy(row, self._setting(chosen.index), answered.deadline, answered.readings)
+        return Replayed(
+            row=row,
+            budget_share=share,
+            late=chosen.promised and late,
+            cut=cut,
+            hurried=answered.hurried,
+            promised=chosen.promised,
+            accuracy=accuracy,
+            true_accuracy=float(measured.accuracy[row, chosen.true_index]),
+            latency_ms=answered.total_ms,
+        )
+
+    def _choose(self, row: int, budget_ms: float, speed: float, speeds: Sequence[StageSpeed]) -> _Chosen:
+        """As `AdaptiveVLM.generate` does, where every setting's bounds are of the moment at which it was run."""
+        model, guard, measured = self._model, self._guard, self._measured
+        request = measured.requests[row]
+        moments, revised = _looks(model, measured, row, budget_ms, speed, speeds)
+        bounds_ms, rest_ms = _own(moments)
+        seen_ms = model.seen_budget_ms(guard.bounds(request, budget_ms), budget_ms)
+        values = model.decider.values(measured.image[row], request.feature, seen_ms, None)
+        index = _best(values, bounds_ms, budget_ms, rest_ms)
+        true_ms = np.where(model.known, speed * (measured.latency_ms[row] + model.controller_ms), np.inf)
+        true_index = _best(values, true_ms, budget_ms, rest_ms)
+        promised = bool((bounds_ms <= budget_ms).any())
+        if not (guard.revises and promised):
+            return _Chosen(index, [moments[index]], promised, true_index)
+        here, (later_ms, later_rest_ms) = np.isfinite(revised[index].bounds_ms), _own(revised)
+        index = _best(values, np.where(here, later_ms, np.inf), budget_ms, later_rest_ms)
+        return _Chosen(index, [moments[index], revised[index]], promised, true_index)
+
+    def _answer(self, row: int, chosen: _Chosen, budget_ms: float, speed: float) -> _Answered:
+        """Read and decode by the clock of the replay."""
+        model, measured, index = self._model, self._measured, chosen.index
+        setting = self._setting(index)
+        stages = {name: speed * float(times[row, index]) for name, times in measured.stages_ms.items()}
+        depth = int(setting.get("num_active_blocks", model.vlm.num_total_blocks))
+        blocks_ms, tokens_ms = (speed * took for took in _steps_ms(measured, row, index, depth))
+        before_ms = speed * model.controller_ms + sum(stages.values()) - stages["prefill"] - stages["decode"]
+        clock = _Clock(before_ms)
+        cut = cuts(self._guard, self._cut, chosen.promised)
+        deadline = model.deadline(chosen.looks[-1], index, budget_ms / 1e3, cut=cut)
+        pace = Pace.of(model.vlm, setting, deadline._replace(clock=clock.read)) if deadline else None
+        if pace and deadline and deadline.read_ms:
+            clock.now_ms += stages["prefill"] - float(blocks_ms.sum())  # before the first block
+            _read(pace, clock, blocks_ms)
+        else:
+            clock.now_ms += stages["prefill"]
+        stages["prefill"] = clock.now_ms - before_ms
+        tokens = _decode(pace, clock, tokens_ms)
+        stages["decode"] = clock.now_ms - before_ms - stages["prefill"]
+        hurried, saved_ms = (bool(pace.hurried), pace.saved_ms) if pace else (False, {})
+        return _Answered(stages, tokens, clock.now_ms, hurried, saved_ms, deadline, clock.readings)
+
+    def _setting(self, index: int) -> Setting:
+        return self._model.controller.knob_space.settings[index]
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Which setting, by which bounds, whether any was allowed, and which one had the guard known every time."""
+
+    index: int
+    looks: list[Bounds]
+    promised: bool
+    true_index: int
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """How it went: what each stage took, how many tokens were made, and what the clock showed meanwhile."""
+
+    stages_ms: dict[str, float]
+    tokens: int
+    total_ms: float
+    hurried: bool
+    saved_ms: dict[str, float]
+    deadline: Deadline | None
+    readings: list[float]
 
 
 def _own(looks: Sequence[Bounds]) -> tuple[np.ndarray, np.ndarray]:
