@@ -272,6 +272,16 @@ def test_a_place_that_cannot_be_written_leaves_nothing_behind(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("feature_dim", [None, 2])
+def test_rows_are_encoded_as_their_features_are(feature_dim):
+    image, language = torch.randn(50, 3) * 7 + 3, torch.randn(50, 2)
+    image[:, 2] = 5.0  # never varies
+    image[7, 1] = 1e6  # is cut
+    made, rows = controller(feature_dim=feature_dim), torch.tensor([7, 0, 49, 7])
+    made.fit_features(image, language)
+    torch.testing.assert_close(made.encode_rows(image, language, rows), made.encode(image[rows], language[rows]))
+
+
 @pytest.mark.parametrize(("p", "digits"), [(0.25, 2), (0.5, 1), (0.3, 8), (255 / 256, 8), (0.125, 3)])
 def test_quick_dropout_drops_the_share_asked_for_whatever_its_binary_digits(p, digits):
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Loops that run in every request, compiled to machine code.
+"""Loops that run in every request and in every step of training, compiled to machine code.
 
 Between two requests lies a run of the model, and nothing of ours is in the caches then: each NumPy operation costs 10
 microseconds or more where it costs one in a loop. A compiled loop does the work of a dozen of them in one call.
@@ -20,5 +20,5 @@ _FAST = {"reassoc", "contract", "nsz", "arcp"}
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
     """Compile a function of numbers and arrays when it is first called; the machine code is kept for the next run."""
-    out: Callable[P, R] = njit(cache=True, fastmath=_FAST, nogil=True)(function)
+    out: Callable[P, R] = njit(cache=True, fastmath=_FAST, nogil=True, error_model="numpy")(function)
     return out

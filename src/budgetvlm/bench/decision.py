@@ -9,8 +9,9 @@ from functools import partial
 import numpy as np
 import torch
 
+from budgetvlm._threads import torch_threads
 from budgetvlm.bench.figures import Figure, percentile, times_us
-from budgetvlm.bench.material import Material, threads
+from budgetvlm.bench.material import Material
 from budgetvlm.bounds import Request, Spent
 from budgetvlm.controller.decision import best_within
 from budgetvlm.controller.network import GRPOController
@@ -25,7 +26,7 @@ def measure(material: Material) -> list[Figure]:
     """Both ways take turns, on states that all differ, on one core."""
     rounds, count = QUICK if material.options.quick else FULL
     quick, eager = decisions(material, count)
-    with threads(1):
+    with torch_threads(1):
         pairs = [(times_us(quick), times_us(eager[: count // 5])) for _ in range(rounds + 1)][1:]
     ours, theirs = zip(*pairs, strict=True)
     p50, p99 = ([percentile(times, share) for times in ours] for share in (0.5, 0.99))

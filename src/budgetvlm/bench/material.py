@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -175,14 +173,3 @@ def _columns(space: KnobSpace) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     known = dict(zip(space.names, space.value_matrix.T, strict=True))
     ones = np.ones(len(space))
     return tuple(known.get(n, ones) for n in ("max_crops", "top_k", "num_active_blocks"))
-
-
-@contextmanager
-def threads(count: int | None) -> Iterator[None]:
-    """So many torch threads inside the ``with`` block; None leaves them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from budgetvlm._threads import torch_threads
 from budgetvlm.bench import decision, memory, overhead, sweeps, training
 from budgetvlm.bench.figures import Figure
-from budgetvlm.bench.material import BenchOptions, Material, threads
+from budgetvlm.bench.material import BenchOptions, Material
 
 SECTIONS: dict[str, tuple[str, Callable[[Material], list[Figure]]]] = {
     "decision": ("A decision, on one core", decision.measure),
@@ -42,7 +43,7 @@ class SectionResult:
 def run(options: BenchOptions, names: Sequence[str]) -> Iterator[SectionResult]:
     """Measure these sections, one after the other."""
     material = Material(options)
-    with threads(options.num_threads):
+    with torch_threads(options.num_threads):
         for name in names:
             title, measure = SECTIONS[name]
             start = time.perf_counter()

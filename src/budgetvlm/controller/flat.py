@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from budgetvlm.controller import kernels
 from budgetvlm.errors import CheckpointError
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # of `torch.optim.AdamW`
@@ -40,12 +41,12 @@ class FlatAdamW:
             parameter.data, parameter.grad = value, gradient
         order = {id(p): view for p, view in zip(self.parameters, self._views(self.averages), strict=True)}
         self.average = [order[id(p)] for p in parameters]
-        decayed = sum(p.numel() for p in matrices)
-        columns = (self.values, self.gradient, self.mean, self.square)
-        self.parts = (
-            ([[column[:decayed]] for column in columns], weight_decay),
-            ([[column[decayed:]] for column in columns], 0.0),
-        )
+        self.weight_decay, self.decayed = weight_decay, sum(p.numel() for p in matrices)
+        self._columns = self.values, self.gradient, self.mean, self.square
+        # What the compiled loop takes; None: it cannot.
+        self._arrays: tuple[Any, ...] | None = None
+        if self.values.is_cpu and self.values.dtype == torch.float32:
+            self._arrays = tuple(column.numpy() for column in (*self._columns, self.averages))
 
     def _views(self, flat: Tensor) -> list[Tensor]:
         """All numbers ``[n]`` in the shapes of the parameters."""
@@ -56,11 +57,19 @@ class FlatAdamW:
     def step(self, average_decay: float) -> None:
         """One update, and average = decay x average + (1 - decay) x values."""
         self.steps += 1
-        for (values, gradient, mean, square), weight_decay in self.parts:
+        if self._arrays is not None:
+            values, gradient, mean, square, averages = self._arrays
+            kernels.adamw(
+                values, gradient, mean, square, averages, self.decayed, self.steps.item(), self.learning_rate, BETAS,
+                self.weight_decay, EPSILON, average_decay,
+            )  # fmt: skip
+            return
+        for part, decay in ((slice(self.decayed), self.weight_decay), (slice(self.decayed, None), 0.0)):
+            values, gradient, mean, square = ([column[part]] for column in self._columns)
             # What `torch.optim.AdamW(fused=True)` calls; its own preparations take as long as the arithmetic.
             torch._fused_adamw_(
                 values, gradient, mean, square, [], [self.steps], lr=self.learning_rate, beta1=BETAS[0],
-                beta2=BETAS[1], weight_decay=weight_decay, eps=EPSILON, amsgrad=False, maximize=False,
+                beta2=BETAS[1], weight_decay=decay, eps=EPSILON, amsgrad=False, maximize=False,
             )  # fmt: skip
         self.averages.lerp_(self.values, 1.0 - average_decay)
 

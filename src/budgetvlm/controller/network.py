@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from budgetvlm.controller import kernels
 from budgetvlm.controller.arguments import bounds_tensor, check_arguments, feature_matrix
-from budgetvlm.controller.layers import LogEmbedding, QuickDropout, Standardiser
+from budgetvlm.controller.layers import LARGEST_SCORE, LogEmbedding, QuickDropout, Standardiser
 from budgetvlm.errors import CheckpointError, InputError, KnobSpaceError
 from budgetvlm.knobs import KnobSpace, Value
 
@@ -222,6 +223,18 @@ class GRPOController(nn.Module):
     def encode(self, image_feat: Tensor, lang_feat: Tensor) -> Tensor:
         """Raw features -> standardised ``[B, F]``; has no parameters."""
         return torch.cat([self.image_input(image_feat), self.lang_input(lang_feat)], dim=-1)
+
+    def encode_rows(self, image_feat: Tensor, lang_feat: Tensor, rows: Tensor) -> Tensor:
+        """`encode` of these rows ``[B]`` of ``[S, Di]`` and ``[S, Dl]``."""
+        inputs = (self.image_input, image_feat), (self.lang_input, lang_feat)
+        if not all(layer.components is None and x.is_cpu and x.dtype == torch.float32 for layer, x in inputs):
+            return self.encode(image_feat.index_select(0, rows), lang_feat.index_select(0, rows))
+        out, start = image_feat.new_empty(len(rows), self.image_input.out_dim + self.lang_input.out_dim), 0
+        for layer, x in inputs:
+            statistics = layer.mean.numpy(), layer.std.numpy()
+            kernels.standardise(x.numpy(), rows.numpy(), *statistics, LARGEST_SCORE, start, out.numpy())
+            start += layer.out_dim
+        return out
 
     def context_basis(self, budget: Tensor, price: Tensor) -> Tensor:
         """Budget and price ``[B]`` -> the fixed functions of them that the embeddings read, ``[B, 2, C]``."""
