@@ -268,9 +268,9 @@ def test_features(vlm):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_means_of_words(dtype):
     means = WordMeans(torch.nn.Embedding.from_pretrained(torch.tensor([[1.0, 2.0], [3.0, 6.0]], dtype=dtype)))
-    assert means([0, 1]).tolist() == [2.0, 4.0]
+    assert means(np.array([0, 1])).tolist() == [2.0, 4.0]
     with pytest.raises(IndexError):
-        means([0, 2])
+        means(np.array([0, 2]))
 
 
 @pytest.mark.parametrize("question", ["", "  ", None, 3])

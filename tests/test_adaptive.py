@@ -1,14 +1,18 @@
 """The guard at run time, on a made-up machine whose speed is known and may change."""
 
+import itertools
 import json
 import math
 
 import numpy as np
 import pytest
+import torch
 from test_latency import SPACE, machine, measured
 
 from budgetvlm.adaptive import AdaptiveGuard
-from budgetvlm.bounds import Request, Spent
+from budgetvlm.bounds import Bounds, Request, Spent
+from budgetvlm.controller.decision import Decider, best_within
+from budgetvlm.controller.network import GRPOController
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.latency import LatencyModel
 from budgetvlm.lengths import LengthModel
@@ -22,12 +26,27 @@ TOKENS, STAGES = machine(SPACE, 2000, seed=9)
 # The first feature tells how long answers are, give or take one token.
 FEATURES = np.column_stack([TOKENS["output"][:, 0] + np.random.default_rng(0).integers(-1, 2, 2000), np.ones(2000)])
 LENGTHS = LengthModel.fit(FEATURES, TOKENS["output"][:, 0])
+IMAGE = np.array([0.5, -1.0, 2.0], dtype=np.float32)
+KNOWN = np.arange(len(SPACE)) % 5 > 0
 
 
 def guard(alpha=0.05, factor=None, hurries=True) -> AdaptiveGuard:
     scores = 0.08 * np.random.default_rng(3).standard_t(4, 500)
     margin = Margin.start(alpha, {"overview": scores, "image": scores}, math.log(factor) if factor else None)
     return AdaptiveGuard(LATENCY, LENGTHS, margin, other_ms=0.5, hurries=hurries)
+
+
+def decider() -> Decider:
+    """Of a controller that was trained on nothing."""
+    torch.manual_seed(0)
+    options = {"latency_ms": range(1, len(SPACE) + 1), "latency_reference_ms": 60.0}
+    made = GRPOController(len(IMAGE), 2, knob_values=SPACE.to_dict(), hidden_dim=16, **options)
+    torch.nn.init.normal_(made.heads.weight)
+    return Decider(made.eval())
+
+
+def asked(row: int) -> Request:
+    return Request(TOKENS["vision"][row], TOKENS["language"][row, 0], FEATURES[row])
 
 
 def requests(made: AdaptiveGuard, speed, seed=1, noise=0.08):
@@ -40,7 +59,7 @@ def requests(made: AdaptiveGuard, speed, seed=1, noise=0.08):
     """
     rng = np.random.default_rng(seed)
     for row in range(2000):
-        request = Request(TOKENS["vision"][row], TOKENS["language"][row, 0], FEATURES[row])
+        request = asked(row)
         budget = rng.uniform(20, 130) * speed(row)
         slow = speed(row) * math.exp(noise * rng.standard_t(4))
         overview = slow * (STAGES["preprocess"][row, 0] + STAGES["vision"][row, 0])
@@ -152,8 +171,34 @@ def test_a_slower_machine_is_seen_as_one():
 def test_a_rehearsal_teaches_nothing():
     made = guard()
     before = made.to_dict()
-    made.rehearse(Request(TOKENS["vision"][0], TOKENS["language"][0, 0], FEATURES[0]))
+    made.rehearse(asked(0), decider(), IMAGE)
     assert made.to_dict() == before
+
+
+def test_choosing_in_one_call_is_bounding_and_choosing():
+    made, chooses = guard(), decider()
+    list(requests(made, lambda row: 1.5))
+    for row, (budget, waited, price, known) in enumerate(
+        itertools.product((40.0, 90.0), (0.0, 15.0), (None, 0.5), (None, KNOWN))
+    ):
+        spent = Spent(waited + 4.0, 3.5)
+        bounds, values, best = made.choose(chooses, asked(row), IMAGE, budget, spent, price, waited, known)
+        wanted = made.bounds(asked(row), budget, spent, known)
+        assert_same(bounds, wanted)
+        seen = (budget - waited - made.other_ms) / wanted.slowdown
+        states = IMAGE, asked(row).feature, seen, price, wanted.bounds_ms, budget
+        index, expected = chooses.best(*states)
+        np.testing.assert_allclose(values, expected, rtol=1e-6)
+        assert best == index >= 0
+        spent = Spent(waited + 20.0, 18.0)
+        later, best = made.choose_again(bounds, best, values, budget, spent, known)
+        assert_same(later, wanted := made.revised(wanted, index, spent, known))
+        assert best == best_within(expected, wanted.bounds_ms, budget)
+
+
+def assert_same(found: Bounds, wanted: Bounds) -> None:
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_what_was_learnt_survives_json():

@@ -15,6 +15,7 @@ from tiny_vlm import write_tiny_model
 from budgetvlm.adaptive import AdaptiveGuard
 from budgetvlm.calibrate import calibrated, measure, requests_needed, typical
 from budgetvlm.cli import main
+from budgetvlm.controller.decision import best_within
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.errors import ConfigError, DataError, InputError, KnobSpaceError
 from budgetvlm.features import Features
@@ -166,15 +167,15 @@ def test_a_choice_is_revised_once_the_image_is_encoded(system, monkeypatch):
     """The image takes long: of the settings that share it only the cheaper one still keeps the budget."""
     sample = next(TASK.samples("train", 2))
     request, asked = (sample.load_image(), sample.question), []
-    revised = system.guard.revised
+    choose_again = system.guard.choose_again
 
-    def after_a_slow_image(bounds, index, spent, known):
+    def after_a_slow_image(bounds, index, values, budget_ms, spent, known):
         asked.append(index)
-        found = revised(bounds, index, spent, known)
+        found, _ = choose_again(bounds, index, values, budget_ms, spent, known)
         found.bounds_ms[index] = np.inf
-        return found
+        return found, best_within(values, found.bounds_ms, budget_ms)
 
-    monkeypatch.setattr(system.guard, "revised", after_a_slow_image)
+    monkeypatch.setattr(system.guard, "choose_again", after_a_slow_image)
     answer = system.generate(*request, budget_ms=1e5, max_new_tokens=2)
     assert asked == [SPACE.index(SPACE.full)]
     assert answer.setting != SPACE.full and answer.setting["max_crops"] == SPACE.full["max_crops"]

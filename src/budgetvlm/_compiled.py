@@ -19,6 +19,9 @@ _FAST = {"reassoc", "contract", "nsz", "arcp"}
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """Compile a function of numbers and arrays when it is first called; the machine code is kept for the next run."""
-    out: Callable[P, R] = njit(cache=True, fastmath=_FAST, nogil=True, error_model="numpy")(function)
+    """Compile a function of numbers and arrays when it is first called; the machine code is kept for the next run.
+
+    It holds Python's lock, so no other thread changes what it reads.
+    """
+    out: Callable[P, R] = njit(cache=True, fastmath=_FAST, error_model="numpy")(function)
     return out

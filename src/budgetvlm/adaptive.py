@@ -16,13 +16,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from budgetvlm._compiled import compiled
 from budgetvlm.bounds import REST, STEP, Bounds, GroupNumbers, Groups, Request, Spent, look, look_again
+from budgetvlm.choosing import choose, choose_again
 from budgetvlm.conformal import samples_needed
+from budgetvlm.controller.decision import Decider
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.features import Features
 from budgetvlm.guard import timed_rows
@@ -40,7 +42,17 @@ MOST_SAMPLES = 20_000  # that are fitted on; more say nothing more of a machine
 OTHER_RATE = 0.05  # share of the way that the cost of the rest goes towards one request's
 IMAGE_STAGES = ("preprocess", "vision")  # of which the overview is a part
 TARGET_SHARE = 0.85  # of alpha: the promise is "at most", and the margin wanders a little
+SIZES_KEPT = 256  # of requests
 MOST_CREDIT = 10.0  # late answers that a quiet spell can save up
+
+
+class _Sized(NamedTuple):
+    """Of requests of one size: `Request.vision`, two of `budgetvlm.quick_latency.Sized`, `GroupNumbers.of_image`."""
+
+    vision: np.ndarray
+    times: np.ndarray
+    least: float
+    groups: tuple[int, int]
 
 
 class AdaptiveGuard:
@@ -87,10 +99,12 @@ class AdaptiveGuard:
         self.calibrated_on = calibrated_on
         self._account = np.array([other_ms, 1.0])
         self._same_image, self.hurry = SameImage(latency.knob_space), Hurry(latency.knob_space)
+        self._same_images = [self._same_image.of(index) for index in range(len(latency.knob_space))]
         self.hurries = hurries
         self._quickest = self.hurry.last if hurries else np.arange(len(latency.knob_space))
         self._all = np.ones(len(latency.knob_space), dtype=bool)
-        self._nothing_saved = np.zeros(len(latency.stages))
+        self._feature_width = len(lengths.mean)
+        self._nothing_saved = (0.0,) * len(latency.stages)
         self._speed = StageSpeed(latency.stages) if speed is None else speed
         self.margin = margin
 
@@ -98,8 +112,8 @@ class AdaptiveGuard:
         """What compiled loops take beside a request, ready to be passed on: finding it costs more than using it."""
         quick, margin, speed = self._quick, self._margin, self._speed
         self._looks_by: tuple[Any, ...] = (
-            1 - self.alpha / 2, *self.lengths.folded, speed.now, speed.factors, quick.of_image, quick.overview,
-            self._groups.fixed, *margin.state, self._quickest, self._same_image.members,
+            self._account, 1 - self.alpha / 2, *self.lengths.folded, speed.now, speed.factors, quick.of_image,
+            quick.overview, self._groups.fixed, *margin.state, self._quickest, self._same_image.members,
         )  # fmt: skip
         self._looks_again_by: tuple[Any, ...] = speed.now, self._quickest, *margin.state
         self._learns_by: tuple[Any, ...] = (
@@ -115,6 +129,7 @@ class AdaptiveGuard:
     @margin.setter
     def margin(self, margin: Margin) -> None:
         self._margin, self._groups = margin, GroupNumbers(margin, self.lengths.lengths.tolist())
+        self._sizes: dict[tuple[int, float], _Sized] = {}
         self._prepare()
 
     @property
@@ -192,15 +207,46 @@ class AdaptiveGuard:
             spent: with the overview's encoding; None: nothing has run yet.
             known: settings that may be chosen, bool ``[K]``; None: all.
         """
-        taken = spent or Spent()
-        self.lengths.check(request.feature)
+        spent = Spent() if spent is None else spent
+        asked, profiled = self._asked(request, spent, known)
+        return Bounds(*look(float(budget_ms), *asked, *self._looks_by), "overview", spent, profiled)
+
+    def choose(
+        self, decider: Decider, request: Request, image: np.ndarray, budget_ms: float, spent: Spent,
+        price: float | None = None, waited_ms: float = 0.0, known: np.ndarray | None = None,
+    ) -> tuple[Bounds, np.ndarray, int]:  # fmt: skip
+        """`bounds`, a controller's values of every setting ``[K]``, and the best setting by both; -1 if there is none.
+
+        Args:
+            image: feature ``[Di]``, float32.
+            price: see `Decider`. waited_ms: of the budget, before the request began.
+        """
+        asked, profiled = self._asked(request, spent, known)
+        image, language = decider.state(image, request.feature)
+        found = choose(image, language, budget_ms, waited_ms, *asked, *self._looks_by, *decider.weights(price))
+        times, slowdown, fastest, lengths, groups, terms, values, best = found
+        bounds = Bounds(times, slowdown, fastest, lengths, groups, terms, "overview", spent, profiled)
+        return bounds, values, best
+
+    def _asked(self, request: Request, spent: Spent, known: np.ndarray | None) -> tuple[tuple[Any, ...], np.ndarray]:
+        """What `look` takes of a request beside its budget, and its times as profiled."""
+        vision, language, feature = request
+        sized = self._sizes.get((id(vision), language))
+        if sized is None or sized.vision is not vision:
+            sized = self._sized(request)
+        if len(feature) != self._feature_width:
+            self.lengths.check(feature)
+        known = self._all if known is None else known
+        return (feature, sized.times, sized.least, sized.groups, known, *spent, self.revises), sized.times
+
+    def _sized(self, request: Request) -> _Sized:
+        """What follows from its size alone; kept, because images are of few sizes and questions of few lengths."""
+        if len(self._sizes) >= SIZES_KEPT:
+            self._sizes.clear()
         sized = self._quick.size(request.vision, request.language)
-        times, slowdown, fastest, lengths, groups, terms = look(
-            request.feature, sized.times, sized.least, self._groups.of_image(sized.most),
-            self._all if known is None else known, float(budget_ms), *taken, self.other_ms, self.revises,
-            *self._looks_by,
-        )  # fmt: skip
-        return Bounds(times, slowdown, fastest, lengths, groups, taken, "overview", terms, sized.times)
+        made = _Sized(request.vision, sized.times, sized.least, self._groups.of_image(sized.most))
+        self._sizes[id(request.vision), request.language] = made
+        return made
 
     def revised(self, bounds: Bounds, index: int, spent: Spent, known: np.ndarray | None = None) -> Bounds:
         """Bounds once the image of the chosen setting is encoded; other images are out of reach.
@@ -210,13 +256,29 @@ class AdaptiveGuard:
             spent: with the whole image's encoding.
             known: settings that may be chosen, bool ``[K]``; None: all.
         """
+        seen = self._seen_again(bounds, index, spent, known)
+        times, fastest = look_again(*seen, *self._looks_again_by)
+        return self._again(bounds, times, fastest, spent)
+
+    def choose_again(
+        self, bounds: Bounds, index: int, values: np.ndarray, budget_ms: float, spent: Spent,
+        known: np.ndarray | None = None,
+    ) -> tuple[Bounds, int]:  # fmt: skip
+        """`revised`, and the best setting for these values ``[K]`` by them; -1 if there is none."""
+        seen = self._seen_again(bounds, index, spent, known)
+        times, fastest, best = choose_again(values, budget_ms, *seen, *self._looks_again_by)
+        return self._again(bounds, times, fastest, spent), best
+
+    def _seen_again(self, bounds: Bounds, index: int, spent: Spent, known: np.ndarray | None) -> tuple[Any, ...]:
+        """What `look_again` takes of a request."""
         assert bounds.terms is not None
-        times, fastest = look_again(
-            bounds.terms, index, *bounds.lengths, bounds.groups, self._same_image.of(index),
-            self._all if known is None else known, *spent, *self._looks_again_by,
-        )  # fmt: skip
+        known = self._all if known is None else known
+        return bounds.terms, index, bounds.lengths, bounds.groups, self._same_images[index], known, *spent
+
+    @staticmethod
+    def _again(bounds: Bounds, times: np.ndarray, fastest: int, spent: Spent) -> Bounds:
         return Bounds(
-            times, bounds.slowdown, fastest, bounds.lengths, bounds.groups, spent, "image", bounds.terms,
+            times, bounds.slowdown, fastest, bounds.lengths, bounds.groups, bounds.terms, "image", spent,
             bounds.profiled,
         )  # fmt: skip
 
@@ -254,20 +316,20 @@ class AdaptiveGuard:
         assert first.profiled is not None
         learnt = _learn(
             first.profiled, first.times, last.times, setting_index, first.groups, *first.spent,
-            last.spent.total_ms if len(looks) > 1 else math.nan, self._speed.took(stages_ms),
+            last.spent.total_ms if len(looks) > 1 else math.nan, self._speed.by_stage(stages_ms),
             self._speed.by_stage(saved_ms) if saved_ms else self._nothing_saved, float(output_tokens), float(total_ms),
             late, cut, promised, *self._learns_by,
         )  # fmt: skip
         if not learnt:
             _complain(stages_ms, looks, total_ms)
 
-    def rehearse(self, request: Request) -> None:
+    def rehearse(self, request: Request, decider: Decider, image: np.ndarray) -> None:
         """Run all that a request runs, on a twin, so that the first real one need not wait for compiled code."""
         twin = AdaptiveGuard.from_dict(self.to_dict())
-        looks = [twin.bounds(request, 100.0, Spent(1.0, 1.0))]
-        looks.append(twin.revised(looks[0], looks[0].fastest, Spent(2.0, 2.0)))
+        bounds, values, _ = twin.choose(decider, request, image, 100.0, Spent(1.0, 1.0))
+        later, _ = twin.choose_again(bounds, bounds.fastest, values, 100.0, Spent(2.0, 2.0))
         stages = dict.fromkeys(twin.latency.stages, 1.0)
-        twin.update(looks, looks[0].fastest, stages, 2, 100.0, late=False)
+        twin.update([bounds, later], bounds.fastest, stages, 2, 100.0, late=False)
 
     def follow(self, request: Request, index: int, stages_ms: Mapping[str, float], output_tokens: float) -> bool:
         """Learn this machine's speed from a request, and nothing else; whether a stage's speed has jumped."""
@@ -275,7 +337,7 @@ class AdaptiveGuard:
 
     def profiled(self, request: Request) -> np.ndarray:
         """Times of each stage by the profile, see `budgetvlm.quick_latency.Sized`."""
-        return self._quick.size(request.vision, request.language).times
+        return self._asked(request, Spent(), None)[1]
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able document with all that was learnt; `from_dict` takes it back."""
@@ -323,7 +385,7 @@ def _complain(stages_ms: Mapping[str, float], looks: Sequence[Bounds], total_ms:
 @compiled
 def _learn(
     profiled: np.ndarray, first: np.ndarray, last: np.ndarray, index: int, groups: Groups,
-    spent_ms: float, overview_ms: float, revised_ms: float, took_ms: np.ndarray, saved_ms: np.ndarray,
+    spent_ms: float, overview_ms: float, revised_ms: float, took_ms: tuple[float, ...], saved_ms: tuple[float, ...],
     output_tokens: float, total_ms: float, late: bool, cut: bool, promised: bool,
     account: np.ndarray, alpha: float, cut_cost: float, rate: float, window: np.ndarray,
     level: float, most_level: float, parts: np.ndarray, ascending: np.ndarray, counts: np.ndarray,
@@ -335,7 +397,7 @@ def _learn(
     Args:
         profiled, groups: of `Bounds`. first, last: `Bounds.times` when the setting was chosen, and revised if it was.
         spent_ms, overview_ms: when it was chosen. revised_ms: spent when it was revised; NaN: it was not.
-        took_ms, saved_ms: of each stage, ``[G]``; the first is written into.
+        took_ms, saved_ms: of each stage, ``[G]``.
         account: the cost of the rest, and the credit.
         others: of the guard's margin and speed.
     """
@@ -348,7 +410,7 @@ def _learn(
     if not rest_ms >= 0 or later_ms < 0 or not known_ms + total_ms < np.inf:
         return False
     # What was cut would have taken another step at least.
-    missing_ms = later_missing_ms = saved_ms.sum()
+    missing_ms = later_missing_ms = sum(saved_ms)
     if cut:
         missing_ms, later_missing_ms = missing_ms + first[STEP, index], missing_ms + last[STEP, index]
     score = later_score = np.nan
@@ -367,10 +429,9 @@ def _learn(
     )  # fmt: skip
     other_ms = max(0.0, min(rest_ms - (known_ms - overview_ms), 4 * account[0] + 1.0))
     account[0] += OTHER_RATE * (other_ms - account[0])
-    for g in range(len(took_ms)):
-        took_ms[g] += saved_ms[g]
+    needed_ms = np.array(took_ms) + np.array(saved_ms)
     if follow_from(
-        profiled, index, output_tokens, took_ms, now, log_scale, factors, normal_factors, recent, known, predicted_ms
+        profiled, index, output_tokens, needed_ms, now, log_scale, factors, normal_factors, recent, known, predicted_ms
     ):
         forget(AGREEING, ascending, counts, window)
     return True

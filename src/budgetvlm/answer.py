@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from budgetvlm.bounds import Bounds
 from budgetvlm.errors import InputError
 from budgetvlm.knobs import Setting
 from budgetvlm.vlm import STAGES, Generation
@@ -73,14 +74,20 @@ class Answer:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # frozen ones take five times as long to make
 class Choice:
-    """What the controller chose: the setting and its number, whether the budget allows any, the bound it relied on."""
+    """What the controller chose: the setting and its number, whether the budget allows any, the bounds it relied on."""
 
     setting: Setting
     index: int
     feasible: bool
-    predicted_ms: float | None
+    bounds: Bounds
+
+    @property
+    def predicted_ms(self) -> float | None:
+        """The bound on its latency, None where the controller has no bounds."""
+        bound = float(self.bounds.bounds_ms[self.index])
+        return bound if 0 < bound < math.inf else None
 
 
 def check_request(

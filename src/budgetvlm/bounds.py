@@ -21,7 +21,7 @@ from budgetvlm.speed import pace_after
 BUDGET_RATIO = 1.25  # budgets this far apart are in different groups
 LEAST_SHARE, MOST_SHARE = 0.05, 1.5  # of the full setting's time: budgets beyond are in the groups of these
 SLOWED = 2.0  # times as long as when it was calibrated: the machine is under load, and requests are in other groups
-REST, STEP = 3, 6  # rows of `Bounds.times`
+REST, STEP, READ = 3, 6, 7  # rows of `Bounds.times`
 _ROWS = 8
 
 Groups = tuple[int, int, int, int]
@@ -32,7 +32,8 @@ class Request(NamedTuple):
     """What is known of a request before anything runs.
 
     Attributes:
-        vision: visual tokens at each setting, float64 ``[K]``.
+        vision: visual tokens at each setting, float64 ``[K]``. What follows from it is remembered, so it never changes;
+            images of one size best share one array.
         language: the prompt's other tokens.
         feature: language feature ``[Dl]``.
     """
@@ -58,9 +59,9 @@ class Bounds(NamedTuple):
         fastest: the setting that may be chosen whose rest is predicted to be the shortest.
         lengths: tokens of an answer as expected, and of a long one.
         groups: the requests that share parts of this one's margin.
-        spent: when the bounds were made.
-        moment: what was encoded by then.
         terms: of `budgetvlm.quick_latency.terms_of`; None: these are fixed bounds.
+        moment: what was encoded when the bounds were made.
+        spent: by then.
         profiled: times of each stage by the profile, see `budgetvlm.quick_latency.Sized`.
     """
 
@@ -69,9 +70,9 @@ class Bounds(NamedTuple):
     fastest: int
     lengths: tuple[float, int] = (1.0, 1)
     groups: Groups = (0, 0, 0, 0)
-    spent: Spent = Spent()
-    moment: Moment = "overview"
     terms: np.ndarray | None = None
+    moment: Moment = "overview"
+    spent: Spent = Spent()
     profiled: np.ndarray | None = None
 
     @classmethod
@@ -120,7 +121,7 @@ class Bounds(NamedTuple):
     @property
     def read_ms(self) -> np.ndarray:
         """Reading the prompt."""
-        return self.times[7]
+        return self.times[READ]
 
     def allowed(self, budget_ms: float) -> np.ndarray:
         """Which settings a budget allows, bool ``[K]``; maybe none."""
@@ -163,8 +164,8 @@ class GroupNumbers:
 
 @compiled
 def look(
-    feature: np.ndarray, times: np.ndarray, least: float, image_groups: tuple[int, int], known: np.ndarray,
-    budget_ms: float, taken_ms: float, image_ms: float, other_ms: float, revises: bool,
+    budget_ms: float, feature: np.ndarray, times: np.ndarray, least: float, image_groups: tuple[int, int],
+    known: np.ndarray, taken_ms: float, image_ms: float, revises: bool, account: np.ndarray,
     tail: float, weight: np.ndarray, bias: np.ndarray, lengths: np.ndarray,
     now: np.ndarray, factors: np.ndarray, of_image: np.ndarray, overview: np.ndarray,
     fixed_groups: np.ndarray, level: float, most_level: float, parts: np.ndarray, ascending: np.ndarray,
@@ -176,8 +177,9 @@ def look(
         feature: of the question, ``[Dl]``.
         times, least: see `budgetvlm.quick_latency.Sized`.
         known: settings that may be chosen, bool ``[K]``.
-        taken_ms: by now; of it image_ms for the overview. other_ms: beside the model's own stages.
+        taken_ms: by now; of it image_ms for the overview.
         revises: whether the choice will be revised.
+        account: its first number is what comes beside the model's own stages, in ms.
         tail, weight, bias, lengths: of the answer's length, see `budgetvlm.lengths.outlook`.
         now, factors: of `budgetvlm.speed.StageSpeed`.
         of_image, overview: of `budgetvlm.quick_latency.QuickLatency`.
@@ -200,7 +202,7 @@ def look(
     q = q_of(groups, 0, level, most_level, parts, ascending, counts)
     later_q = q_of(groups, 1, level, most_level, parts, ascending, counts)
     out, fastest = _times(
-        terms, pace, 1.0, other_ms - pace * done_ms, taken_ms, expected, long, math.exp(q), math.exp(later_q),
+        terms, pace, 1.0, account[0] - pace * done_ms, taken_ms, expected, long, math.exp(q), math.exp(later_q),
         quickest, known, known,
     )  # fmt: skip
     if revises:
@@ -212,14 +214,14 @@ def look(
 
 @compiled
 def look_again(
-    terms: np.ndarray, index: int, expected: float, long: int, groups: Groups,
+    terms: np.ndarray, index: int, lengths: tuple[float, int], groups: Groups,
     same_image: np.ndarray, known: np.ndarray, taken_ms: float, image_ms: float, now: np.ndarray, quickest: np.ndarray,
     level: float, most_level: float, parts: np.ndarray, ascending: np.ndarray, counts: np.ndarray,
 ) -> tuple[np.ndarray, int]:  # fmt: skip
     """Bounds once the image of setting ``index`` is encoded: `Bounds.times` and the fastest setting.
 
     Args:
-        terms, expected, long, groups: of the bounds that it was chosen by.
+        terms, lengths, groups: of the bounds that it was chosen by.
         same_image: settings with its image, bool ``[K]``.
         taken_ms: by now; of it image_ms for the image.
         others: as `look` has them.
@@ -227,7 +229,7 @@ def look_again(
     pace = pace_after(now[0], terms[0, index], image_ms)
     factor = math.exp(q_of(groups, 1, level, most_level, parts, ascending, counts))
     return _times(
-        terms, pace, 0.0, 0.0, taken_ms, expected, long, factor, factor, quickest, known, same_image
+        terms, pace, 0.0, 0.0, taken_ms, lengths[0], lengths[1], factor, factor, quickest, known, same_image
     )  # fmt: skip
 
 

@@ -23,6 +23,8 @@ from budgetvlm.adaptive import AdaptiveGuard
 from budgetvlm.answer import Answer, Cut
 from budgetvlm.bounds import Bounds, Request, Spent
 from budgetvlm.calibrate import Measured
+from budgetvlm.choosing import seen_ms
+from budgetvlm.controller.decision import Decider
 from budgetvlm.controller.validation import BUDGET_SHARES
 from budgetvlm.replay import replay
 from budgetvlm.runtime import AdaptiveVLM
@@ -46,6 +48,16 @@ class Unguarded(AdaptiveGuard):
         bounds = super().bounds(request, budget_ms, spent, known)
         bounds.bounds_ms[:] = bounds.predicted_ms
         return bounds._replace(fastest=int(bounds.predicted_ms.argmin()))
+
+    def choose(
+        self, decider: Decider, request: Request, image: np.ndarray, budget_ms: float, spent: Spent,
+        price: float | None = None, waited_ms: float = 0.0, known: np.ndarray | None = None,
+    ) -> tuple[Bounds, np.ndarray, int]:  # fmt: skip
+        """By these bounds."""
+        bounds = self.bounds(request, budget_ms, spent, known)
+        seen = seen_ms(budget_ms - waited_ms, self.other_ms, bounds.slowdown)
+        index, values = decider.best(image, request.feature, seen, price, bounds.bounds_ms, budget_ms)
+        return bounds, values, index
 
     def update(self, *args: Any, **kwargs: Any) -> None:
         """Nothing."""

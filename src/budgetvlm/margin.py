@@ -17,6 +17,7 @@ is a sum over its group's requests: over T of them the share missed differs from
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -58,6 +59,7 @@ class Margin:
         self.rate = STEP * self._may_miss  # of the parts, which go so far towards the target after each request
         self.most_level = min(MOST_LEVEL * math.sqrt(alpha * self._may_miss), 0.5)
         self._numbers: dict[str, int] = {}
+        self._free = itertools.count()
         self._parts = np.zeros(MOST_GROUPS)
         self._scores = Scores.of(max(LEAST_SCORES, math.ceil(SCORES_A_MISS / alpha)))
         for moment, given in (scores or {}).items():
@@ -94,7 +96,10 @@ class Margin:
 
     def number(self, group: str) -> int:
         """Of a group, by its name; the last ones, where there are very many, have one number."""
-        return self._numbers.setdefault(group, min(len(self._numbers), MOST_GROUPS - 1))
+        found = self._numbers.get(group)
+        if found is None:  # counted, so that two threads that bring a new group each get two numbers
+            found = self._numbers.setdefault(group, min(next(self._free), MOST_GROUPS - 1))
+        return found
 
     @property
     def state(self) -> tuple[float, float, np.ndarray, np.ndarray, np.ndarray]:

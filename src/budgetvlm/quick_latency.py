@@ -1,7 +1,7 @@
 """The latency model for one request at a time.
 
 A request's predictions are sums of few terms: what the image takes, what reading the prompt takes, and one more token.
-What follows from its size alone is kept, so that a request only adds its stages up, as fast as they run now.
+What follows from its size alone can be kept, so that a request only adds its stages up, as fast as they run now.
 
 Shapes: G stages, K settings, M functions of size (`budgetvlm.latency`). Times in ms.
 """
@@ -15,8 +15,6 @@ import numpy as np
 
 from budgetvlm._compiled import compiled
 from budgetvlm.latency import LatencyModel
-
-SIZES_KEPT = 256  # of requests: images are of few sizes, questions of few lengths
 
 
 class Sized(NamedTuple):
@@ -50,7 +48,6 @@ class QuickLatency:
         self.of_image = np.array([float(stage in image_stages) for stage in model.stages])
         self.overview = np.ascontiguousarray(self._weights[:2, :, 0])
         self._as_profiled = np.ones(len(model.stages))
-        self._kept: dict[tuple[bytes, float], Sized] = {}
 
     def size(self, vision: np.ndarray, language: float) -> Sized:
         """What follows from a request's size.
@@ -58,13 +55,7 @@ class QuickLatency:
         Args:
             vision: visual tokens at each setting, float64 ``[K]``. language: the prompt's other tokens.
         """
-        key = vision.tobytes(), language
-        found = self._kept.get(key)
-        if found is None:
-            if len(self._kept) >= SIZES_KEPT:
-                self._kept.clear()
-            self._kept[key] = found = Sized(self._stages(vision, language), float(vision.min()), float(vision.max()))
-        return found
+        return Sized(self._stages(vision, language), float(vision.min()), float(vision.max()))
 
     def _stages(self, vision: np.ndarray, language: float) -> np.ndarray:
         fixed, each, token, square, step, step_token, tiles = self._weights

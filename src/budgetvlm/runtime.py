@@ -20,9 +20,10 @@ import numpy as np
 from PIL import Image
 
 from budgetvlm._io import read_json, write_json
-from budgetvlm.adaptive import AdaptiveGuard
+from budgetvlm.adaptive import SIZES_KEPT, AdaptiveGuard
 from budgetvlm.answer import Answer, Choice, Cut, Infeasible, check_request, make_answer
-from budgetvlm.bounds import Bounds, Request, Spent
+from budgetvlm.bounds import READ, STEP, Bounds, Request, Spent
+from budgetvlm.choosing import seen_ms
 from budgetvlm.controller.checkpoint import GUARD, load_controller
 from budgetvlm.controller.decision import Decider, best_within
 from budgetvlm.controller.network import GRPOController
@@ -67,15 +68,17 @@ class AdaptiveVLM:
         self._settings = controller.knob_space.settings
         self._columns = [vlm.knob_space.index(setting) for setting in controller.knob_space.settings]
         self._all_columns = self._columns == list(range(len(vlm.knob_space)))
+        self._of_columns: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self.known = np.isfinite(controller.bounds_ms.numpy())  # settings that the controller has learnt about
-        self._only_known = None if self.known.all() else self.known
-        self._lock = threading.Lock()
+        self.only_known = None if self.known.all() else self.known
+        self._lock = threading.Lock()  # of what the guard learns; a decision is one compiled call, and needs none
         self.guard = None  # the rehearsal is not to be learnt from
         self.controller_ms = self._rehearse(*(_DECISIONS, _ANSWERS) if warm_up else (1, 0))
         self.guard = guard
         if guard is not None:
             guard.other_ms = guard.other_ms or self.controller_ms
-            guard.rehearse(self._request(Image.new("RGB", _BLANK), "what"))
+            blank = Image.new("RGB", _BLANK)
+            guard.rehearse(self._request(blank, "what"), self.decider, vlm.encode_overview(blank).feature)
 
     @classmethod
     def from_pretrained(
@@ -204,9 +207,14 @@ class AdaptiveVLM:
             image: the overview's feature ``[Di]``, float32.
             spent: on the request so far, waiting included.
         """
-        bounds = self._bounds(request, budget_ms, spent, waited_ms)
-        seen_ms = self.seen_budget_ms(bounds, budget_ms - waited_ms)
-        index, values = self.decider.best(image, request.feature, seen_ms, price, bounds.bounds_ms, budget_ms)
+        if self.guard is None:
+            bounds = self._fixed_bounds(waited_ms)
+            seen_ms = self.seen_budget_ms(bounds, budget_ms - waited_ms)
+            index, values = self.decider.best(image, request.feature, seen_ms, price, bounds.bounds_ms, budget_ms)
+        else:
+            bounds, values, index = self.guard.choose(
+                self.decider, request, image, budget_ms, spent, price, waited_ms, self.only_known
+            )
         return bounds, values, self.choice(index, values, bounds, budget_ms, when_infeasible)
 
     def look(self, image: Image.Image, question: str, budget_ms: float = math.inf) -> Outlook:
@@ -216,19 +224,28 @@ class AdaptiveVLM:
 
     def _request(self, image: Image.Image, question: str) -> Request:
         vision, language = self.vlm.prompt_size(image, question)
-        vision = vision if self._all_columns else vision[self._columns]
+        if not self._all_columns:
+            vision = self._own_columns(vision)
         return Request(vision, language, self.vlm.question_feature(question))
+
+    def _own_columns(self, vision: np.ndarray) -> np.ndarray:
+        """The controller's settings of all of the model's; the same array for the same array."""
+        found = self._of_columns.get(id(vision))
+        if found is None or found[0] is not vision:
+            if len(self._of_columns) >= SIZES_KEPT:
+                self._of_columns.clear()
+            self._of_columns[id(vision)] = found = vision, vision[self._columns]
+        return found[1]
 
     def _bounds(self, request: Request, budget_ms: float, spent: Spent, waited_ms: float = 0.0) -> Bounds:
         if self.guard is None:
             return self._fixed_bounds(waited_ms)
-        with self._lock:
-            return self.guard.bounds(request, budget_ms, spent, self._only_known)
+        return self.guard.bounds(request, budget_ms, spent, self.only_known)
 
     def seen_budget_ms(self, bounds: Bounds, left_ms: float) -> float:
         """What the controller is told of a budget: as it would be on the machine that was profiled, for the model."""
         own_ms = self.guard.other_ms if self.guard is not None else self.controller_ms
-        return max((left_ms - own_ms) / bounds.slowdown, 1e-3)
+        return seen_ms(left_ms, own_ms, bounds.slowdown)
 
     def _fixed_bounds(self, waited_ms: float) -> Bounds:
         """The controller's own bounds, and beside them its own time and the waiting."""
@@ -266,14 +283,7 @@ class AdaptiveVLM:
             index = best_within(values, bounds.predicted_ms, budget_ms)
         if index < 0:
             index = bounds.fastest
-        bound = bounds.bounds_ms.item(index)
-        return Choice(self._settings[index], index, feasible, bound if 0 < bound < math.inf else None)
-
-    def revised(self, bounds: Bounds, index: int, spent: Spent) -> Bounds:
-        """Bounds once the chosen setting's image is encoded; there has to be a guard."""
-        assert self.guard is not None
-        with self._lock:
-            return self.guard.revised(bounds, index, spent, self._only_known)
+        return Choice(self._settings[index], index, feasible, bounds)
 
     def _learn(self, course: _Course, answer: Answer, saved_ms: dict[str, float]) -> None:
         if self.guard is None:
@@ -300,15 +310,14 @@ class AdaptiveVLM:
         guard = self.guard
         if guard is None or not guard.cuts:
             return None
-        settings, step_ms, read_ms = self._settings, bounds.step_ms.item, bounds.read_ms.item
-        hurried = tuple(Quicker(settings[k], step_ms(k), read_ms(k)) for k in guard.quicker(index))
-        return Deadline(at_s, step_ms(index), bounds.lengths[1], hurried, cut, read_ms(index) if hurried else 0.0)
+        settings, ms = self._settings, bounds.times.item
+        hurried = tuple([Quicker(settings[k], ms(STEP, k), ms(READ, k)) for k in guard.quicker(index)])
+        return Deadline(at_s, ms(STEP, index), bounds.lengths[1], hurried, cut, ms(READ, index) if hurried else 0.0)
 
     def _rehearse(self, decisions: int, answers: int) -> float:
         """Warm up, check that the features fit, and time the controller: the median of its decisions in ms."""
         self.controller_ms = 0.0
         blank = Image.new("RGB", _BLANK)
-        best_within(np.zeros(1, np.float32), np.zeros(1), 1.0)  # as a revision calls it: loading it takes 3 ms
         took = []
         for number in range(decisions):
             overview = self.vlm.encode_overview(blank)
@@ -337,6 +346,8 @@ class _Course:
         choice: by the first of them.
     """
 
+    __slots__ = ("_budget_ms", "_cut", "_model", "_start_s", "_values", "choice", "looks", "revising_ms")
+
     def __init__(
         self,
         model: AdaptiveVLM,
@@ -362,12 +373,14 @@ class _Course:
 
     def revise(self, image_ms: float) -> tuple[Setting, Deadline | None]:
         """Choose anew among the settings with the encoded image."""
-        began = time.perf_counter()
+        began, model = time.perf_counter(), self._model
+        assert model.guard is not None
         spent = Spent(_ms(self._start_s, began), image_ms)
-        bounds = self._model.revised(self.looks[0], self.choice.index, spent)
+        bounds, index = model.guard.choose_again(
+            self.looks[0], self.choice.index, self._values, self._budget_ms, spent, model.only_known
+        )
         self.looks.append(bounds)
-        index = best_within(self._values, bounds.bounds_ms, self._budget_ms)
-        self.choice = self._model.choice(index, self._values, bounds, self._budget_ms, promised=True)
+        self.choice = model.choice(index, self._values, bounds, self._budget_ms, promised=True)
         deadline = self.deadline()
         self.revising_ms = _ms(began, time.perf_counter())
         return self.choice.setting, deadline
@@ -377,10 +390,8 @@ class _Course:
         guard = self._model.guard
         if guard is None:
             return None
-        at_s = self._start_s + self._budget_ms / 1e3
-        return self._model.deadline(
-            self.looks[-1], self.choice.index, at_s, cut=cuts(guard, self._cut, self.choice.feasible)
-        )
+        at_s, cut = self._start_s + self._budget_ms / 1e3, cuts(guard, self._cut, self.choice.feasible)
+        return self._model.deadline(self.looks[-1], self.choice.index, at_s, cut=cut)
 
 
 def cuts(guard: AdaptiveGuard, cut: Cut, promised: bool) -> bool:

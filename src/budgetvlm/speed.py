@@ -49,7 +49,7 @@ class StageSpeed:
         self._normal_factors = np.exp(self.normal)
         self._recent = np.empty((len(self.stages), AGREEING))  # log ratios of the last requests
         self._known = np.zeros(len(self.stages), dtype=np.int64)  # how many of them
-        self._took_ms, self._predicted_ms = np.empty((2, len(self.stages)))  # of the last request
+        self._predicted_ms = np.empty(len(self.stages))  # of the last request
 
     @property
     def mood(self) -> float:
@@ -80,17 +80,11 @@ class StageSpeed:
             index: number of its setting.
             stages_ms: what each stage took; one that is not known or took nothing teaches nothing.
         """
-        return follow_from(times_ms, index, float(output_tokens), self.took(stages_ms), *self.state)
+        return follow_from(times_ms, index, float(output_tokens), np.array(self.by_stage(stages_ms)), *self.state)
 
-    def took(self, stages_ms: Mapping[str, float]) -> np.ndarray:
-        """What a request took in each stage, 0 where it is not known, ``[stages]``; the next call writes into it."""
-        for g, stage in enumerate(self.stages):
-            self._took_ms[g] = stages_ms.get(stage, 0.0)
-        return self._took_ms
-
-    def by_stage(self, times_ms: Mapping[str, float]) -> np.ndarray:
-        """As `took`, in an array of its own."""
-        return np.array([times_ms.get(stage, 0.0) for stage in self.stages])
+    def by_stage(self, times_ms: Mapping[str, float]) -> tuple[float, ...]:
+        """What a request took in each stage; 0 where it is not known."""
+        return tuple([float(times_ms.get(stage, 0.0)) for stage in self.stages])
 
     @property
     def drift(self) -> dict[str, float]:

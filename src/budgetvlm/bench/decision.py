@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from functools import partial
 
@@ -14,7 +13,6 @@ from budgetvlm.bench.figures import Figure, percentile, times_us
 from budgetvlm.bench.material import Material
 from budgetvlm.bounds import Request, Spent
 from budgetvlm.controller.decision import best_within
-from budgetvlm.controller.network import GRPOController
 from budgetvlm.runtime import AdaptiveVLM
 
 P50_US, P99_US = 50.0, 200.0
@@ -42,45 +40,30 @@ def measure(material: Material) -> list[Figure]:
 def decisions(material: Material, count: int) -> tuple[list[Callable[[], int]], list[Callable[[], int]]]:
     """The same decisions as `AdaptiveVLM.decide` makes them, and with the network in the decider's place."""
     system = material.system
-    eager = copy.copy(system)
-    eager.decider = Eager(system.controller)  # type: ignore[assignment]
     rng = np.random.default_rng(material.options.seed)
     _, features = material.profile
-    sizes = _sizes(material)
+    sizes = list(_sizes(material))
     asked = []
     for _ in range(count):
         image, language = features.image[row := rng.integers(len(features))].copy(), features.language[row].copy()
         request = Request(sizes[rng.integers(len(sizes))], float(rng.integers(*LANGUAGE_TOKENS)), language)
         budget_ms = float(rng.uniform(0.4, 1.2) * system.controller.latency_reference_ms)
         asked.append((request, image, budget_ms, Spent(0.05 * budget_ms, 0.04 * budget_ms)))
-    return [partial(_decide, system, *one) for one in asked], [partial(_decide, eager, *one) for one in asked]
+    return [partial(_decide, system, *one) for one in asked], [partial(_decide_eagerly, system, *one) for one in asked]
 
 
 def _decide(system: AdaptiveVLM, request: Request, image: np.ndarray, budget_ms: float, spent: Spent) -> int:
     return system.decide(request, image, budget_ms, spent)[2].index
 
 
-class Eager:
-    """`Decider.best` by the network itself."""
-
-    def __init__(self, controller: GRPOController) -> None:
-        self.controller = controller
-
-    @torch.inference_mode()
-    def best(
-        self,
-        image: np.ndarray,
-        language: np.ndarray,
-        budget_ms: float,
-        price: float | None,
-        times_ms: np.ndarray,
-        limit_ms: float,
-    ) -> tuple[int, np.ndarray]:
-        """The best setting that the limit holds, and the value of every one, float32 ``[K]``."""
-        states = torch.from_numpy(image), torch.from_numpy(language), budget_ms, price
-        logits = self.controller.setting_logits(self.controller(*states))[0] / self.controller.logit_scale
-        values = logits.numpy()
-        return best_within(values, times_ms, limit_ms), values
+@torch.inference_mode()
+def _decide_eagerly(system: AdaptiveVLM, request: Request, image: np.ndarray, budget_ms: float, spent: Spent) -> int:
+    """By the network itself."""
+    assert system.guard is not None
+    bounds, controller = system.guard.bounds(request, budget_ms, spent), system.controller
+    states = torch.from_numpy(image), torch.from_numpy(request.feature), system.seen_budget_ms(bounds, budget_ms)
+    values = (controller.setting_logits(controller(*states))[0] / controller.logit_scale).numpy()
+    return system.choice(best_within(values, bounds.bounds_ms, budget_ms), values, bounds, budget_ms).index
 
 
 def _sizes(material: Material) -> np.ndarray:

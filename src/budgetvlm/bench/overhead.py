@@ -15,12 +15,12 @@ from typing import Any
 
 from PIL import Image
 
-from budgetvlm.bench.figures import Figure, percentile, timed_s, times_us
+from budgetvlm.bench.figures import Figure, percentile, times_us
 from budgetvlm.bench.material import Material
 from budgetvlm.profiling.latency import request
 from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.tasks import Sample
-from budgetvlm.vlm.pooling import pool
+from budgetvlm.vlm import adapter
 
 MOST_SHARE, MOST_SHARE_OF_LARGE = 1.0, 0.1  # percent
 LARGE_MS = 300.0  # a request of a model of ordinary size
@@ -90,38 +90,37 @@ def _compared(system: AdaptiveVLM, sample: Sample) -> dict[str, float]:
 
 def _added(system: AdaptiveVLM, image: Image.Image, question: str) -> dict[str, float]:
     """What each of `PARTS` takes of one request, in ms."""
-    overview = system.vlm.encode_overview(image)
     budget_ms = BUDGET_SHARE * float(system.controller.latency_reference_ms)
-    with _timed(system, "_request", "decide", "_learn") as took:
+    took = dict.fromkeys(PARTS, 0.0)
+    with _timed(system, took, "_request", "decide", "_learn"), _timed(adapter, took, "pool"):
         answer = system.generate(image, question, budget_ms=budget_ms)
     took["revise"] = answer.controller_ms - took["_request"] - took["decide"]
-    took["pool"] = 1e3 * timed_s(lambda: pool(overview.tokens))
-    return {name: took[name] for name in PARTS}
+    return took
 
 
 @contextmanager
-def _timed(owner: Any, *names: str) -> Iterator[dict[str, float]]:
-    """Milliseconds in these methods of an object inside the ``with`` block."""
-    took = dict.fromkeys(names, 0.0)
+def _timed(owner: Any, took: dict[str, float], *names: str) -> Iterator[None]:
+    """Adds the milliseconds in these functions of an object or module, inside the ``with`` block, to ``took``."""
 
     def watched(name: str) -> Callable[..., Any]:
-        method = getattr(owner, name)
+        function = getattr(owner, name)
 
         def call(*args: Any, **options: Any) -> Any:
             start = time.perf_counter()
-            result = method(*args, **options)
+            result = function(*args, **options)
             took[name] += 1e3 * (time.perf_counter() - start)
             return result
 
         return call
 
+    own = {name: vars(owner)[name] for name in names if name in vars(owner)}
     try:
         for name in names:
             setattr(owner, name, watched(name))
-        yield took
+        yield
     finally:
         for name in names:
-            delattr(owner, name)
+            setattr(owner, name, own[name]) if name in own else delattr(owner, name)
 
 
 def _change(system: AdaptiveVLM) -> None:

@@ -78,7 +78,7 @@ class Decider:
         Raises:
             InputError: features of another width.
         """
-        return _values(*self._state(image, language, budget_ms), *self._weights(price))
+        return values_of(*self.state(image, language), float(budget_ms), *self.weights(price))
 
     def best(
         self,
@@ -90,18 +90,19 @@ class Decider:
         limit_ms: float,
     ) -> tuple[int, np.ndarray]:
         """`best_within` of `values`, and these, in one call."""
-        return _best(times_ms, float(limit_ms), *self._state(image, language, budget_ms), *self._weights(price))
+        state = self.state(image, language)
+        return _best(times_ms, float(limit_ms), *state, float(budget_ms), *self.weights(price))
 
-    def _state(self, image: np.ndarray, language: np.ndarray, budget_ms: float) -> tuple[np.ndarray, np.ndarray, float]:
-        """As `_values` takes it. Raises InputError."""
+    def state(self, image: np.ndarray, language: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Raw features as `values_of` takes them. Raises InputError."""
         if image.shape != self._image_shape or language.shape != self._language_shape:
             self._complain(image, language)
         if self._projections:
             image, language = (p.dot(x) for p, x in zip(self._projections, (image, language), strict=True))
-        return image, language, float(budget_ms)
+        return image, language
 
-    def _weights(self, price: float | None) -> tuple[Any, ...]:
-        """What `_values` takes beside a state."""
+    def weights(self, price: float | None) -> tuple[Any, ...]:
+        """What `values_of` takes beside a state and a budget."""
         price = self._default_price if price is None else price
         priced = self._priced
         if priced.price != price:
@@ -147,8 +148,8 @@ class _Priced(NamedTuple):
     """What follows from the price alone: most requests have the same.
 
     Attributes:
-        weights: all that `_values` takes beside a state. The price's share is in two biases: of the first hidden layer
-            ``[H]``, and of the heads, what it takes off ``[K]``.
+        weights: all that `values_of` takes beside a state. The price's share is in two biases: of the first hidden
+            layer ``[H]``, and of the heads, what it takes off ``[K]``.
     """
 
     price: float
@@ -167,13 +168,13 @@ def best_within(values: np.ndarray, times_ms: np.ndarray, budget_ms: float) -> i
 
 @compiled
 def _best(times_ms: np.ndarray, limit_ms: float, *state: Any) -> tuple[int, np.ndarray]:
-    """See `Decider.best`; ``state`` is what `_values` takes."""
-    values = _values(*state)
+    """See `Decider.best`; ``state`` is what `values_of` takes."""
+    values = values_of(*state)
     return best_within(values, times_ms, limit_ms), values
 
 
 @compiled
-def _values(
+def values_of(
     image: np.ndarray,
     language: np.ndarray,
     budget_ms: float,

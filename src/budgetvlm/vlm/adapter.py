@@ -175,14 +175,14 @@ class Adapter:
 
     def question_feature(self, question: str) -> np.ndarray:
         """Mean of the embeddings of the question's tokens, float32 ``[Dl]``; what every prompt has is left out."""
-        return self._word_means(self.prompt.question_ids(question))
+        return self._word_means(self.prompt.question_array(question))
 
     def prompt_size(self, image: Image.Image, question: str) -> tuple[np.ndarray, int]:
         """Visual tokens at each setting ``[K]`` and the prompt's other tokens, without running the model."""
         vision = self._visual_tokens.get(image.size)
         if vision is None:
             vision = self._count_visual_tokens(image)
-        return vision, len(self.prompt.question_ids(question)) + self.prompt.num_fixed
+        return vision, len(self.prompt.question_array(question)) + self.prompt.num_fixed
 
     def _count_visual_tokens(self, image: Image.Image) -> np.ndarray:
         """At each setting ``[K]``; remembered for images of this size."""

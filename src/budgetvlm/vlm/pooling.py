@@ -6,8 +6,6 @@ pooled by compiled loops. What comes out is an array: nothing that reads it need
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import nn
@@ -20,8 +18,8 @@ def pool(tokens: torch.Tensor) -> np.ndarray:
     if _plain(tokens):
         return _mean_and_most(tokens.numpy())
     tokens = tokens.float()
-    out: np.ndarray = torch.cat([tokens.mean(0), tokens.amax(0)]).cpu().numpy()
-    return out
+    pooled: np.ndarray = torch.cat([tokens.mean(0), tokens.amax(0)]).cpu().numpy()
+    return pooled
 
 
 class WordMeans:
@@ -36,12 +34,9 @@ class WordMeans:
         weight = table.weight.detach() if type(table) is nn.Embedding else None
         self._rows = weight.numpy() if weight is not None and _plain(weight) else None
 
-    def __call__(self, ids: Sequence[int]) -> np.ndarray:
-        """Mean of the embeddings of these tokens, float32 ``[C]``."""
-        # Compiled loops do not look where an array ends; the table itself raises IndexError there.
-        if self._rows is not None and max(ids) < len(self._rows):
-            out = np.zeros(self._rows.shape[1], np.float32)
-            _mean_of(self._rows, np.array(ids), out)
+    def __call__(self, ids: np.ndarray) -> np.ndarray:
+        """Mean of the embeddings of these tokens, int64 ``[T]``, float32 ``[C]``."""
+        if self._rows is not None and len(out := _mean_of(self._rows, ids)):
             return out
         device = next(self._table.parameters()).device
         with torch.inference_mode():
@@ -50,29 +45,39 @@ class WordMeans:
 
 
 def _plain(tensor: torch.Tensor) -> bool:
-    return tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.is_contiguous()
+    return tensor.is_cpu and tensor.dtype is torch.float32 and tensor.is_contiguous()
+
+
+# Loops make the arrays that they return: between two runs of the model `numpy.empty` takes as long as all of this.
 
 
 @compiled
 def _mean_and_most(tokens: np.ndarray) -> np.ndarray:
     count, width = tokens.shape
     out = np.empty(2 * width, np.float32)
-    for j in range(width):
-        out[j] = out[width + j] = tokens[0, j]
+    mean, most = out[:width], out[width:]
+    mean[:] = tokens[0]
+    most[:] = tokens[0]
     for i in range(1, count):
         for j in range(width):
-            out[j] += tokens[i, j]
-            out[width + j] = max(out[width + j], tokens[i, j])
+            x = tokens[i, j]
+            mean[j] += x
+            most[j] = x if x > most[j] else most[j]
     for j in range(width):
-        out[j] /= np.float32(count)
+        mean[j] /= np.float32(count)
     return out
 
 
 @compiled
-def _mean_of(rows: np.ndarray, numbers: np.ndarray, out: np.ndarray) -> None:
-    """Into ``out``, which is 0: an array that a compiled loop makes costs as much again as the loop."""
+def _mean_of(rows: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """An empty array where a number is beyond the rows: the table itself raises IndexError then."""
+    out = np.zeros(rows.shape[1], np.float32)
     for number in numbers:
+        if not 0 <= number < len(rows):
+            return out[:0]
+        row = rows[number]
         for j in range(len(out)):
-            out[j] += rows[number, j]
+            out[j] += row[j]
     for j in range(len(out)):
         out[j] /= np.float32(len(numbers))
+    return out

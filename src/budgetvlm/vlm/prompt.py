@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from budgetvlm.errors import ConfigError, InputError
 
 _MARK = "QUESTION"
@@ -24,7 +26,9 @@ class Prompt:
     before: tuple[int, ...]
     between: tuple[int, ...]
     after: tuple[int, ...]
-    _kept: dict[str, tuple[int, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _kept: dict[str, tuple[tuple[int, ...], np.ndarray]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @classmethod
     def from_template(cls, tokenizer: Any, template: str) -> Prompt:
@@ -58,18 +62,26 @@ class Prompt:
         Raises:
             InputError: the question is not text, or is empty.
         """
+        return list(self._asked(question)[0])
+
+    def question_array(self, question: str) -> np.ndarray:
+        """`question_ids` as int64 ``[T]``, not to be written into."""
+        return self._asked(question)[1]
+
+    def _asked(self, question: str) -> tuple[tuple[int, ...], np.ndarray]:
+        """A question's ids, as both types."""
+        kept = self._kept.get(question) if isinstance(question, str) else None
+        if kept is not None:
+            return kept
         if not isinstance(question, str) or not question.strip():
             raise InputError(f"the question is empty ({question!r}); ask something about the image")
-        kept = self._kept.get(question)
-        if kept is not None:
-            return list(kept)
         ids = self.tokenizer.encode(question.strip(), add_special_tokens=False, split_special_tokens=True)
         if not ids:
             raise InputError(f"the question {question!r} holds no token that the model knows; ask in words")
         if len(self._kept) >= _KEPT:
             self._kept.clear()
-        self._kept[question] = tuple(ids)
-        return list(ids)
+        self._kept[question] = made = tuple(ids), np.array(ids, dtype=np.int64)
+        return made
 
 
 def chat_template(tokenizer: Any, placeholder: str) -> str:
