@@ -225,7 +225,8 @@ class AdaptiveGuard:
         image, language = decider.state(image, request.feature)
         found = choose(image, language, budget_ms, waited_ms, *asked, *self._looks_by, *decider.weights(price))
         times, slowdown, fastest, lengths, groups, terms, values, best = found
-        bounds = Bounds(times, slowdown, fastest, lengths, groups, terms, "overview", spent, profiled)
+        # As `Bounds(...)`, which runs a function in Python.
+        bounds = tuple.__new__(Bounds, (times, slowdown, fastest, lengths, groups, terms, "overview", spent, profiled))
         return bounds, values, best
 
     def _asked(self, request: Request, spent: Spent, known: np.ndarray | None) -> tuple[tuple[Any, ...], np.ndarray]:
@@ -277,10 +278,11 @@ class AdaptiveGuard:
 
     @staticmethod
     def _again(bounds: Bounds, times: np.ndarray, fastest: int, spent: Spent) -> Bounds:
-        return Bounds(
+        """The same request's, later."""
+        return tuple.__new__(Bounds, (
             times, bounds.slowdown, fastest, bounds.lengths, bounds.groups, bounds.terms, "image", spent,
             bounds.profiled,
-        )  # fmt: skip
+        ))  # fmt: skip
 
     def quicker(self, index: int) -> tuple[int, ...]:
         """The settings that an answer may go on at, each quicker than the one before; maybe none."""

@@ -141,13 +141,15 @@ class AdaptiveVLM:
         picture = open_image(image)
         began = time.perf_counter()
         start = began if arrived_s is None else arrived_s
-        request, waited_ms = self._request(picture, question), _ms(start, began)
+        waited_ms = _ms(start, began)
         if when_infeasible == "reject":
-            self._reject(self._bounds(request, budget_ms, Spent(waited_ms), waited_ms), budget_ms)
+            asked = self._request(picture, question)
+            self._reject(self._bounds(asked, budget_ms, Spent(waited_ms), waited_ms), budget_ms)
         planned = time.perf_counter()
         overview = self.vlm.encode_overview(picture)
         choosing = time.perf_counter()
-        spent = Spent(_ms(start, choosing), overview.preprocess_ms + overview.vision_ms)
+        request = self._request(picture, question)  # here, where pooling has just brought Python back into the caches
+        spent = tuple.__new__(Spent, (_ms(start, choosing), overview.preprocess_ms + overview.vision_ms))
         bounds, values, choice = self.decide(
             request, overview.feature, budget_ms, spent, price, waited_ms, when_infeasible
         )
@@ -375,7 +377,7 @@ class _Course:
         """Choose anew among the settings with the encoded image."""
         began, model = time.perf_counter(), self._model
         assert model.guard is not None
-        spent = Spent(_ms(self._start_s, began), image_ms)
+        spent = tuple.__new__(Spent, (_ms(self._start_s, began), image_ms))
         bounds, index = model.guard.choose_again(
             self.looks[0], self.choice.index, self._values, self._budget_ms, spent, model.only_known
         )

@@ -42,7 +42,8 @@ def decisions(material: Material, count: int) -> tuple[list[Callable[[], int]], 
     system = material.system
     rng = np.random.default_rng(material.options.seed)
     _, features = material.profile
-    sizes = list(_sizes(material))
+    kept = {row.tobytes(): row for row in _sizes(material)}
+    sizes = [kept[row.tobytes()] for row in _sizes(material)]  # images of one size share an array, as in service
     asked = []
     for _ in range(count):
         image, language = features.image[row := rng.integers(len(features))].copy(), features.language[row].copy()
