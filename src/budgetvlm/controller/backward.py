@@ -8,7 +8,9 @@ or price.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -122,8 +124,7 @@ class CompiledBackward(Backward):
         self._learns = [[x.numpy() for x in (e.weight_gradient, e.bias_gradient)] for e in self.embeddings]
         below = self.features, *self.layers[:-1]
         self._totals = [layer.bias_gradient.numpy() for layer in below]
-
-        self._expected: list[Tensor] = []
+        self._expected_states, self._expected = 0, list[Tensor]()
 
     @torch.no_grad()
     def raw(self, encoded: Tensor, basis: Tensor) -> tuple[Tensor, Back]:
@@ -136,10 +137,10 @@ class CompiledBackward(Backward):
         count = rooms[1].before.numel()
         bits = self._expected.pop() if self._expected and len(batch) == self._expected_states else self._bits(count)
         back = self._run(rooms, batch.encoded, batch.basis, bits)
-        before, *_, gradient = rooms[-1].arrays
+        heads = rooms[-1].arrays
         loss = kernels.exact_policy(
-            before, self._places, self.controller.logit_scale, batch.offset.numpy(), batch.rewards.numpy(),
-            entropy_coef, gradient,
+            heads.before, self._places, self.controller.logit_scale, batch.offset.numpy(), batch.rewards.numpy(),
+            entropy_coef, heads.gradient,
         )  # fmt: skip
         return loss, rooms[-1].gradient, back
 
@@ -157,14 +158,14 @@ class CompiledBackward(Backward):
         context, *inputs, _ = rooms
         bases = basis.numpy()
         for i, (weight, bias) in enumerate(self._embeddings):
-            kernels.embed(bases, i, weight, bias, context.arrays[0])
+            kernels.embed(bases, i, weight, bias, context.arrays.before)
         context.activate()
         before = self.features(encoded, out=inputs[0].before)
         before.addmm_(context.after, self.context.transposed).add_(self.context.bias)
         for layer, room, bits, above in zip(self.layers, inputs, kept, rooms[2:], strict=True):
             room.activate()
             if bits is not None:
-                kernels.drop(bits.numpy(), self.dropout.factor, room.arrays[2], room.arrays[3])
+                kernels.drop(bits.numpy(), self.dropout.factor, room.arrays.after, room.arrays.slope)
             layer(room.after, out=above.before)
 
         @torch.no_grad()
@@ -173,13 +174,13 @@ class CompiledBackward(Backward):
             for layer, room, total in reversed(list(zip(self.layers, inputs, self._totals, strict=True))):
                 layer.learn_weight(room.after, gradient)
                 gradient = torch.mm(gradient, layer.weight, out=room.gradient)
-                kernels.through(room.arrays[3], room.arrays[4], total)
+                kernels.through(room.arrays.slope, room.arrays.gradient, total)
             self.features.learn_weight(encoded, gradient)
             self.context.learn_weight(context.after, gradient)
             self.context.bias_gradient.copy_(self.features.bias_gradient)
             torch.mm(gradient, self.context.weight, out=context.gradient).mul_(context.slope)
             for i, learns in enumerate(self._learns):
-                kernels.embed_backward(context.arrays[4], bases, i, *learns)
+                kernels.embed_backward(context.arrays.gradient, bases, i, *learns)
 
         return back
 
@@ -193,18 +194,24 @@ class CompiledBackward(Backward):
         return rooms
 
 
-class _Room:
-    """Memory for an activation ``[B, D]``: of what it is, its sigmoid, what comes out, its slope, and a gradient.
+class _Arrays(NamedTuple):
+    """Of an activation, ``[B, D]``: what it is of, its sigmoid, what comes out, its slope, and a gradient."""
 
-    Attributes:
-        arrays: the same five as NumPy sees them.
-    """
+    before: np.ndarray
+    sigmoid: np.ndarray
+    after: np.ndarray
+    slope: np.ndarray
+    gradient: np.ndarray
+
+
+class _Room:
+    """Memory for an activation: `_Arrays`, and the same as tensors."""
 
     def __init__(self, states: int, width: int):
         memory = torch.empty(5, states, width)
-        self.before, self.sigmoid, self.after, self.slope, self.gradient = memory
-        self.arrays = list(memory.numpy())
+        self.before, self._sigmoid, self.after, self.slope, self.gradient = memory
+        self.arrays = _Arrays(*memory.numpy())
 
     def activate(self) -> None:
-        torch.sigmoid(self.before, out=self.sigmoid)
+        torch.sigmoid(self.before, out=self._sigmoid)
         kernels.activate(*self.arrays[:4])
