@@ -126,7 +126,8 @@ def _full_line(axes: Any, report: EvaluationReport, text: str) -> None:
     axes.axhline(level, color=QUIET, linewidth=1.2, zorder=1)
     axes.annotate(
         text, (0.005, level), xycoords=("axes fraction", "data"), xytext=(0, 5), textcoords="offset points",
-        fontsize=12, color="#666666",
+        fontsize=12, color="#666666", zorder=5,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},  # the oracle's line may pass behind it
     )  # fmt: skip
 
 
