@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from budgetvlm._compiled import compiled
-from budgetvlm.bounds import REST, STEP, Bounds, GroupNumbers, Groups, Request, Spent, look, look_again
+from budgetvlm.bounds import REST, STEP, Bounds, GroupNumbers, Groups, Request, Spent, look, look_again, quick_bounds
 from budgetvlm.choosing import choose, choose_again
 from budgetvlm.conformal import samples_needed
 from budgetvlm.controller.decision import Decider
@@ -225,8 +225,7 @@ class AdaptiveGuard:
         image, language = decider.state(image, request.feature)
         found = choose(image, language, budget_ms, waited_ms, *asked, *self._looks_by, *decider.weights(price))
         times, slowdown, fastest, lengths, groups, terms, values, best = found
-        # As `Bounds(...)`, which runs a function in Python.
-        bounds = tuple.__new__(Bounds, (times, slowdown, fastest, lengths, groups, terms, "overview", spent, profiled))
+        bounds = quick_bounds((times, slowdown, fastest, lengths, groups, terms, "overview", spent, profiled))
         return bounds, values, best
 
     def _asked(self, request: Request, spent: Spent, known: np.ndarray | None) -> tuple[tuple[Any, ...], np.ndarray]:
@@ -279,7 +278,7 @@ class AdaptiveGuard:
     @staticmethod
     def _again(bounds: Bounds, times: np.ndarray, fastest: int, spent: Spent) -> Bounds:
         """The same request's, later."""
-        return tuple.__new__(Bounds, (
+        return quick_bounds((
             times, bounds.slowdown, fastest, bounds.lengths, bounds.groups, bounds.terms, "image", spent,
             bounds.profiled,
         ))  # fmt: skip

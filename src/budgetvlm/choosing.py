@@ -6,6 +6,7 @@ anything, and so does every other thing that is done for the first time. Shapes:
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ from budgetvlm._compiled import compiled
 from budgetvlm.bounds import Groups, look, look_again
 from budgetvlm.controller.decision import best_within, values_of
 
-LOOKS_AT = 25  # arguments of `look` beside the budget
-ACCOUNT = 8  # its place among them
+_ARGUMENTS = tuple(signature(look).parameters)[1:]  # beside the budget
+LOOKS_AT, ACCOUNT = len(_ARGUMENTS), _ARGUMENTS.index("account")
 
 
 @compiled

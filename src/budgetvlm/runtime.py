@@ -22,7 +22,7 @@ from PIL import Image
 from budgetvlm._io import read_json, write_json
 from budgetvlm.adaptive import SIZES_KEPT, AdaptiveGuard
 from budgetvlm.answer import Answer, Choice, Cut, Infeasible, check_request, make_answer
-from budgetvlm.bounds import READ, STEP, Bounds, Request, Spent
+from budgetvlm.bounds import READ, STEP, Bounds, Request, Spent, quick_spent
 from budgetvlm.choosing import seen_ms
 from budgetvlm.controller.checkpoint import GUARD, load_controller
 from budgetvlm.controller.decision import Decider, best_within
@@ -143,13 +143,12 @@ class AdaptiveVLM:
         start = began if arrived_s is None else arrived_s
         waited_ms = _ms(start, began)
         if when_infeasible == "reject":
-            asked = self._request(picture, question)
-            self._reject(self._bounds(asked, budget_ms, Spent(waited_ms), waited_ms), budget_ms)
+            self._reject(self._request(picture, question), budget_ms, waited_ms)
         planned = time.perf_counter()
         overview = self.vlm.encode_overview(picture)
         choosing = time.perf_counter()
         request = self._request(picture, question)  # here, where pooling has just brought Python back into the caches
-        spent = tuple.__new__(Spent, (_ms(start, choosing), overview.preprocess_ms + overview.vision_ms))
+        spent = quick_spent((_ms(start, time.perf_counter()), overview.preprocess_ms + overview.vision_ms))
         bounds, values, choice = self.decide(
             request, overview.feature, budget_ms, spent, price, waited_ms, when_infeasible
         )
@@ -255,8 +254,9 @@ class AdaptiveVLM:
         bounds = np.where(bounds > 0, bounds + self.controller_ms + waited_ms, 0.0)
         return Bounds.fixed(bounds)
 
-    def _reject(self, bounds: Bounds, budget_ms: float) -> None:
+    def _reject(self, request: Request, budget_ms: float, waited_ms: float) -> None:
         """Raise InputError if no setting is expected to keep the budget."""
+        bounds = self._bounds(request, budget_ms, Spent(waited_ms), waited_ms)
         if not bounds.allowed(budget_ms).any():
             raise InputError(
                 f"budget_ms={budget_ms:g} cannot be kept: the fastest setting is expected to take up to "
@@ -377,7 +377,7 @@ class _Course:
         """Choose anew among the settings with the encoded image."""
         began, model = time.perf_counter(), self._model
         assert model.guard is not None
-        spent = tuple.__new__(Spent, (_ms(self._start_s, began), image_ms))
+        spent = quick_spent((_ms(self._start_s, began), image_ms))
         bounds, index = model.guard.choose_again(
             self.looks[0], self.choice.index, self._values, self._budget_ms, spent, model.only_known
         )

@@ -42,8 +42,9 @@ def decisions(material: Material, count: int) -> tuple[list[Callable[[], int]], 
     system = material.system
     rng = np.random.default_rng(material.options.seed)
     _, features = material.profile
-    kept = {row.tobytes(): row for row in _sizes(material)}
-    sizes = [kept[row.tobytes()] for row in _sizes(material)]  # images of one size share an array, as in service
+    rows = _sizes(material)
+    shared = {row.tobytes(): row for row in rows}  # images of one size share an array, as in service
+    sizes = [shared[row.tobytes()] for row in rows]
     asked = []
     for _ in range(count):
         image, language = features.image[row := rng.integers(len(features))].copy(), features.language[row].copy()

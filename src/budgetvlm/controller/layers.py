@@ -131,7 +131,7 @@ class QuickDropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """In training, zero each number of ``[..., D]`` with probability p and scale the rest to the same mean."""
-        return x * self.factors(*x.shape).to(x.dtype) if self.active else x
+        return x * self.factors(*x.shape) if self.active else x
 
     @property
     def active(self) -> bool:
