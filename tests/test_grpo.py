@@ -207,7 +207,9 @@ def test_states_are_drawn_as_planned():
     plan = StatePlan(wide_share=0.0, price_share=0.5, price_range=(0.05, 0.5))
     states = plan.draw(outcomes, 40.0, torch.Generator().manual_seed(0))
     assert len(states) == 1200
-    assert torch.bincount(states.sample).tolist() == [3] * 400
+    samples = states.sample.view(400, 3)
+    assert (samples == samples[:, :1]).all()  # a sample's states lie side by side
+    assert sorted(samples[:, 0].tolist()) == list(range(400)) != samples[:, 0].tolist()
     limited = states.budget_ms[states.budget_ms.isfinite()]
     allowed = {round(f * ms, 3) for f in (0.8, 1.0, 1.2) for ms in LATENCY.tolist()}
     assert {round(ms, 3) for ms in limited.tolist()} == allowed
@@ -343,3 +345,17 @@ def test_features_may_hold_more_than_the_samples():
     within = GRPOTrainer(GRPOConfig(), alone.controller, alone.outcomes, torch.from_numpy(wide), language, rows=rows)
     states = States(torch.tensor([4, 0, 2]), torch.full((3,), 40.0), torch.full((3,), 0.1))
     assert torch.equal(within.prepare(states).encoded, alone.prepare(states).encoded)
+
+
+def test_states_of_one_sample_share_its_features_in_a_batch_that_may_be_cut_anywhere():
+    rng = np.random.default_rng(4)
+    made = trainer(rng.random((5, 4)), GRPOConfig(), rng.random((5, 3)).astype(np.float32))
+    sample = torch.tensor([4, 4, 4, 0, 0, 2, 4])
+    states = States(sample, torch.linspace(20.0, 50.0, 7), torch.full((7,), 0.1))
+    whole = made.prepare(states)
+    assert [len(whole.features), whole.sample.tolist()] == [4, [0, 0, 0, 1, 1, 2, 3]]
+    assert torch.equal(whole.encoded, torch.cat([made.prepare(states[[i]]).features for i in range(7)]))
+    parts = list(whole.split(2))
+    assert [(len(part), len(part.features)) for part in parts] == [(2, 1), (2, 2), (2, 2), (1, 1)]
+    for name in ("encoded", "basis", "offset", "rewards"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))

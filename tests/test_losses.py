@@ -21,7 +21,8 @@ def batch(rewards: Tensor = REWARDS, forbidden: tuple[tuple[int, int], ...] = ()
     offset = torch.zeros_like(rewards)
     for row, column in forbidden:
         offset[row, column] = NEVER
-    return Batch(torch.ones(len(rewards), 4), torch.ones(len(rewards), 2, 3), offset, rewards)
+    count = len(rewards)
+    return Batch(torch.ones(count, 4), torch.arange(count), torch.ones(count, 2, 3), offset, rewards)
 
 
 def log_policy(logits: Tensor, of: Batch) -> Tensor:

@@ -128,15 +128,15 @@ class CompiledBackward(Backward):
 
     @torch.no_grad()
     def raw(self, encoded: Tensor, basis: Tensor) -> tuple[Tensor, Back]:
-        rooms = self._rooms_of(len(encoded))
-        return rooms[-1].before, self._run(rooms, encoded, basis, self._bits(rooms[1].before.numel()))
+        rooms, each = self._rooms_of(len(encoded)), torch.arange(len(encoded))
+        return rooms[-1].before, self._run(rooms, encoded, each, basis, self._bits(rooms[1].before.numel()))
 
     def exact(self, batch: Batch, entropy_coef: float) -> tuple[float, Tensor, Back]:
         """The exact policy loss of a batch with its entropy bonus, its gradient by the heads, and the way back."""
         rooms = self._rooms_of(len(batch))
         count = rooms[1].before.numel()
         bits = self._expected.pop() if self._expected and len(batch) == self._expected_states else self._bits(count)
-        back = self._run(rooms, batch.encoded, batch.basis, bits)
+        back = self._run(rooms, batch.features, batch.sample, batch.basis, bits)
         heads = rooms[-1].arrays
         loss = kernels.exact_policy(
             heads.before, self._places, self.controller.logit_scale, batch.offset.numpy(), batch.rewards.numpy(),
@@ -153,15 +153,17 @@ class CompiledBackward(Backward):
             self._expected = list(reversed(bits.split(layers)))
 
     @torch.no_grad()
-    def _run(self, rooms: list[_Room], encoded: Tensor, basis: Tensor, kept: Tensor | list[None]) -> Back:
-        """Forwards, up to the heads in the last room; returns the way back."""
+    def _run(
+        self, rooms: list[_Room], features: Tensor, sample: Tensor, basis: Tensor, kept: Tensor | list[None]
+    ) -> Back:
+        """Forwards, up to the heads in the last room; returns the way back. See `Batch` for features and sample."""
         context, *inputs, _ = rooms
-        bases = basis.numpy()
+        bases, owner = basis.numpy(), sample.numpy()
         for i, (weight, bias) in enumerate(self._embeddings):
             kernels.embed(bases, i, weight, bias, context.arrays.before)
         context.activate()
-        before = self.features(encoded, out=inputs[0].before)
-        before.addmm_(context.after, self.context.transposed).add_(self.context.bias)
+        kernels.spread(self.features(features).numpy(), owner, self.context.bias.numpy(), inputs[0].arrays.before)
+        inputs[0].before.addmm_(context.after, self.context.transposed)
         for layer, room, bits, above in zip(self.layers, inputs, kept, rooms[2:], strict=True):
             room.activate()
             if bits is not None:
@@ -175,7 +177,8 @@ class CompiledBackward(Backward):
                 layer.learn_weight(room.after, gradient)
                 gradient = torch.mm(gradient, layer.weight, out=room.gradient)
                 kernels.through(room.arrays.slope, room.arrays.gradient, total)
-            self.features.learn_weight(encoded, gradient)
+            of_samples = kernels.gathered(inputs[0].arrays.gradient, owner, len(features))
+            self.features.learn_weight(features, torch.from_numpy(of_samples))
             self.context.learn_weight(context.after, gradient)
             self.context.bias_gradient.copy_(self.features.bias_gradient)
             torch.mm(gradient, self.context.weight, out=context.gradient).mul_(context.slope)

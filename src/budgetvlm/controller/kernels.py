@@ -3,7 +3,8 @@
 At 64 states a step is some hundred small operations, and PyTorch spends as long on starting and passing them on as on
 computing. All arguments are contiguous float32 arrays unless said otherwise; what is written into is said.
 
-Shapes: B states, D numbers of a state, E numbers embed one context (budget or price), C functions of it, K settings.
+Shapes: B states of A samples, D numbers of a state, E numbers embed one context (budget or price), C functions of it, K
+settings.
 """
 
 from __future__ import annotations
@@ -66,6 +67,26 @@ def embed_backward(
     for e in range(width):
         for c in range(count):
             weight_gradient[e, c] = columns[c, e]
+
+
+@compiled
+def spread(rows: np.ndarray, sample: np.ndarray, bias: np.ndarray, out: np.ndarray) -> None:
+    """Each state's own of these rows ``[A, D]``, and a bias added, into ``out [B, D]``; sample is int64 ``[B]``."""
+    for b in range(len(out)):
+        row, to = rows[sample[b]], out[b]
+        for d in range(len(to)):
+            to[d] = row[d] + bias[d]
+
+
+@compiled
+def gathered(gradient: np.ndarray, sample: np.ndarray, count: int) -> np.ndarray:
+    """The gradient of `spread`'s ``rows``, of which there are ``count``."""
+    out = np.zeros((count, gradient.shape[1]), np.float32)
+    for b in range(len(gradient)):
+        of, to = gradient[b], out[sample[b]]
+        for d in range(len(to)):
+            to[d] += of[d]
+    return out
 
 
 @compiled

@@ -1,7 +1,7 @@
 """Other policy losses for the trainer of GRPO: same network, same states, same rewards, another way to learn from them.
 
 Each takes a batch, the log-policy and the drawn settings, and returns a scalar to minimise. Those that compare all
-settings of a state ignore what was drawn. Shapes: B states, G drawn settings, K settings.
+settings of a state ignore what was drawn. Shapes: A samples, B states, G drawn settings, K settings.
 """
 
 from __future__ import annotations
@@ -20,20 +20,37 @@ from budgetvlm.errors import ConfigError
 
 @dataclass(frozen=True)
 class Batch:
-    """B states ready for an update: ``encoded [B, F]``, ``basis [B, 2, C]`` and, ``[B, K]`` each, ``offset`` (price
-    term, and `NEVER` where not allowed) and ``rewards``."""
+    """B states ready for an update.
 
-    encoded: Tensor
+    Attributes:
+        features: of the samples that they are of, encoded, ``[A, F]``.
+        sample: which of these a state is of, ascending int64 ``[B]``.
+        basis: of budgets and prices, ``[B, 2, C]``.
+        offset: price term, and `NEVER` where not allowed, ``[B, K]``.
+        rewards: ``[B, K]``.
+    """
+
+    features: Tensor
+    sample: Tensor
     basis: Tensor
     offset: Tensor
     rewards: Tensor
 
     def split(self, size: int) -> Iterator[Batch]:
         """So many states at a time; the last may be fewer."""
-        return map(Batch, *(t.split(size) for t in (self.encoded, self.basis, self.offset, self.rewards)))
+        samples, parts = self.sample.tolist(), (t.split(size) for t in (self.basis, self.offset, self.rewards))
+        for start, *others in zip(range(0, len(samples), size), *parts, strict=True):
+            of = slice(start, start + size)
+            first, last = samples[start], samples[of][-1]
+            yield Batch(self.features[first : last + 1], self.sample[of] - first, *others)
 
     def __len__(self) -> int:
-        return len(self.encoded)
+        return len(self.sample)
+
+    @property
+    def encoded(self) -> Tensor:
+        """Features of each state, ``[B, F]``."""
+        return self.features.index_select(0, self.sample)
 
     @property
     def allowed(self) -> Tensor:

@@ -95,16 +95,19 @@ class StatePlan:
             raise ConfigError("states cannot be drawn like this: " + "; ".join(problems))
 
     def draw(self, outcomes: Outcomes, reference_ms: float, generator: torch.Generator) -> States:
-        """One epoch of states in random order, N = S x number of factors, S being the samples with a measured cell."""
+        """One epoch of states, N = S x number of factors, S being the samples with a measured cell.
+
+        Samples come in random order, each with all its states, so that an update passes over its features once.
+        """
         rows = outcomes.measured.any(dim=1).nonzero()[:, 0]
         factors = torch.tensor(self.budget_factors)
         weights = outcomes.measured[rows].float().cpu()
         setting = torch.multinomial(weights, len(factors), replacement=True, generator=generator)
         latency = outcomes.latency_ms[rows].cpu().gather(1, setting)
-        order = torch.randperm(setting.numel(), generator=generator)
-        budget = (latency * factors).reshape(-1)[order]
-        sample = rows.cpu().repeat_interleave(len(factors))[order]
-        draws = torch.rand(5, len(order), generator=generator)
+        order = torch.randperm(len(rows), generator=generator)
+        budget = (latency * factors)[order].reshape(-1)
+        sample = rows.cpu()[order].repeat_interleave(len(factors))
+        draws = torch.rand(5, len(sample), generator=generator)
         low, high = self.wide_range
         wide = (low + (high - low) * draws[1]) * reference_ms
         budget = torch.where(draws[0] < self.wide_share, wide, budget)
