@@ -173,9 +173,12 @@ def test_a_sweep_with_another_answer_is_no_result(material, tiny, monkeypatch):
 
 def test_parts_of_a_request_add_up_and_nothing_stays_wrapped(material):
     system, sample = material.system, material.samples(1)[0]
-    parts = overhead._added(system, sample.load_image(), sample.question)
-    assert set(parts) == set(overhead.PARTS) and all(ms > 0 for ms in parts.values())
-    assert not {"_request", "decide", "_learn"} & set(vars(system))
+    parts, beside_ms = overhead._added(system, sample.load_image(), sample.question)
+    assert set(parts) == set(overhead.PARTS.values()) and all(ms > 0 for ms in parts.values())
+    assert beside_ms > sum(parts.values()) - parts[overhead.OVERVIEW] - parts[overhead.CLOCK]
+    assert not {"_request", "decide", "_learn"} & set(vars(system)) and "_reads" not in vars(system.vlm)
+    found = overhead._compared(system, sample)
+    assert sum(found[name] for name in (overhead.REST, *parts)) == pytest.approx(found[overhead.ALL])
 
 
 def test_a_made_up_profile_is_reproducible_and_the_dearest_setting_takes_longest():

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from budgetvlm.bounds import Bounds
 from budgetvlm.errors import InputError
 from budgetvlm.knobs import Setting
-from budgetvlm.vlm import STAGES, Generation
+from budgetvlm.vlm import Generation
 
 Infeasible = Literal["fastest", "reject", "best_effort"]
 Cut = Literal["always", "needed"]
+_KNOWN = ("when_infeasible", get_args(Infeasible)), ("cut", get_args(Cut))
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """An answer within a budget, and what it cost.
 
     Attributes:
@@ -63,7 +62,7 @@ class Answer:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
-        return {**vars(self), "setting": dict(self.setting), "best_effort": self.best_effort}
+        return {**self._asdict(), "setting": dict(self.setting), "best_effort": self.best_effort}
 
     def __str__(self) -> str:
         met = "met" if self.budget_met else "missed"
@@ -98,21 +97,18 @@ def check_request(
     Raises:
         InputError: an empty question, a budget or a price that is not usable; all problems at once.
     """
-    problems = list(_request_problems(question, budget_ms, price))
-    for name, value, known in (("when_infeasible", when_infeasible, Infeasible), ("cut", cut, Cut)):
-        if value not in get_args(known):
-            problems.append(f"{name}={value!r} is unknown; choose from {', '.join(get_args(known))}")
+    problems = []
+    if not isinstance(question, str) or not question.strip():
+        problems.append(f"the question is empty ({question!r}); ask something about the image")
+    if not _is_number(budget_ms) or budget_ms <= 0:
+        problems.append(f"budget_ms={budget_ms!r} is not a positive number of milliseconds; give one, for example 40")
+    if price is not None and (not _is_number(price) or price < 0):
+        problems.append(f"price={price!r} is not a number of 0 or more; 0 means: use what the budget allows")
+    for (name, known), value in zip(_KNOWN, (when_infeasible, cut), strict=True):
+        if value not in known:
+            problems.append(f"{name}={value!r} is unknown; choose from {', '.join(known)}")
     if problems:
         raise InputError("; ".join(problems))
-
-
-def _request_problems(question: Any, budget_ms: Any, price: Any) -> Iterator[str]:
-    if not isinstance(question, str) or not question.strip():
-        yield f"the question is empty ({question!r}); ask something about the image"
-    if not _is_number(budget_ms) or budget_ms <= 0:
-        yield f"budget_ms={budget_ms!r} is not a positive number of milliseconds; give one, for example 40"
-    if price is not None and (not _is_number(price) or price < 0):
-        yield f"price={price!r} is not a number of 0 or more; 0 means: use what the budget allows"
 
 
 def _is_number(value: Any) -> bool:
@@ -123,10 +119,11 @@ def make_answer(
     choice: Choice, generation: Generation, controller_ms: float, latency_ms: float, budget_ms: float
 ) -> Answer:
     """The answer to a request from what its parts say; the controller's time is a stage beside the model's."""
-    before, after = STAGES[:2], STAGES[2:]
-    stages = {stage: generation.stages_ms[stage] for stage in before}
-    stages["controller"] = controller_ms
-    stages |= {stage: generation.stages_ms[stage] for stage in after}
+    took = generation.stages_ms
+    stages = {
+        "preprocess": took["preprocess"], "vision": took["vision"], "controller": controller_ms,
+        "prefill": took["prefill"], "decode": took["decode"],
+    }  # fmt: skip
     return Answer(
         answer=generation.text,
         setting=choice.setting,

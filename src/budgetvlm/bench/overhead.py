@@ -1,8 +1,9 @@
 """What features, controller and guard cost in a real request, beside the model's own time.
 
 Only what is added counts: the question is tokenised before either side's clock starts, and the overview is a part of
-the image that every setting encodes. Caches are as cold as in service, because a run of the model lies between any two
-of these parts; warm, in a loop, they take a fifth (section "decision").
+the image that every setting encodes. What is added is what a request takes beside the model's own stages, less what the
+bare model takes beside them, and what runs within them that the bare model lacks. Caches are as cold as in service,
+because a run of the model lies between any two of these parts; warm, in a loop, they take a fifth (section "decision").
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from PIL import Image
@@ -20,7 +21,8 @@ from budgetvlm.bench.material import Material
 from budgetvlm.profiling.latency import request
 from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.tasks import Sample
-from budgetvlm.vlm import adapter
+from budgetvlm.vlm import STAGES, adapter
+from budgetvlm.vlm.decoding import Pace
 
 MOST_SHARE, MOST_SHARE_OF_LARGE = 1.0, 0.1  # percent
 LARGE_MS = 300.0  # a request of a model of ordinary size
@@ -29,11 +31,18 @@ FULL, QUICK = (5, 40), (3, 12)  # rounds, requests
 CHANGES = 1000
 BUDGET_SHARE = 0.6  # of the full setting's time: most settings are allowed, and the image is usually cut into tiles
 ALL, MODEL = "all that is added to a request", "the bare model at its cheapest setting"
-PARTS = {
+OVERVIEW, REVISE = "  the overview's feature", "  they choose anew when the image is encoded"
+CLOCK = "  watching the clock before each block and token"
+REST = "  the rest: checks, a second pass over the image, the record"
+PARTS = {  # by function
     "_request": "  the question's feature, the prompt's size",
-    "pool": "  the overview's feature",
+    "pool": OVERVIEW,
     "decide": "  guard and controller choose",
-    "revise": "  they choose anew when the image is encoded",
+    "revise": REVISE,
+    "_reads": CLOCK,
+    "has_read": CLOCK,
+    "next": CLOCK,
+    "took": CLOCK,
     "_learn": "  the guard learns, when the answer is there",
 }
 APART = "encoding the overview apart, at the full setting"
@@ -46,10 +55,11 @@ def measure(material: Material) -> list[Figure]:
     size = max(1, len(samples) // rounds)
     system = material.system
     found = [_round(system, samples[start : start + size]) for start in range(0, len(samples) - size + 1, size)]
+    names = (ALL, *dict.fromkeys(PARTS.values()), REST, MODEL, APART)
     own, model = ([one[name] for one in found] for name in (ALL, MODEL))
     change = [lambda: _change(system)] * CHANGES
     return [
-        *(Figure.of(name, "ms", [one[name] for one in found]) for name in (ALL, *PARTS.values(), MODEL, APART)),
+        *(Figure.of(name, "ms", [one[name] for one in found]) for name in names),
         Figure.of(
             "what is added, of that request", "%", [100 * a / b for a, b in zip(own, model, strict=True)],
             at_most=MOST_SHARE,
@@ -78,29 +88,45 @@ def _compared(system: AdaptiveVLM, sample: Sample) -> dict[str, float]:
     vlm.prompt_size(image, question)  # tokenises it
     one_pass = vlm.generate(image, question, full, max_new_tokens=1).stages_ms
     apart = request(vlm, image, question, full, 1).stages_ms
-    model_ms = vlm.generate(image, question, cheapest).total_ms
-    parts = _added(system, image, question)
+    bare, bare_beside_ms = _beside_stages(lambda: vlm.generate(image, question, cheapest))
+    parts, beside_ms = _added(system, image, question)
+    all_ms = beside_ms - bare_beside_ms + parts[OVERVIEW] + parts[CLOCK]
     return {
-        ALL: sum(parts.values()),
-        **{PARTS[name]: ms for name, ms in parts.items()},
-        MODEL: model_ms,
+        ALL: all_ms,
+        **parts,
+        REST: all_ms - sum(parts.values()),
+        MODEL: bare.total_ms,
         APART: sum(apart[stage] - one_pass[stage] for stage in ("preprocess", "vision")),
     }
 
 
-def _added(system: AdaptiveVLM, image: Image.Image, question: str) -> dict[str, float]:
-    """What each of `PARTS` takes of one request, in ms."""
+def _beside_stages(answer: Callable[[], Any]) -> tuple[Any, float]:
+    """What ``answer`` returns, and the ms that it took beside the model's stages."""
+    start = time.perf_counter()
+    made = answer()
+    took_ms = 1e3 * (time.perf_counter() - start)
+    return made, took_ms - sum(made.stages_ms[stage] for stage in STAGES)
+
+
+def _added(system: AdaptiveVLM, image: Image.Image, question: str) -> tuple[dict[str, float], float]:
+    """What each of `PARTS` takes of one request, in ms, and what all takes that is beside the model's stages."""
     budget_ms = BUDGET_SHARE * float(system.controller.latency_reference_ms)
-    took = dict.fromkeys(PARTS, 0.0)
-    with _timed(system, took, "_request", "decide", "_learn"), _timed(adapter, took, "pool"):
-        answer = system.generate(image, question, budget_ms=budget_ms)
-    took["revise"] = answer.controller_ms - took["_request"] - took["decide"]
-    return took
+    took = dict.fromkeys(PARTS.values(), 0.0)
+    watched: dict[Any, tuple[str, ...]] = {
+        system: ("_request", "decide", "_learn"), adapter: ("pool",), system.vlm: ("_reads",),
+        Pace: ("has_read", "next", "took"),
+    }  # fmt: skip
+    with ExitStack() as stack:
+        for owner, names in watched.items():
+            stack.enter_context(_timed(owner, took, *names))
+        answer, beside_ms = _beside_stages(lambda: system.generate(image, question, budget_ms=budget_ms))
+    took[REVISE] = answer.controller_ms - took[PARTS["_request"]] - took[PARTS["decide"]]
+    return took, beside_ms
 
 
 @contextmanager
 def _timed(owner: Any, took: dict[str, float], *names: str) -> Iterator[None]:
-    """Adds the milliseconds in these functions of an object or module, inside the ``with`` block, to ``took``."""
+    """Adds the milliseconds in these functions of an object, class or module, in the ``with`` block, to ``took``."""
 
     def watched(name: str) -> Callable[..., Any]:
         function = getattr(owner, name)
@@ -108,7 +134,7 @@ def _timed(owner: Any, took: dict[str, float], *names: str) -> Iterator[None]:
         def call(*args: Any, **options: Any) -> Any:
             start = time.perf_counter()
             result = function(*args, **options)
-            took[name] += 1e3 * (time.perf_counter() - start)
+            took[PARTS[name]] += 1e3 * (time.perf_counter() - start)
             return result
 
         return call

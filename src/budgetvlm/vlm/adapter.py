@@ -10,8 +10,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -68,10 +66,12 @@ class Adapter:
         self._levels = family.deepstack_levels(model)
         self.num_total_blocks = len(self.layers)
         self._order = blocks.check_order(block_order, self.num_total_blocks, family.fixed_blocks(model))
+        self._active: dict[int, tuple[int, ...]] = {}
         self._check_knobs()
         self._layers = {n: self._layer_list(self.active_blocks(n)) for n in self._depths()}
         self._paced_layers = {n: self._paced_list(n) for n in {*self._depths(), self.num_total_blocks}}
         self._pace: Pace | None = None
+        self._waits = False  # for the device, before a clock is read
         self._setting_crops = [self._max_crops(setting) for setting in knob_space.settings]
         self._crops = set(self._setting_crops)
         self._visual_tokens: dict[tuple[int, int], np.ndarray] = {}
@@ -114,7 +114,10 @@ class Adapter:
 
     def active_blocks(self, num_active_blocks: int) -> tuple[int, ...]:
         """Indices of the blocks that run at this depth, ascending."""
-        return blocks.active_blocks(self._order, num_active_blocks)
+        active = self._active.get(num_active_blocks)
+        if active is None:
+            self._active[num_active_blocks] = active = blocks.active_blocks(self._order, num_active_blocks)
+        return active
 
     @contextmanager
     def apply(self, setting: Setting) -> Iterator[None]:
@@ -156,7 +159,6 @@ class Adapter:
                 lists[self._list_name] = before[0]
                 self._set_top_k(before[1])
 
-    @torch.inference_mode()
     def encode_overview(self, image: Image.Image) -> Overview:
         """Preprocess and encode the overview crop once."""
         return self.encode_overviews([image])[0]
@@ -238,8 +240,7 @@ class Adapter:
             stages["prefill"] = watch.lap()
             ids = self.decoder.decode(cache, first, max_new_tokens, pace, guide, self.apply)
             stages["decode"] = watch.lap()
-        made = self._generation(ids, len(layout.ids), len(question_ids), stages, max_new_tokens)
-        return replace(made, hurried=tuple(pace.hurried), saved_ms=pace.saved_ms) if pace else made
+        return self._generation(ids, len(layout.ids), len(question_ids), stages, max_new_tokens, pace)
 
     @contextmanager
     def _reading(self, setting: Setting, pace: Pace) -> Iterator[None]:
@@ -248,6 +249,7 @@ class Adapter:
         before = lists[self._list_name]
         depth = int(setting.get("num_active_blocks", self.num_total_blocks))
         lists[self._list_name], self._pace = self._paced_layers[depth], pace
+        self._waits = self.device.type != "cpu"
         try:
             yield
             pace.has_read()
@@ -258,7 +260,8 @@ class Adapter:
         """Whether this block is to read the prompt; the experts per token are set if that is in more of a hurry."""
         pace = self._pace
         assert pace is not None
-        synchronise(self.device)
+        if self._waits:
+            synchronise(self.device)
         before = pace.rung
         runs = pace.reads(pace.clock(), block)
         if pace.rung != before and pace.setting and (top_k := pace.setting.get("top_k")):
@@ -363,7 +366,13 @@ class Adapter:
         return tokens.unflatten(1, (1 + self._levels, -1))[:, 1:] if self._levels else None
 
     def _generation(
-        self, ids: list[int], num_vision: int, num_question: int, stages: dict[str, float], max_new_tokens: int
+        self,
+        ids: list[int],
+        num_vision: int,
+        num_question: int,
+        stages: dict[str, float],
+        max_new_tokens: int,
+        pace: Pace | None = None,
     ) -> Generation:
         cut = "length" if len(ids) == max_new_tokens else "budget"
         return Generation(
@@ -374,6 +383,8 @@ class Adapter:
             num_language_tokens=num_question + self.prompt.num_fixed,
             num_output_tokens=len(ids),
             stages_ms=stages,
+            hurried=tuple(pace.hurried) if pace else (),
+            saved_ms=pace.saved_ms if pace else {},
         )
 
     def _max_crops(self, setting: Setting) -> int:
@@ -403,7 +414,7 @@ class Adapter:
 
         def paced(layer: nn.Module) -> nn.Module:
             number = numbers.get(id(layer))  # a stand-in has none
-            return layer if number is None else Paced(layer, partial(self._reads, number), self.family.passed)
+            return layer if number is None else Paced(layer, lambda: self._reads(number), self.family.passed)
 
         return nn.ModuleList(paced(layer) for layer in self._layers.get(depth, self.layers))
 

@@ -7,6 +7,7 @@ the one that is asked for the length. So nothing has to be renumbered.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -34,10 +35,10 @@ class Pace:
         clock: see `Deadline`.
 
     Args:
-        blocks: which run at each rung; only reading asks for them.
+        blocks: which run at each rung, ascending; only reading asks for them.
     """
 
-    def __init__(self, deadline: Deadline, blocks: Sequence[Collection[int]] = ()) -> None:
+    def __init__(self, deadline: Deadline, blocks: Sequence[Sequence[int]] = ()) -> None:
         self._deadline, self.blocks, self.clock = deadline, blocks, deadline.clock
         self.steps_ms = [max(ms, LEAST_MS) for ms in (deadline.step_ms, *(q.step_ms for q in deadline.hurried))]
         reads_ms = deadline.read_ms, *(quicker.read_ms for quicker in deadline.hurried)
@@ -75,7 +76,8 @@ class Pace:
 
     def _rest_ms(self, block: int) -> float:
         """What reading takes from this block on, as it goes now."""
-        return sum(b >= block for b in self.blocks[self.rung]) * self.block_ms[self.rung]
+        blocks = self.blocks[self.rung]
+        return (len(blocks) - bisect_left(blocks, block)) * self.block_ms[self.rung]
 
     def has_read(self) -> None:
         """The first token is there."""

@@ -23,8 +23,7 @@ STAGES = ("preprocess", "vision", "prefill", "decode")
 _NEVER_S = 1e12  # on any clock
 
 
-@dataclass(frozen=True)
-class Overview:
+class Overview(NamedTuple):
     """The overview crop (thumbnail), encoded once: the controller reads it, the model reuses it.
 
     Attributes:
