@@ -230,6 +230,28 @@ def test_an_overview_that_took_long_warns_of_the_rest():
     np.testing.assert_allclose(quick.rest_ms, before.rest_ms - usual, rtol=0.05)
 
 
+def test_what_a_large_image_takes_to_prepare_is_expected_again_where_tiles_are_cut():
+    made, request = guard(hurries=False), Request(TOKENS["vision"][0], TOKENS["language"][0, 0], FEATURES[0])
+    made.revises = False
+    prepared, encoded = STAGES["preprocess"][0, 0], STAGES["vision"][0, 0]
+    usual = made.bounds(request, 60.0, Spent(prepared + encoded, prepared + encoded, prepared))
+    took = prepared + 30.0 + encoded
+    large = made.bounds(request, 60.0, Spent(took, took, prepared + 30.0))
+    assert large.large and not usual.large
+    tiled = TOKENS["vision"][0] > TOKENS["vision"][0].min()
+    assert tiled.any() and not tiled.all()
+    np.testing.assert_allclose(large.rest_ms - usual.rest_ms, np.where(tiled, 30.0, 0.0), atol=1.0)
+    assert large.slowdown == pytest.approx(usual.slowdown, rel=0.05)  # the machine is as fast as before
+    before = made.speed.to_dict()
+    stages = {name: float(times[0, -1]) for name, times in STAGES.items()} | {"preprocess": 70.0}
+    made.update([large], len(SPACE) - 1, stages, 4, 200.0, late=False)
+    place = made.latency.stages.index("preprocess")
+    changed = np.array(made.speed.to_dict()["log_scale"]) != np.array(before["log_scale"])
+    assert not changed[place] and changed.sum() == len(changed) - 1
+    made.update([usual], len(SPACE) - 1, stages, 4, 200.0, late=False)
+    assert made.speed.log_scale[place] > before["log_scale"][place]
+
+
 def test_an_answer_that_may_be_hurried_is_allowed_where_it_is_only_expected_to_be_in_time():
     request = Request(TOKENS["vision"][0], TOKENS["language"][0, 0], FEATURES[0])
     guards = guard(factor=1.2), guard(factor=1.2, hurries=False)

@@ -40,18 +40,20 @@ SCHEMA_VERSION = 4
 DEFAULT_ALPHA = 0.05
 MOST_SAMPLES = 20_000  # that are fitted on; more say nothing more of a machine
 OTHER_RATE = 0.05  # share of the way that the cost of the rest goes towards one request's
-IMAGE_STAGES = ("preprocess", "vision")  # of which the overview is a part
+PREPARE = "preprocess"
+IMAGE_STAGES = (PREPARE, "vision")  # of which the overview is a part
 TARGET_SHARE = 0.85  # of alpha: the promise is "at most", and the margin wanders a little
 SIZES_KEPT = 256  # of requests
 MOST_CREDIT = 10.0  # late answers that a quiet spell can save up
 
 
 class _Sized(NamedTuple):
-    """Of requests of one size: `Request.vision`, two of `budgetvlm.quick_latency.Sized`, `GroupNumbers.of_image`."""
+    """Of requests of one size: `Request.vision`, three of `budgetvlm.quick_latency.Sized`, `GroupNumbers.of_image`."""
 
     vision: np.ndarray
     times: np.ndarray
     least: float
+    tiled: np.ndarray
     groups: tuple[int, int]
 
 
@@ -96,6 +98,7 @@ class AdaptiveGuard:
             raise ConfigError(f"other_ms={other_ms!r} is no cost in ms; give 0 or more")
         self.latency, self.lengths = latency, lengths
         self._quick = QuickLatency(latency, IMAGE_STAGES)
+        self._prepares = latency.stages.index(PREPARE) if PREPARE in latency.stages else -1
         self.calibrated_on = calibrated_on
         self._account = np.array([other_ms, 1.0])
         self._same_image, self.hurry = SameImage(latency.knob_space), Hurry(latency.knob_space)
@@ -113,11 +116,11 @@ class AdaptiveGuard:
         quick, margin, speed = self._quick, self._margin, self._speed
         self._looks_by: tuple[Any, ...] = (
             self._account, 1 - self.alpha / 2, *self.lengths.folded, speed.now, speed.factors, quick.of_image,
-            quick.overview, self._groups.fixed, *margin.state, self._quickest, self._same_image.members,
+            quick.overview, self._prepares, self._groups.fixed, *margin.state, self._quickest, self._same_image.members,
         )  # fmt: skip
         self._looks_again_by: tuple[Any, ...] = speed.now, self._quickest, *margin.state
         self._learns_by: tuple[Any, ...] = (
-            self._account, self.alpha, margin.cut_cost, margin.rate, margin.window, *margin.state,
+            self._account, self._prepares, self.alpha, margin.cut_cost, margin.rate, margin.window, *margin.state,
             *speed.state,
         )  # fmt: skip
 
@@ -209,7 +212,8 @@ class AdaptiveGuard:
         """
         spent = Spent() if spent is None else spent
         asked, profiled = self._asked(request, spent, known)
-        return Bounds(*look(float(budget_ms), *asked, *self._looks_by), "overview", spent, profiled)
+        times, slowdown, fastest, lengths, groups, terms, large = look(float(budget_ms), *asked, *self._looks_by)
+        return Bounds(times, slowdown, fastest, lengths, groups, terms, "overview", spent, profiled, large)
 
     def choose(
         self, decider: Decider, request: Request, image: np.ndarray, budget_ms: float, spent: Spent,
@@ -224,8 +228,8 @@ class AdaptiveGuard:
         asked, profiled = self._asked(request, spent, known)
         image, language = decider.state(image, request.feature)
         found = choose(image, language, budget_ms, waited_ms, *asked, *self._looks_by, *decider.weights(price))
-        times, slowdown, fastest, lengths, groups, terms, values, best = found
-        bounds = quick_bounds((times, slowdown, fastest, lengths, groups, terms, "overview", spent, profiled))
+        times, slowdown, fastest, lengths, groups, terms, large, values, best = found
+        bounds = quick_bounds((times, slowdown, fastest, lengths, groups, terms, "overview", spent, profiled, large))
         return bounds, values, best
 
     def _asked(self, request: Request, spent: Spent, known: np.ndarray | None) -> tuple[tuple[Any, ...], np.ndarray]:
@@ -237,14 +241,16 @@ class AdaptiveGuard:
         if len(feature) != self._feature_width:
             self.lengths.check(feature)
         known = self._all if known is None else known
-        return (feature, sized.times, sized.least, sized.groups, known, *spent, self.revises), sized.times
+        asked = feature, sized.times, sized.least, sized.tiled, sized.groups, known, *spent, self.revises
+        return asked, sized.times
 
     def _sized(self, request: Request) -> _Sized:
         """What follows from its size alone; kept, because images are of few sizes and questions of few lengths."""
         if len(self._sizes) >= SIZES_KEPT:
             self._sizes.clear()
         sized = self._quick.size(request.vision, request.language)
-        made = _Sized(request.vision, sized.times, sized.least, self._groups.of_image(sized.most))
+        groups = self._groups.of_image(sized.most)
+        made = _Sized(request.vision, sized.times, sized.least, sized.tiled, groups)
         self._sizes[id(request.vision), request.language] = made
         return made
 
@@ -273,14 +279,15 @@ class AdaptiveGuard:
         """What `look_again` takes of a request."""
         assert bounds.terms is not None
         known = self._all if known is None else known
-        return bounds.terms, index, bounds.lengths, bounds.groups, self._same_images[index], known, *spent
+        terms, lengths, groups = bounds.terms, bounds.lengths, bounds.groups
+        return terms, index, lengths, groups, self._same_images[index], known, spent.total_ms, spent.image_ms
 
     @staticmethod
     def _again(bounds: Bounds, times: np.ndarray, fastest: int, spent: Spent) -> Bounds:
         """The same request's, later."""
         return quick_bounds((
             times, bounds.slowdown, fastest, bounds.lengths, bounds.groups, bounds.terms, "image", spent,
-            bounds.profiled,
+            bounds.profiled, bounds.large,
         ))  # fmt: skip
 
     def quicker(self, index: int) -> tuple[int, ...]:
@@ -316,8 +323,9 @@ class AdaptiveGuard:
         first, last = looks[0], looks[-1]
         assert first.profiled is not None
         learnt = _learn(
-            first.profiled, first.times, last.times, setting_index, first.groups, *first.spent,
-            last.spent.total_ms if len(looks) > 1 else math.nan, self._speed.by_stage(stages_ms),
+            first.profiled, first.times, last.times, setting_index, first.groups, first.spent.total_ms,
+            first.spent.image_ms, last.spent.total_ms if len(looks) > 1 else math.nan, first.large,
+            self._speed.by_stage(stages_ms),
             self._speed.by_stage(saved_ms) if saved_ms else self._nothing_saved, float(output_tokens), float(total_ms),
             late, cut, promised, *self._learns_by,
         )  # fmt: skip
@@ -386,9 +394,9 @@ def _complain(stages_ms: Mapping[str, float], looks: Sequence[Bounds], total_ms:
 @compiled
 def _learn(
     profiled: np.ndarray, first: np.ndarray, last: np.ndarray, index: int, groups: Groups,
-    spent_ms: float, overview_ms: float, revised_ms: float, took_ms: tuple[float, ...], saved_ms: tuple[float, ...],
-    output_tokens: float, total_ms: float, late: bool, cut: bool, promised: bool,
-    account: np.ndarray, alpha: float, cut_cost: float, rate: float, window: np.ndarray,
+    spent_ms: float, overview_ms: float, revised_ms: float, large: bool, took_ms: tuple[float, ...],
+    saved_ms: tuple[float, ...], output_tokens: float, total_ms: float, late: bool, cut: bool, promised: bool,
+    account: np.ndarray, prepare: int, alpha: float, cut_cost: float, rate: float, window: np.ndarray,
     level: float, most_level: float, parts: np.ndarray, ascending: np.ndarray, counts: np.ndarray,
     now: np.ndarray, log_scale: np.ndarray, factors: np.ndarray, normal_factors: np.ndarray, recent: np.ndarray,
     known: np.ndarray, predicted_ms: np.ndarray,
@@ -396,9 +404,10 @@ def _learn(
     """See `AdaptiveGuard.update`; False where a time cannot be, and nothing is learnt.
 
     Args:
-        profiled, groups: of `Bounds`. first, last: `Bounds.times` when the setting was chosen, and revised if it was.
+        profiled, groups, large: of `Bounds`.
+        first, last: `Bounds.times` when the setting was chosen, and revised if it was.
         spent_ms, overview_ms: when it was chosen. revised_ms: spent when it was revised; NaN: it was not.
-        took_ms, saved_ms: of each stage, ``[G]``.
+        took_ms, saved_ms: of each stage, ``[G]``. prepare: see `look`.
         account: the cost of the rest, and the credit.
         others: of the guard's margin and speed.
     """
@@ -431,6 +440,8 @@ def _learn(
     other_ms = max(0.0, min(rest_ms - (known_ms - overview_ms), 4 * account[0] + 1.0))
     account[0] += OTHER_RATE * (other_ms - account[0])
     needed_ms = np.array(took_ms) + np.array(saved_ms)
+    if large:  # what preparing it took says nothing of the machine
+        needed_ms[prepare] = 0.0
     if follow_from(
         profiled, index, output_tokens, needed_ms, now, log_scale, factors, normal_factors, recent, known, predicted_ms
     ):

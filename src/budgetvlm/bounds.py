@@ -22,6 +22,7 @@ from budgetvlm.speed import pace_after
 BUDGET_RATIO = 1.25  # budgets this far apart are in different groups
 LEAST_SHARE, MOST_SHARE = 0.05, 1.5  # of the full setting's time: budgets beyond are in the groups of these
 SLOWED = 2.0  # times as long as when it was calibrated: the machine is under load, and requests are in other groups
+UNUSUAL = 2.0  # times as long as expected: an image that takes so long to prepare is large
 REST, STEP, READ = 3, 6, 7  # rows of `Bounds.times`
 _ROWS = 8
 
@@ -45,10 +46,16 @@ class Request(NamedTuple):
 
 
 class Spent(NamedTuple):
-    """What a request has taken when a setting is chosen, in ms: in all, and of it the image (0: nothing encoded)."""
+    """What a request has taken when a setting is chosen, in ms.
+
+    Attributes:
+        total_ms: in all. image_ms: of it the image; 0: nothing is encoded.
+        prepared_ms: of that its overview, before it was encoded; 0: not known.
+    """
 
     total_ms: float = 0.0
     image_ms: float = 0.0
+    prepared_ms: float = 0.0
 
 
 # `Spent` and `Bounds` from tuples of their fields: the classes themselves run a function in Python, which takes some
@@ -69,6 +76,7 @@ class Bounds(NamedTuple):
         moment: what was encoded when the bounds were made.
         spent: by then.
         profiled: times of each stage by the profile, see `budgetvlm.quick_latency.Sized`.
+        large: the image is so large that preparing it takes much longer than the profile knows.
     """
 
     times: np.ndarray
@@ -80,6 +88,7 @@ class Bounds(NamedTuple):
     moment: Moment = "overview"
     spent: Spent = Spent()
     profiled: np.ndarray | None = None
+    large: bool = False
 
     @classmethod
     def fixed(cls, bounds_ms: np.ndarray) -> Bounds:
@@ -173,25 +182,26 @@ class GroupNumbers:
 
 @compiled
 def look(
-    budget_ms: float, feature: np.ndarray, times: np.ndarray, least: float, image_groups: tuple[int, int],
-    known: np.ndarray, taken_ms: float, image_ms: float, revises: bool, account: np.ndarray,
-    tail: float, weight: np.ndarray, bias: np.ndarray, lengths: np.ndarray,
-    now: np.ndarray, factors: np.ndarray, of_image: np.ndarray, overview: np.ndarray,
+    budget_ms: float, feature: np.ndarray, times: np.ndarray, least: float, tiled: np.ndarray,
+    image_groups: tuple[int, int], known: np.ndarray, taken_ms: float, image_ms: float, prepared_ms: float,
+    revises: bool, account: np.ndarray, tail: float, weight: np.ndarray, bias: np.ndarray, lengths: np.ndarray,
+    now: np.ndarray, factors: np.ndarray, of_image: np.ndarray, overview: np.ndarray, prepare: int,
     fixed_groups: np.ndarray, level: float, most_level: float, parts: np.ndarray, ascending: np.ndarray,
     counts: np.ndarray, quickest: np.ndarray, members: np.ndarray,
-) -> tuple[np.ndarray, float, int, tuple[float, int], Groups, np.ndarray]:  # fmt: skip
-    """Bounds when a setting is chosen: times, slowdown, fastest, lengths, groups and terms of `Bounds`.
+) -> tuple[np.ndarray, float, int, tuple[float, int], Groups, np.ndarray, bool]:  # fmt: skip
+    """Bounds when a setting is chosen: times, slowdown, fastest, lengths, groups, terms and large of `Bounds`.
 
     Args:
         feature: of the question, ``[Dl]``.
-        times, least: see `budgetvlm.quick_latency.Sized`.
+        times, least, tiled: see `budgetvlm.quick_latency.Sized`.
         known: settings that may be chosen, bool ``[K]``.
-        taken_ms: by now; of it image_ms for the overview.
+        taken_ms, image_ms, prepared_ms: see `Spent`.
         revises: whether the choice will be revised.
         account: its first number is what comes beside the model's own stages, in ms.
         tail, weight, bias, lengths: of the answer's length, see `budgetvlm.lengths.outlook`.
         now, factors: of `budgetvlm.speed.StageSpeed`.
         of_image, overview: of `budgetvlm.quick_latency.QuickLatency`.
+        prepare: number of the stage that prepares the image; negative: there is none.
         image_groups, fixed_groups: see `GroupNumbers`.
         level, most_level, parts, ascending, counts: `Margin.state`.
         quickest: the settings that are hurried at, int64 ``[K]``.
@@ -203,6 +213,15 @@ def look(
     full_ms = terms[0, -1] + terms[1, -1] + (expected - 1) * terms[2, -1]
     profiled_ms = terms[3, -1] + (expected - 1) * terms[4, -1]
     done_ms = overview_of(overview, factors, of_image, least) if image_ms > 0 else 0.0
+    excess_ms = 0.0
+    if prepared_ms > 0 and prepare >= 0:
+        usual_ms = factors[prepare] * (overview[0, prepare] + least * overview[1, prepare])
+        took_ms = prepared_ms / math.exp(now[0])
+        if took_ms > UNUSUAL * usual_ms:
+            excess_ms = took_ms - usual_ms
+            done_ms += excess_ms
+            for k in range(len(tiled)):  # the whole image is read again to cut its tiles
+                terms[0, k] += excess_ms * (2.0 if tiled[k] else 1.0)
     pace = pace_after(now[0], done_ms, image_ms)
     slowed = int(now[1] > SLOWED)
     step = _budget_step(budget_ms / full_ms) - _budget_step(LEAST_SHARE)
@@ -218,7 +237,7 @@ def look(
         reachable = reachable_of(out[0], out[1], members)
         for k in range(len(reachable)):
             out[0, k] = reachable[k]
-    return out, pace * full_ms / profiled_ms, fastest, (expected, int(long)), groups, terms
+    return out, pace * full_ms / profiled_ms, fastest, (expected, int(long)), groups, terms, excess_ms > 0
 
 
 @compiled

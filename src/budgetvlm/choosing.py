@@ -22,7 +22,7 @@ LOOKS_AT, ACCOUNT = len(_ARGUMENTS), _ARGUMENTS.index("account")
 @compiled
 def choose(
     image: np.ndarray, language: np.ndarray, budget_ms: float, waited_ms: float, *others: Any
-) -> tuple[np.ndarray, float, int, tuple[float, int], Groups, np.ndarray, np.ndarray, int]:
+) -> tuple[np.ndarray, float, int, tuple[float, int], Groups, np.ndarray, bool, np.ndarray, int]:
     """What `look` says, then the values of a controller ``[K]`` and the best setting by both, as `best_within`.
 
     Args:
@@ -31,10 +31,10 @@ def choose(
         others: what `look` takes beside the budget, and then what `values_of` takes beside a state and a budget; side
             by side, because arrays in tuples take longer to pass.
     """
-    times, slowdown, fastest, lengths, groups, terms = look(budget_ms, *others[:LOOKS_AT])
+    times, slowdown, fastest, lengths, groups, terms, large = look(budget_ms, *others[:LOOKS_AT])
     seen = seen_ms(budget_ms - waited_ms, others[ACCOUNT][0], slowdown)
     values = values_of(image, language, seen, *others[LOOKS_AT:])
-    return times, slowdown, fastest, lengths, groups, terms, values, best_within(values, times[0], budget_ms)
+    return times, slowdown, fastest, lengths, groups, terms, large, values, best_within(values, times[0], budget_ms)
 
 
 @compiled

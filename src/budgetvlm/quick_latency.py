@@ -23,11 +23,13 @@ class Sized(NamedTuple):
     Attributes:
         times: of each stage as profiled: until the first token, then of each further one, ``[2 G, K]``.
         least, most: visual tokens at the settings with the fewest and the most.
+        tiled: whether the image is more than its overview there, bool ``[K]``.
     """
 
     times: np.ndarray
     least: float
     most: float
+    tiled: np.ndarray
 
 
 class QuickLatency:
@@ -55,7 +57,8 @@ class QuickLatency:
         Args:
             vision: visual tokens at each setting, float64 ``[K]``. language: the prompt's other tokens.
         """
-        return Sized(self._stages(vision, language), float(vision.min()), float(vision.max()))
+        least, most = float(vision.min()), float(vision.max())
+        return Sized(self._stages(vision, language), least, most, vision > least)
 
     def _stages(self, vision: np.ndarray, language: float) -> np.ndarray:
         fixed, each, token, square, step, step_token, tiles = self._weights

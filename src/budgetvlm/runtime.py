@@ -148,7 +148,8 @@ class AdaptiveVLM:
         overview = self.vlm.encode_overview(picture)
         choosing = time.perf_counter()
         request = self._request(picture, question)  # here, where pooling has just brought Python back into the caches
-        spent = quick_spent((_ms(start, time.perf_counter()), overview.preprocess_ms + overview.vision_ms))
+        prepared_ms = overview.preprocess_ms
+        spent = quick_spent((_ms(start, time.perf_counter()), prepared_ms + overview.vision_ms, prepared_ms))
         bounds, values, choice = self.decide(
             request, overview.feature, budget_ms, spent, price, waited_ms, when_infeasible
         )
@@ -377,7 +378,7 @@ class _Course:
         """Choose anew among the settings with the encoded image."""
         began, model = time.perf_counter(), self._model
         assert model.guard is not None
-        spent = quick_spent((_ms(self._start_s, began), image_ms))
+        spent = quick_spent((_ms(self._start_s, began), image_ms, 0.0))
         bounds, index = model.guard.choose_again(
             self.looks[0], self.choice.index, self._values, self._budget_ms, spent, model.only_known
         )
