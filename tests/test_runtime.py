@@ -152,6 +152,10 @@ def test_files_are_opened_upright_and_in_colour(model, picture, tmp_path):
     picture.convert("RGBA").save(tmp_path / "plain.png")
     from_file = model.generate(str(tmp_path / "plain.png"), QUESTION, budget_ms=1e6)
     assert from_file.answer == model.generate(picture, QUESTION, budget_ms=1e6).answer
+    assert open_image(picture) is picture  # copying a large one takes longer than answering
+    picture.save(tmp_path / "opened.png")
+    with Image.open(tmp_path / "opened.png") as opened:
+        assert open_image(opened).tobytes() == picture.tobytes()
 
 
 @pytest.mark.parametrize(
