@@ -83,6 +83,7 @@ def system(vlm, guard, measured):
 def test_measured_is_what_the_requests_are(measured):
     assert measured.latency_ms.shape == (REQUESTS, 4) and (measured.latency_ms > 0).all()
     np.testing.assert_allclose(sum(measured.stages_ms.values()), measured.latency_ms)
+    assert ((measured.prepared_ms > 0) & (measured.prepared_ms < measured.overview_ms)).all()
     assert measured.requests[0].vision.tolist() == [4, 4, 20, 20]
     assert ((measured.output >= 1) & (measured.output <= 4)).all()
 
@@ -103,12 +104,14 @@ def test_calibration_refits_this_machines_speed_and_needs_enough_requests(system
 def test_typical_times_are_the_medians_of_repeats(measured):
     def slower(factor):
         stages = {name: factor * ms for name, ms in measured.stages_ms.items()}
-        return replace(measured, overview_ms=factor * measured.overview_ms, stages_ms=stages)
+        overview_ms, prepared_ms = (factor * ms for ms in (measured.overview_ms, measured.prepared_ms))
+        return replace(measured, overview_ms=overview_ms, prepared_ms=prepared_ms, stages_ms=stages)
 
     found = typical([slower(9.0), slower(2.0), measured])
     np.testing.assert_allclose(found.latency_ms, 2 * measured.latency_ms)
     np.testing.assert_allclose(found.image_ms, 2 * measured.image_ms)
     np.testing.assert_allclose(found.overview_ms, 2 * measured.overview_ms)
+    np.testing.assert_allclose(found.prepared_ms, 2 * measured.prepared_ms)
 
 
 def test_requests_are_bounded_and_learnt_from(system, measured):
@@ -340,6 +343,7 @@ def of_one_length(measured, total_ms, output, step_ms=10.0):
         output=tokens,
         latency_ms=latency,
         overview_ms=np.zeros(shape),
+        prepared_ms=np.zeros(shape),
         stages_ms=stages,
         steps_ms=None,
     )
@@ -412,7 +416,15 @@ def as_predicted(measured, latency):
         request = measured.requests[row]
         times[:, row, k] = latency.stages_of(k, request.vision, request.language, tokens)
     stages = {name: np.zeros(shape) for name in measured.stages_ms} | dict(zip(latency.stages, times, strict=True))
-    return replace(measured, latency_ms=times.sum(axis=0), overview_ms=np.zeros(shape), stages_ms=stages, steps_ms=None)
+    nothing = np.zeros(shape)
+    return replace(
+        measured,
+        latency_ms=times.sum(axis=0),
+        overview_ms=nothing,
+        prepared_ms=nothing,
+        stages_ms=stages,
+        steps_ms=None,
+    )
 
 
 def test_a_replay_learns_as_it_would_live(system, measured):

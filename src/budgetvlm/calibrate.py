@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from tqdm import tqdm
 
-from budgetvlm.adaptive import IMAGE_STAGES, AdaptiveGuard
+from budgetvlm.adaptive import IMAGE_STAGES, PREPARE, AdaptiveGuard
 from budgetvlm.bounds import Request, Spent
 from budgetvlm.conformal import FACTORS, Revising, choose_factor, losses, samples_needed
 from budgetvlm.controller.validation import BUDGET_SHARES
@@ -42,7 +42,7 @@ class Measured:
         samples: what was asked. requests: their sizes. image: features ``[n, Di]``.
         order: numbers of the settings in the order in which they were run, int64 ``[n, K]``.
         accuracy, output, latency_ms, overview_ms: of the answers, their tokens, their time and the overview's share
-            of it, ``[n, K]`` each. stages_ms: the time by stage.
+            of it, ``[n, K]`` each. prepared_ms: of that, preparing it. stages_ms: the time by stage.
         steps_ms: of prefill and decode what each block that read and each further token took, for each request and
             setting ``[blocks + tokens - 1]``; None: as long as any other.
     """
@@ -55,6 +55,7 @@ class Measured:
     output: np.ndarray
     latency_ms: np.ndarray
     overview_ms: np.ndarray
+    prepared_ms: np.ndarray
     stages_ms: dict[str, np.ndarray]
     steps_ms: tuple[tuple[np.ndarray, ...], ...] | None = None
 
@@ -86,7 +87,7 @@ def measure(
     settings, rng = model.controller.knob_space.settings, np.random.default_rng(seed)
     shape = (len(samples), len(settings))
     requests, images = [], []
-    accuracy, output, latency, overviews = (np.zeros(shape) for _ in range(4))
+    accuracy, output, latency, overviews, prepared = (np.zeros(shape) for _ in range(5))
     order = np.stack([rng.permutation(shape[1]) for _ in samples])
     stages: dict[str, np.ndarray] = {}
     steps: list[list[np.ndarray]] = []
@@ -107,14 +108,15 @@ def measure(
                 deadline=Deadline.never(clock.read),
             )
             steps[row][k] = np.diff(clock.readings) * 1e3
-            overviews[row, k] = overview.preprocess_ms + overview.vision_ms
+            prepared[row, k] = overview.preprocess_ms
+            overviews[row, k] = prepared[row, k] + overview.vision_ms
             accuracy[row, k] = task.score(answer.text, sample)
             output[row, k], latency[row, k] = answer.num_output_tokens, answer.total_ms
             for stage, ms in answer.stages_ms.items():
                 stages.setdefault(stage, np.zeros(shape))[row, k] = ms
     return Measured(
-        tuple(samples), tuple(requests), np.stack(images), order, accuracy, output, latency, overviews, stages,
-        tuple(map(tuple, steps)),
+        tuple(samples), tuple(requests), np.stack(images), order, accuracy, output, latency, overviews, prepared,
+        stages, tuple(map(tuple, steps)),
     )  # fmt: skip
 
 
@@ -130,6 +132,7 @@ def typical(runs: Sequence[Measured]) -> Measured:
         runs[0],
         latency_ms=np.sum(list(stages.values()), axis=0),
         overview_ms=medians([run.overview_ms for run in runs]),
+        prepared_ms=medians([run.prepared_ms for run in runs]),
         stages_ms=stages,
         steps_ms=None,
     )
@@ -232,7 +235,8 @@ def _predictions(guard: AdaptiveGuard, measured: Measured, rows: range, own_ms: 
         for k in measured.order[row].tolist():
             overview_ms, model_ms = float(measured.overview_ms[row, k]), float(measured.image_ms[row, k])
             image_ms, total_ms = model_ms + own_ms, float(measured.latency_ms[row, k]) + own_ms
-            first = guard.bounds(request, math.inf, Spent(overview_ms, overview_ms))
+            spent = Spent(overview_ms, overview_ms, float(measured.prepared_ms[row, k]))
+            first = guard.bounds(request, math.inf, spent)
             later = guard.revised(first, k, Spent(model_ms, model_ms))
             stages = {name: float(times[row, k]) for name, times in measured.stages_ms.items()}
             hurried = (guard.quicker(k) or (k,))[-1]
@@ -253,6 +257,8 @@ def _predictions(guard: AdaptiveGuard, measured: Measured, rows: range, own_ms: 
             }
             for name, ms in found.items():
                 out[name][place, k] = ms
+            if first.large:
+                del stages[PREPARE]
             guard.follow(request, k, stages, float(measured.output[row, k]))
     return _Predictions(**out)
 

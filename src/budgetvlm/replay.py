@@ -221,8 +221,10 @@ def _looks(
     assert guard is not None
     moments, revised, usual = [], [], guard.speed
     for k, guard.speed in enumerate(speeds):
-        overview_ms, image_ms = (speed * float(ms[row, k]) for ms in (measured.overview_ms, measured.image_ms))
-        moments.append(guard.bounds(measured.requests[row], budget_ms, Spent(overview_ms, overview_ms), model.known))
+        times = measured.overview_ms, measured.prepared_ms, measured.image_ms
+        overview_ms, prepared_ms, image_ms = (speed * float(ms[row, k]) for ms in times)
+        spent = Spent(overview_ms, overview_ms, prepared_ms)
+        moments.append(guard.bounds(measured.requests[row], budget_ms, spent, model.known))
         revised.append(guard.revised(moments[k], k, Spent(own_ms + image_ms, image_ms), model.known))
     guard.speed = usual
     return moments, revised
