@@ -12,6 +12,7 @@ from PIL import Image
 from tiny_vlm import KNOBS, write_tiny_model
 
 from budgetvlm.cli import main
+from budgetvlm.commands.ask import describe
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.errors import CheckpointError, ConfigError, InputError, KnobSpaceError
 from budgetvlm.knobs import KnobSpace
@@ -236,6 +237,13 @@ def test_the_command_answers_in_text_and_in_json(directory, picture, tmp_path, c
     assert document["stages_ms"]["controller"] > 0
     assert main([*words, "--budget-ms", "1"]) == 0
     assert "best effort" in capsys.readouterr().out
+
+
+def test_an_image_that_takes_most_of_the_time_is_said_to(model, picture):
+    answer = model.generate(picture, QUESTION, budget_ms=1e6)
+    slow = answer._replace(latency_ms=100.0, stages_ms=dict(answer.stages_ms, preprocess=60.0))
+    assert "smaller image" in describe(slow)
+    assert "smaller image" not in describe(slow._replace(latency_ms=200.0))
 
 
 @pytest.mark.parametrize(

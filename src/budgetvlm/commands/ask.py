@@ -76,6 +76,8 @@ def describe(answer: Answer) -> str:
     ]
     if answer.best_effort:
         lines.append("note     no setting is expected to keep this budget: best effort")
+    if answer.stages_ms["preprocess"] > answer.latency_ms / 2:
+        lines.append("note     preparing the image took most of the time: a smaller image is answered sooner")
     if answer.finish_reason == "length":
         lines.append("note     the answer was cut at max_new_tokens")
     if count := answer.num_hurried_tokens:
