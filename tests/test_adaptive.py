@@ -248,6 +248,8 @@ def test_what_a_large_image_takes_to_prepare_is_expected_again_where_tiles_are_c
     place = made.latency.stages.index("preprocess")
     changed = np.array(made.speed.to_dict()["log_scale"]) != np.array(before["log_scale"])
     assert not changed[place] and changed.sum() == len(changed) - 1
+    made.follow(request, len(SPACE) - 1, stages, 4, large=True)
+    assert made.speed.log_scale[place] == before["log_scale"][place]
     made.update([usual], len(SPACE) - 1, stages, 4, 200.0, late=False)
     assert made.speed.log_scale[place] > before["log_scale"][place]
 

@@ -340,8 +340,16 @@ class AdaptiveGuard:
         stages = dict.fromkeys(twin.latency.stages, 1.0)
         twin.update([bounds, later], bounds.fastest, stages, 2, 100.0, late=False)
 
-    def follow(self, request: Request, index: int, stages_ms: Mapping[str, float], output_tokens: float) -> bool:
-        """Learn this machine's speed from a request, and nothing else; whether a stage's speed has jumped."""
+    def follow(
+        self, request: Request, index: int, stages_ms: Mapping[str, float], output_tokens: float, large: bool = False
+    ) -> bool:
+        """Learn this machine's speed from a request, and nothing else; whether a stage's speed has jumped.
+
+        Args:
+            large: see `Bounds`; what preparing such an image took says nothing of the machine.
+        """
+        if large:
+            stages_ms = {**stages_ms, PREPARE: 0.0}
         return self.speed.follow(self.profiled(request), index, output_tokens, stages_ms)
 
     def profiled(self, request: Request) -> np.ndarray:
@@ -440,7 +448,7 @@ def _learn(
     other_ms = max(0.0, min(rest_ms - (known_ms - overview_ms), 4 * account[0] + 1.0))
     account[0] += OTHER_RATE * (other_ms - account[0])
     needed_ms = np.array(took_ms) + np.array(saved_ms)
-    if large:  # what preparing it took says nothing of the machine
+    if large:  # see `AdaptiveGuard.follow`
         needed_ms[prepare] = 0.0
     if follow_from(
         profiled, index, output_tokens, needed_ms, now, log_scale, factors, normal_factors, recent, known, predicted_ms

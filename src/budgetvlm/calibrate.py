@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from tqdm import tqdm
 
-from budgetvlm.adaptive import IMAGE_STAGES, PREPARE, AdaptiveGuard
+from budgetvlm.adaptive import IMAGE_STAGES, AdaptiveGuard
 from budgetvlm.bounds import Request, Spent
 from budgetvlm.conformal import FACTORS, Revising, choose_factor, losses, samples_needed
 from budgetvlm.controller.validation import BUDGET_SHARES
@@ -257,9 +257,7 @@ def _predictions(guard: AdaptiveGuard, measured: Measured, rows: range, own_ms: 
             }
             for name, ms in found.items():
                 out[name][place, k] = ms
-            if first.large:
-                del stages[PREPARE]
-            guard.follow(request, k, stages, float(measured.output[row, k]))
+            guard.follow(request, k, stages, float(measured.output[row, k]), first.large)
     return _Predictions(**out)
 
 

@@ -413,7 +413,7 @@ class Adapter:
         numbers = {id(layer): i for i, layer in enumerate(self.layers)}
 
         def paced(layer: nn.Module) -> nn.Module:
-            number = numbers.get(id(layer))  # a stand-in has none
+            number = numbers.get(id(layer))  # a stand-in has none; `_reads` is looked up late, so that it can be timed
             return layer if number is None else Paced(layer, lambda: self._reads(number), self.family.passed)
 
         return nn.ModuleList(paced(layer) for layer in self._layers.get(depth, self.layers))
