@@ -97,9 +97,7 @@ def hurried(pace, k, row, slow, now_ms, output):
     read_ms, start = now_ms - start, now_ms
     for count in range(1, output):
         assert pace.next(now_ms / 1e3, count)
-        step_ms = slow * STAGES["decode"][row, rungs[pace.rung]] / (output - 1)
-        now_ms += step_ms
-        pace.took(step_ms)
+        now_ms += slow * STAGES["decode"][row, rungs[pace.rung]] / (output - 1)
     return {"prefill": read_ms, "decode": now_ms - start}
 
 

@@ -1,5 +1,6 @@
 """The one place where knob values exist: numbering, look-up, and no nearest match."""
 
+import copy
 import math
 
 import numpy as np
@@ -84,9 +85,17 @@ def test_spaces_differ_also_in_the_order_of_their_knobs():
         SPACE.require_equal(KnobSpace({"top_k": [2, 8], "max_crops": [1, 4, 12]}), "the table")
 
 
+def test_settings_of_another_space_are_found_by_their_values():
+    copied, other = copy.deepcopy(SPACE), KnobSpace({"max_crops": [1, 12], "top_k": [8]})
+    for number, setting in enumerate(SPACE.settings):
+        assert copied.index(setting) == SPACE.index(copied.settings[number]) == SPACE.index(setting) == number
+    assert [SPACE.index(setting) for setting in other.settings] == [1, 5]
+
+
 def test_a_setting_is_a_mapping():
     setting = SPACE.setting(top_k=8, max_crops=4)
     assert dict(setting) == {"max_crops": 4, "top_k": 8}
+    assert setting.get("top_k") == 8 and setting.get("beams") is None and setting.get("beams", 3) == 3
     assert setting == Setting((("max_crops", 4), ("top_k", 8)))
     with pytest.raises(KeyError):
         setting["beams"]

@@ -1,6 +1,7 @@
 """Calibration and evaluation on the clock, with a tiny model: what is measured, counted and said."""
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -229,14 +230,12 @@ def test_a_pace_slows_down_for_nothing_and_stops_before_what_is_late():
     steps = Quicker(cheap, 6.0), Quicker(cheapest, 2.0)
     pace = Pace(Deadline(at_s=0.1, step_ms=10.0, tokens=5, hurried=steps))
     assert pace.next(0.05, made=1) and pace.setting is None  # 4 x 11 ms in 50
-    pace.took(10.0)
-    assert pace.next(0.07, made=2) and pace.setting == cheap  # 3 x 11 ms in 30 no longer, 3 x 6.6 do
-    pace.took(12.0)  # twice as long as expected
-    assert pace.next(0.08, made=3) and pace.setting == cheapest
-    pace.took(2.0)
-    assert pace.next(0.085, made=4) and pace.setting == cheapest  # 10 ms would do, but blocks that slept stay asleep
-    pace.took(2.0)
-    assert not pace.next(0.097, made=5) and pace.hurried == [cheap, cheapest, cheapest]
+    assert pace.next(0.06, made=2) and pace.setting is None  # 3 x 11 ms in 40
+    assert pace.next(0.075, made=3) and pace.setting == cheap  # 1.5 times as long: 2 x 16.5 ms in 25 no longer, 2 x 9.9
+    assert pace.next(0.076, made=4) and pace.setting == cheap  # 16.5 ms would do, but blocks that slept stay asleep
+    assert pace.next(0.09, made=5) and pace.setting == cheapest  # 2.3 times: 15.4 ms in 10 no longer, 5.1 do
+    assert not pace.next(0.097, made=6)  # 3.5 times: 7.7 ms in 3
+    assert pace.hurried == [cheap, cheap, cheapest]
     assert Pace(Deadline(at_s=0.1, step_ms=10.0, cut=False)).next(0.2, made=1)
 
 
@@ -281,8 +280,26 @@ def test_a_pace_reads_with_what_is_needed_and_no_less():
     assert not pace.reads(0.085, 2) and pace.setting == cheapest  # 2.2 times: 12 in 6 - 4 no longer, 6 will have to do
     assert pace.reads(0.086, 3)
     pace.has_read()
-    assert pace.next(0.092, made=1) and pace.hurried == [cheapest]
-    assert pace.saved_ms == {"prefill": pytest.approx(4 + 10 + 4)}
+    assert pace.hurried == [cheapest] and pace.saved_ms == {"prefill": pytest.approx(4 + 10 + 4)}
+    assert pace.next(0.092, made=1) and pace.hurried == [cheapest] * 2 and pace.saved_ms["decode"] == 10 - 2
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_look_at_the_clock_says_when_reading_need_not_be_asked(seed):
+    """Asked before each block, or only when ``in_time_s`` is over: the same blocks read with as much."""
+    random = np.random.default_rng(seed)
+    blocks = (0, 1, 2, 3, 4, 5), (0, 1, 2, 3, 4, 5), (0, 2, 5)
+    for _ in range(50):
+        read_ms, at_s = random.uniform(10, 60), 1 + random.uniform(0.02, 0.1)
+        quicker = [Quicker(SPACE.settings[1], 3.0, read_ms / 2), Quicker(SPACE.settings[0], 1.0, read_ms / 4)]
+        deadline = Deadline(at_s, 5.0, 3, tuple(quicker[: random.integers(3)]), read_ms=read_ms)
+        always, seldom, now_s = Pace(deadline, blocks), Pace(deadline, blocks), 1.0
+        for block in blocks[0]:
+            wanted = always.reads(now_s, block)
+            assert (now_s <= seldom.in_time_s.get(block, -math.inf) or seldom.reads(now_s, block)) == wanted
+            assert seldom.rung == always.rung
+            now_s += wanted * random.choice([0.7, 1.0, 1.5, 4.0]) * always.block_ms[always.rung] / 1e3
+        assert seldom.saved_ms == pytest.approx(always.saved_ms)
 
 
 def test_an_answer_stops_before_the_token_that_would_be_late(system):

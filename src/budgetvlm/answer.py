@@ -85,7 +85,7 @@ class Choice:
     @property
     def predicted_ms(self) -> float | None:
         """The bound on its latency, None where the controller has no bounds."""
-        bound = float(self.bounds.bounds_ms[self.index])
+        bound: float = self.bounds.times.item(0, self.index)
         return bound if 0 < bound < math.inf else None
 
 
@@ -119,23 +119,13 @@ def make_answer(
     choice: Choice, generation: Generation, controller_ms: float, latency_ms: float, budget_ms: float
 ) -> Answer:
     """The answer to a request from what its parts say; the controller's time is a stage beside the model's."""
-    took = generation.stages_ms
-    stages = {
+    made, took = generation, generation.stages_ms
+    stages_ms = {
         "preprocess": took["preprocess"], "vision": took["vision"], "controller": controller_ms,
         "prefill": took["prefill"], "decode": took["decode"],
     }  # fmt: skip
     return Answer(
-        answer=generation.text,
-        setting=choice.setting,
-        latency_ms=latency_ms,
-        stages_ms=stages,
-        predicted_ms=choice.predicted_ms,
-        budget_ms=budget_ms,
-        budget_met=latency_ms <= budget_ms,
-        feasible=choice.feasible,
-        finish_reason=generation.finish_reason,
-        num_vision_tokens=generation.num_vision_tokens,
-        num_language_tokens=generation.num_language_tokens,
-        num_output_tokens=generation.num_output_tokens,
-        num_hurried_tokens=len(generation.hurried),
-    )
+        made.text, choice.setting, latency_ms, stages_ms, choice.predicted_ms, budget_ms, latency_ms <= budget_ms,
+        choice.feasible, made.finish_reason, made.num_vision_tokens, made.num_language_tokens, made.num_output_tokens,
+        len(made.hurried),
+    )  # fmt: skip

@@ -289,12 +289,9 @@ def _read(pace: Pace, clock: _Clock, blocks_ms: np.ndarray) -> None:
 
 def _decode(pace: Pace | None, clock: _Clock, tokens_ms: np.ndarray) -> int:
     """How many of the answer's tokens `Decoder.decode` makes at this pace, where each further one took so long."""
-    made, started = 1, clock.read()
-    while made <= len(tokens_ms) and (pace is None or pace.next(started, made)):
+    made, now_s = 1, clock.read()
+    while made <= len(tokens_ms) and (pace is None or pace.next(now_s, made)):
         share = pace.steps_ms[pace.rung] / pace.steps_ms[0] if pace else 1.0
         clock.now_ms += _hurried_ms(tokens_ms, made - 1, share)
-        now = clock.read()
-        if pace:
-            pace.took((now - started) * 1e3)
-        made, started = made + 1, now
+        made, now_s = made + 1, clock.read()
     return made

@@ -29,8 +29,10 @@ from budgetvlm.controller.decision import Decider, best_within
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.errors import CheckpointError, ConfigError, DataError, InputError, KnobSpaceError
 from budgetvlm.knobs import Setting
-from budgetvlm.vlm import VLM, Deadline, Overview, Quicker, load_vlm
+from budgetvlm.vlm import VLM, Deadline, Overview, load_vlm
 from budgetvlm.vlm.images import open_image
+from budgetvlm.vlm.inference import inference
+from budgetvlm.vlm.protocol import quick_quicker
 
 _BLANK = (256, 192)  # pixels of the image that the model is warmed up with
 _DECISIONS, _ANSWERS = 9, 2  # rehearsed before the first request
@@ -65,8 +67,8 @@ class AdaptiveVLM:
         _check_settings(vlm, controller)
         if guard is not None:
             controller.knob_space.require_equal(guard.latency.knob_space, "the guard")
-        self._settings = controller.knob_space.settings
         self._columns = [vlm.knob_space.index(setting) for setting in controller.knob_space.settings]
+        self._settings = [vlm.knob_space.settings[column] for column in self._columns]  # the model knows its own ones
         self._all_columns = self._columns == list(range(len(vlm.knob_space)))
         self._of_columns: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self.known = np.isfinite(controller.bounds_ms.numpy())  # settings that the controller has learnt about
@@ -106,6 +108,7 @@ class AdaptiveVLM:
             controller, guard = load_controller(path), guard or load_guard(path)
         return cls(load_vlm(model_path, device=device, num_threads=num_threads), controller, guard)
 
+    @inference
     def generate(
         self,
         image: str | Path | Image.Image,
@@ -314,7 +317,7 @@ class AdaptiveVLM:
         if guard is None or not guard.cuts:
             return None
         settings, ms = self._settings, bounds.times.item
-        hurried = tuple([Quicker(settings[k], ms(STEP, k), ms(READ, k)) for k in guard.quicker(index)])
+        hurried = tuple([quick_quicker((settings[k], ms(STEP, k), ms(READ, k))) for k in guard.quicker(index)])
         return Deadline(at_s, ms(STEP, index), bounds.lengths[1], hurried, cut, ms(READ, index) if hurried else 0.0)
 
     def _rehearse(self, decisions: int, answers: int) -> float:

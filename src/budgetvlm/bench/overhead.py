@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from PIL import Image
-
+from budgetvlm.answer import Answer
 from budgetvlm.bench.figures import Figure, percentile, times_us
 from budgetvlm.bench.material import Material
 from budgetvlm.profiling.latency import request
@@ -42,7 +41,6 @@ PARTS = {  # by function
     "_reads": CLOCK,
     "has_read": CLOCK,
     "next": CLOCK,
-    "took": CLOCK,
     "_learn": "  the guard learns, when the answer is there",
 }
 APART = "encoding the overview apart, at the full setting"
@@ -82,14 +80,16 @@ def _round(system: AdaptiveVLM, samples: list[Sample]) -> Mapping[str, float]:
 
 
 def _compared(system: AdaptiveVLM, sample: Sample) -> dict[str, float]:
-    """One question: the bare model, the overview apart and with the rest, the whole system."""
+    """One question: the bare model, the overview apart and with the rest, the whole system, as it is and in parts."""
     vlm, image, question = system.vlm, sample.load_image(), sample.question
     cheapest, full = vlm.knob_space.cheapest, vlm.knob_space.full
     vlm.prompt_size(image, question)  # tokenises it
     one_pass = vlm.generate(image, question, full, max_new_tokens=1).stages_ms
     apart = request(vlm, image, question, full, 1).stages_ms
     bare, bare_beside_ms = _beside_stages(lambda: vlm.generate(image, question, cheapest))
-    parts, beside_ms = _added(system, image, question)
+    budget_ms = BUDGET_SHARE * float(system.controller.latency_reference_ms)
+    _, beside_ms = _beside_stages(lambda: system.generate(image, question, budget_ms=budget_ms))
+    parts = _parts(system, lambda: system.generate(image, question, budget_ms=budget_ms))
     all_ms = beside_ms - bare_beside_ms + parts[OVERVIEW] + parts[CLOCK]
     return {
         ALL: all_ms,
@@ -108,20 +108,19 @@ def _beside_stages(answer: Callable[[], Any]) -> tuple[Any, float]:
     return made, took_ms - sum(made.stages_ms[stage] for stage in STAGES)
 
 
-def _added(system: AdaptiveVLM, image: Image.Image, question: str) -> tuple[dict[str, float], float]:
-    """What each of `PARTS` takes of one request, in ms, and what all takes that is beside the model's stages."""
-    budget_ms = BUDGET_SHARE * float(system.controller.latency_reference_ms)
+def _parts(system: AdaptiveVLM, answer: Callable[[], Answer]) -> dict[str, float]:
+    """What each of `PARTS` takes of one request, in ms."""
     took = dict.fromkeys(PARTS.values(), 0.0)
     watched: dict[Any, tuple[str, ...]] = {
         system: ("_request", "decide", "_learn"), adapter: ("pool",), system.vlm: ("_reads",),
-        Pace: ("has_read", "next", "took"),
+        Pace: ("has_read", "next"),
     }  # fmt: skip
     with ExitStack() as stack:
         for owner, names in watched.items():
             stack.enter_context(_timed(owner, took, *names))
-        answer, beside_ms = _beside_stages(lambda: system.generate(image, question, budget_ms=budget_ms))
-    took[REVISE] = answer.controller_ms - took[PARTS["_request"]] - took[PARTS["decide"]]
-    return took, beside_ms
+        controller_ms = answer().controller_ms
+    took[REVISE] = controller_ms - took[PARTS["_request"]] - took[PARTS["decide"]]
+    return took
 
 
 @contextmanager

@@ -7,8 +7,9 @@ Shapes: n tiles, V visual tokens, T tokens, C channels of the language model, D 
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -22,10 +23,11 @@ from budgetvlm.knobs import KnobSpace, Setting
 from budgetvlm.vlm import blocks
 from budgetvlm.vlm.decoding import Decoder, Pace
 from budgetvlm.vlm.families.base import SIZES_KEPT, Family, Guide, Images, Layout, Paced, Passed, Row
+from budgetvlm.vlm.inference import inference
 from budgetvlm.vlm.pooling import WordMeans, pool
 from budgetvlm.vlm.prompt import Prompt
 from budgetvlm.vlm.protocol import Deadline, Generation, Overview, Revise
-from budgetvlm.vlm.stopwatch import Stopwatch, synchronise
+from budgetvlm.vlm.stopwatch import Stopwatch, waiting_for
 
 KNOBS = ("max_crops", "top_k", "num_active_blocks")
 
@@ -71,7 +73,7 @@ class Adapter:
         self._layers = {n: self._layer_list(self.active_blocks(n)) for n in self._depths()}
         self._paced_layers = {n: self._paced_list(n) for n in {*self._depths(), self.num_total_blocks}}
         self._pace: Pace | None = None
-        self._waits = False  # for the device, before a clock is read
+        self._wait: Callable[[], None] | None = None  # for the device, before a clock is read
         self._setting_crops = [self._max_crops(setting) for setting in knob_space.settings]
         self._crops = set(self._setting_crops)
         self._visual_tokens: dict[tuple[int, int], np.ndarray] = {}
@@ -163,10 +165,10 @@ class Adapter:
         """Preprocess and encode the overview crop once."""
         return self.encode_overviews([image])[0]
 
-    @torch.inference_mode()
+    @inference
     def encode_overviews(self, images: Sequence[Image.Image]) -> list[Overview]:
         """`encode_overview` for several images in one pass; each is told its share of the time."""
-        watch = Stopwatch(self.device)
+        watch = Stopwatch(waiting_for(self._first_parameter))
         pixels = [self.images.overview(image) for image in images]
         layouts = [self.images.overview_layout(image) for image in images]
         preprocess_ms = watch.lap() / len(images)
@@ -196,7 +198,7 @@ class Adapter:
         self._visual_tokens[image.size] = vision
         return vision
 
-    @torch.inference_mode()
+    @inference
     def encode_tiles(self, images: Sequence[Image.Image], max_crops: int | None = None) -> list[torch.Tensor]:
         """Visual tokens of each image ``[V_i, C]`` at one `max_crops` (None: the most), for `generate_batch`."""
         crops = self.most_crops if max_crops is None else max_crops
@@ -205,7 +207,7 @@ class Adapter:
         joined = zip(self._encode(pixels, layouts), layouts, strict=True)
         return [self.images.join(features, None, layout) for features, layout in joined]
 
-    @torch.inference_mode()
+    @inference
     def generate(
         self,
         image: Image.Image,
@@ -219,9 +221,8 @@ class Adapter:
     ) -> Generation:
         """Answer one question at batch 1, greedily, with every stage timed and the device synchronised."""
         _check_length(max_new_tokens)
-        self.knob_space.index(setting)
-        max_crops = self._max_crops(setting)
-        watch = Stopwatch(self.device)
+        max_crops = self._setting_crops[self.knob_space.index(setting)]
+        watch = Stopwatch(waiting_for(self._first_parameter))
         question_ids = self.prompt.question_ids(question)
         pixels = self._pixels_beside(image, max_crops, overview)
         layout = self.images.layout(image, max_crops)
@@ -249,7 +250,7 @@ class Adapter:
         before = lists[self._list_name]
         depth = int(setting.get("num_active_blocks", self.num_total_blocks))
         lists[self._list_name], self._pace = self._paced_layers[depth], pace
-        self._waits = self.device.type != "cpu"
+        self._wait = waiting_for(self._first_parameter)
         try:
             yield
             pace.has_read()
@@ -260,15 +261,18 @@ class Adapter:
         """Whether this block is to read the prompt; the experts per token are set if that is in more of a hurry."""
         pace = self._pace
         assert pace is not None
-        if self._waits:
-            synchronise(self.device)
+        if self._wait:
+            self._wait()
+        now_s = pace.clock()
+        if now_s <= pace.in_time_s.get(block, -math.inf):
+            return True
         before = pace.rung
-        runs = pace.reads(pace.clock(), block)
+        runs = pace.reads(now_s, block)
         if pace.rung != before and pace.setting and (top_k := pace.setting.get("top_k")):
             self._set_top_k([int(top_k)] * len(self.dials))
         return runs
 
-    @torch.inference_mode()
+    @inference
     def generate_batch(
         self,
         images: Sequence[Image.Image],
@@ -300,7 +304,7 @@ class Adapter:
 
     def _check_same_image(self, setting: Setting, max_crops: int) -> None:
         """Of a revised setting. Raises KnobSpaceError."""
-        if self._max_crops(setting) != max_crops:
+        if self._setting_crops[self.knob_space.index(setting)] != max_crops:
             raise KnobSpaceError(
                 f"the image is encoded at max_crops={max_crops} already and cannot be answered at {setting}; revise "
                 "the other knobs only"

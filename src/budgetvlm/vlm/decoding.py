@@ -7,6 +7,7 @@ the one that is asked for the length. So nothing has to be renumbered.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -33,6 +34,8 @@ class Pace:
         hurried, saved_ms: see `Generation`.
         block_ms, steps_ms: what reading by a block and another token are expected to take, at each rung.
         clock: see `Deadline`.
+        in_time_s: until when a block reads with no hurry, on that clock: earlier nothing changes, and `reads` need not
+            be asked, which takes longer than to look at a clock. Blocks that are not in it always ask.
 
     Args:
         blocks: which run at each rung, ascending; only reading asks for them.
@@ -40,11 +43,12 @@ class Pace:
 
     def __init__(self, deadline: Deadline, blocks: Sequence[Sequence[int]] = ()) -> None:
         self._deadline, self.blocks, self.clock = deadline, blocks, deadline.clock
-        self.steps_ms = [max(ms, LEAST_MS) for ms in (deadline.step_ms, *(q.step_ms for q in deadline.hurried))]
-        reads_ms = deadline.read_ms, *(quicker.read_ms for quicker in deadline.hurried)
+        self.steps_ms = [max(ms, LEAST_MS) for ms in (deadline.step_ms, *[q.step_ms for q in deadline.hurried])]
+        reads_ms = deadline.read_ms, *[quicker.read_ms for quicker in deadline.hurried]
         self.block_ms = [ms / len(run) for ms, run in zip(reads_ms, blocks, strict=False)]
         self._slowness = MARGIN
-        self._began_s = self._expected_ms = 0.0
+        self._since_s = self._expected_ms = 0.0
+        self.in_time_s: dict[int, float] = {}
         self.rung = 0
         self.hurried: list[Setting] = []
         self.saved_ms: dict[str, float] = {}
@@ -52,27 +56,49 @@ class Pace:
     @classmethod
     def of(cls, vlm: VLM, setting: Setting, deadline: Deadline) -> Pace:
         """The pace of an answer that a model is to make at this setting."""
-        depths = (one.get("num_active_blocks", vlm.num_total_blocks) for one in (setting, *deadline.settings))
-        return cls(deadline, [vlm.active_blocks(int(depth)) for depth in depths])
+        settings, most = (setting, *[quicker.setting for quicker in deadline.hurried]), vlm.num_total_blocks
+        return cls(deadline, [vlm.active_blocks(int(one.get("num_active_blocks", most))) for one in settings])
 
     def reads(self, now_s: float, block: int) -> bool:
         """Whether this block, the next of those of the answer's own setting, reads the prompt; `rung` then says how."""
+        if self.rung == 0:
+            self._expected_ms = bisect_left(self.blocks[0], block) * self.block_ms[0]
         if self._expected_ms:
-            took_ms = (now_s - self._began_s) * 1e3
+            took_ms = (now_s - self._since_s) * 1e3
             self._slowness = max(MARGIN, MARGIN * took_ms / self._expected_ms)
         else:
-            self._began_s = now_s
-        left_ms = (self._deadline.at_s - now_s) * 1e3 / self._slowness
-        left_ms -= (self._deadline.tokens - 1) * self.steps_ms[-1]
+            self._since_s = now_s
+        left_ms = (self._deadline.at_s - now_s) * 1e3 / self._slowness - self._tokens_ms
         last = len(self.block_ms) - 1
         while self.rung < last and self._rest_ms(block) > left_ms:
             self.rung += 1
         runs = block in self.blocks[self.rung]
-        if runs:
-            self._expected_ms += self.block_ms[self.rung]
         if self.rung:
+            self.in_time_s.clear()
+            self._expected_ms += runs * self.block_ms[self.rung]
             self._save("prefill", self.block_ms[0] - runs * self.block_ms[self.rung])
+        elif not self.in_time_s:
+            self.in_time_s = self._when_in_time()
         return runs
+
+    def _when_in_time(self) -> dict[int, float]:
+        """`in_time_s`, of all blocks but the first.
+
+        With n blocks of b ms read, t ms since the first began and c ms needed for the rest, `reads` changes nothing
+        while c <= (d - t) / s, where the deadline is d ms after the first began, and s the margin m or m t / (n b),
+        whichever is more. So t is at most d - m c, and at most d n b / (n b + m c).
+        """
+        blocks, block_ms, at_s, out = self.blocks[0], self.block_ms[0], self._deadline.at_s, {}
+        for read in range(1, len(blocks)):
+            needed_ms = MARGIN * ((len(blocks) - read) * block_ms + self._tokens_ms)
+            share = read * block_ms / (read * block_ms + needed_ms)
+            out[blocks[read]] = min(at_s - needed_ms / 1e3, self._since_s + share * (at_s - self._since_s))
+        return out if len(self.block_ms) > 1 else dict.fromkeys(out, math.inf)
+
+    @property
+    def _tokens_ms(self) -> float:
+        """What the tokens after the first one take as quickly as they can be made."""
+        return (self._deadline.tokens - 1) * self.steps_ms[-1]
 
     def _rest_ms(self, block: int) -> float:
         """What reading takes from this block on, as it goes now."""
@@ -82,32 +108,36 @@ class Pace:
     def has_read(self) -> None:
         """The first token is there."""
         self._slowness = MARGIN
-        self._note()
+        if self.rung:
+            self._note()
 
     def next(self, now_s: float, made: int) -> bool:
-        """Whether another token is to be made, after ``made`` ones; `rung` then says how."""
+        """Whether another token is to be made, after ``made`` ones, the last of them just now; `rung` then says how."""
+        rung = self.rung
+        if made > 1:
+            took_ms = (now_s - self._since_s) * 1e3
+            self._slowness = max(self._slowness, MARGIN * took_ms / self.steps_ms[rung])
+        self._since_s = now_s
         left_ms = (self._deadline.at_s - now_s) * 1e3 / self._slowness
         wanted = max(self._deadline.tokens - made, 1)
         last = len(self.steps_ms) - 1
-        while self.rung < last and wanted * self.steps_ms[self.rung] > left_ms:
-            self.rung += 1
-        return not self._deadline.cut or self.steps_ms[self.rung] <= left_ms
+        while rung < last and wanted * self.steps_ms[rung] > left_ms:
+            rung += 1
+        self.rung = rung
+        if self._deadline.cut and self.steps_ms[rung] > left_ms:
+            return False
+        if rung:
+            self._save("decode", self.steps_ms[0] - self.steps_ms[rung])
+            self._note()
+        return True
 
     @property
     def setting(self) -> Setting | None:
         """That of a hurried token; None: the answer's own."""
         return self._deadline.hurried[self.rung - 1].setting if self.rung else None
 
-    def took(self, ms: float) -> None:
-        """Learn what a token took."""
-        self._slowness = max(self._slowness, MARGIN * ms / self.steps_ms[self.rung])
-        if self.rung:
-            self._save("decode", self.steps_ms[0] - self.steps_ms[self.rung])
-        self._note()
-
     def _note(self) -> None:
-        if self.setting is not None:
-            self.hurried.append(self.setting)
+        self.hurried.append(self._deadline.hurried[self.rung - 1].setting)
 
     def _save(self, stage: str, ms: float) -> None:
         self.saved_ms[stage] = self.saved_ms.get(stage, 0.0) + ms
@@ -154,18 +184,16 @@ class Decoder:
             apply: applies the setting of a hurried token; None: there are none.
         """
         token, ids = first, [int(first)]
-        started = pace.clock() if pace else 0.0
+        now_s = pace.clock() if pace else 0.0
         while len(ids) < max_new_tokens and ids[-1] not in self.end_ids:
-            if pace and not pace.next(started, len(ids)):
+            if pace and not pace.next(now_s, len(ids)):
                 break
-            other = pace.setting if pace else None
-            with apply(other) if apply and other else nullcontext():
+            hurried = pace.setting if pace and pace.rung else None
+            with apply(hurried) if apply and hurried else nullcontext():
                 token = self._step(self.embed(token[:, None]), cache, **(guide.step(token) if guide else {}))
             ids.append(int(token))
             if pace:
-                now = pace.clock()
-                pace.took((now - started) * 1e3)
-                started = now
+                now_s = pace.clock()
         return ids
 
     def decode_batch(self, guide: Guide, max_new_tokens: int) -> list[list[int]]:

@@ -347,6 +347,8 @@ class Paced(Passed):
         mine = vars(self)
         return mine["block"](hidden_states, *args, **kwargs) if mine["runs"]() else mine["passed"](hidden_states)
 
+    __call__ = forward  # past `nn.Module.__call__`: nobody hooks a stand-in, and a request pays for each
+
 
 def block_of(layer: nn.Module) -> nn.Module:
     """The block that a stand-in stands for; any other is its own."""
