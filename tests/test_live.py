@@ -1,7 +1,6 @@
 """Calibration and evaluation on the clock, with a tiny model: what is measured, counted and said."""
 
 import json
-import math
 import signal
 import subprocess
 import sys
@@ -28,7 +27,7 @@ from budgetvlm.runtime import AdaptiveVLM, load_guard
 from budgetvlm.table import ProfileTable
 from budgetvlm.tasks import load_task
 from budgetvlm.vlm import Deadline, Quicker, load_vlm
-from budgetvlm.vlm.decoding import Pace
+from budgetvlm.vlm.decoding import LONG_AGO_S, Pace
 
 SPACE = KnobSpace({"max_crops": [1, 4], "top_k": [4], "num_active_blocks": [2, 4]})
 TASK = load_task("signs")
@@ -296,7 +295,7 @@ def test_a_look_at_the_clock_says_when_reading_need_not_be_asked(seed):
         always, seldom, now_s = Pace(deadline, blocks), Pace(deadline, blocks), 1.0
         for block in blocks[0]:
             wanted = always.reads(now_s, block)
-            assert (now_s <= seldom.in_time_s.get(block, -math.inf) or seldom.reads(now_s, block)) == wanted
+            assert (now_s <= seldom.in_time_s.get(block, LONG_AGO_S) or seldom.reads(now_s, block)) == wanted
             assert seldom.rung == always.rung
             now_s += wanted * random.choice([0.7, 1.0, 1.5, 4.0]) * always.block_ms[always.rung] / 1e3
         assert seldom.saved_ms == pytest.approx(always.saved_ms)

@@ -13,6 +13,7 @@ from budgetvlm.vlm import Generation
 
 Infeasible = Literal["fastest", "reject", "best_effort"]
 Cut = Literal["always", "needed"]
+_NUMBERS = int, float
 _KNOWN = ("when_infeasible", get_args(Infeasible)), ("cut", get_args(Cut))
 
 
@@ -112,7 +113,7 @@ def check_request(
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, _NUMBERS) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def make_answer(

@@ -7,7 +7,6 @@ Shapes: n tiles, V visual tokens, T tokens, C channels of the language model, D 
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -21,7 +20,7 @@ from torch import nn
 from budgetvlm.errors import ConfigError, InputError, KnobSpaceError
 from budgetvlm.knobs import KnobSpace, Setting
 from budgetvlm.vlm import blocks
-from budgetvlm.vlm.decoding import Decoder, Pace
+from budgetvlm.vlm.decoding import LONG_AGO_S, Decoder, Pace
 from budgetvlm.vlm.families.base import SIZES_KEPT, Family, Guide, Images, Layout, Paced, Passed, Row
 from budgetvlm.vlm.inference import inference
 from budgetvlm.vlm.pooling import WordMeans, pool
@@ -264,7 +263,7 @@ class Adapter:
         if self._wait:
             self._wait()
         now_s = pace.clock()
-        if now_s <= pace.in_time_s.get(block, -math.inf):
+        if now_s <= pace.in_time_s.get(block, LONG_AGO_S):
             return True
         before = pace.rung
         runs = pace.reads(now_s, block)

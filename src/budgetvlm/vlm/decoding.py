@@ -22,6 +22,7 @@ from budgetvlm.vlm.protocol import VLM, Deadline
 
 MARGIN = 1.1  # a next token may take this many times as long as the slowest before it
 LEAST_MS = 1e-3  # of a step, so that nothing is divided by 0
+LONG_AGO_S = -math.inf
 
 
 class Pace:
