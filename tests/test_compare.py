@@ -75,7 +75,7 @@ def test_every_section_has_its_rows(report, data) -> None:
     }  # fmt: skip
     assert {row.variant for row in report.section("features")} == {"image", "question", "neither", "labels"}
     assert {(row.key, row.variant) for row in report.section("samples")} == {
-        ("lookup", "40"), ("grpo", "40"), ("predict", "40"),
+        ("lookup", "40"), ("grpo", "40"), ("grpo_ensemble", "40"), ("predict", "40"),
     }  # fmt: skip
     assert all(row.status == "ok" for row in report.rows)
 

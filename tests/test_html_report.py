@@ -12,6 +12,7 @@ from planted_tables import SPACE, planted
 
 from budgetvlm import extras
 from budgetvlm.cli import main
+from budgetvlm.controller.ensembling import train_ensemble
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.training import TrainingConfig, train
 from budgetvlm.errors import DataError
@@ -321,3 +322,14 @@ def test_a_browser_draws_every_plot_and_reports_no_error(page, folder):
     assert not re.findall(r".*CONSOLE.*", done.stderr)
     drawn = done.stdout.count('class="main-svg" xmlns')
     assert drawn >= page.count('class="plot" id=')
+
+
+def test_an_ensemble_has_a_learning_curve_for_each_member(folder, tmp_path):
+    table, features = ProfileTable.load(folder / "T.parquet"), Features.load(folder / "F.safetensors")
+    config = TrainingConfig(hidden_dim=8, grpo=replace(TrainingConfig().grpo, num_epochs=2))
+    train_ensemble(table, features, config, tmp_path / "five", 11, say=lambda text: None, progress=False)
+    run = read_run(tmp_path / "five", "five")
+    assert [one.name for one in run.members] == [f"five, member {n}" for n in range(1, 12)]
+    assert [one.training["seed"] for one in run.members] == list(range(11))  # the tenth does not come second
+    (learning,) = (section for section in sections(material(folder, runs=(run,))) if section.key == "learning")
+    assert [series.name for series in learning.charts[0].series] == [one.name for one in run.members]

@@ -39,6 +39,12 @@ def test_from_nothing_to_a_picture_and_again(model, tmp_path, capsys):
     assert "8 of 8 settings are finished already" in second and "it is calibrated already" in second
     assert {path: path.stat().st_mtime_ns for path in output.glob("exp*/**/*.json")} == measured
 
+    trained = [output / "controller/members" / str(n) / "last_checkpoint.pt" for n in range(5)]
+    kept = [path.stat().st_mtime_ns for path in trained]
+    (output / "data/controller_training_data.json").touch()  # as if it had been made anew
+    assert cli.main([*words, *small]) == 0
+    assert all(path.stat().st_mtime_ns > before for path, before in zip(trained, kept, strict=True))
+
     assert cli.main([*words, "--num_samples", "40", *small[2:]]) == 2
     assert "other options" in capsys.readouterr().err
 

@@ -25,7 +25,8 @@ from budgetvlm.price_face import PriceFace
 from budgetvlm.table import ProfileTable
 
 ORIGIN = "origin.json"  # beside the cells: options and data that they were made with
-KNOB_POLICIES, VIEW_POLICIES, SIZE_POLICIES = ("lookup", "grpo"), ("grpo", "predict"), ("lookup", "grpo", "predict")
+KNOB_POLICIES, VIEW_POLICIES = ("lookup", "grpo"), ("grpo", "predict")
+SIZE_POLICIES = "lookup", "grpo", "grpo_ensemble", "predict"
 Progress = Callable[[int, int, str], None]
 
 

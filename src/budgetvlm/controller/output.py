@@ -39,6 +39,11 @@ def open_output(directory: str | Path, *, resume: bool = False, overwrite: bool 
         _remove_run(directory)
 
 
+def members_of(directory: Path) -> list[Path]:
+    """The runs of an ensemble's members, in their order; none where this is no ensemble."""
+    return sorted((directory / MEMBERS).glob("[0-9]*"), key=lambda path: int(path.name))
+
+
 def _require_writable(directory: Path) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)

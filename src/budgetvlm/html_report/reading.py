@@ -16,7 +16,7 @@ from typing import Any
 
 from budgetvlm._io import read_json
 from budgetvlm.controller.checkpoint import GUARD
-from budgetvlm.controller.output import METRICS
+from budgetvlm.controller.output import METRICS, members_of
 from budgetvlm.errors import DataError
 from budgetvlm.report import SCHEMA_VERSION, EvaluationReport
 
@@ -40,6 +40,7 @@ class Run:
         history: one dict an epoch, as `metrics.json` has them.
         other_ms: features, controller and guard on the machine where the guard was calibrated; None: never timed.
         calibrated_on: requests that calibrated the guard.
+        members: of an ensemble, whose own history is theirs.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Run:
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     other_ms: float | None = None
     calibrated_on: int = 0
+    members: tuple[Run, ...] = ()
 
 
 def read_evaluation(path: str | Path) -> EvaluationReport:
@@ -165,4 +167,5 @@ def read_run(checkpoint: Path, name: str) -> Run:
         training=metrics.get("training", {}),
         other_ms=guard.get("other_ms") or None,
         calibrated_on=guard.get("calibrated_on", 0),
+        members=tuple(read_run(path, f"{name}, member {n}") for n, path in enumerate(members_of(directory), 1)),
     )

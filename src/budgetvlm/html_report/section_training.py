@@ -36,17 +36,18 @@ BINS = 30
 
 
 def learning(material: Material) -> Section:
-    """Curves by epoch, a line a run."""
+    """Curves by epoch, a line a run, or a member of an ensemble."""
     title = "Learning curves"
-    known = [(number, run) for number, run in enumerate(material.runs) if len(run.history) > 1]
+    runs = tuple(one for run in material.runs for one in (run.members or (run,)))
+    known = [(number, run) for number, run in enumerate(runs) if len(run.history) > 1]
     if not known:
         text = "No training history lies beside the controllers (metrics.json of `budgetvlm train`)."
-        return Section("learning", title, (Text(text if material.runs else "No controller was given."),))
+        return Section("learning", title, (Text(text if runs else "No controller was given."),))
     charts = [_curve(field, known) for field in CURVES]
     drawn = [chart for chart in charts if chart.series]
     blocks: list[Block] = [Row(tuple(drawn[i : i + 2])) for i in range(0, len(drawn), 2)]
-    blocks.append(_runs_table(material.runs))
-    for text in dict.fromkeys(run.maximised for run in material.runs if run.maximised):
+    blocks.append(_runs_table(runs))
+    for text in dict.fromkeys(run.maximised for run in runs if run.maximised):
         blocks.append(Text(text[0].upper() + text[1:] + "."))
     return Section("learning", title, tuple(blocks))
 
@@ -60,7 +61,7 @@ def _curve(field: str, runs: list[tuple[int, Run]]) -> LineChart:
             x, y = zip(*points, strict=True)
             look = Look(WHEEL[number % len(WHEEL)], "solid", 2.0)
             series.append(Series(run.name, tuple(map(float, x)), tuple(factor * v for v in y), look))
-    note = "epoch 0: the untrained controller, which chooses as the lookup table does" if field != "loss" else ""
+    note = "epoch 0: what training starts from" if field != "loss" else ""
     return LineChart(f"learning_{field}", title, note, "epoch", axis, tuple(series))
 
 

@@ -111,7 +111,8 @@ def profile_accuracy(
         total = len(samples) * len(open_ones)
         if kept:
             say(f"going on with {kept} of {total} answers of an earlier run")
-        with tqdm(total=total, initial=kept, desc="accuracy", unit="answer", mininterval=0.5) as bar:
+        bar = tqdm(total=total, initial=kept, desc="accuracy", unit="answer", mininterval=0.5, disable=not open_ones)
+        with bar:
             for max_crops in sorted({_crops(one.setting) for one in open_ones}):
                 group = [one for one in open_ones if _crops(one.setting) == max_crops]
                 sweep = _Tiling(vlm, task, group, int(config["max_new_tokens"]), skipped, bar)
