@@ -70,6 +70,7 @@ class AdaptiveVLM:
         self._columns = [vlm.knob_space.index(setting) for setting in controller.knob_space.settings]
         self._settings = [vlm.knob_space.settings[column] for column in self._columns]  # the model knows its own ones
         self._all_columns = self._columns == list(range(len(vlm.knob_space)))
+        self._fixed: tuple[float, Bounds] | None = None
         self._of_columns: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self.known = np.isfinite(controller.bounds_ms.numpy())  # settings that the controller has learnt about
         self.only_known = None if self.known.all() else self.known
@@ -254,9 +255,11 @@ class AdaptiveVLM:
 
     def _fixed_bounds(self, waited_ms: float) -> Bounds:
         """The controller's own bounds, and beside them its own time and the waiting."""
-        bounds = self.controller.bounds_ms.numpy().astype(np.float64)
-        bounds = np.where(bounds > 0, bounds + self.controller_ms + waited_ms, 0.0)
-        return Bounds.fixed(bounds)
+        own_ms = self.controller_ms + waited_ms
+        if self._fixed is None or self._fixed[0] != own_ms:
+            bounds = self.controller.bounds_ms.numpy().astype(np.float64)
+            self._fixed = own_ms, Bounds.fixed(np.where(bounds > 0, bounds + own_ms, 0.0))
+        return self._fixed[1]
 
     def _reject(self, request: Request, budget_ms: float, waited_ms: float) -> None:
         """Raise InputError if no setting is expected to keep the budget."""
