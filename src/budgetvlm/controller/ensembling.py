@@ -18,7 +18,7 @@ from budgetvlm.controller.checkpoint import BEST, GUARD, controller_document, sa
 from budgetvlm.controller.ensemble import merge
 from budgetvlm.controller.fitting import member_seeds
 from budgetvlm.controller.output import MEMBERS, METRICS, open_output
-from budgetvlm.controller.training import Run, TrainingConfig, TrainingResult, train
+from budgetvlm.controller.training import Run, TrainingConfig, TrainingResult, in_words, train
 from budgetvlm.errors import ConfigError
 from budgetvlm.features import Features
 from budgetvlm.table import ProfileTable
@@ -47,13 +47,14 @@ def train_ensemble(
     if table.split is None:  # all members share one split
         table = table.with_splits({"train": config.train_split, "validation": 1 - config.train_split}, config.seed)
     open_output(directory, resume=resume, overwrite=overwrite)
+    say(config.maximised)
     results = []
     for number, seed in enumerate(member_seeds(config.seed, members)):
         say(f"member {number + 1} of {members}, seed {seed}")
         results.append(
             train(
                 table, features, replace(config, seed=seed), directory / MEMBERS / str(number), resume=resume,
-                say=say, progress=progress,
+                say=say, progress=progress, brief=True,
             )
         )  # fmt: skip
     merged = merge([result.controller for result in results])
@@ -68,5 +69,5 @@ def train_ensemble(
         write_json(directory / GUARD, AdaptiveGuard.fit(table.subset("train"), features, config.alpha).to_dict())
     figures = {"schema_version": 1, "maximised": config.maximised, "training": asdict(config), "members": members}
     write_json(directory / METRICS, {**figures, "best": {"epoch": epoch, **metrics}})
-    say(f"ensemble of {members}: reward_mean {metrics['reward_mean']:.4f}; saved as {directory / BEST}")
+    say(f"ensemble of {members}: {in_words(metrics)}; saved as {directory / BEST}")
     return TrainingResult(directory, merged, epoch, metrics, sum(result.epochs_run for result in results))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,7 @@ def train(
     overwrite: bool = False,
     say: Say = tqdm.write,
     progress: bool = True,
+    brief: bool = False,
 ) -> TrainingResult:
     """Train a controller on the table's "train" split, keep the best on its "validation" split.
 
@@ -145,7 +146,7 @@ def train(
         features: of the table's samples, in any order.
         output_dir: see the module.
         resume, overwrite: what to do with an earlier run there: continue it, or replace it.
-        say: takes the lines for the user. progress: show a bar.
+        say: takes the lines for the user. progress: show a bar. brief: say how it ended, and nothing of each epoch.
 
     Raises:
         DataError: a side of the split is empty, or samples lack features.
@@ -158,14 +159,15 @@ def train(
     run = Run(table, features.aligned(table.sample_ids), config)
     open_output(output_dir, resume=resume, overwrite=overwrite)
     last = read_last(output_dir, run.origin) if resume else None
-    say(config.maximised)
+    if not brief:
+        say(config.maximised)
     guard_path = Path(output_dir) / GUARD
     if not guard_path.exists():  # a run that is resumed may have been calibrated
         write_json(guard_path, AdaptiveGuard.fit(table.subset("train"), features, config.alpha).to_dict())
     if last is not None:
         say(f"resuming after epoch {last['epoch']}")
         run.restore(last)
-    return _loop(run, config, Path(output_dir), say, progress)
+    return _loop(run, config, Path(output_dir), say, progress, brief)
 
 
 class Run:
@@ -237,18 +239,18 @@ class Run:
         self.trainer.load_state_dict(state["trainer"])
 
 
-def _loop(run: Run, config: TrainingConfig, output_dir: Path, say: Say, progress: bool) -> TrainingResult:
+def _loop(run: Run, config: TrainingConfig, output_dir: Path, say: Say, progress: bool, brief: bool) -> TrainingResult:
     """Epochs until the end, the patience or the user's interruption; what is finished is kept."""
-    writer = _Writer(output_dir, run, config)
+    writer = _Writer(output_dir, run, config, (lambda line: None) if brief else say)
     bar = tqdm(total=config.grpo.num_epochs, initial=run.epoch, desc="training", unit="epoch", disable=not progress)
     try:
         with bar:
             if not run.history:
-                writer.record(run.validate(None), say)
+                writer.record(run.validate(None))
             while run.epoch < config.grpo.num_epochs and not out_of_patience(run, config):
                 loss = run.trainer.train_epoch(run.epoch)["loss"]
                 run.epoch += 1
-                writer.record(run.validate(loss), say)
+                writer.record(run.validate(loss))
                 bar.update()
     except KeyboardInterrupt:
         writer.finish()
@@ -270,8 +272,8 @@ def out_of_patience(run: Run, config: TrainingConfig) -> bool:
 class _Writer:
     """Writes the run's files: the best controller when there is a new one, the rest now and then and at the end."""
 
-    def __init__(self, output_dir: Path, run: Run, config: TrainingConfig):
-        self.output_dir, self.run, self.config = output_dir, run, config
+    def __init__(self, output_dir: Path, run: Run, config: TrainingConfig, say: Say):
+        self.output_dir, self.run, self.config, self.say = output_dir, run, config, say
         self.events = EventLog(output_dir, run.epoch)
         self.state = run.state() if run.history else None
         self.written = time.monotonic()
@@ -280,10 +282,10 @@ class _Writer:
     def saved_epoch(self) -> int:
         return self.state["epoch"] if self.state else 0
 
-    def record(self, better: bool, say: Say) -> None:
+    def record(self, better: bool) -> None:
         """Note a finished epoch."""
         run = self.run
-        say(_line(run.history[-1]) + ("  (best so far)" if better else ""))
+        self.say(_line(run.history[-1]) + ("  (best so far)" if better else ""))
         self.events.write(run.history[-1])
         self.state = run.state()
         if better:
@@ -313,13 +315,17 @@ class _Writer:
         self.written = time.monotonic()
 
 
-def _line(figures: dict[str, Any]) -> str:
+def in_words(figures: Mapping[str, Any]) -> str:
+    """A validation's figures in one line, without their epoch."""
     room = "n/a" if figures["room_closed"] is None else f"{figures['room_closed']:.1%}"
     return (
-        f"epoch {figures['epoch']:3d}  reward_mean {figures['reward_mean']:.4f}  accuracy_mean "
-        f"{figures['accuracy_mean']:.4f}  latency_mean {figures['latency_mean']:.2f} ms  violation_rate "
-        f"{figures['violation_rate']:.2%}  room_closed {room}"
+        f"reward_mean {figures['reward_mean']:.4f}  accuracy_mean {figures['accuracy_mean']:.4f}  latency_mean "
+        f"{figures['latency_mean']:.2f} ms  violation_rate {figures['violation_rate']:.2%}  room_closed {room}"
     )
+
+
+def _line(figures: Mapping[str, Any]) -> str:
+    return f"epoch {figures['epoch']:3d}  {in_words(figures)}"
 
 
 def _origin(table: ProfileTable, features: Features, config: TrainingConfig) -> dict[str, Any]:
