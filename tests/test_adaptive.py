@@ -166,13 +166,6 @@ def test_a_slower_machine_is_seen_as_one():
     assert StageSpeed(LATENCY.stages, made.speed.log_scale).drift == {}
 
 
-def test_a_rehearsal_teaches_nothing():
-    made = guard()
-    before = made.to_dict()
-    made.rehearse(asked(0), decider(), IMAGE)
-    assert made.to_dict() == before
-
-
 def test_choosing_in_one_call_is_bounding_and_choosing():
     made, chooses = guard(), decider()
     list(requests(made, lambda row: 1.5))

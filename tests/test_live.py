@@ -125,6 +125,15 @@ def test_requests_are_bounded_and_learnt_from(system, measured):
     assert (system.guard.bounds(measured.requests[0], 1e5).bounds_ms != before).any()
 
 
+@pytest.mark.parametrize("warm_up", [True, False])
+def test_a_guard_keeps_nothing_of_a_rehearsal_but_what_was_added_to_it(system, warm_up):
+    guard = system.guard.copy()
+    guard.other_ms, before = 0.0, {**guard.to_dict(), "other_ms": 0.0}
+    made = AdaptiveVLM(system.vlm, system.controller, guard, warm_up=warm_up)
+    assert made.guard is guard and (made.controller_ms > 0) == warm_up
+    assert guard.to_dict() == {**before, "other_ms": made.controller_ms}
+
+
 def test_what_was_learnt_is_saved_beside_the_controller(system, tmp_path):
     sample = next(TASK.samples("train", 2))
     system.generate(sample.load_image(), sample.question, budget_ms=1e5, max_new_tokens=4)

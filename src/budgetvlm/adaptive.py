@@ -72,7 +72,7 @@ class AdaptiveGuard:
         margin: how far bounds lie above predicted times; its alpha is the share of requests that may break their
             budgets.
         speed: of this machine's stages; None: that of the profile.
-        other_ms: the cost of features, controller and guard, to begin with.
+        other_ms: what a request takes beside the model's stages, to begin with.
         calibrated_on: how many requests calibrated it; without any it promises nothing.
         hurries: whether an answer may go on at quicker settings where it would be late.
 
@@ -152,7 +152,7 @@ class AdaptiveGuard:
 
     @property
     def other_ms(self) -> float:
-        """The cost of features, controller and guard, as it is now."""
+        """What a request takes beside the model's stages, as it is now: features, controller, guard."""
         return self._account.item(0)
 
     @other_ms.setter
@@ -332,13 +332,9 @@ class AdaptiveGuard:
         if not learnt:
             _complain(stages_ms, looks, total_ms)
 
-    def rehearse(self, request: Request, decider: Decider, image: np.ndarray) -> None:
-        """Run all that a request runs, on a twin, so that the first real one need not wait for compiled code."""
-        twin = AdaptiveGuard.from_dict(self.to_dict())
-        bounds, values, _ = twin.choose(decider, request, image, 100.0, Spent(1.0, 1.0))
-        later, _ = twin.choose_again(bounds, bounds.fastest, values, 100.0, Spent(2.0, 2.0))
-        stages = dict.fromkeys(twin.latency.stages, 1.0)
-        twin.update([bounds, later], bounds.fastest, stages, 2, 100.0, late=False)
+    def copy(self) -> AdaptiveGuard:
+        """A guard that learns on its own from here."""
+        return type(self).from_dict(self.to_dict())
 
     def follow(
         self, request: Request, index: int, stages_ms: Mapping[str, float], output_tokens: float, large: bool = False

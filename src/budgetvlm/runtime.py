@@ -11,6 +11,7 @@ The clock runs from the decoded image (or from when the request arrived) to the 
 from __future__ import annotations
 
 import math
+import statistics
 import threading
 import time
 from pathlib import Path
@@ -32,10 +33,11 @@ from budgetvlm.knobs import Setting
 from budgetvlm.vlm import VLM, Deadline, Overview, load_vlm
 from budgetvlm.vlm.images import open_image
 from budgetvlm.vlm.inference import inference
-from budgetvlm.vlm.protocol import quick_quicker
+from budgetvlm.vlm.protocol import STAGES, quick_quicker
 
 _BLANK = (256, 192)  # pixels of the image that the model is warmed up with
-_DECISIONS, _ANSWERS = 9, 2  # rehearsed before the first request
+_AMPLE_MS = 1e9  # a budget that holds any setting
+_ANSWERS = 5  # rehearsed before the first request
 
 
 class Outlook(NamedTuple):
@@ -52,8 +54,8 @@ class AdaptiveVLM:
         vlm: the model.
         controller: trained on profiles of this model.
         guard: bounds each request's latency and learns from it; None: the controller's own fixed bounds.
-        warm_up: run a few requests on a blank image, so that the first real one is not the slowest, and so that the
-            controller's own time is known.
+        warm_up: run a few requests on a blank image, so that the first real one is not the slowest, and so that it is
+            known what they take beside the model (`controller_ms`; else it is taken for 0).
 
     Raises:
         KnobSpaceError: the controller or the guard knows other settings than the model.
@@ -75,13 +77,12 @@ class AdaptiveVLM:
         self.known = np.isfinite(controller.bounds_ms.numpy())  # settings that the controller has learnt about
         self.only_known = None if self.known.all() else self.known
         self._lock = threading.Lock()  # of what the guard learns; a decision is one compiled call, and needs none
-        self.guard = None  # the rehearsal is not to be learnt from
-        self.controller_ms = self._rehearse(*(_DECISIONS, _ANSWERS) if warm_up else (1, 0))
+        self.guard = None if guard is None else guard.copy()  # the rehearsal is not to be learnt from
+        self.controller_ms = 0.0
+        self.controller_ms = self._rehearse(_ANSWERS if warm_up else 0)
         self.guard = guard
         if guard is not None:
             guard.other_ms = guard.other_ms or self.controller_ms
-            blank = Image.new("RGB", _BLANK)
-            guard.rehearse(self._request(blank, "what"), self.decider, vlm.encode_overview(blank).feature)
 
     @classmethod
     def from_pretrained(
@@ -323,25 +324,22 @@ class AdaptiveVLM:
         hurried = tuple([quick_quicker((settings[k], ms(STEP, k), ms(READ, k))) for k in guard.quicker(index)])
         return Deadline(at_s, ms(STEP, index), bounds.lengths[1], hurried, cut, ms(READ, index) if hurried else 0.0)
 
-    def _rehearse(self, decisions: int, answers: int) -> float:
-        """Warm up, check that the features fit, and time the controller: the median of its decisions in ms."""
-        self.controller_ms = 0.0
-        blank = Image.new("RGB", _BLANK)
-        took = []
-        for number in range(decisions):
-            overview = self.vlm.encode_overview(blank)
-            start = time.perf_counter()
-            try:
-                self.choose(overview, "what", 1e6)
-            except InputError as error:
-                raise CheckpointError(
-                    f"the controller does not fit the model {self.vlm.name}: {error}. Train one on its profiles."
-                ) from error
-            took.append((time.perf_counter() - start) * 1e3)
-            if number < answers:
-                for setting in (self.vlm.knob_space.cheapest, self.vlm.knob_space.full):
-                    self.vlm.generate(blank, "what", setting, max_new_tokens=2, overview=overview)
-        return sorted(took)[len(took) // 2]
+    def _rehearse(self, answers: int) -> float:
+        """Check that the features fit, and warm up with so many answers; what they took beside the model, in ms."""
+        blank, space = Image.new("RGB", _BLANK), self.vlm.knob_space
+        overview = self.vlm.encode_overview(blank)
+        try:
+            self.choose(overview, "what", _AMPLE_MS)
+        except InputError as error:
+            raise CheckpointError(
+                f"the controller does not fit the model {self.vlm.name}: {error}. Train one on its profiles."
+            ) from error
+        if not answers:
+            return 0.0
+        for setting in (space.cheapest, space.full):
+            self.vlm.generate(blank, "what", setting, max_new_tokens=2, overview=overview)
+        made = [self.generate(blank, "what", budget_ms=_AMPLE_MS, max_new_tokens=2) for _ in range(answers)]
+        return statistics.median(one.latency_ms - sum(one.stages_ms[stage] for stage in STAGES) for one in made)
 
 
 class _Course:
