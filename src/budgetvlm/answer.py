@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
-from budgetvlm.bounds import Bounds
+from budgetvlm.bounds import BOUND, Bounds
 from budgetvlm.errors import InputError
 from budgetvlm.knobs import Setting
 from budgetvlm.vlm import Generation
@@ -86,7 +86,7 @@ class Choice:
     @property
     def predicted_ms(self) -> float | None:
         """The bound on its latency, None where the controller has no bounds."""
-        bound: float = self.bounds.times.item(0, self.index)
+        bound: float = self.bounds.times.item(BOUND, self.index)
         return bound if 0 < bound < math.inf else None
 
 

@@ -23,7 +23,7 @@ BUDGET_RATIO = 1.25  # budgets this far apart are in different groups
 LEAST_SHARE, MOST_SHARE = 0.05, 1.5  # of the full setting's time: budgets beyond are in the groups of these
 SLOWED = 2.0  # times as long as when it was calibrated: the machine is under load, and requests are in other groups
 UNUSUAL = 2.0  # times as long as expected: an image that takes so long to prepare is large
-REST, STEP, READ = 3, 6, 7  # rows of `Bounds.times`
+BOUND, REST, STEP, READ = 0, 3, 6, 7  # rows of `Bounds.times`
 _ROWS = 8
 
 Groups = tuple[int, int, int, int]
@@ -100,7 +100,7 @@ class Bounds(NamedTuple):
     @property
     def bounds_ms(self) -> np.ndarray:
         """Upper bound on each setting's time, or on that of the setting it falls back on if its image takes long."""
-        return self.times[0]
+        return self.times[BOUND]
 
     @property
     def predicted_ms(self) -> np.ndarray:

@@ -57,8 +57,9 @@ class Pace:
     @classmethod
     def of(cls, vlm: VLM, setting: Setting, deadline: Deadline) -> Pace:
         """The pace of an answer that a model is to make at this setting."""
-        settings, most = (setting, *[quicker.setting for quicker in deadline.hurried]), vlm.num_total_blocks
-        return cls(deadline, [vlm.active_blocks(int(one.get("num_active_blocks", most))) for one in settings])
+        most = vlm.num_total_blocks
+        depths = [int(one.get("num_active_blocks", most)) for one in (setting, *deadline.settings)]
+        return cls(deadline, [vlm.active_blocks(depth) for depth in depths])
 
     def reads(self, now_s: float, block: int) -> bool:
         """Whether this block, the next of those of the answer's own setting, reads the prompt; `rung` then says how."""
