@@ -32,13 +32,13 @@ from tqdm import tqdm
 
 from budgetvlm.commands.task_arguments import add_task_arguments, open_task
 from budgetvlm.errors import BudgetVLMError, ConfigError
-from budgetvlm.intervals import Bootstrap
+from budgetvlm.evaluation.intervals import Bootstrap
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.tasks import Sample, Task
 from budgetvlm.vlm import load_vlm
 from budgetvlm.vlm.adapter import Adapter
+from budgetvlm.vlm.block_importance import block_changes, likelihood
 from budgetvlm.vlm.blocks import active_blocks, default_order, order_by_addition, order_by_importance
-from budgetvlm.vlm.calibration import block_changes, likelihood
 
 BATCH = 32
 DEPTH = "num_active_blocks"

@@ -18,10 +18,10 @@ from tqdm import tqdm
 from budgetvlm.controller.training import fingerprint
 from budgetvlm.errors import DataError
 from budgetvlm.knobs import Setting
-from budgetvlm.profiling.document import read_document
-from budgetvlm.profiling.extract import locate
-from budgetvlm.profiling.journal import Journal
-from budgetvlm.profiling.splits import TASK_SPLIT
+from budgetvlm.profiling.measure.journal import Journal
+from budgetvlm.profiling.prepare.document import read_document
+from budgetvlm.profiling.prepare.feature_extraction import locate
+from budgetvlm.profiling.prepare.splits import TASK_SPLIT
 from budgetvlm.table import ProfileTable
 from budgetvlm.tasks import load_task
 from budgetvlm.vlm import load_vlm

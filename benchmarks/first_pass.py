@@ -38,15 +38,15 @@ from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 from two_steps import FOLDS, Chosen, Material, Step, straight, train, two_steps
 
-from budgetvlm.budget_face import BudgetFace
 from budgetvlm.errors import BudgetVLMError, ConfigError, KnobSpaceError
-from budgetvlm.evaluate import EvaluationOptions, make_bench
-from budgetvlm.outcomes import GROUP, Contender
+from budgetvlm.evaluation.ceiling import BudgetFace
+from budgetvlm.evaluation.evaluator import EvaluationOptions, make_bench
+from budgetvlm.evaluation.mean_budget import PriceFace
+from budgetvlm.evaluation.outcomes import GROUP, Contender
+from budgetvlm.evaluation.records import Estimate
+from budgetvlm.evaluation.task_properties import complete_rows
 from budgetvlm.policies import GroupLookup, LookupTable
-from budgetvlm.price_face import PriceFace
-from budgetvlm.profiling.prepare import load_prepared
-from budgetvlm.report import Estimate
-from budgetvlm.task_properties import complete_rows
+from budgetvlm.profiling.prepare.preparation import load_prepared
 
 COPIES = 8  # of the one feature that knows, among hundreds that do not
 AT = 0.98  # of the full setting's accuracy

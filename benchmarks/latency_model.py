@@ -22,15 +22,15 @@ from pathlib import Path
 
 import numpy as np
 
+from budgetvlm.controller.policy import ControllerPolicy
 from budgetvlm.controller.training import TrainingConfig, train
 from budgetvlm.errors import BudgetVLMError, DataError
-from budgetvlm.evaluate import EvaluationOptions, evaluate
+from budgetvlm.evaluation.evaluator import EvaluationOptions, evaluate
 from budgetvlm.features import Features
-from budgetvlm.guard import timed_rows
-from budgetvlm.latency import LatencyModel, relative_errors
-from budgetvlm.policies import ControllerPolicy
-from budgetvlm.profiling.prepare import load_prepared
-from budgetvlm.profiling.sampling import choose_settings
+from budgetvlm.guard.latency_model import LatencyModel, relative_errors
+from budgetvlm.guard.static import timed_rows
+from budgetvlm.profiling.measure.setting_sampling import choose_settings
+from budgetvlm.profiling.prepare.preparation import load_prepared
 from budgetvlm.table import ProfileTable
 
 MOST_ERROR, MOST_POINTS = 0.08, 1.0

@@ -20,12 +20,12 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from budgetvlm.compare import CompareOptions, CompareReport, compare
+from budgetvlm.comparison import CompareOptions, CompareReport, compare
 from budgetvlm.errors import BudgetVLMError, ConfigError
-from budgetvlm.evaluate import EvaluationOptions
+from budgetvlm.evaluation.evaluator import EvaluationOptions
+from budgetvlm.evaluation.records import Estimate
 from budgetvlm.features import Features
 from budgetvlm.knobs import KnobSpace
-from budgetvlm.report import Estimate
 from budgetvlm.table import ProfileTable
 
 DATA = Path(__file__).parent / "data" / "frugalml.npz"

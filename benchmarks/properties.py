@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from budgetvlm.errors import BudgetVLMError
+from budgetvlm.evaluation.task_properties import visible_room
 from budgetvlm.table import ProfileTable
-from budgetvlm.task_properties import visible_room
 
 Row = tuple[str, float, float]
 

@@ -23,14 +23,15 @@ from tqdm import tqdm
 from budgetvlm.controller.checkpoint import CONFIG, load_controller
 from budgetvlm.controller.fitting import fit_controller
 from budgetvlm.controller.network import GRPOController
+from budgetvlm.controller.policy import ControllerPolicy
 from budgetvlm.controller.training import TrainingConfig, fingerprint
-from budgetvlm.evaluate import EvaluationOptions
-from budgetvlm.expected import Expected
+from budgetvlm.evaluation.evaluator import EvaluationOptions
 from budgetvlm.features import Features
-from budgetvlm.guard import StaticGuard
+from budgetvlm.guard.recourse import IMAGE_KNOB, SameImage
+from budgetvlm.guard.static import StaticGuard
 from budgetvlm.knobs import KnobSpace
-from budgetvlm.policies import ControllerPolicy, States
-from budgetvlm.recourse import IMAGE_KNOB, SameImage
+from budgetvlm.policies import States
+from budgetvlm.policies.setting_means import Expected
 from budgetvlm.table import ProfileTable
 
 FOLDS = 3

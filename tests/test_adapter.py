@@ -13,7 +13,7 @@ from tiny_vlm import KNOBS, ORDER, TOKENS_PER_TILE, write_tiny_model
 from budgetvlm.errors import CheckpointError, ConfigError, InputError, KnobSpaceError
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.vlm import STAGES, VLM, load_vlm
-from budgetvlm.vlm.calibration import block_changes, likelihood
+from budgetvlm.vlm.block_importance import block_changes, likelihood
 from budgetvlm.vlm.inference import inference
 from budgetvlm.vlm.pooling import WordMeans, pool
 

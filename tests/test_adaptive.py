@@ -9,15 +9,15 @@ import pytest
 import torch
 from test_latency import SPACE, machine, measured
 
-from budgetvlm.adaptive import AdaptiveGuard
-from budgetvlm.bounds import Bounds, Request, Spent
 from budgetvlm.controller.decision import Decider, best_within
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.errors import ConfigError, DataError
-from budgetvlm.latency import LatencyModel
-from budgetvlm.lengths import LengthModel
-from budgetvlm.margin import Margin
-from budgetvlm.speed import StageSpeed
+from budgetvlm.guard.adaptive import AdaptiveGuard
+from budgetvlm.guard.answer_length import LengthModel
+from budgetvlm.guard.bounds import Bounds, Request, Spent
+from budgetvlm.guard.latency_model import LatencyModel
+from budgetvlm.guard.margin import Margin
+from budgetvlm.guard.speed import StageSpeed
 from budgetvlm.vlm import Deadline, Quicker
 from budgetvlm.vlm.decoding import Pace
 

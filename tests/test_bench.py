@@ -9,15 +9,16 @@ import pytest
 import torch
 from tiny_vlm import write_tiny_model
 
+from benchmarks.speed import decision, memory, overhead, sections, sweeps
+from benchmarks.speed import training_speed as training
+from benchmarks.speed.bench_data import BenchOptions, Material, fresh_controller, made_up
+from benchmarks.speed.figures import Figure
+from benchmarks.speed.naive import NaiveTrainer, write_rows
 from budgetvlm import cli
-from budgetvlm.bench import decision, memory, overhead, sections, sweeps, training
-from budgetvlm.bench.figures import Figure
-from budgetvlm.bench.material import BenchOptions, Material, fresh_controller, made_up
-from budgetvlm.bench.naive import NaiveTrainer, write_rows
 from budgetvlm.commands.bench import NAMES
-from budgetvlm.controller.states import States
+from budgetvlm.controller.training_states import States
 from budgetvlm.errors import DataError, OutputError
-from budgetvlm.profiling import fill
+from budgetvlm.profiling.prepare import fill
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +148,8 @@ def test_the_plain_trainer_makes_the_updates_of_ours(same, tmp_path):
 def _trainer(table, features, group):
     """Ours without dropout and without an entropy bonus, which the plain one lacks, on all samples."""
     from budgetvlm.controller.grpo import GRPOConfig
-    from budgetvlm.controller.states import Outcomes
     from budgetvlm.controller.trainer import GRPOTrainer
+    from budgetvlm.controller.training_states import Outcomes
 
     torch.manual_seed(0)
     made = fresh_controller(table, features, bounded=False).eval()

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from planted_tables import planted, tiny
 
-from budgetvlm import cli, extras
-from budgetvlm.compare import CompareOptions, compare
-from budgetvlm.compare.cells import Cell, Spec
-from budgetvlm.compare.material import learning_part, viewed, with_splits
-from budgetvlm.compare.roster import ROSTER
-from budgetvlm.compare.run import ORIGIN
+from budgetvlm import _extras as extras
+from budgetvlm import cli
+from budgetvlm.comparison import CompareOptions, compare
+from budgetvlm.comparison.fits import Cell, Spec
+from budgetvlm.comparison.fitting_data import learning_part, viewed, with_splits
+from budgetvlm.comparison.roster import ROSTER
+from budgetvlm.comparison.runner import ORIGIN
 from budgetvlm.errors import ConfigError, DataError
-from budgetvlm.evaluate import EvaluationOptions
+from budgetvlm.evaluation.evaluator import EvaluationOptions
 from budgetvlm.features import Features
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.table import ProfileTable

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from budgetvlm.conformal import FACTORS, Revising, choose_factor, losses, samples_needed
 from budgetvlm.errors import ConfigError, DataError
+from budgetvlm.guard.conformal import FACTORS, Revising, choose_factor, losses, samples_needed
+from budgetvlm.guard.recourse import SameImage
 from budgetvlm.knobs import KnobSpace
-from budgetvlm.recourse import SameImage
 
 TIMES = np.array([10.0, 20.0, 30.0, 45.0, 60.0])
 ALIKE = np.full(40, 20.0)  # many settings of one price leave a policy much to choose from

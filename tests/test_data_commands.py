@@ -11,7 +11,7 @@ from budgetvlm.cli import command_parser, main
 from budgetvlm.commands import task_arguments
 from budgetvlm.commands.calibrate import fresh_samples
 from budgetvlm.errors import ConfigError, DataError
-from budgetvlm.profiling.prepare import load_prepared
+from budgetvlm.profiling.prepare.preparation import load_prepared
 from budgetvlm.tasks import TaskOptions, load_task
 
 FLAGS = ["--data_files", "x.parquet", "--columns", "question=q", "--metric", "vqa", "--prompt", "{question}",
@@ -139,7 +139,7 @@ def test_the_train_split_is_reported_only_live_and_without_what_was_profiled(cap
 
 def test_the_guides_script_hands_the_flags_on(monkeypatch, tmp_path):
     script = importlib.import_module("experiments.controller.train_controller")
-    from budgetvlm.profiling import prepare as module
+    from budgetvlm.profiling.prepare import preparation as module
 
     given = {}
 

@@ -11,9 +11,10 @@ from test_policies import LATENCY, SPACE, features_of
 
 from budgetvlm.controller.fitting import fit_controller
 from budgetvlm.controller.grpo import GRPOConfig
+from budgetvlm.controller.policy import ControllerPolicy
 from budgetvlm.controller.training import Run, TrainingConfig
 from budgetvlm.errors import ConfigError
-from budgetvlm.policies import ControllerPolicy, States
+from budgetvlm.policies import States
 from budgetvlm.table import ProfileTable
 
 CONFIG = TrainingConfig(grpo=GRPOConfig(num_epochs=1, learning_rate=1e-6), hidden_dim=32, dropout=0.0, teachers=1)
@@ -30,7 +31,7 @@ def table(samples: int = 160) -> ProfileTable:
 
 
 def test_without_any_learning_from_rewards_it_already_chooses_as_its_teachers_do() -> None:
-    from budgetvlm.guard import StaticGuard
+    from budgetvlm.guard.static import StaticGuard
 
     data = table()
     features = features_of(data)

@@ -19,12 +19,12 @@ from budgetvlm.cli import main
 from budgetvlm.controller.checkpoint import save_pretrained
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.errors import ConfigError, DataError, OutputError
-from budgetvlm.evaluate import EvaluationOptions, evaluate
+from budgetvlm.evaluation.evaluator import EvaluationOptions, evaluate
+from budgetvlm.evaluation.outcomes import Contender, outcomes
+from budgetvlm.evaluation.records import AtBudget, EvaluationReport, PolicyResult
 from budgetvlm.features import Features
 from budgetvlm.knobs import KnobSpace
-from budgetvlm.outcomes import Contender, outcomes
 from budgetvlm.policies import States
-from budgetvlm.report import AtBudget, EvaluationReport, PolicyResult
 from budgetvlm.table import ProfileTable
 
 SPACE = KnobSpace({"tiles": [1, 4], "depth": [2, 8]})

@@ -10,17 +10,17 @@ from PIL import Image
 from planted_tables import planted
 from tiny_vlm import write_tiny_model
 
-from budgetvlm import extras
+from budgetvlm import _extras as extras
 from budgetvlm._io import write_json
 from budgetvlm.cli import main
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.errors import DataError
-from budgetvlm.explain import Explainer, Situation, explain
+from budgetvlm.explanation.explainer import Explainer, Situation, explain
+from budgetvlm.explanation.surrogate import surrogate
 from budgetvlm.features import Features
 from budgetvlm.knobs import KnobSpace
-from budgetvlm.profiling.document import to_document
-from budgetvlm.profiling.prepare import features_path
-from budgetvlm.surrogate import surrogate
+from budgetvlm.profiling.prepare.document import to_document
+from budgetvlm.profiling.prepare.preparation import features_path
 from budgetvlm.table import ProfileTable
 
 SPACE = KnobSpace({"max_crops": [1, 4], "num_active_blocks": [2, 4]})

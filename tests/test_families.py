@@ -9,8 +9,8 @@ from tiny_molmo import write_tiny_molmo
 
 from budgetvlm.errors import CheckpointError, ConfigError, InputError
 from budgetvlm.vlm import load_vlm
+from budgetvlm.vlm.block_importance import block_changes, likelihood
 from budgetvlm.vlm.blocks import check_order
-from budgetvlm.vlm.calibration import block_changes, likelihood
 from budgetvlm.vlm.conformance import CHECKS, Probe, check, one_knob_at_a_time
 from budgetvlm.vlm.families.base import Paced, Passed
 from budgetvlm.vlm.families.llama4 import Canvas

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from budgetvlm.errors import ConfigError, DataError, KnobSpaceError, OutputError
-from budgetvlm.profiling.files import (
+from budgetvlm.profiling.results.result_files import (
     AccuracyRecord,
     LatencyRecord,
     latency_statistics,

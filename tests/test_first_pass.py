@@ -17,9 +17,9 @@ from rich.console import Console
 
 from budgetvlm.controller.grpo import GRPOConfig
 from budgetvlm.controller.training import TrainingConfig
-from budgetvlm.evaluate import EvaluationOptions
+from budgetvlm.evaluation.evaluator import EvaluationOptions
 from budgetvlm.features import Features
-from budgetvlm.guard import StaticGuard
+from budgetvlm.guard.static import StaticGuard
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.table import ProfileTable
 

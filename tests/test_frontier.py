@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from budgetvlm.frontier import latency_at, mixing_path, upper_hull
+from budgetvlm.evaluation.frontier import latency_at, mixing_path, upper_hull
 
 
 def test_hull_drops_points_below_the_line_and_beyond_the_best() -> None:

@@ -15,8 +15,8 @@ from budgetvlm.controller.grpo import (
     grpo_loss,
 )
 from budgetvlm.controller.network import GRPOController
-from budgetvlm.controller.states import Outcomes, StatePlan, States
 from budgetvlm.controller.trainer import GRPOTrainer
+from budgetvlm.controller.training_states import Outcomes, StatePlan, States
 from budgetvlm.errors import ConfigError
 
 KNOBS = {"max_crops": [1, 4], "top_k": [2, 8]}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from budgetvlm.errors import ConfigError, DataError
-from budgetvlm.guard import StaticGuard
+from budgetvlm.guard.static import StaticGuard
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.table import ProfileTable
 

@@ -26,7 +26,7 @@ def script(monkeypatch):
 @pytest.fixture
 def prepared(monkeypatch, tmp_path):
     """Stands in for the preparation; remembers what it was asked for."""
-    from budgetvlm.profiling import prepare as module
+    from budgetvlm.profiling.prepare import preparation as module
 
     calls = []
 
@@ -118,7 +118,7 @@ def test_wrong_flags_are_refused_before_the_data_is_prepared(script, prepared, t
 
 
 def test_an_interruption_ends_with_130(script, tmp_path, monkeypatch):
-    from budgetvlm.profiling import prepare as module
+    from budgetvlm.profiling.prepare import preparation as module
 
     def interrupted(*args, **options):
         raise KeyboardInterrupt

@@ -10,24 +10,24 @@ import numpy as np
 import pytest
 from planted_tables import SPACE, planted
 
-from budgetvlm import extras
+from budgetvlm import _extras as extras
 from budgetvlm.cli import main
 from budgetvlm.controller.ensembling import train_ensemble
 from budgetvlm.controller.network import GRPOController
+from budgetvlm.controller.policy import ControllerPolicy
 from budgetvlm.controller.training import TrainingConfig, train
 from budgetvlm.errors import DataError
-from budgetvlm.evaluate import EvaluationOptions, evaluate
+from budgetvlm.evaluation.evaluator import EvaluationOptions, evaluate
 from budgetvlm.features import Features
 from budgetvlm.html_report.blocks import BarChart, Bars, HeatMap, LineChart, Series
+from budgetvlm.html_report.chapters import sections, write_page
 from budgetvlm.html_report.choices import Choices, pick_examples
 from budgetvlm.html_report.interactive import figure
 from budgetvlm.html_report.looks import Look
-from budgetvlm.html_report.material import Material, Shown
-from budgetvlm.html_report.reading import read_comparison, read_evaluation, read_live, read_run
-from budgetvlm.html_report.report import sections, write_page
+from budgetvlm.html_report.report_data import Material, Shown
+from budgetvlm.html_report.saved_results import read_comparison, read_evaluation, read_live, read_run
 from budgetvlm.knobs import KnobSpace
-from budgetvlm.live import LiveRecord, summary
-from budgetvlm.policies import ControllerPolicy
+from budgetvlm.live.live_evaluation import LiveRecord, summary
 from budgetvlm.table import ProfileTable
 
 OPTIONS = EvaluationOptions(budget_shares=(0.5, 0.8, 1.0), resamples=20)

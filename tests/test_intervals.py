@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from budgetvlm.intervals import Bootstrap
+from budgetvlm.evaluation.intervals import Bootstrap
 
 
 def test_samples_of_one_image_are_drawn_together() -> None:

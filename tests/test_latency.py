@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from budgetvlm.errors import DataError, KnobSpaceError
+from budgetvlm.guard.latency_model import LatencyModel, Sizes, relative_errors
+from budgetvlm.guard.request_latency import QuickLatency
 from budgetvlm.knobs import KnobSpace
-from budgetvlm.latency import LatencyModel, Sizes, relative_errors
-from budgetvlm.quick_latency import QuickLatency
 from budgetvlm.table import ProfileTable
 
 SPACE = KnobSpace({"max_crops": [1, 4, 12], "top_k": [1, 4, 12], "num_active_blocks": [2, 4, 8]})

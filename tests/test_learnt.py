@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from test_policies import SPACE, features_of, states, two_kinds
 
-from budgetvlm import extras
-from budgetvlm.baselines.learnt import boosted_trees, knn, logistic
+from budgetvlm import _extras as extras
 from budgetvlm.errors import KnobSpaceError, MissingExtraError
-from budgetvlm.expected import Expected
 from budgetvlm.features import Features
-from budgetvlm.guard import StaticGuard
+from budgetvlm.guard.static import StaticGuard
 from budgetvlm.policies import BestStatic, Greedy, LookupTable, Restricted, free_settings
+from budgetvlm.policies.setting_means import Expected
+from budgetvlm.policies.supervised import boosted_trees, knn, logistic
 from budgetvlm.table import ProfileTable
 
 METHODS = [knn, logistic, boosted_trees]
@@ -85,7 +85,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
 
 def test_the_bandit_learns_from_one_answer_a_sample() -> None:
     pytest.importorskip("vowpalwabbit")
-    from budgetvlm.baselines.bandit import ContextualBandit
+    from budgetvlm.policies.bandit import ContextualBandit
 
     table, test = two_kinds(400), two_kinds(40)
     policy = ContextualBandit.fit(table, features_of(table), seed=0)
@@ -94,7 +94,7 @@ def test_the_bandit_learns_from_one_answer_a_sample() -> None:
 
 
 def test_the_bandit_never_tries_what_was_not_measured() -> None:
-    from budgetvlm.baselines.bandit import _examples
+    from budgetvlm.policies.bandit import _examples
 
     table = two_kinds(10)
     accuracy = table.accuracy.copy()
@@ -145,7 +145,7 @@ def test_a_restricted_policy_of_an_unknown_knob_is_refused() -> None:
 
 
 def test_features_that_never_vary_do_not_blow_up() -> None:
-    from budgetvlm.baselines.inputs import Inputs
+    from budgetvlm.policies.inputs import Inputs
 
     features = Features(("a", "b"), np.ones((2, 3)), np.array([[1.0], [3.0]]))
     assert Inputs.fit(features).of(features).tolist() == [[0, 0, 0, -1], [0, 0, 0, 1]]

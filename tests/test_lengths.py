@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from budgetvlm.errors import DataError
-from budgetvlm.lengths import MOST_LENGTHS, LengthModel, outlook
+from budgetvlm.guard.answer_length import MOST_LENGTHS, LengthModel, outlook
 
 
 def questions(samples=600, seed=0):

@@ -12,17 +12,17 @@ import pytest
 import torch
 from tiny_vlm import write_tiny_model
 
-from budgetvlm.adaptive import AdaptiveGuard
-from budgetvlm.calibrate import calibrated, measure, requests_needed, typical
 from budgetvlm.cli import main
 from budgetvlm.controller.decision import best_within
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.errors import ConfigError, DataError, InputError, KnobSpaceError
 from budgetvlm.features import Features
+from budgetvlm.guard.adaptive import AdaptiveGuard
+from budgetvlm.guard.margin import Margin
 from budgetvlm.knobs import KnobSpace
-from budgetvlm.live import LiveRecord, price_of_guarantee, run_live, summary
-from budgetvlm.margin import Margin
-from budgetvlm.replay import replay
+from budgetvlm.live.calibration import calibrated, measure, requests_needed, typical
+from budgetvlm.live.live_evaluation import LiveRecord, price_of_guarantee, run_live, summary
+from budgetvlm.live.replay import replay
 from budgetvlm.runtime import AdaptiveVLM, load_guard
 from budgetvlm.table import ProfileTable
 from budgetvlm.tasks import load_task
@@ -528,7 +528,7 @@ def test_busy_processes_end_with_a_run_that_is_killed(tmp_path):
     script = tmp_path / "run.py"
     script.write_text(
         "import os, signal\n"
-        "from budgetvlm.live import _Load\n"
+        "from budgetvlm.live.live_evaluation import _Load\n"
         "if __name__ == '__main__':\n"
         "    with _Load(1) as load:\n"
         "        load.set(True)\n"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from budgetvlm.compare.roster import _losses
+from budgetvlm.comparison.roster import _losses
 from budgetvlm.controller.grpo import NEVER
 from budgetvlm.controller.losses import DPO, PPO, Batch, OracleCrossEntropy, Reinforce
 from budgetvlm.controller.network import GRPOController

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from budgetvlm.margin import LEAST_Q, MOST_GROUPS, MOST_Q, Margin
+from budgetvlm.guard.margin import LEAST_Q, MOST_GROUPS, MOST_Q, Margin
 
 GROUPS = ("short", "tight")
 

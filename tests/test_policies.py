@@ -9,22 +9,14 @@ import pytest
 import torch
 
 from budgetvlm.controller.network import GRPOController
+from budgetvlm.controller.policy import ControllerPolicy
 from budgetvlm.errors import DataError
-from budgetvlm.expected import Expected, argmax_cheapest
 from budgetvlm.features import Features
-from budgetvlm.guard import StaticGuard
+from budgetvlm.guard.static import StaticGuard
 from budgetvlm.knobs import KnobSpace
-from budgetvlm.policies import (
-    Cheapest,
-    ControllerPolicy,
-    Full,
-    GroupLookup,
-    LookupTable,
-    Oracle,
-    RandomFeasible,
-    States,
-)
-from budgetvlm.predictor import PredictArgmax, PredictorConfig
+from budgetvlm.policies import Cheapest, Full, GroupLookup, LookupTable, Oracle, RandomFeasible, States
+from budgetvlm.policies.predictor import PredictArgmax, PredictorConfig
+from budgetvlm.policies.setting_means import Expected, argmax_cheapest
 from budgetvlm.table import ProfileTable
 
 SPACE = KnobSpace({"tiles": [1, 4], "depth": [2, 8]})

@@ -16,11 +16,16 @@ from PIL import Image
 from budgetvlm.errors import ConfigError, DataError, KnobSpaceError, OutputError
 from budgetvlm.features import Features
 from budgetvlm.knobs import KnobSpace
-from budgetvlm.profiling.cells import draw_cells
-from budgetvlm.profiling.extract import extract_features, in_batches, model_fingerprint
-from budgetvlm.profiling.files import AccuracyRecord, LatencyRecord, write_accuracy_result, write_latency_result
-from budgetvlm.profiling.fill import predict_times
-from budgetvlm.profiling.prepare import Backend, PreparedData, load_prepared, prepare
+from budgetvlm.profiling.measure.cell_sampling import draw_cells
+from budgetvlm.profiling.prepare.feature_extraction import extract_features, in_batches, model_fingerprint
+from budgetvlm.profiling.prepare.fill import predict_times
+from budgetvlm.profiling.prepare.preparation import Backend, PreparedData, load_prepared, prepare
+from budgetvlm.profiling.results.result_files import (
+    AccuracyRecord,
+    LatencyRecord,
+    write_accuracy_result,
+    write_latency_result,
+)
 from budgetvlm.table import ProfileTable
 from budgetvlm.tasks import Sample
 from budgetvlm.vlm import Overview
@@ -548,12 +553,12 @@ def test_ten_thousand_samples_of_36_settings_stay_under_2_gb(tmp_path):
         import json, resource, sys
         from pathlib import Path
         import numpy as np
-        import budgetvlm.profiling.prepare  # with PyTorch, as the command has it
+        import budgetvlm.profiling.prepare.preparation  # with PyTorch, as the command has it
         from budgetvlm._io import write_json
         from budgetvlm.features import Features
-        from budgetvlm.profiling.document import to_document
-        from budgetvlm.profiling.join import join
-        from budgetvlm.profiling.prepare import load_prepared
+        from budgetvlm.profiling.prepare.document import to_document
+        from budgetvlm.profiling.prepare.join import join
+        from budgetvlm.profiling.prepare.preparation import load_prepared
 
         root = Path(sys.argv[1])
         counts = {"num_vision_tokens": 16, "num_language_tokens": 9}
@@ -589,7 +594,7 @@ def test_the_script_ends_a_mistake_with_one_message(run_script, tmp_path):
 
 def test_the_command_hands_over_its_flags(monkeypatch, tmp_path):
     from budgetvlm.commands import prepare as command
-    from budgetvlm.profiling import prepare as module
+    from budgetvlm.profiling.prepare import preparation as module
 
     given = {}
     monkeypatch.setattr(

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from budgetvlm.errors import DataError
-from budgetvlm.profiling.extract import locate_by_index
-from budgetvlm.profiling.files import read_results
-from budgetvlm.profiling.prepare import load_prepared
+from budgetvlm.profiling.prepare.feature_extraction import locate_by_index
+from budgetvlm.profiling.prepare.preparation import load_prepared
+from budgetvlm.profiling.results.result_files import read_results
 from budgetvlm.tasks import load_task
 
 KNOBS = {"max_crops": [1, 12], "top_k": [2, 12], "num_active_blocks": [4, 8]}

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from budgetvlm.guard.recourse import Hurry, SameImage, bound_of
 from budgetvlm.knobs import KnobSpace
-from budgetvlm.recourse import Hurry, SameImage, bound_of
 
 SPACE = KnobSpace({"top_k": [1, 2], "max_crops": [1, 4], "num_active_blocks": [2, 8]})
 

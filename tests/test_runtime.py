@@ -270,7 +270,7 @@ def test_the_first_request_finds_every_loop_compiled():
     script = """
 import sys
 from numba.core.dispatcher import Dispatcher
-from budgetvlm.bench.material import BenchOptions, Material
+from benchmarks.speed.bench_data import BenchOptions, Material
 
 def loops():
     modules = [m for name, m in list(sys.modules.items()) if name.startswith("budgetvlm")]

@@ -7,7 +7,7 @@ import pytest
 
 from budgetvlm.errors import ConfigError, KnobSpaceError
 from budgetvlm.knobs import KnobSpace
-from budgetvlm.profiling.sampling import STRATEGIES, choose_settings, parse_settings
+from budgetvlm.profiling.measure.setting_sampling import STRATEGIES, choose_settings, parse_settings
 
 SPACE = KnobSpace({"max_crops": [1, 2, 4, 12], "top_k": [2, 4, 8], "num_active_blocks": [2, 4, 6, 8]})
 

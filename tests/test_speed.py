@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from budgetvlm.errors import DataError
-from budgetvlm.speed import AGREEING, StageSpeed, pace_after
+from budgetvlm.guard.speed import AGREEING, StageSpeed, pace_after
 
 STAGES = ("vision", "decode")
 TIMES = np.array([[10.0], [20.0], [0.0], [0.0]])  # of a request without further tokens

@@ -18,13 +18,13 @@ from tqdm import tqdm
 from budgetvlm.cli import main
 from budgetvlm.errors import ConfigError, DataError, InputError, OutputError
 from budgetvlm.knobs import KnobSpace, Setting
-from budgetvlm.profiling import timing
-from budgetvlm.profiling.accuracy import profile_accuracy
-from budgetvlm.profiling.files import LatencyRecord, read_results
-from budgetvlm.profiling.join import read_accuracy_side
-from budgetvlm.profiling.journal import Journal
-from budgetvlm.profiling.latency import profile_latency
-from budgetvlm.profiling.sweep import SweepOptions, collect
+from budgetvlm.profiling.measure import machine as timing
+from budgetvlm.profiling.measure.accuracy_sweep import profile_accuracy
+from budgetvlm.profiling.measure.journal import Journal
+from budgetvlm.profiling.measure.latency_sweep import profile_latency
+from budgetvlm.profiling.measure.sweep import SweepOptions, collect
+from budgetvlm.profiling.prepare.join import read_accuracy_side
+from budgetvlm.profiling.results.result_files import LatencyRecord, read_results
 from budgetvlm.tasks import Sample
 from budgetvlm.vlm import STAGES, Generation, Overview
 
@@ -577,7 +577,7 @@ def test_a_model_with_fewer_knobs_goes_the_whole_way(tmp_path):
     """A dense model of another family: both sweeps, and one table of the knobs that it has."""
     from tiny_families import write_tiny_family
 
-    from budgetvlm.profiling.join import join
+    from budgetvlm.profiling.prepare.join import join
     from budgetvlm.vlm import load_vlm
 
     vlm = load_vlm(str(write_tiny_family("qwen2_5_vl", tmp_path / "model")))

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from budgetvlm.errors import DataError
+from budgetvlm.evaluation.task_properties import visible_room
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.table import ProfileTable
-from budgetvlm.task_properties import visible_room
 
 SPACE = KnobSpace({"tiles": [1, 4], "depth": [2, 8]})
 

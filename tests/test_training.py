@@ -17,11 +17,11 @@ from budgetvlm.controller.reward import RewardWeights
 from budgetvlm.controller.training import TrainingConfig, TrainingResult, train
 from budgetvlm.controller.validation import BUDGET_SHARES, PRICES, Validation, choose
 from budgetvlm.errors import CheckpointError, ConfigError, DataError, OutputError
-from budgetvlm.expected import Expected
 from budgetvlm.features import Features
-from budgetvlm.guard import StaticGuard
+from budgetvlm.guard.static import StaticGuard
 from budgetvlm.knobs import KnobSpace
-from budgetvlm.predictor import PredictArgmax
+from budgetvlm.policies.predictor import PredictArgmax
+from budgetvlm.policies.setting_means import Expected
 from budgetvlm.table import ProfileTable
 
 QUICK = TrainingConfig(grpo=GRPOConfig(num_epochs=3, learning_rate=1e-3), hidden_dim=16, budget_dim=4, patience=None)

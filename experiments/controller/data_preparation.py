@@ -15,7 +15,7 @@ from pathlib import Path
 
 from budgetvlm.commands import prepare as command
 from budgetvlm.errors import BudgetVLMError
-from budgetvlm.profiling.prepare import PreparedData, load_prepared, prepare
+from budgetvlm.profiling.prepare.preparation import PreparedData, load_prepared, prepare
 
 __all__ = ["ControllerDataPreparation", "PreparedData", "load_prepared", "main", "prepare"]
 
@@ -24,7 +24,7 @@ __all__ = ["ControllerDataPreparation", "PreparedData", "load_prepared", "main",
 class ControllerDataPreparation:
     """The profiles of one model on one data set, and where their training data goes.
 
-    See `budgetvlm.profiling.prepare.prepare` for the arguments and the errors.
+    See `budgetvlm.profiling.prepare.preparation.prepare` for the arguments and the errors.
     """
 
     exp5_dir: str | Path

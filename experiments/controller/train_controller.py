@@ -47,8 +47,8 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Check the flags, prepare, train."""
-    from budgetvlm.controller.output import open_output
-    from budgetvlm.profiling.prepare import prepare
+    from budgetvlm.controller.run_directory import open_output
+    from budgetvlm.profiling.prepare.preparation import prepare
 
     config = training_config(args)
     if args.output_dir is None and (args.resume or args.overwrite):

@@ -25,8 +25,8 @@ from budgetvlm._io import atomic_path, write_json
 from budgetvlm.errors import BudgetVLMError, ConfigError
 from budgetvlm.tasks import signs
 from budgetvlm.vlm import load_vlm
+from budgetvlm.vlm.block_importance import likelihood
 from budgetvlm.vlm.blocks import best_order, default_order, order_by_addition, order_by_score
-from budgetvlm.vlm.calibration import likelihood
 
 from . import stages
 from .build import KNOB_SPACE, PROMPT, build_image_processor, build_model, build_tokenizer

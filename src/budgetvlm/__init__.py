@@ -1,3 +1,3 @@
 """BudgetVLM: make a vision-language model answer within a latency budget, as accurately as possible."""
 
-__version__ = "0.1.0"
+from budgetvlm._version import __version__ as __version__

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
-from budgetvlm.bounds import BOUND, Bounds
 from budgetvlm.errors import InputError
+from budgetvlm.guard.bounds import BOUND, Bounds
 from budgetvlm.knobs import Setting
 from budgetvlm.vlm import Generation
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn
 
-from budgetvlm import __version__
+from budgetvlm._version import __version__
 from budgetvlm.errors import BudgetVLMError
 
 COMMANDS: dict[str, tuple[str, str]] = {

@@ -21,14 +21,14 @@ import numpy as np
 from PIL import Image
 
 from budgetvlm._io import read_json, write_json
-from budgetvlm.adaptive import SIZES_KEPT, AdaptiveGuard
 from budgetvlm.answer import Answer, Choice, Cut, Infeasible, check_request, make_answer
-from budgetvlm.bounds import READ, STEP, Bounds, Request, Spent, quick_spent
-from budgetvlm.choosing import seen_ms
 from budgetvlm.controller.checkpoint import GUARD, load_controller
 from budgetvlm.controller.decision import Decider, best_within
 from budgetvlm.controller.network import GRPOController
+from budgetvlm.decide import seen_ms
 from budgetvlm.errors import CheckpointError, ConfigError, DataError, InputError, KnobSpaceError
+from budgetvlm.guard.adaptive import SIZES_KEPT, AdaptiveGuard
+from budgetvlm.guard.bounds import READ, STEP, Bounds, Request, Spent, quick_spent
 from budgetvlm.knobs import Setting
 from budgetvlm.vlm import VLM, Deadline, Overview, load_vlm
 from budgetvlm.vlm.images import open_image

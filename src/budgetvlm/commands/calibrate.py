@@ -17,7 +17,7 @@ from budgetvlm.commands.task_arguments import add_task_arguments, open_task
 from budgetvlm.errors import CheckpointError, ConfigError, InputError
 
 if TYPE_CHECKING:
-    from budgetvlm.adaptive import AdaptiveGuard
+    from budgetvlm.guard.adaptive import AdaptiveGuard
     from budgetvlm.runtime import AdaptiveVLM
     from budgetvlm.tasks import Sample, Task
 
@@ -55,7 +55,7 @@ def add_live_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, refit, write."""
-    from budgetvlm.calibrate import calibrated, measure, requests_needed
+    from budgetvlm.live.calibration import calibrated, measure, requests_needed
 
     needed = requests_needed(args.alpha)
     if args.samples < needed:
@@ -126,7 +126,7 @@ def fresh_samples(
 
 def _profiled(data: Path | None) -> tuple[set[str], int]:
     """Ids of the samples and of the images of training data, and how many samples that is."""
-    from budgetvlm.profiling.document import read_document
+    from budgetvlm.profiling.prepare.document import read_document
 
     samples = read_document(data)["samples"] if data else []
     images = {sample["groups"]["image_id"] for sample in samples if "image_id" in sample.get("groups", {})}

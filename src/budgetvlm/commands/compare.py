@@ -18,7 +18,7 @@ from budgetvlm.commands.showing import show_report, write_report
 from budgetvlm.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
-    from budgetvlm.compare import CompareOptions, CompareReport
+    from budgetvlm.comparison import CompareOptions, CompareReport
     from budgetvlm.features import Features
     from budgetvlm.table import ProfileTable
 
@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read, compare, report."""
-    from budgetvlm.compare.tables import WIDTH, renderable
+    from budgetvlm.comparison.comparison_tables import WIDTH, renderable
 
     if args.policies == ["help"]:
         return _list_policies()
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list_policies() -> int:
-    from budgetvlm.compare.roster import ROSTER
+    from budgetvlm.comparison.roster import ROSTER
 
     width = max(map(len, ROSTER))
     for key, entry in ROSTER.items():
@@ -85,9 +85,9 @@ def _list_policies() -> int:
 
 
 def _options(args: argparse.Namespace) -> CompareOptions:
-    from budgetvlm.compare import CompareOptions
-    from budgetvlm.compare.roster import QUICK
-    from budgetvlm.evaluate import EvaluationOptions
+    from budgetvlm.comparison import CompareOptions
+    from budgetvlm.comparison.roster import QUICK
+    from budgetvlm.evaluation.evaluator import EvaluationOptions
 
     evaluation = EvaluationOptions(split=args.split, labels=tuple(args.labels), resamples=args.resamples)
     if args.budgets:
@@ -131,7 +131,7 @@ def _compare(
     """Compare with a bar on a terminal's standard error."""
     from tqdm import tqdm
 
-    from budgetvlm.compare import compare
+    from budgetvlm.comparison import compare
 
     with tqdm(disable=None, file=sys.stderr, leave=False, unit="cell") as bar:
 

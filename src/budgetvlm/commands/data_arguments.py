@@ -33,7 +33,7 @@ def read_data(args: argparse.Namespace) -> tuple[ProfileTable, Features]:
 def read_table(args: argparse.Namespace) -> tuple[ProfileTable, Features | None]:
     """As `read_data`, but a table may come without features."""
     if args.data is not None and args.table is None and args.features is None:
-        from budgetvlm.profiling.prepare import load_prepared
+        from budgetvlm.profiling.prepare.preparation import load_prepared
 
         prepared = load_prepared(args.data)
         return prepared.table, prepared.features

@@ -17,10 +17,10 @@ from budgetvlm.commands.showing import show_report, write_report
 from budgetvlm.errors import CheckpointError, ConfigError, KnobSpaceError, OutputError
 
 if TYPE_CHECKING:
-    from budgetvlm.evaluate import EvaluationOptions
+    from budgetvlm.evaluation.evaluator import EvaluationOptions
+    from budgetvlm.evaluation.records import EvaluationReport
     from budgetvlm.features import Features
     from budgetvlm.policies import Policy
-    from budgetvlm.report import EvaluationReport
     from budgetvlm.table import ProfileTable
 
 REPORT, PICTURE = "evaluation.json", "evaluation.png"
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read, evaluate, report."""
-    from budgetvlm.tables import WIDTH, renderable
+    from budgetvlm.evaluation.text_tables import WIDTH, renderable
 
     if args.live:
         return live.run(args)
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> EvaluationOptions:
-    from budgetvlm.evaluate import EvaluationOptions
+    from budgetvlm.evaluation.evaluator import EvaluationOptions
 
     if args.split == "train":
         raise ConfigError("--split train is what the controller was trained on; report test or validation")
@@ -112,7 +112,7 @@ def read_controllers(paths: list[Path], table: ProfileTable, features: Features)
 
 def _read_controller(path: Path, table: ProfileTable, features: Features) -> Policy:
     from budgetvlm.controller.checkpoint import load_controller
-    from budgetvlm.policies import ControllerPolicy
+    from budgetvlm.controller.policy import ControllerPolicy
 
     controller = load_controller(path)
     if controller.knob_space != table.knob_space:
@@ -145,7 +145,7 @@ def evaluate_with_progress(
     """Evaluate with a line of progress on a terminal's standard error."""
     from tqdm import tqdm
 
-    from budgetvlm.evaluate import evaluate
+    from budgetvlm.evaluation.evaluator import evaluate
 
     with tqdm(disable=None, bar_format="{desc} ({elapsed})", file=sys.stderr, leave=False) as bar:
         return evaluate(table, features, policies, options, progress=bar.set_description_str)

@@ -16,9 +16,9 @@ from budgetvlm.errors import ConfigError
 
 if TYPE_CHECKING:
     from budgetvlm.controller.network import GRPOController
-    from budgetvlm.explain import Explanation, Option
+    from budgetvlm.explanation.explainer import Explanation, Option
+    from budgetvlm.explanation.surrogate import Surrogate
     from budgetvlm.features import Features
-    from budgetvlm.surrogate import Surrogate
     from budgetvlm.table import ProfileTable
 
 FACTORS = (0.8, 1.0, 1.2)
@@ -62,8 +62,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> bool:
     """Whether a request is to be explained. Raises ConfigError, InputError."""
+    from budgetvlm._extras import require
     from budgetvlm.answer import check_request
-    from budgetvlm.extras import require
 
     given = [args.image is not None, args.question is not None, args.budget_ms is not None]
     if args.tree and args.data is None:
@@ -82,7 +82,7 @@ def _check(args: argparse.Namespace) -> bool:
 
 def _read_data(path: Path, controller: GRPOController) -> tuple[ProfileTable, Features]:
     """Raises KnobSpaceError where the controller is of another space."""
-    from budgetvlm.profiling.prepare import load_prepared
+    from budgetvlm.profiling.prepare.preparation import load_prepared
 
     prepared = load_prepared(path)
     controller.knob_space.require_equal(prepared.table.knob_space, str(path))
@@ -93,7 +93,7 @@ def _explain(
     args: argparse.Namespace, controller: GRPOController, data: tuple[ProfileTable, Features] | None
 ) -> Explanation:
     """Look at the request as `budgetvlm ask` would, without an answer."""
-    from budgetvlm.explain import Explainer, Situation, explain
+    from budgetvlm.explanation.explainer import Explainer, Situation, explain
     from budgetvlm.runtime import AdaptiveVLM, load_guard
     from budgetvlm.vlm.images import open_image
 
@@ -114,7 +114,7 @@ def _explain(
 
 
 def _tree(controller: GRPOController, data: tuple[ProfileTable, Features]) -> Surrogate:
-    from budgetvlm.surrogate import surrogate
+    from budgetvlm.explanation.surrogate import surrogate
 
     return surrogate(controller, *data)
 

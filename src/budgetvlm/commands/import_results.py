@@ -96,8 +96,8 @@ def run(args: argparse.Namespace) -> int:
     import shlex
     import sys
 
-    from budgetvlm.importing.cells import counts
     from budgetvlm.importing.finish import finish
+    from budgetvlm.importing.measured_rows import counts
 
     say = (lambda text: print(text, file=sys.stderr)) if args.json else print
     options = _finish_options(args)
@@ -137,7 +137,7 @@ def _finish_options(args: argparse.Namespace) -> FinishOptions:
 
 def _from_profiles(args: argparse.Namespace, say: Any) -> tuple[ProfileTable, bool]:
     from budgetvlm.errors import ConfigError
-    from budgetvlm.profiling.join import BY_INDEX, SAMPLE_IDS, join
+    from budgetvlm.profiling.prepare.join import BY_INDEX, SAMPLE_IDS, join
 
     if args.dataset_name is None:
         raise ConfigError("--dataset_name is needed: exp5 and exp6 directories are named by it")
@@ -151,9 +151,9 @@ def _from_lmms(args: argparse.Namespace, say: Any) -> tuple[ProfileTable, bool]:
     import sys
     from pathlib import Path
 
-    from budgetvlm.importing.cells import to_table, with_latencies
-    from budgetvlm.importing.flat import read_flat
+    from budgetvlm.importing.flat_tables import read_flat
     from budgetvlm.importing.lmms_logs import Run, read_manifest, read_runs
+    from budgetvlm.importing.measured_rows import to_table, with_latencies
 
     runs = [Run.parse(text) for text in args.runs]
     runs += read_manifest(Path(args.manifest)) if args.manifest else []
@@ -176,8 +176,8 @@ def _from_flat(args: argparse.Namespace, say: Any) -> tuple[ProfileTable, bool]:
     from pathlib import Path
 
     from budgetvlm.errors import ConfigError
-    from budgetvlm.importing.cells import to_table
-    from budgetvlm.importing.flat import read_flat
+    from budgetvlm.importing.flat_tables import read_flat
+    from budgetvlm.importing.measured_rows import to_table
 
     words = [word.partition("=") for word in args.column]
     if any(not (role and equals and name) for role, equals, name in words):
@@ -192,7 +192,7 @@ def _from_flat(args: argparse.Namespace, say: Any) -> tuple[ProfileTable, bool]:
 
 
 def _without_gaps(args: argparse.Namespace, table: ProfileTable, say: Any) -> ProfileTable:
-    from budgetvlm.importing.cells import complete_samples, counts
+    from budgetvlm.importing.measured_rows import complete_samples, counts
 
     gaps = table.num_samples - counts(table)["samples_without_gap"]
     if not gaps:
@@ -206,7 +206,7 @@ def _without_gaps(args: argparse.Namespace, table: ProfileTable, say: Any) -> Pr
 
 def _require_both(table: ProfileTable) -> None:
     from budgetvlm.errors import DataError
-    from budgetvlm.importing.cells import counts
+    from budgetvlm.importing.measured_rows import counts
 
     found = counts(table)
     if not found["cells_with_both"]:

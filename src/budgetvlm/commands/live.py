@@ -50,8 +50,8 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from budgetvlm._io import write_json
-    from budgetvlm.live import run_live, summary
-    from budgetvlm.profiling.timing import hardware, versions
+    from budgetvlm.live.live_evaluation import run_live, summary
+    from budgetvlm.profiling.measure.machine import hardware, versions
 
     if not args.checkpoint:
         raise ConfigError("--live needs a trained controller; give --checkpoint DIR")
@@ -86,8 +86,8 @@ def _prices(
     args: argparse.Namespace, model: AdaptiveVLM, task: Task, samples: list[Sample], reference_ms: float
 ) -> dict[str, Any]:
     """The price of the guarantee on these samples, by single runs and, where there are several, by their medians."""
-    from budgetvlm.calibrate import measure, typical
-    from budgetvlm.live import price_of_guarantee
+    from budgetvlm.live.calibration import measure, typical
+    from budgetvlm.live.live_evaluation import price_of_guarantee
 
     runs = [measure(model, task, samples, args.seed + n) for n in range(args.truth_repeats)]
     found = {"price_of_guarantee": price_of_guarantee(model, task, runs[0], reference_ms, cut=args.cut)}

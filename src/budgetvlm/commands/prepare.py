@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def arguments(args: argparse.Namespace) -> dict[str, object]:
-    """The arguments of `budgetvlm.profiling.prepare.prepare`, from parsed flags that may hold others too."""
+    """The arguments of `profiling.prepare.preparation.prepare`, from parsed flags that may hold others too."""
     probe = argparse.ArgumentParser(add_help=False)
     add_arguments(probe)
     given = {name: getattr(args, name) for name in vars(probe.parse_args([])) if name not in OPTIONS}
@@ -44,7 +44,7 @@ def arguments(args: argparse.Namespace) -> dict[str, object]:
 
 def run(args: argparse.Namespace) -> int:
     """Prepare the data and say how to go on."""
-    from budgetvlm.profiling.prepare import prepare
+    from budgetvlm.profiling.prepare.preparation import prepare
 
     prepared = prepare(**arguments(args))  # type: ignore[arg-type]
     print(f"next: budgetvlm train --data {shlex.quote(str(prepared.path))} --output_dir ./checkpoints/controller")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from budgetvlm.commands.task_arguments import add_task_arguments, open_task, task_options
 
 if TYPE_CHECKING:
-    from budgetvlm.profiling.sweep import SweepOptions
+    from budgetvlm.profiling.measure.sweep import SweepOptions
 
 STRATEGIES = ("full", "balanced", "stratified", "boundary", "lhs")
 DIRECTORIES = {"accuracy": "./results/profiling/exp5_accuracy", "latency": "./results/profiling/exp6_latency"}
@@ -75,11 +75,11 @@ def run_sweep(args: argparse.Namespace, kind: str) -> int:
     settings = _settings(args, vlm.knob_space)
     print(f"{kind} of {len(settings)} of {len(vlm.knob_space)} settings of {args.model_path} on {task.name}")
     if kind == "accuracy":
-        from budgetvlm.profiling.accuracy import profile_accuracy
+        from budgetvlm.profiling.measure.accuracy_sweep import profile_accuracy
 
         paths = profile_accuracy(vlm, task, settings, options, batch_size=args.batch_size)
     else:
-        from budgetvlm.profiling.latency import profile_latency
+        from budgetvlm.profiling.measure.latency_sweep import profile_latency
 
         paths = profile_latency(
             vlm, task, settings, options,
@@ -93,8 +93,8 @@ def sweep_options(args: argparse.Namespace) -> SweepOptions:
     """The checked options, from parsed flags."""
     from pathlib import Path
 
-    from budgetvlm.profiling.extract import model_fingerprint
-    from budgetvlm.profiling.sweep import SweepOptions
+    from budgetvlm.profiling.measure.sweep import SweepOptions
+    from budgetvlm.profiling.prepare.feature_extraction import model_fingerprint
     from budgetvlm.vlm.loading import model_directory
 
     return SweepOptions(
@@ -122,7 +122,7 @@ def _whole_numbers(text: str | None) -> tuple[int, ...] | None:
 
 
 def _settings(args: argparse.Namespace, space: Any) -> Any:
-    from budgetvlm.profiling.sampling import choose_settings, parse_settings
+    from budgetvlm.profiling.measure.setting_sampling import choose_settings, parse_settings
 
     if args.settings is None:
         return choose_settings(space, args.sampling_strategy, args.num_settings, args.seed)

@@ -248,7 +248,7 @@ def _is_calibrated(places: Places) -> bool:
 def _earlier_run(places: Places) -> str:
     """What training is to do with an earlier run: replace it if the data is newer, else go on with it."""
     from budgetvlm.controller.checkpoint import LAST
-    from budgetvlm.controller.output import members_of
+    from budgetvlm.controller.run_directory import members_of
 
     made, saved = places.data.stat().st_mtime, [path / LAST for path in members_of(places.controller)]
     older = any(last.exists() and last.stat().st_mtime < made for last in saved)

@@ -17,7 +17,7 @@ from budgetvlm.errors import ConfigError, DataError, OutputError
 
 if TYPE_CHECKING:
     from budgetvlm.html_report.choices import Choices
-    from budgetvlm.html_report.material import Material, Shown
+    from budgetvlm.html_report.report_data import Material, Shown
     from budgetvlm.tasks import Sample
 
 PICTURE_WIDTH = 320  # pixels; small enough to embed a dozen
@@ -46,8 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read, evaluate if needed, write."""
     _check(args)
+    from budgetvlm.html_report.chapters import sections, write_page, write_plots
     from budgetvlm.html_report.interactive import library
-    from budgetvlm.html_report.report import sections, write_page, write_plots
 
     library()  # a missing extra shows before any work
     chapters = sections(_gather(args))
@@ -70,10 +70,10 @@ def _check(args: argparse.Namespace) -> None:
 
 def _gather(args: argparse.Namespace) -> Material:
     from budgetvlm.commands import evaluate
-    from budgetvlm.evaluate import EvaluationOptions
+    from budgetvlm.evaluation.evaluator import EvaluationOptions
     from budgetvlm.html_report.choices import Choices
-    from budgetvlm.html_report.material import Material, options_of
-    from budgetvlm.html_report.reading import read_comparison, read_evaluation, read_live, read_run
+    from budgetvlm.html_report.report_data import Material, options_of
+    from budgetvlm.html_report.saved_results import read_comparison, read_evaluation, read_live, read_run
 
     given = read_evaluation(args.evaluation) if args.evaluation else None
     live = read_live(args.live) if args.live else None
@@ -95,7 +95,7 @@ def _source(args: argparse.Namespace) -> dict[str, Any]:
     """Where the prepared data comes from."""
     if args.data is None:
         return {}
-    from budgetvlm.profiling.document import read_document
+    from budgetvlm.profiling.prepare.document import read_document
 
     document = read_document(args.data)
     return {name: document[name] for name in ("dataset_name", "model_path") if name in document}
@@ -103,8 +103,8 @@ def _source(args: argparse.Namespace) -> dict[str, Any]:
 
 def _shown(args: argparse.Namespace, material: Material) -> dict[str, Shown]:
     """Pictures and questions of the samples that the report wants to show; none where the data set is not here."""
-    from budgetvlm.html_report.material import Shown
-    from budgetvlm.profiling.extract import locate
+    from budgetvlm.html_report.report_data import Shown
+    from budgetvlm.profiling.prepare.feature_extraction import locate
     from budgetvlm.tasks import SPLITS, load_task
 
     name = args.dataset_name or material.source.get("dataset_name")

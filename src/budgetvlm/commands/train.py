@@ -117,8 +117,8 @@ def training_config(args: argparse.Namespace) -> TrainingConfig:
     """
     from budgetvlm.controller.grpo import GRPOConfig
     from budgetvlm.controller.reward import RewardWeights
-    from budgetvlm.controller.states import StatePlan
     from budgetvlm.controller.training import TrainingConfig
+    from budgetvlm.controller.training_states import StatePlan
 
     if args.ensemble < 1:
         raise ConfigError(f"--ensemble {args.ensemble} is no number of controllers; give 1 or more")

@@ -8,9 +8,9 @@ import numpy as np
 
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.errors import DataError
-from budgetvlm.expected import Expected
 from budgetvlm.features import Features
-from budgetvlm.guard import StaticGuard
+from budgetvlm.guard.static import StaticGuard
+from budgetvlm.policies.setting_means import Expected
 from budgetvlm.table import ProfileTable
 
 if TYPE_CHECKING:

@@ -20,15 +20,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 
-from budgetvlm import __version__
 from budgetvlm._io import atomic_path, read_json, write_json
+from budgetvlm._version import __version__
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.errors import BudgetVLMError, CheckpointError, DataError
 
 SCHEMA_VERSION = 1
 BEST, LAST = "best_checkpoint.pt", "last_checkpoint.pt"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-GUARD = "guard.json"  # what bounds latencies at run time; see `budgetvlm.adaptive`
+GUARD = "guard.json"  # what bounds latencies at run time; see `budgetvlm.guard.adaptive`
 FEATURE_STATISTICS = ("image_input.", "lang_input.")
 
 

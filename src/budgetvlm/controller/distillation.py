@@ -1,7 +1,7 @@
 """A start for GRPO: the controller's values are fitted to the accuracies that a few supervised networks predict.
 
 Predicting every setting's accuracy learns from all cells of the table at once and takes seconds, while the policy
-gradient learns only from settings that the policy likes. So the teachers (`budgetvlm.predictor`, averaged) bring the
+gradient learns only from settings that the policy likes. So the teachers (`policies.predictor`, averaged) bring the
 values close, and GRPO goes on from there with the budgets, the prices and its own objective. With one network's size
 the controller decides as quickly as before. Distillation after Hinton et al. 2015, arXiv 1503.02531.
 Shapes: S samples, K settings.
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.features import Features
-from budgetvlm.predictor import PredictArgmax, PredictorConfig
+from budgetvlm.policies.predictor import PredictArgmax, PredictorConfig
 from budgetvlm.table import ProfileTable
 
 EPOCHS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 60, 128, 1e-3, 1e-2

@@ -13,14 +13,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from budgetvlm._io import write_json
-from budgetvlm.adaptive import AdaptiveGuard
 from budgetvlm.controller.checkpoint import BEST, GUARD, controller_document, save_pretrained, write_checkpoint
 from budgetvlm.controller.ensemble import merge
 from budgetvlm.controller.fitting import member_seeds
-from budgetvlm.controller.output import MEMBERS, METRICS, open_output
+from budgetvlm.controller.run_directory import MEMBERS, METRICS, open_output
 from budgetvlm.controller.training import Run, TrainingConfig, TrainingResult, in_words, train
 from budgetvlm.errors import ConfigError
 from budgetvlm.features import Features
+from budgetvlm.guard.adaptive import AdaptiveGuard
 from budgetvlm.table import ProfileTable
 
 

@@ -48,7 +48,7 @@ class GRPOController(nn.Module):
             multiples of it, and a price is accuracy given for one such latency.
         latency_ms: mean latency of each setting ``[K]``; None, for all or for one, means unknown: there a price acts
             through learning alone.
-        bounds_ms: upper latency bound of each setting ``[K]`` (see `budgetvlm.guard`); None allows every setting, a
+        bounds_ms: upper latency bound of each setting ``[K]`` (see `guard.static`); None allows every setting, a
             None among the bounds never allows that one (it was not measured).
         default_price: the price where none is given.
         logit_scale: how sharply the policy prefers the better setting.

@@ -33,7 +33,7 @@ from budgetvlm.controller.grpo import (
 from budgetvlm.controller.losses import Batch, PolicyLoss
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.reward import RewardWeights, constrained_reward, guide_reward
-from budgetvlm.controller.states import Outcomes, StatePlan, States
+from budgetvlm.controller.training_states import Outcomes, StatePlan, States
 
 BLOCK = 4096  # states prepared at once: preparing takes half a millisecond and 5 microseconds a state
 # States x weights of an update that several threads share. Below, they wait for each other's numbers longer than they

@@ -20,22 +20,22 @@ import torch
 from tqdm import tqdm
 
 from budgetvlm._io import write_json
-from budgetvlm.adaptive import AdaptiveGuard
 from budgetvlm.controller.building import new_controller
 from budgetvlm.controller.checkpoint import BEST, GUARD, LAST, controller_document, save_pretrained, write_checkpoint
 from budgetvlm.controller.distillation import distil
 from budgetvlm.controller.grpo import GRPOConfig
 from budgetvlm.controller.losses import PolicyLoss
 from budgetvlm.controller.network import GRPOController
-from budgetvlm.controller.output import METRICS, EventLog, open_output, read_last
 from budgetvlm.controller.reward import RewardWeights
-from budgetvlm.controller.states import Outcomes, StatePlan
+from budgetvlm.controller.run_directory import METRICS, EventLog, open_output, read_last
 from budgetvlm.controller.trainer import GRPOTrainer
+from budgetvlm.controller.training_states import Outcomes, StatePlan
 from budgetvlm.controller.validation import Validation
 from budgetvlm.errors import ConfigError
-from budgetvlm.expected import Expected
 from budgetvlm.features import Features
-from budgetvlm.guard import StaticGuard
+from budgetvlm.guard.adaptive import AdaptiveGuard
+from budgetvlm.guard.static import StaticGuard
+from budgetvlm.policies.setting_means import Expected
 from budgetvlm.table import ProfileTable
 
 Say = Callable[[str], None]
@@ -52,7 +52,7 @@ class TrainingConfig:
         grpo, weights, plan: the algorithm, the guide's reward, how states are drawn.
         budget_dim, hidden_dim, num_hidden_layers, dropout, feature_dim: the network, see `GRPOController`.
         guard_quantile: of the training samples' latencies; a setting is allowed where it lies within the budget.
-        alpha: share of the requests that may break their budgets at run time; see `budgetvlm.adaptive`.
+        alpha: share of the requests that may break their budgets at run time; see `budgetvlm.guard.adaptive`.
         train_split: share of training samples where the table stores no splits; the rest is for validation.
         patience: epochs without a better validation reward before training stops; None never stops early.
         teachers: supervised networks whose mean prediction training starts from (see `distillation`); 0 starts from the

@@ -14,9 +14,9 @@ from torch import Tensor
 from budgetvlm.controller.grpo import NEVER, Objective
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.reward import RewardWeights, constrained_reward, guide_reward
-from budgetvlm.controller.states import NO_LIMIT_MS
-from budgetvlm.expected import Expected
-from budgetvlm.guard import StaticGuard
+from budgetvlm.controller.training_states import NO_LIMIT_MS
+from budgetvlm.guard.static import StaticGuard
+from budgetvlm.policies.setting_means import Expected
 from budgetvlm.table import ProfileTable
 
 BUDGET_SHARES = (0.35, 0.5, 0.6, 0.7, 0.85, 1.0)  # of the full setting's median latency, at the default price

@@ -11,12 +11,12 @@ from functools import cached_property
 
 import numpy as np
 
-from budgetvlm.evaluate import EvaluationOptions, make_bench
-from budgetvlm.expected import column_means
+from budgetvlm.evaluation.evaluator import EvaluationOptions, make_bench
+from budgetvlm.evaluation.labels import readable_labels
+from budgetvlm.evaluation.outcomes import Contender, Outcomes, outcomes
 from budgetvlm.features import Features
-from budgetvlm.labels import readable_labels
-from budgetvlm.outcomes import Contender, Outcomes, outcomes
 from budgetvlm.policies import Policy, States
+from budgetvlm.policies.setting_means import column_means
 from budgetvlm.table import ProfileTable
 
 
@@ -41,7 +41,7 @@ class Choices:
     def of(
         cls, table: ProfileTable, features: Features, policies: Mapping[str, Policy], options: EvaluationOptions
     ) -> Choices:
-        """Let controllers choose as `budgetvlm.evaluate` does."""
+        """Let controllers choose as `budgetvlm.evaluation.evaluator` does."""
         bench = make_bench(table, features, options)
         budgets = np.array(options.budget_shares) * bench.expected.reference_ms
         requests = [

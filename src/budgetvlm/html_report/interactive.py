@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from budgetvlm.extras import require
+from budgetvlm._extras import require
 from budgetvlm.html_report.blocks import BarChart, Bars, Chart, HeatMap, LineChart, Series
 from budgetvlm.html_report.looks import DARK, HEAT
 

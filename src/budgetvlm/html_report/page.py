@@ -8,7 +8,7 @@ from html import escape
 from importlib.resources import files
 from string import Template
 
-from budgetvlm import __version__
+from budgetvlm._version import __version__
 from budgetvlm.html_report.blocks import (
     BarChart,
     Block,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from budgetvlm.expected import column_means
+from budgetvlm.evaluation.labels import readable_labels
 from budgetvlm.html_report.blocks import BarChart, Bars, Block, Example, Gallery, HeatMap, Row, Section, Text
 from budgetvlm.html_report.choices import Choices, Picked, pick_examples
 from budgetvlm.html_report.looks import ladder
-from budgetvlm.html_report.material import Material, Shown
+from budgetvlm.html_report.report_data import Material, Shown
 from budgetvlm.knobs import KnobSpace
-from budgetvlm.labels import readable_labels
+from budgetvlm.policies.setting_means import column_means
 
 SORTS = {
     "easy": "Easy: right at the cheapest setting and at most others",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from budgetvlm.evaluation.records import Estimate, EvaluationReport, FrontierPoint, PolicyResult
 from budgetvlm.html_report.blocks import (
     BarChart,
     Bars,
@@ -19,8 +20,7 @@ from budgetvlm.html_report.blocks import (
     percent,
 )
 from budgetvlm.html_report.looks import QUIET, SKY, Look, look
-from budgetvlm.html_report.material import Material
-from budgetvlm.report import Estimate, EvaluationReport, FrontierPoint, PolicyResult
+from budgetvlm.html_report.report_data import Material
 
 DRAWN = ("controller", "predict + argmax", "lookup table", "best blind mix", "group lookup", "oracle")
 BANDS = ("controller", "lookup table")

@@ -6,11 +6,11 @@ from itertools import combinations
 
 import numpy as np
 
-from budgetvlm.expected import column_means
 from budgetvlm.html_report.blocks import Block, DataTable, HeatMap, LineChart, Row, Section, Series, Text
 from budgetvlm.html_report.looks import BLUE, ORANGE, Look
-from budgetvlm.html_report.material import Material
+from budgetvlm.html_report.report_data import Material
 from budgetvlm.knobs import KnobSpace
+from budgetvlm.policies.setting_means import column_means
 from budgetvlm.table import ProfileTable
 
 

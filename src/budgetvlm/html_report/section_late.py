@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from budgetvlm.evaluation.labels import natural
+from budgetvlm.evaluation.records import EvaluationReport
 from budgetvlm.html_report.blocks import (
     BarChart,
     Bars,
@@ -22,10 +24,8 @@ from budgetvlm.html_report.blocks import (
 )
 from budgetvlm.html_report.choices import Choices
 from budgetvlm.html_report.looks import ORANGE, QUIET, Look, look
-from budgetvlm.html_report.material import Material
+from budgetvlm.html_report.report_data import Material
 from budgetvlm.html_report.section_frontier import BANDS
-from budgetvlm.labels import natural
-from budgetvlm.report import EvaluationReport
 
 SYSTEM_COLOURS = {"guarded": ORANGE, "unguarded": QUIET}
 PHASES = {"before": "before the load", "loaded": "under load", "after": "after the load"}

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from budgetvlm.guard import timed_rows
+from budgetvlm.evaluation.records import Estimate
+from budgetvlm.guard.static import timed_rows
 from budgetvlm.html_report.blocks import Block, DataTable, Section, Text, Tiles, milliseconds, percent
-from budgetvlm.html_report.material import Material
-from budgetvlm.report import Estimate
+from budgetvlm.html_report.report_data import Material
 
 
 def glance(material: Material) -> Section:

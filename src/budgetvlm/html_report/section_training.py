@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from budgetvlm.expected import column_means
 from budgetvlm.html_report.blocks import (
     BarChart,
     Bars,
@@ -23,8 +22,9 @@ from budgetvlm.html_report.blocks import (
     percent,
 )
 from budgetvlm.html_report.looks import ORANGE, WHEEL, Look
-from budgetvlm.html_report.material import Material
-from budgetvlm.html_report.reading import Run
+from budgetvlm.html_report.report_data import Material
+from budgetvlm.html_report.saved_results import Run
+from budgetvlm.policies.setting_means import column_means
 
 CURVES = {  # field of metrics.json -> title, axis, factor
     "reward_mean": ("Validation reward", "reward", 1.0),

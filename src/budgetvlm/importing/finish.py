@@ -8,13 +8,19 @@ from pathlib import Path
 
 import numpy as np
 
-from budgetvlm import __version__
+from budgetvlm._version import __version__
 from budgetvlm.errors import ConfigError, DataError, OutputError
 from budgetvlm.features import Features
-from budgetvlm.profiling.extract import Located, extract_features, locate, require_known_values, with_the_tasks_ids
-from budgetvlm.profiling.join import split_names
-from budgetvlm.profiling.options import Backend
-from budgetvlm.profiling.splits import TASK_SPLIT, assign_splits
+from budgetvlm.profiling.prepare.feature_extraction import (
+    Located,
+    extract_features,
+    locate,
+    require_known_values,
+    with_the_tasks_ids,
+)
+from budgetvlm.profiling.prepare.join import split_names
+from budgetvlm.profiling.prepare.prepare_options import Backend
+from budgetvlm.profiling.prepare.splits import TASK_SPLIT, assign_splits
 from budgetvlm.table import SPLITS, ProfileTable
 from budgetvlm.tasks import TaskOptions
 
@@ -33,7 +39,7 @@ class FinishOptions:
         dataset_name: data set that the sample ids are of; the table then has its ids and its images'. None: not asked.
         data_files, columns, prompt, repository: how it is read; see `budgetvlm.tasks.TaskOptions`.
         split: of the data set, where samples are numbered by their index in it.
-        train_split, test_split, seed: of the splits; see `budgetvlm.profiling.splits.assign_splits`.
+        train_split, test_split, seed: of the splits; see `budgetvlm.profiling.prepare.splits.assign_splits`.
         overwrite: replace what is there.
 
     Raises:

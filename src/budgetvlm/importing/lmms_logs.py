@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from budgetvlm._io import read_json
 from budgetvlm.errors import ConfigError, DataError
-from budgetvlm.importing.cells import Cells
-from budgetvlm.importing.flat import UNITS
+from budgetvlm.importing.flat_tables import UNITS
+from budgetvlm.importing.measured_rows import Cells
 
 LOG_NAME = re.compile(r"(?:(?P<date>\d{8}_\d{6})_)?samples_(?P<task>.+)\.jsonl")
 NO_METRICS = {

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from budgetvlm.errors import ConfigError
-from budgetvlm.tasks.protocol import Sample, Task
+from budgetvlm.tasks.task import Sample, Task
 
 
 class CombinedTask:

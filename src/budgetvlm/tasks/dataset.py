@@ -22,8 +22,8 @@ from budgetvlm.tasks.choices import letters
 from budgetvlm.tasks.cider import Cider
 from budgetvlm.tasks.layouts import LETTER, REQUIRED, SHORT, Layout
 from budgetvlm.tasks.metrics import METRICS, Metric
-from budgetvlm.tasks.protocol import Sample
 from budgetvlm.tasks.sources import Row, Source, TextSource
+from budgetvlm.tasks.task import Sample
 from budgetvlm.tasks.values import (
     as_label,
     as_list,

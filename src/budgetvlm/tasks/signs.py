@@ -32,7 +32,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from budgetvlm.errors import ConfigError
-from budgetvlm.tasks.protocol import Sample
+from budgetvlm.tasks.task import Sample
 
 WIDTH, HEIGHT = 256, 192
 LETTERS = "ACEFHKLPTX"

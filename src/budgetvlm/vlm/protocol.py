@@ -53,7 +53,7 @@ class Quicker(NamedTuple):
     read_ms: float = 0.0
 
 
-quick_quicker = partial(tuple.__new__, Quicker)  # from a tuple of its fields; see `budgetvlm.bounds.quick_spent`
+quick_quicker = partial(tuple.__new__, Quicker)  # from a tuple of its fields; see `budgetvlm.guard.bounds.quick_spent`
 
 
 class Deadline(NamedTuple):

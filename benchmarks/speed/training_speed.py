@@ -1,0 +1,76 @@
+"""Training: state updates a second, of the package's trainer and of one over rows as prototypes have it.
+
+A state's update covers all its measured settings on both sides, so an epoch is the same data on both sides.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from benchmarks.speed.bench_data import Material, fresh_controller, made_up
+from benchmarks.speed.figures import Figure, timed_s
+from benchmarks.speed.naive import NaiveTrainer, write_rows
+from budgetvlm.controller.grpo import GRPOConfig
+from budgetvlm.controller.training import Run, TrainingConfig
+from budgetvlm.features import Features
+from budgetvlm.table import ProfileTable
+
+ROWS = 64  # of the plain trainer's batches, or the nearest whole number of groups
+BATCH, LARGE_BATCH = 64, 4096  # states of ours
+FULL, QUICK = (5, 4000, 300), (2, 1000, 30)  # rounds, samples, batches of the plain trainer
+TIMES_FASTER, EPOCHS_S = 100.0, 60.0
+HUNDRED_EPOCHS = 100 * 4000 * 3  # states
+
+
+def measure(material: Material) -> list[Figure]:
+    """All train the same network with AdamW on the same table, taking turns."""
+    rounds, samples, batches = QUICK if material.options.quick else FULL
+    table, features = made_up(samples, seed=material.options.seed)
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "rows.json"
+        trained_on = table.subset("train")
+        write_rows(trained_on, features.aligned(trained_on.sample_ids), path)
+        settings = table.num_settings
+        groups = max(1, round(ROWS / settings))
+        plain = NaiveTrainer(fresh_controller(table, features, bounded=False).train(), path, groups)
+        runs = [run(table, features, size) for size in (groups, BATCH, LARGE_BATCH)]
+        rates = [(_plain_rate(plain, batches), *map(_rate, runs)) for _ in range(rounds + 1)][1:]
+    rows, same, ours, large = zip(*rates, strict=True)
+    return [
+        Figure.of(f"plain trainer: {groups} states x {settings} rows a batch", "states/s", rows),
+        Figure.of(f"ours, the same small batches: {groups} states", "states/s", same),
+        Figure.of(f"ours as it trains: {BATCH} states", "states/s", ours),
+        Figure.of(f"ours, {LARGE_BATCH} states", "states/s", large),
+        Figure.of("times faster, the same small batches", "x", _ratios(same, rows)),
+        Figure.of("times faster as it trains", "x", _ratios(ours, rows), at_least=TIMES_FASTER),
+        Figure.of(f"times faster, {LARGE_BATCH} states", "x", _ratios(large, rows)),
+        Figure.of(
+            "100 epochs over 4,000 samples x 3 budgets, as it trains", "s", [HUNDRED_EPOCHS / rate for rate in ours],
+            at_most=EPOCHS_S,
+        ),
+    ]  # fmt: skip
+
+
+def _ratios(ours: tuple[float, ...], theirs: tuple[float, ...]) -> list[float]:
+    return [a / b for a, b in zip(ours, theirs, strict=True)]
+
+
+def run(table: ProfileTable, features: Features, batch_size: int) -> Run:
+    """Ours, as `budgetvlm train` makes it: with all settings of a state at once."""
+    config = TrainingConfig(grpo=GRPOConfig(batch_size=batch_size), patience=None)
+    return Run(table, features, config)
+
+
+def _rate(training: Run) -> float:
+    """States a second of one epoch."""
+    states = len(training.trainer.outcomes) * len(training.trainer.plan.budget_factors)
+    seconds = timed_s(lambda: training.trainer.train_epoch(training.epoch))
+    training.epoch += 1
+    return states / seconds
+
+
+def _plain_rate(plain: NaiveTrainer, batches: int) -> float:
+    states: list[int] = []
+    seconds = timed_s(lambda: states.append(plain.train_batches(batches)))
+    return states[0] / seconds

@@ -1,0 +1,59 @@
+"""What is compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from budgetvlm.comparison.roster import ROSTER
+from budgetvlm.errors import ConfigError
+from budgetvlm.evaluation.evaluator import EvaluationOptions
+
+SECTIONS = ("policies", "knobs", "features", "samples")
+SIZES = (100, 200, 400, 800, 1600)
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """Options of a comparison.
+
+    Attributes:
+        evaluation: split, budgets, prices, labels, guard and resamples, see `evaluation.evaluator.EvaluationOptions`.
+        policies: keys of `ROSTER`; the lookup table and the bounds are always there.
+        seeds: policies that are learnt at random are learnt once for each.
+        sections: of `SECTIONS`: "policies" compares them; "knobs", "features" and "samples" leave some of these out.
+        sizes: training and validation samples of the section "samples", those that the table has.
+        members: of the ensembles. num_epochs: at most so many for every policy that the trainer learns.
+
+    Raises:
+        ConfigError: anything of it cannot work; all problems at once.
+    """
+
+    evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
+    policies: tuple[str, ...] = tuple(ROSTER)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    sections: tuple[str, ...] = SECTIONS
+    sizes: tuple[int, ...] = SIZES
+    members: int = 5
+    num_epochs: int = 100
+
+    def __post_init__(self) -> None:
+        problems = list(_problems(self))
+        if problems:
+            raise ConfigError("this comparison cannot be done: " + "; ".join(problems))
+
+
+def _problems(options: CompareOptions) -> Iterator[str]:
+    unknown = [name for name in options.policies if name not in ROSTER]
+    if unknown:
+        yield f"there is no policy {', '.join(unknown)}; choose from {', '.join(ROSTER)}"
+    if not options.seeds or min(options.seeds) < 0 or len(set(options.seeds)) != len(options.seeds):
+        yield f"seeds {list(options.seeds)} must be different whole numbers of 0 or more, one at least"
+    strange = [name for name in options.sections if name not in SECTIONS]
+    if strange or not options.sections:
+        yield f"sections {list(options.sections)} must be some of {', '.join(SECTIONS)}"
+    if not options.sizes or min(options.sizes) < 10:
+        yield f"sizes {list(options.sizes)} must be numbers of samples of at least 10"
+    for name in ("members", "num_epochs"):
+        if getattr(options, name) < 1:
+            yield f"{name}={getattr(options, name)} must be at least 1"

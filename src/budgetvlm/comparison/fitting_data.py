@@ -1,0 +1,127 @@
+"""What a policy is fitted on: training and validation samples, in full or with something left out.
+
+Shapes: S samples, K settings, P budgets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from budgetvlm.errors import ConfigError, DataError
+from budgetvlm.features import Features
+from budgetvlm.guard.static import StaticGuard
+from budgetvlm.policies import free_settings, group_keys
+from budgetvlm.policies.setting_means import Expected
+from budgetvlm.table import ProfileTable
+
+HELD_OUT = 0.15  # of the training images, where the table has no validation split
+VIEWS = ("image", "question", "neither", "labels")  # of the features, in their place
+SPLITS = {"train": 0.6, "validation": 0.15, "test": 0.25}  # drawn where a table has none
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """One comparison's data, seen from the side of learning.
+
+    Attributes:
+        table: training and validation samples, told apart by their split. features: of all samples, or None.
+        expected, guard: of the training samples. budgets_ms: ``[P]``. labels: that make a group.
+        members, num_epochs: see `CompareOptions`.
+    """
+
+    table: ProfileTable
+    features: Features | None
+    expected: Expected
+    guard: StaticGuard
+    budgets_ms: np.ndarray
+    labels: tuple[str, ...]
+    members: int
+    num_epochs: int
+
+    @property
+    def train(self) -> ProfileTable:
+        return self.table.subset("train")
+
+    @property
+    def validation(self) -> ProfileTable:
+        return self.table.subset("validation")
+
+    @property
+    def given(self) -> Features:
+        """The features. Raises DataError without them."""
+        if self.features is None:
+            raise DataError("this policy reads features and none were given")
+        return self.features
+
+    def only_knobs(self, knobs: tuple[str, ...]) -> Material:
+        """As if only the settings had been profiled in which all other knobs have their largest value."""
+        held = ~free_settings(self.table.knob_space, knobs)
+        accuracy, latency = self.table.accuracy.copy(), self.table.latency_ms.copy()
+        accuracy[:, held], latency[:, held] = np.nan, np.nan
+        table = replace(self.table, accuracy=accuracy, latency_ms=latency, stages_ms={}, tokens={})
+        return replace(self, table=table, expected=Expected.fit(table.subset("train")))
+
+    def only_samples(self, count: int, seed: int) -> Material:
+        """As if so many samples had been profiled, four fifths of them for training."""
+        rows = np.sort(np.random.default_rng(seed).permutation(self.table.num_samples)[:count])
+        table = self.table.subset(rows).with_splits({"train": 0.8, "validation": 0.2}, seed)
+        return replace(self, table=table, expected=Expected.fit(table.subset("train")))
+
+    def seeing(self, features: Features) -> Material:
+        """The same with other features."""
+        return replace(self, features=features)
+
+
+def with_splits(table: ProfileTable, seed: int = 0) -> ProfileTable:
+    """A table's own splits, or drawn ones (60 / 15 / 25%) where it has none.
+
+    Raises:
+        DataError: too few samples for three sides.
+    """
+    if table.split is not None:
+        return table
+    try:
+        return table.with_splits(SPLITS, seed)
+    except ConfigError as error:
+        raise DataError(f"the table has no splits and they cannot be drawn: {error}") from error
+
+
+def learning_part(table: ProfileTable, seed: int = 0) -> ProfileTable:
+    """Training and validation samples; the latter are taken from the training images where there are none.
+
+    Raises:
+        DataError: no training samples, or a single image.
+    """
+    split = np.array(table.split)
+    train = table.subset("train")
+    if (split == "validation").any():
+        return table.subset(split != "test")
+    try:
+        return train.with_splits({"train": 1 - HELD_OUT, "validation": HELD_OUT}, seed)
+    except ConfigError as error:
+        raise DataError(
+            f"there is no validation split and none can be held out of {train.num_samples} training samples ({error}); "
+            "profile more samples"
+        ) from error
+
+
+def viewed(features: Features, view: str, table: ProfileTable, labels: tuple[str, ...]) -> Features:
+    """Features with a part left out, or replaced by the true labels: what a perfect reader of the input would know.
+
+    Args:
+        view: of `VIEWS`. table: all samples, for their labels.
+
+    Raises:
+        DataError: "labels", and the table lacks one.
+    """
+    nothing = np.zeros((features.num_samples, 1), dtype=np.float32)
+    if view == "labels":
+        keys = group_keys(table, labels)
+        number = {key: column for column, key in enumerate(sorted(set(keys)))}
+        known = np.eye(len(number), dtype=np.float32)[[number[key] for key in keys]]
+        return Features(table.sample_ids, nothing[: len(keys)], known)
+    image = features.image if view == "image" else nothing
+    language = features.language if view == "question" else nothing
+    return replace(features, image=image, language=language)

@@ -1,0 +1,1 @@
+"""Why the controller chose a setting."""

@@ -1,0 +1,152 @@
+"""A small decision tree that imitates a controller: the whole policy at a glance, with how faithful it is.
+
+The tree sees the budget and the table's readable labels (which the controller never sees as such), or, where there are
+none, the first principal components of its features. Shapes: S samples, P budgets, K settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from budgetvlm._extras import require
+from budgetvlm.controller.network import GRPOController
+from budgetvlm.controller.policy import ControllerPolicy
+from budgetvlm.controller.validation import BUDGET_SHARES
+from budgetvlm.errors import DataError
+from budgetvlm.evaluation.labels import readable_labels
+from budgetvlm.evaluation.task_properties import complete_rows
+from budgetvlm.features import Features
+from budgetvlm.guard.static import StaticGuard
+from budgetvlm.policies import States
+from budgetvlm.policies.setting_means import Expected
+from budgetvlm.table import ProfileTable
+
+COMPONENTS = 4  # of each feature, where there are no labels
+LEAVES = 16
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """The tree and what it is worth.
+
+    Attributes:
+        text: one line a node. leaves: their number. inputs: what the tree sees.
+        split: held-out samples that the rest is measured on, over all budgets.
+        fidelity: share of the requests for which the tree chooses the same setting as the controller.
+        one_setting: the same for the controller's most frequent choice at each budget.
+        accuracy, controller_accuracy: measured, of both choices.
+    """
+
+    text: str
+    leaves: int
+    inputs: tuple[str, ...]
+    split: str
+    fidelity: float
+    one_setting: float
+    accuracy: float
+    controller_accuracy: float
+
+
+def surrogate(
+    controller: GRPOController, table: ProfileTable, features: Features, *, leaves: int = LEAVES, seed: int = 0
+) -> Surrogate:
+    """Fit the tree on the training split's choices, measure it on "test" (or "validation").
+
+    Raises:
+        ConfigError: scikit-learn is not installed.
+        DataError: no training or held-out samples, or nothing measured on them.
+    """
+    require("sklearn", "explain", "surrogate tree")
+    from sklearn.tree import DecisionTreeClassifier, export_text
+
+    if table.split is None or not {"test", "validation"} & set(table.split):
+        raise DataError(
+            "a surrogate tree is measured on held-out samples, and the data has no test or validation split"
+        )
+    side = "test" if "test" in table.split else "validation"
+    train = table.subset("train")
+    guard, reference_ms = StaticGuard.fit_table(train), Expected.fit(train).reference_ms
+    rest = complete_rows(table.subset(side), guard.measured)
+    names, inputs = _inputs(train, rest, features.aligned(train.sample_ids), features.aligned(rest.sample_ids))
+    chosen = [_choices(controller, part, features, guard, reference_ms) for part in (train, rest)]
+    tree = DecisionTreeClassifier(max_leaf_nodes=leaves, random_state=seed)
+    tree.fit(_with_budgets(inputs[0]), chosen[0].reshape(-1))
+    guess = tree.predict(_with_budgets(inputs[1])).reshape(chosen[1].shape)
+    rows = np.arange(rest.num_samples)
+    frequent = np.stack([np.full_like(row, np.bincount(row).argmax()) for row in chosen[0]])[:, :1]
+    classes = [_short(table, int(k)) for k in tree.classes_]
+    text = export_text(tree, feature_names=["budget", *names], class_names=classes, decimals=2, max_depth=leaves)
+    return Surrogate(
+        text=_readable(text, names),
+        leaves=int(tree.get_n_leaves()),
+        inputs=("budget (× full)", *names),
+        split=side,
+        fidelity=float((guess == chosen[1]).mean()),
+        one_setting=float((frequent == chosen[1]).mean()),
+        accuracy=float(np.mean([rest.accuracy[rows, g].mean() for g in guess])),
+        controller_accuracy=float(np.mean([rest.accuracy[rows, c].mean() for c in chosen[1]])),
+    )
+
+
+def _choices(
+    controller: GRPOController, table: ProfileTable, features: Features, guard: StaticGuard, reference_ms: float
+) -> np.ndarray:
+    """Settings chosen, ``[P, S]``."""
+    policy, aligned = ControllerPolicy(controller), features.aligned(table.sample_ids)
+    price = float(controller.default_price)
+    return np.stack(
+        [
+            policy.choose(States.under_budget(table, aligned, guard, share * reference_ms, price))
+            for share in BUDGET_SHARES
+        ]
+    )
+
+
+def _with_budgets(inputs: np.ndarray) -> np.ndarray:
+    """Every sample ``[S, F]`` under every budget, ``[P * S, 1 + F]``."""
+    budgets = np.repeat(BUDGET_SHARES, len(inputs))[:, None]
+    return np.hstack([budgets, np.tile(inputs, (len(BUDGET_SHARES), 1))])
+
+
+def _inputs(
+    train: ProfileTable, rest: ProfileTable, train_features: Features, rest_features: Features
+) -> tuple[list[str], tuple[np.ndarray, np.ndarray]]:
+    """Names, and the inputs of both sides, ``[S, F]`` each."""
+    labels = {name: values for name, values in readable_labels(train).items() if name in rest.groups}
+    if labels:
+        names = [f"{label}={value}" for label, values in labels.items() for value in values]
+        return names, (_one_hot(train, labels), _one_hot(rest, labels))
+    names, sides = [], []
+    for what in ("image", "language"):
+        fit, other = getattr(train_features, what), getattr(rest_features, what)
+        count = min(COMPONENTS, *fit.shape)
+        names += [f"{what} component {i + 1}" for i in range(count)]
+        sides.append(_components(fit, other, count))
+    return names, (np.hstack([a for a, _ in sides]), np.hstack([b for _, b in sides]))
+
+
+def _one_hot(table: ProfileTable, labels: dict[str, tuple[str, ...]]) -> np.ndarray:
+    columns = [np.array(table.groups[label]) == value for label, values in labels.items() for value in values]
+    return np.stack(columns, axis=1).astype(np.float64)
+
+
+def _components(fit: np.ndarray, other: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.decomposition import PCA
+
+    pca: Any = PCA(count, random_state=0).fit(fit)
+    return pca.transform(fit), pca.transform(other)
+
+
+def _short(table: ProfileTable, index: int) -> str:
+    return " / ".join(f"{value:g}" for value in table.knob_space.settings[index].values())
+
+
+def _readable(text: str, names: Sequence[str]) -> str:
+    """scikit-learn's text with "kind=read" and "not kind=read" in place of comparisons with a half."""
+    for name in names:
+        text = text.replace(f"{name} <= 0.50", f"not {name}").replace(f"{name} >  0.50", name)
+    return text.replace("class: ", "→ ").rstrip()

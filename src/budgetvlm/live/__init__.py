@@ -1,0 +1,1 @@
+"""On the real clock: calibrate a guard, evaluate the whole system, replay measured requests."""

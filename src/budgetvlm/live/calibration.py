@@ -1,0 +1,290 @@
+"""Calibrating a guard on the machine that it is to work on: measure a few requests, refit scales and bounds.
+
+The controller is not trained again: it sees budgets as they would be on the machine that was profiled. Each request is
+measured once at every setting, in random order, as single requests are: the median of repeats would hide the tail that
+the promise is about. A part of the requests gives the stages' scales; the rest, which neither these nor the controller
+nor the latency model have seen, gives the factor, with the controller's choice in the loop (`guard.conformal`).
+
+Shapes: n requests, K settings, P budgets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+from tqdm import tqdm
+
+from budgetvlm.controller.validation import BUDGET_SHARES
+from budgetvlm.errors import DataError
+from budgetvlm.guard.adaptive import IMAGE_STAGES, AdaptiveGuard
+from budgetvlm.guard.bounds import Request, Spent
+from budgetvlm.guard.conformal import FACTORS, Revising, choose_factor, losses, samples_needed
+from budgetvlm.guard.margin import MOMENTS, Margin, Moment
+from budgetvlm.guard.recourse import SameImage
+from budgetvlm.guard.speed import StageSpeed
+from budgetvlm.runtime import AdaptiveVLM
+from budgetvlm.tasks import Sample, Task
+from budgetvlm.vlm import Deadline
+from budgetvlm.vlm.stopwatch import NotedClock
+
+SCALE_SHARE = 1 / 3  # of the requests, for the scales
+LEAST_FOR_SCALES = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Requests measured at every setting, the model's part of them.
+
+    Attributes:
+        samples: what was asked. requests: their sizes. image: features ``[n, Di]``.
+        order: numbers of the settings in the order in which they were run, int64 ``[n, K]``.
+        accuracy, output, latency_ms, overview_ms: of the answers, their tokens, their time and the overview's share
+            of it, ``[n, K]`` each. prepared_ms: of that, preparing it. stages_ms: the time by stage.
+        steps_ms: of prefill and decode what each block that read and each further token took, for each request and
+            setting ``[blocks + tokens - 1]``; None: as long as any other.
+    """
+
+    samples: tuple[Sample, ...]
+    requests: tuple[Request, ...]
+    image: np.ndarray
+    order: np.ndarray
+    accuracy: np.ndarray
+    output: np.ndarray
+    latency_ms: np.ndarray
+    overview_ms: np.ndarray
+    prepared_ms: np.ndarray
+    stages_ms: dict[str, np.ndarray]
+    steps_ms: tuple[tuple[np.ndarray, ...], ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    @property
+    def image_ms(self) -> np.ndarray:
+        """What preprocessing and encoding the image took, the overview included, ``[n, K]``."""
+        out: np.ndarray = sum((self.stages_ms[stage] for stage in IMAGE_STAGES), np.zeros(self.latency_ms.shape))
+        return out
+
+
+def requests_needed(alpha: float) -> int:
+    """The fewest requests that calibrate a guard for this alpha. Raises ConfigError."""
+    rest = samples_needed(alpha)
+    total = rest + max(LEAST_FOR_SCALES, int(rest * SCALE_SHARE / (1 - SCALE_SHARE)))
+    return total + (total - _for_scales(total) < rest)
+
+
+def measure(
+    model: AdaptiveVLM,
+    task: Task,
+    samples: Sequence[Sample],
+    seed: int = 0,
+    progress: bool = True,
+) -> Measured:
+    """Answer each sample once at every setting of the controller's space, in an order drawn anew each time."""
+    settings, rng = model.controller.knob_space.settings, np.random.default_rng(seed)
+    shape = (len(samples), len(settings))
+    requests, images = [], []
+    accuracy, output, latency, overviews, prepared = (np.zeros(shape) for _ in range(5))
+    order = np.stack([rng.permutation(shape[1]) for _ in samples])
+    stages: dict[str, np.ndarray] = {}
+    steps: list[list[np.ndarray]] = []
+    for row, sample in enumerate(tqdm(samples, desc="all settings", unit="request", disable=not progress)):
+        image = sample.load_image()
+        requests.append(model.look(image, sample.question).request)
+        images.append(model.vlm.encode_overview(image).feature)
+        steps.append([np.empty(0)] * shape[1])
+        for k in order[row]:
+            clock = NotedClock()
+            overview = model.vlm.encode_overview(image)
+            answer = model.vlm.generate(
+                image,
+                sample.question,
+                settings[k],
+                max_new_tokens=task.max_new_tokens,
+                overview=overview,
+                deadline=Deadline.never(clock.read),
+            )
+            steps[row][k] = np.diff(clock.readings) * 1e3
+            prepared[row, k] = overview.preprocess_ms
+            overviews[row, k] = prepared[row, k] + overview.vision_ms
+            accuracy[row, k] = task.score(answer.text, sample)
+            output[row, k], latency[row, k] = answer.num_output_tokens, answer.total_ms
+            for stage, ms in answer.stages_ms.items():
+                stages.setdefault(stage, np.zeros(shape))[row, k] = ms
+    return Measured(
+        tuple(samples), tuple(requests), np.stack(images), order, accuracy, output, latency, overviews, prepared,
+        stages, tuple(map(tuple, steps)),
+    )  # fmt: skip
+
+
+def typical(runs: Sequence[Measured]) -> Measured:
+    """The same requests measured several times, as one: what a stage takes is the median of its repeats."""
+
+    def medians(times: Sequence[np.ndarray]) -> np.ndarray:
+        out: np.ndarray = np.median(np.stack(times), axis=0)
+        return out
+
+    stages = {name: medians([run.stages_ms[name] for run in runs]) for name in runs[0].stages_ms}
+    return replace(
+        runs[0],
+        latency_ms=np.sum(list(stages.values()), axis=0),
+        overview_ms=medians([run.overview_ms for run in runs]),
+        prepared_ms=medians([run.prepared_ms for run in runs]),
+        stages_ms=stages,
+        steps_ms=None,
+    )
+
+
+def calibrated(
+    model: AdaptiveVLM, guard: AdaptiveGuard, measured: Measured, alpha: float, *, hurries: bool = True
+) -> AdaptiveGuard:
+    """A guard for this machine.
+
+    Args:
+        guard: its latency model and lengths are kept, what it learnt is not.
+        hurries: see `AdaptiveGuard`.
+
+    Raises:
+        DataError: too few requests for this alpha.
+    """
+    needed = requests_needed(alpha)
+    if len(measured) < needed:
+        raise DataError(
+            f"{len(measured)} requests cannot calibrate a violation rate of {alpha:g}: that takes {needed}. Give "
+            f"--samples {needed} or more, or a larger --alpha."
+        )
+    count = _for_scales(len(measured))
+    speed = StageSpeed(guard.latency.stages, _log_scales(guard, measured, range(count)))
+    fresh = AdaptiveGuard(guard.latency, guard.lengths, Margin(alpha), speed, model.controller_ms, hurries=hurries)
+    first = _predictions(fresh, measured, range(count), model.controller_ms)
+    pairs = Margin.start(alpha, first.scores(model.known))
+    rest = range(count, len(measured))
+    slowdown = np.array([fresh.bounds(measured.requests[row], math.inf).slowdown for row in rest])
+    reference_ms = float(model.controller.latency_reference_ms)
+    profiled_budgets = reference_ms * np.tile(np.array(BUDGET_SHARES), (len(rest), 1))
+    values = np.stack([preferences(model, measured, row, profiled_budgets[0]) for row in rest])
+    found = _predictions(fresh, measured, rest, model.controller_ms)
+    loss = losses(
+        values,
+        np.where(model.known, found.rest_ms, np.inf),
+        found.latency_ms - found.saved_ms,
+        profiled_budgets * slowdown[:, None],
+        found.overview_ms,
+        Revising(
+            SameImage(guard.latency.knob_space),
+            found.answer_ms,
+            found.image_ms,
+            np.where(model.known, found.later_rest_ms, np.inf),
+            pairs.image_factors(FACTORS),
+            found.later_saving_ms,
+            found.later_longer_ms,
+        ),
+        found.first_ms,
+        pairs.cut_cost,
+        found.saving_ms,
+        found.longer_ms,
+    )
+    margin = Margin.start(alpha, found.scores(model.known), math.log(choose_factor(loss, alpha)))
+    speed = StageSpeed(speed.stages, speed.log_scale)
+    return AdaptiveGuard(guard.latency, guard.lengths, margin, speed, model.controller_ms, len(measured), hurries)
+
+
+@dataclass(frozen=True, eq=False)
+class _Predictions:
+    """What the guard predicts of each run, having seen those before it, and what it took, ``[n, K]`` each.
+
+    Attributes:
+        rest_ms: when the setting is chosen; of it answer_ms from the encoded image on. overview_ms: spent by then.
+        later_rest_ms: when the image is encoded. image_ms: spent by then.
+        saving_ms, later_saving_ms: what hurrying would save of the two rests.
+        longer_ms, later_longer_ms: how much longer they are than with an answer of the expected length.
+        latency_ms: what it took in all. first_ms: until the answer's first token, in a hurry.
+        saved_ms: what hurrying once the image is encoded would have saved, by the stages' predicted times.
+    """
+
+    rest_ms: np.ndarray
+    answer_ms: np.ndarray
+    overview_ms: np.ndarray
+    later_rest_ms: np.ndarray
+    image_ms: np.ndarray
+    saving_ms: np.ndarray
+    later_saving_ms: np.ndarray
+    longer_ms: np.ndarray
+    later_longer_ms: np.ndarray
+    latency_ms: np.ndarray
+    first_ms: np.ndarray
+    saved_ms: np.ndarray
+
+    def scores(self, known: np.ndarray) -> dict[Moment, np.ndarray]:
+        """Of the settings that may be chosen (bool ``[K]``), in one row for each moment."""
+        times = {
+            "overview": (self.latency_ms - self.overview_ms) / self.rest_ms,
+            "image": (self.latency_ms - self.image_ms) / self.later_rest_ms,
+        }
+        return {moment: np.log(times[moment][:, known]).ravel() for moment in MOMENTS}
+
+
+def _predictions(guard: AdaptiveGuard, measured: Measured, rows: range, own_ms: float) -> _Predictions:
+    """Of these rows, in the order in which they were run; ``own_ms``: the controller's time beside the model's."""
+    out = {field.name: np.zeros((len(rows), measured.latency_ms.shape[1])) for field in fields(_Predictions)}
+    for place, row in enumerate(rows):
+        request = measured.requests[row]
+        for k in measured.order[row].tolist():
+            overview_ms, model_ms = float(measured.overview_ms[row, k]), float(measured.image_ms[row, k])
+            image_ms, total_ms = model_ms + own_ms, float(measured.latency_ms[row, k]) + own_ms
+            spent = Spent(overview_ms, overview_ms, float(measured.prepared_ms[row, k]))
+            first = guard.bounds(request, math.inf, spent)
+            later = guard.revised(first, k, Spent(model_ms, model_ms))
+            stages = {name: float(times[row, k]) for name, times in measured.stages_ms.items()}
+            hurried = (guard.quicker(k) or (k,))[-1]
+            read_saved = stages["prefill"] * _share(later.read_ms, k, hurried)
+            found = {
+                "overview_ms": overview_ms,
+                "image_ms": image_ms,
+                "latency_ms": total_ms,
+                "first_ms": total_ms - stages["decode"] - read_saved,
+                "saved_ms": read_saved + stages["decode"] * _share(later.step_ms, k, hurried),
+                "rest_ms": first.rest_ms[k],
+                "answer_ms": first.answer_ms[k],
+                "saving_ms": first.saving_ms[k],
+                "longer_ms": first.longer_ms[k],
+                "later_rest_ms": later.rest_ms[k],
+                "later_saving_ms": later.saving_ms[k],
+                "later_longer_ms": later.longer_ms[k],
+            }
+            for name, ms in found.items():
+                out[name][place, k] = ms
+            guard.follow(request, k, stages, float(measured.output[row, k]), first.large)
+    return _Predictions(**out)
+
+
+def _share(predicted_ms: np.ndarray, index: int, quicker: int) -> float:
+    """Which share of a setting's time a quicker one would have saved."""
+    return float(max(1 - predicted_ms[quicker] / max(predicted_ms[index], 1e-9), 0.0))
+
+
+def _for_scales(count: int) -> int:
+    return max(LEAST_FOR_SCALES, int(count * SCALE_SHARE))
+
+
+def preferences(model: AdaptiveVLM, measured: Measured, row: int, budgets_ms: np.ndarray) -> np.ndarray:
+    """What the controller prefers for one request at each budget of the profiled machine, ``[P, K]``."""
+    image, language = measured.image[row], measured.requests[row].feature
+    return np.stack([model.decider.values(image, language, budget, None) for budget in budgets_ms])
+
+
+def _log_scales(guard: AdaptiveGuard, measured: Measured, rows: range) -> np.ndarray:
+    """Median log ratio of measured to predicted time of each stage, ``[stages]``."""
+    ratios: list[list[float]] = [[] for _ in guard.latency.stages]
+    for row in rows:
+        size = measured.requests[row]
+        for k in range(measured.latency_ms.shape[1]):
+            predicted = guard.latency.stages_of(k, size.vision, size.language, measured.output[row, k])
+            for g, stage in enumerate(guard.latency.stages):
+                ms = measured.stages_ms[stage][row, k] if stage in measured.stages_ms else 0.0
+                if ms > 0 and predicted[g] > 0:
+                    ratios[g].append(float(np.log(ms / predicted[g])))
+    return np.array([np.median(found) if found else 0.0 for found in ratios])

@@ -1,0 +1,316 @@
+"""Evaluation on the clock: the whole system answers held-out questions, and every budget is checked on the real clock.
+
+Two systems take turns on each request, in random order: one with its guard, one without (a setting is allowed if it is
+expected to keep the budget on average, no answer is cut, and nothing is learnt). Budgets are drawn at random from a
+grid, samples come in random order. Busy processes may run beside it in the middle third, to see what the guard does
+about them.
+
+Shapes: R requests. Times in ms.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from scipy.stats import binomtest
+from tqdm import tqdm
+
+from budgetvlm.answer import Answer, Cut
+from budgetvlm.controller.decision import Decider
+from budgetvlm.controller.validation import BUDGET_SHARES
+from budgetvlm.decide import seen_ms
+from budgetvlm.guard.adaptive import AdaptiveGuard
+from budgetvlm.guard.bounds import Bounds, Request, Spent
+from budgetvlm.live.calibration import Measured
+from budgetvlm.live.replay import replay
+from budgetvlm.runtime import AdaptiveVLM
+from budgetvlm.tasks import Sample, Task
+
+System = Literal["guarded", "unguarded"]
+Phase = Literal["before", "loaded", "after"]
+LEAST_GROUP = 200  # requests that a group needs to be judged alone
+STARTING_S = 60.0  # that a busy process may take to start
+
+
+class Unguarded(AdaptiveGuard):
+    """Allows what is expected to keep the budget on average, never cuts, and learns nothing."""
+
+    cuts = revises = False
+
+    def bounds(
+        self, request: Request, budget_ms: float, spent: Spent | None = None, known: np.ndarray | None = None
+    ) -> Bounds:
+        """As the guard's, but the expected times are the bounds."""
+        bounds = super().bounds(request, budget_ms, spent, known)
+        bounds.bounds_ms[:] = bounds.predicted_ms
+        return bounds._replace(fastest=int(bounds.predicted_ms.argmin()))
+
+    def choose(
+        self, decider: Decider, request: Request, image: np.ndarray, budget_ms: float, spent: Spent,
+        price: float | None = None, waited_ms: float = 0.0, known: np.ndarray | None = None,
+    ) -> tuple[Bounds, np.ndarray, int]:  # fmt: skip
+        """By these bounds."""
+        bounds = self.bounds(request, budget_ms, spent, known)
+        seen = seen_ms(budget_ms - waited_ms, self.other_ms, bounds.slowdown)
+        index, values = decider.best(image, request.feature, seen, price, bounds.bounds_ms, budget_ms)
+        return bounds, values, index
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class LiveRecord:
+    """One request: what was asked for and what came of it.
+
+    Attributes:
+        number: place in the run. phase: whether busy processes ran beside it.
+        hurried: tokens that were made at a quicker setting.
+        groups: labels of the sample, and "image tokens", the most visual tokens that its image can get.
+    """
+
+    system: System
+    number: int
+    phase: Phase
+    sample_id: str
+    groups: dict[str, str]
+    budget_share: float
+    budget_ms: float
+    latency_ms: float
+    controller_ms: float
+    promised: bool
+    violated: bool
+    accuracy: float
+    finish_reason: str
+    setting: dict[str, Any]
+    hurried: int = 0
+
+
+def run_live(
+    guarded: AdaptiveVLM,
+    task: Task,
+    samples: Sequence[Sample],
+    *,
+    num_requests: int,
+    reference_ms: float,
+    budget_shares: Sequence[float] = BUDGET_SHARES,
+    load: int = 0,
+    cut: Cut = "always",
+    seed: int = 0,
+    progress: bool = True,
+) -> list[LiveRecord]:
+    """Answer requests with both systems.
+
+    Args:
+        guarded: its guard learns on.
+        samples: drawn from at random, without replacement while they last.
+        num_requests: of each system.
+        reference_ms: the full setting's time on this machine; budgets are shares of it.
+        load: busy processes beside the middle third.
+        cut: see `AdaptiveVLM.generate`.
+    """
+    assert guarded.guard is not None
+    rng = np.random.default_rng(seed)
+    frozen = Unguarded.from_dict(guarded.guard.to_dict())
+    systems: dict[System, AdaptiveVLM] = {
+        "guarded": guarded,
+        "unguarded": AdaptiveVLM(guarded.vlm, guarded.controller, frozen),
+    }
+    order = np.concatenate([rng.permutation(len(samples)) for _ in range(-(-num_requests // len(samples)))])
+    records = []
+    bar = tqdm(total=num_requests, desc="live", unit="request", disable=not progress)
+    with bar, _Load(load) as busy:
+        for number in range(num_requests):
+            phase = _phase(number, num_requests, load)
+            busy.set(phase == "loaded")
+            sample, share = samples[order[number]], float(rng.choice(np.asarray(budget_shares)))
+            image = sample.load_image()
+            most_tokens = str(int(guarded.look(image, sample.question).request.vision.max()))
+            for name in rng.permutation(list(systems)):
+                system = systems[name]
+                budget_ms = share * reference_ms
+                answer = system.generate(
+                    image, sample.question, budget_ms=budget_ms, max_new_tokens=task.max_new_tokens, cut=cut
+                )
+                records.append(_record(name, number, phase, sample, most_tokens, share, answer, task))
+            bar.update()
+    return records
+
+
+def _record(
+    system: System,
+    number: int,
+    phase: Phase,
+    sample: Sample,
+    most_tokens: str,
+    share: float,
+    answer: Answer,
+    task: Task,
+) -> LiveRecord:
+    return LiveRecord(
+        system=system,
+        number=number,
+        phase=phase,
+        sample_id=sample.sample_id,
+        groups={**sample.groups, "image tokens": most_tokens},
+        budget_share=share,
+        budget_ms=answer.budget_ms,
+        latency_ms=answer.latency_ms,
+        controller_ms=answer.controller_ms,
+        promised=answer.feasible,
+        violated=not answer.budget_met,
+        accuracy=task.score(answer.answer, sample),
+        finish_reason=answer.finish_reason,
+        setting=dict(answer.setting),
+        hurried=answer.num_hurried_tokens,
+    )
+
+
+def _phase(number: int, total: int, load: int) -> Phase:
+    if not load or number < total // 3:
+        return "before"
+    return "loaded" if number < 2 * total // 3 else "after"
+
+
+class _Load:
+    """Busy processes that can be switched on and off; none is left behind."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._context = multiprocessing.get_context("spawn")
+        self._on, self._ready = self._context.Event(), self._context.Semaphore(0)
+        self._processes: list[Any] = []
+
+    def __enter__(self) -> _Load:
+        arguments = self._on, self._ready
+        self._processes = [self._context.Process(target=_spin, args=arguments, daemon=True) for _ in range(self._count)]
+        for process in self._processes:
+            process.start()
+        for _ in self._processes:  # starting is a load of its own
+            self._ready.acquire(timeout=STARTING_S)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for process in self._processes:
+            process.terminate()
+            process.join()
+
+    def set(self, on: bool) -> None:
+        """Spin, or wait."""
+        if on != self._on.is_set():
+            (self._on.set if on else self._on.clear)()
+
+
+def _spin(on: Any, ready: Any) -> None:
+    """While it is on, and not longer than the process that started it: that may have been killed."""
+    ready.release()
+    parent = multiprocessing.parent_process()
+    while parent is not None and parent.is_alive():
+        if on.wait(timeout=1.0):
+            for _ in range(100_000):
+                pass
+
+
+def price_of_guarantee(
+    model: AdaptiveVLM,
+    task: Task,
+    measured: Measured,
+    reference_ms: float,
+    budget_shares: Sequence[float] = BUDGET_SHARES,
+    cut: Cut = "always",
+) -> dict[str, float]:
+    """What not knowing the future costs: accuracy by the guard's bounds and by the times that were then measured.
+
+    Both choose by the same controller; where nothing is allowed both take the setting that the guard thinks fastest.
+    The guard goes on learning (`budgetvlm.live.replay`).
+    """
+    found = replay(
+        model,
+        task,
+        measured,
+        reference_ms=reference_ms,
+        budget_shares=budget_shares,
+        num_requests=len(measured) * len(budget_shares),
+        cut=cut,
+    )
+    return {
+        "requests": len(measured),
+        "guard": float(np.mean([r.accuracy for r in found])),
+        "true latencies": float(np.mean([r.true_accuracy for r in found])),
+        "late": float(np.mean([r.late for r in found])),
+        "cut": float(np.mean([r.cut for r in found])),
+        "hurried": float(np.mean([r.hurried for r in found])),
+    }
+
+
+def summary(records: Sequence[LiveRecord], alpha: float) -> dict[str, Any]:
+    """Violations with binomial intervals, accuracy and use of the budget; for both systems, JSON-able.
+
+    A violation is a request over its budget although a setting was expected to keep it. Requests for which none was
+    are counted as "infeasible", and whether they were over is told apart.
+    """
+    return {
+        "alpha": alpha,
+        "requests": sum(r.system == "guarded" for r in records),
+        "systems": {
+            name: _system([r for r in records if r.system == name]) for name in dict.fromkeys(r.system for r in records)
+        },
+    }
+
+
+def _system(records: Sequence[LiveRecord]) -> dict[str, Any]:
+    labels = sorted({name for r in records for name in r.groups} - {"image_id", "split"})
+    return {
+        "all": _figures(records),
+        "by_budget": _by(records, lambda r: f"{r.budget_share:g}"),
+        "by_phase": _by(records, lambda r: r.phase),
+        "by_group": {label: _by_label(records, label) for label in labels},
+        "worst_group": _worst(records, labels),
+        "stretches": [_figures(records[i : i + 100]) for i in range(0, len(records), 100)],
+    }
+
+
+def _by(records: Sequence[LiveRecord], key: Callable[[LiveRecord], str]) -> dict[str, Any]:
+    names = dict.fromkeys(sorted(key(r) for r in records))
+    return {name: _figures([r for r in records if key(r) == name]) for name in names}
+
+
+def _by_label(records: Sequence[LiveRecord], label: str) -> dict[str, Any]:
+    return _by(records, lambda r: r.groups.get(label, ""))
+
+
+def _worst(records: Sequence[LiveRecord], labels: Sequence[str]) -> dict[str, Any] | None:
+    """The group of at least `LEAST_GROUP` requests with the highest violation rate."""
+    found = [
+        {"label": label, "name": name, **figures}
+        for label in labels
+        for name, figures in _by_label(records, label).items()
+        if figures["requests"] >= LEAST_GROUP
+    ]
+    return max(found, key=lambda group: group["violation_rate"], default=None)
+
+
+def _figures(records: Sequence[LiveRecord]) -> dict[str, Any]:
+    """The figures of some requests."""
+    violations = sum(r.violated and r.promised for r in records)
+    interval = binomtest(violations, len(records)).proportion_ci(method="wilson")
+    promised = [r for r in records if r.promised]
+    used = [r.latency_ms / r.budget_ms for r in promised]
+    return {
+        "requests": len(records),
+        "violations": violations,
+        "violation_rate": violations / len(records),
+        "interval": [float(interval.low), float(interval.high)],
+        "infeasible": len(records) - len(promised),
+        "infeasible_over": sum(r.violated and not r.promised for r in records),
+        "cut": sum(r.finish_reason == "budget" for r in records),
+        "hurried": sum(r.hurried > 0 for r in records),
+        "accuracy": float(np.mean([r.accuracy for r in records])),
+        "latency_ms": float(np.mean([r.latency_ms for r in records])),
+        "used_median": float(np.median(used)) if used else None,
+        "controller_ms": float(np.median([r.controller_ms for r in records])),
+    }

@@ -1,0 +1,297 @@
+"""What a guard would have done on requests that were measured at every setting, one after the other.
+
+The clock of a replay is made of measured times, so that guards can be compared on the very same requests, also with the
+one that knows every setting's time before it chooses. The guard learns from each request as it would at run time; how
+fast the machine is it follows through the runs of all settings, because in service one request follows the other as
+closely as these did. A request that runs out of time is hurried and cut as the deadline would do it. In a hurry each
+block and each token takes as much less as predicted, but what it took beyond their median stays: a stall is no shorter.
+What a hurried or cut answer says, the model is asked: it answers again, by the clock of the replay.
+
+Shapes: n requests, K settings. Times in ms.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from budgetvlm.answer import Cut
+from budgetvlm.controller.decision import best_within
+from budgetvlm.guard.adaptive import AdaptiveGuard
+from budgetvlm.guard.bounds import Bounds, Spent
+from budgetvlm.guard.speed import StageSpeed
+from budgetvlm.knobs import Setting
+from budgetvlm.live.calibration import Measured
+from budgetvlm.runtime import AdaptiveVLM, cuts
+from budgetvlm.tasks import Sample, Task
+from budgetvlm.vlm import VLM, Deadline
+from budgetvlm.vlm.decoding import Pace
+from budgetvlm.vlm.stopwatch import NotedClock
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """One request of a replay.
+
+    Attributes:
+        late: over its budget although a setting was allowed. cut: its answer was cut short. hurried: some of its
+            tokens were made at a quicker setting.
+        promised: a setting was allowed.
+        accuracy: of what the guard let the controller choose. true_accuracy: had the guard known every time.
+    """
+
+    row: int
+    budget_share: float
+    late: bool
+    cut: bool
+    hurried: bool
+    promised: bool
+    accuracy: float
+    true_accuracy: float
+    latency_ms: float
+
+
+def replay(
+    model: AdaptiveVLM,
+    task: Task,
+    measured: Measured,
+    *,
+    reference_ms: float,
+    budget_shares: Sequence[float],
+    num_requests: int,
+    cut: Cut = "always",
+    seed: int = 0,
+    speed: Callable[[int], float] = lambda number: 1.0,
+) -> list[Replayed]:
+    """Replay requests in the order in which they were measured, over and over, with random budgets.
+
+    Args:
+        model: its guard learns on.
+        reference_ms: the full setting's time; budgets are shares of it.
+        cut: see `AdaptiveVLM.generate`.
+        speed: number of the request -> how many times as long everything takes.
+    """
+    run = _Replay(model, task, measured, cut)
+    rng = np.random.default_rng(seed)
+    shares = rng.choice(np.asarray(budget_shares, dtype=np.float64), size=num_requests)
+    return [
+        run.request(number % len(measured), share, reference_ms, speed(number))
+        for number, share in enumerate(shares.tolist())
+    ]
+
+
+class _Replay:
+    """One replay: a model whose guard learns on, and what was measured."""
+
+    def __init__(self, model: AdaptiveVLM, task: Task, measured: Measured, cut: Cut) -> None:
+        assert model.guard is not None
+        self._model, self._guard, self._measured, self._cut = model, model.guard, measured, cut
+        self._again = _Again(model.vlm, task, measured.samples)
+
+    def request(self, row: int, share: float, reference_ms: float, speed: float) -> Replayed:
+        """One request, from which the guard learns."""
+        guard, measured, budget_ms = self._guard, self._measured, share * reference_ms
+        # Each setting was run at its own moment, of whose speed its own overview and the runs before it told.
+        speeds, last = _speeds(guard, measured, row, speed)
+        chosen = self._choose(row, budget_ms, speed, speeds)
+        answered = self._answer(row, chosen, budget_ms, speed)
+        late, cut = answered.total_ms > budget_ms, answered.tokens < int(measured.output[row, chosen.index])
+        guard.speed = speeds[chosen.index]
+        guard.update(
+            chosen.looks, chosen.index, answered.stages_ms, answered.tokens, answered.total_ms,
+            late=late, cut=cut, promised=chosen.promised, saved_ms=answered.saved_ms,
+        )  # fmt: skip
+        guard.speed = last
+        accuracy = float(measured.accuracy[row, chosen.index])
+        if answered.deadline and (cut or answered.hurried):
+            accuracy = self._again.accuracy(row, self._setting(chosen.index), answered.deadline, answered.readings)
+        return Replayed(
+            row=row,
+            budget_share=share,
+            late=chosen.promised and late,
+            cut=cut,
+            hurried=answered.hurried,
+            promised=chosen.promised,
+            accuracy=accuracy,
+            true_accuracy=float(measured.accuracy[row, chosen.true_index]),
+            latency_ms=answered.total_ms,
+        )
+
+    def _choose(self, row: int, budget_ms: float, speed: float, speeds: Sequence[StageSpeed]) -> _Chosen:
+        """As `AdaptiveVLM.generate` does, where every setting's bounds are of the moment at which it was run."""
+        model, guard, measured = self._model, self._guard, self._measured
+        request = measured.requests[row]
+        moments, revised = _looks(model, measured, row, budget_ms, speed, speeds)
+        bounds_ms, rest_ms = _own(moments)
+        seen_ms = model.seen_budget_ms(guard.bounds(request, budget_ms), budget_ms)
+        values = model.decider.values(measured.image[row], request.feature, seen_ms, None)
+        index = _best(values, bounds_ms, budget_ms, rest_ms)
+        true_ms = np.where(model.known, speed * (measured.latency_ms[row] + model.controller_ms), np.inf)
+        true_index = _best(values, true_ms, budget_ms, rest_ms)
+        promised = bool((bounds_ms <= budget_ms).any())
+        if not (guard.revises and promised):
+            return _Chosen(index, [moments[index]], promised, true_index)
+        here, (later_ms, later_rest_ms) = np.isfinite(revised[index].bounds_ms), _own(revised)
+        index = _best(values, np.where(here, later_ms, np.inf), budget_ms, later_rest_ms)
+        return _Chosen(index, [moments[index], revised[index]], promised, true_index)
+
+    def _answer(self, row: int, chosen: _Chosen, budget_ms: float, speed: float) -> _Answered:
+        """Read and decode by the clock of the replay."""
+        model, measured, index = self._model, self._measured, chosen.index
+        setting = self._setting(index)
+        stages = {name: speed * float(times[row, index]) for name, times in measured.stages_ms.items()}
+        depth = int(setting.get("num_active_blocks", model.vlm.num_total_blocks))
+        blocks_ms, tokens_ms = (speed * took for took in _steps_ms(measured, row, index, depth))
+        before_ms = speed * model.controller_ms + sum(stages.values()) - stages["prefill"] - stages["decode"]
+        clock = _Clock(before_ms)
+        cut = cuts(self._guard, self._cut, chosen.promised)
+        deadline = model.deadline(chosen.looks[-1], index, budget_ms / 1e3, cut=cut)
+        pace = Pace.of(model.vlm, setting, deadline._replace(clock=clock.read)) if deadline else None
+        if pace and deadline and deadline.read_ms:
+            clock.now_ms += stages["prefill"] - float(blocks_ms.sum())  # before the first block
+            _read(pace, clock, blocks_ms)
+        else:
+            clock.now_ms += stages["prefill"]
+        stages["prefill"] = clock.now_ms - before_ms
+        tokens = _decode(pace, clock, tokens_ms)
+        stages["decode"] = clock.now_ms - before_ms - stages["prefill"]
+        hurried, saved_ms = (bool(pace.hurried), pace.saved_ms) if pace else (False, {})
+        return _Answered(stages, tokens, clock.now_ms, hurried, saved_ms, deadline, clock.readings)
+
+    def _setting(self, index: int) -> Setting:
+        return self._model.controller.knob_space.settings[index]
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Which setting, by which bounds, whether any was allowed, and which one had the guard known every time."""
+
+    index: int
+    looks: list[Bounds]
+    promised: bool
+    true_index: int
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """How it went: what each stage took, how many tokens were made, and what the clock showed meanwhile."""
+
+    stages_ms: dict[str, float]
+    tokens: int
+    total_ms: float
+    hurried: bool
+    saved_ms: dict[str, float]
+    deadline: Deadline | None
+    readings: list[float]
+
+
+def _own(looks: Sequence[Bounds]) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds and predicted rests of every setting, each as its own look has them, ``[K]``."""
+    bounds, rests = ([getattr(look, name)[k] for k, look in enumerate(looks)] for name in ("bounds_ms", "rest_ms"))
+    return np.array(bounds), np.array(rests)
+
+
+def _best(values: np.ndarray, bounds_ms: np.ndarray, budget_ms: float, rest_ms: np.ndarray) -> int:
+    """The most valuable setting whose bound keeps the budget, or the fastest of those that may be chosen."""
+    best = best_within(values, bounds_ms, budget_ms)
+    return best if best >= 0 else int(np.where(np.isfinite(bounds_ms), rest_ms, np.inf).argmin())
+
+
+def _speeds(guard: AdaptiveGuard, measured: Measured, row: int, speed: float) -> tuple[list[StageSpeed], StageSpeed]:
+    """The machine's speed when each of a row's settings was run, as all runs before it tell, and after the last one."""
+    now, profiled = copy.deepcopy(guard.speed), guard.profiled(measured.requests[row])
+    found = [now] * measured.latency_ms.shape[1]
+    for k in measured.order[row].tolist():
+        found[k] = copy.deepcopy(now)
+        stages = {name: speed * float(times[row, k]) for name, times in measured.stages_ms.items()}
+        now.follow(profiled, k, float(measured.output[row, k]), stages)
+    return found, now
+
+
+def _looks(
+    model: AdaptiveVLM, measured: Measured, row: int, budget_ms: float, speed: float, speeds: Sequence[StageSpeed]
+) -> tuple[list[Bounds], list[Bounds]]:
+    """What the guard says of a request when each setting was run: as it is chosen, and with its image encoded."""
+    guard, own_ms = model.guard, speed * model.controller_ms
+    assert guard is not None
+    moments, revised, usual = [], [], guard.speed
+    for k, guard.speed in enumerate(speeds):
+        times = measured.overview_ms, measured.prepared_ms, measured.image_ms
+        overview_ms, prepared_ms, image_ms = (speed * float(ms[row, k]) for ms in times)
+        spent = Spent(overview_ms, overview_ms, prepared_ms)
+        moments.append(guard.bounds(measured.requests[row], budget_ms, spent, model.known))
+        revised.append(guard.revised(moments[k], k, Spent(own_ms + image_ms, image_ms), model.known))
+    guard.speed = usual
+    return moments, revised
+
+
+def _steps_ms(measured: Measured, row: int, index: int, blocks: int) -> tuple[np.ndarray, np.ndarray]:
+    """What each block took to read and each further token to be made, ``[blocks]`` and ``[tokens - 1]``."""
+    tokens = int(measured.output[row, index])
+    if measured.steps_ms is not None:
+        steps = measured.steps_ms[row][index]
+        return steps[:blocks], steps[blocks:]
+    read, decoded = (float(measured.stages_ms[stage][row, index]) for stage in ("prefill", "decode"))
+    return np.full(blocks, read / blocks), np.full(tokens - 1, decoded / max(tokens - 1, 1))
+
+
+def _hurried_ms(took_ms: np.ndarray, step: int, share: float) -> float:
+    """What one of these steps would have taken at a setting that takes this share of the time; a stall stays one."""
+    usual = float(min(took_ms[step], np.median(took_ms)))
+    return usual * share + float(took_ms[step]) - usual
+
+
+class _Clock(NotedClock):
+    """A clock that stands still unless it is moved."""
+
+    def __init__(self, now_ms: float) -> None:
+        super().__init__(lambda: self.now_ms / 1e3)
+        self.now_ms = now_ms
+
+
+class _Again:
+    """Answers once more, by a clock that shows given times; each such answer is made once."""
+
+    def __init__(self, vlm: VLM, task: Task, samples: Sequence[Sample]) -> None:
+        self._vlm, self._task, self._samples = vlm, task, samples
+        self._kept: dict[tuple[Any, ...], float] = {}
+
+    def accuracy(self, row: int, setting: Setting, deadline: Deadline, readings: Sequence[float]) -> float:
+        """That of the answer under this deadline, whose clock shows these times one after the other."""
+        key = row, setting, deadline, tuple(readings)
+        if key not in self._kept:
+            sample = self._samples[row]
+            step = readings[-1] - readings[-2] if len(readings) > 1 else 0.0
+            later = itertools.count(readings[-1] + step, step)  # it may have more tokens than it was taken to have
+            answer = self._vlm.generate(
+                sample.load_image(),
+                sample.question,
+                setting,
+                max_new_tokens=self._task.max_new_tokens,
+                deadline=deadline._replace(clock=itertools.chain(readings, later).__next__),
+            )
+            self._kept[key] = self._task.score(answer.text, sample)
+        return self._kept[key]
+
+
+def _read(pace: Pace, clock: _Clock, blocks_ms: np.ndarray) -> None:
+    """Read at this pace, where each block took so long as planned."""
+    for step, block in enumerate(sorted(pace.blocks[0])):
+        if pace.reads(clock.read(), block):
+            clock.now_ms += _hurried_ms(blocks_ms, step, pace.block_ms[pace.rung] / pace.block_ms[0])
+    pace.has_read()
+
+
+def _decode(pace: Pace | None, clock: _Clock, tokens_ms: np.ndarray) -> int:
+    """How many of the answer's tokens `Decoder.decode` makes at this pace, where each further one took so long."""
+    made, now_s = 1, clock.read()
+    while made <= len(tokens_ms) and (pace is None or pace.next(now_s, made)):
+        share = pace.steps_ms[pace.rung] / pace.steps_ms[0] if pace else 1.0
+        clock.now_ms += _hurried_ms(tokens_ms, made - 1, share)
+        made, now_s = made + 1, clock.read()
+    return made

@@ -1,0 +1,262 @@
+"""The latency sweep (exp6): batch 1, every stage timed, the repeats in passes over all samples.
+
+A pass takes all samples in random order, and each of them at all settings in random order, so that what drifts (clock
+rate, neighbours, heat) hits all settings and all splits alike. Each repeat is a pass of its own: a slow spell of the
+machine lasts for seconds or minutes, and so hits one of a sample's runs and not all of them; the run with the median
+total counts. A request goes the way it goes behind a controller: the overview is encoded first and reused. Loading or
+drawing the image is not timed.
+
+Not all cells have to be measured: with ``cells`` each sample is timed at a random share of the settings, and
+`budgetvlm.profiling.prepare.join` has the others predicted.
+
+One journal holds what is measured, a line for each sample in each pass; the result files, one a setting, are written
+at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from budgetvlm.errors import ConfigError, InputError
+from budgetvlm.knobs import Setting
+from budgetvlm.profiling.measure.cell_sampling import draw_cells
+from budgetvlm.profiling.measure.journal import Journal
+from budgetvlm.profiling.measure.machine import hardware, median_run
+from budgetvlm.profiling.measure.sweep import (
+    Placed,
+    Skipped,
+    SweepOptions,
+    blocks_of,
+    collect,
+    describe,
+    is_finished,
+    load_image,
+    remove,
+    remove_leftovers,
+    result_paths,
+    skipped_before,
+)
+from budgetvlm.profiling.results.result_files import LatencyRecord, write_latency_result
+from budgetvlm.tasks import Task
+from budgetvlm.vlm import VLM, Generation
+
+
+def profile_latency(
+    vlm: VLM,
+    task: Task,
+    settings: Sequence[Setting],
+    options: SweepOptions,
+    *,
+    warmup: int = 2,
+    repeats: int = 3,
+    cells: float = 1.0,
+    device: str = "cpu",
+    say: Callable[[str], None] = print,
+) -> list[Path]:
+    """Measure the latency of settings and write one result file each.
+
+    Args:
+        warmup: untimed requests at each setting before the first sample.
+        repeats: requests of each sample at each setting, each in a pass over all samples.
+        cells: share of the settings that each sample is timed at, see `draw_cells`.
+
+    Returns:
+        The paths of all files, also of those that were finished before.
+
+    Raises:
+        ConfigError, KnobSpaceError: options that cannot work.
+        OutputError: results of another sweep are there, or nothing can be written.
+        DataError: no sample can be used, or with ``options.strict`` one cannot.
+    """
+    _check(warmup, repeats)
+    samples = collect(task, options)
+    config = describe(
+        vlm, task, options, samples,
+        batch_size=1, warmup=warmup, repeats=repeats,
+        statistic="run with the median total of the repeats, each in a pass over all samples",
+        path="overview encoded first and reused", hardware=hardware(device), **({"cells": cells} if cells < 1 else {}),
+    )  # fmt: skip
+    plan = _plan(vlm, samples, cells, options.seed)
+    paths = result_paths(settings, task, "latency", options)
+    journal_path = _journal_path(paths, options)
+    if options.overwrite:
+        remove(journal_path)
+    todo = [s for s, path in paths.items() if not is_finished(path, task, "latency", config, options.overwrite)]
+    if len(todo) < len(paths):
+        say(f"{len(paths) - len(todo)} of {len(paths)} settings are finished already")
+    skipped = Skipped(options.strict, say)
+    for setting in paths.keys() - set(todo):
+        skipped.remember(skipped_before(paths[setting], task, "latency"))
+    if todo:
+        _sweep(vlm, task, todo, samples, plan, config, options, paths, skipped, say)
+        skipped.note(samples)
+    else:
+        remove(journal_path)
+    return list(paths.values())
+
+
+def _check(warmup: int, repeats: int) -> None:
+    problems = [f"warmup={warmup} has to be 0 or more"] if warmup < 0 else []
+    problems += [f"repeats={repeats} has to be 1 at least"] if repeats < 1 else []
+    if problems:
+        raise ConfigError("cannot measure latency: " + "; ".join(problems))
+
+
+def _plan(vlm: VLM, samples: Sequence[Placed], cells: float, seed: int) -> dict[str, set[Setting]]:
+    """The settings to time each sample at."""
+    space = vlm.knob_space
+    drawn = draw_cells(len(samples), len(space), cells, seed)
+    return {
+        place.sample.sample_id: {space.settings[k] for k in np.flatnonzero(row)}
+        for place, row in zip(samples, drawn, strict=True)
+    }
+
+
+def _journal_path(paths: Mapping[Setting, Path], options: SweepOptions) -> Path:
+    rank = "" if options.file_rank is None else f"_rank{options.file_rank}"
+    return next(iter(paths.values())).with_name(f".exp6_latency{rank}.jsonl")
+
+
+def _sweep(
+    vlm: VLM,
+    task: Task,
+    settings: Sequence[Setting],
+    samples: Sequence[Placed],
+    plan: Mapping[str, set[Setting]],
+    config: Mapping[str, Any],
+    options: SweepOptions,
+    paths: Mapping[Setting, Path],
+    skipped: Skipped,
+    say: Callable[[str], None],
+) -> None:
+    """Measure what the journal lacks, then write the files."""
+    with Journal(_journal_path(paths, options), config) as journal:
+        # What each pass has measured: sample -> str(setting) -> record.
+        passes: list[dict[str, dict[str, Any]]] = [
+            {place.sample.sample_id: {} for place in samples} for _ in range(int(config["repeats"]))
+        ]
+        for entry in journal.entries:
+            if "skipped" in entry:
+                skipped.remember({entry["sample_id"]: entry["skipped"]})
+            else:
+                passes[entry["pass"]][entry["sample_id"]].update(entry["runs"])
+        left = list(_left(samples, settings, plan, passes, options.seed))
+        total = len(samples) * len(passes)
+        if journal.entries:
+            say(f"going on with {total - len(left)} of {total} rounds (samples x repeats) of an earlier run")
+        if left:
+            _warm_up(vlm, samples, settings, config)
+        with tqdm(total=total, initial=total - len(left), desc="latency", unit="round") as bar:
+            for number, place, lacking in left:
+                name = place.sample.sample_id
+                if name not in skipped:
+                    try:
+                        measured = _measure_sample(vlm, task, place, lacking, config)
+                    except InputError as error:
+                        skipped.add(name, error)
+                        journal.append({"sample_id": name, "skipped": str(error)})
+                    else:
+                        journal.append({"sample_id": name, "pass": number, "runs": measured})
+                        passes[number][name].update(measured)
+                bar.update()
+        used = [place.sample.sample_id for place in skipped.used(samples)]
+        for setting in settings:
+            remove_leftovers(paths[setting])
+            told = dict(config) | skipped.for_config()
+            records = [
+                median_run([LatencyRecord(**done[name][str(setting)]) for done in passes])
+                for name in used
+                if setting in plan[name]
+            ]
+            _write(vlm, task, setting, records, told, options)
+        journal.remove()
+
+
+def _left(
+    samples: Sequence[Placed],
+    settings: Sequence[Setting],
+    plan: Mapping[str, set[Setting]],
+    passes: Sequence[Mapping[str, Mapping[str, Any]]],
+    seed: int,
+) -> Iterator[tuple[int, Placed, list[Setting]]]:
+    """What is yet to be measured, in the order in which it is: number of the pass, sample, its settings."""
+    for number, done in enumerate(passes):
+        rng = np.random.default_rng([seed, number])
+        for i in rng.permutation(len(samples)):
+            place = samples[i]
+            name = place.sample.sample_id
+            order = [settings[k] for k in rng.permutation(len(settings))]
+            lacking = [s for s in order if s in plan[name] and str(s) not in done[name]]
+            if lacking:
+                yield number, place, lacking
+
+
+def _warm_up(vlm: VLM, places: Sequence[Placed], settings: Sequence[Setting], config: Mapping[str, Any]) -> None:
+    """The first requests are slower: memory is taken, kernels are chosen. The first sample that can be used serves."""
+    for place in places:
+        with contextlib.suppress(InputError):
+            image = load_image(place)
+            for _ in range(int(config["warmup"])):
+                for setting in settings:
+                    request(vlm, image, place.sample.question, setting, int(config["max_new_tokens"]))
+            return
+
+
+def _measure_sample(
+    vlm: VLM,
+    task: Task,
+    place: Placed,
+    settings: Sequence[Setting],
+    config: Mapping[str, Any],
+) -> dict[str, dict[str, Any]]:
+    """One sample once at these settings: str(setting) -> record."""
+    image, most = load_image(place), int(config["max_new_tokens"])
+    runs = {str(setting): request(vlm, image, place.sample.question, setting, most) for setting in settings}
+    return {name: asdict(_record(task, place, run)) for name, run in runs.items()}
+
+
+def request(vlm: VLM, image: Any, question: str, setting: Setting, max_new_tokens: int) -> Generation:
+    """One request as a user's: overview first, then the answer."""
+    overview = vlm.encode_overview(image)
+    return vlm.generate(image, question, setting, max_new_tokens=max_new_tokens, overview=overview)
+
+
+def _record(task: Task, place: Placed, run: Generation) -> LatencyRecord:
+    return LatencyRecord(
+        sample_id=place.sample.sample_id,
+        T_total_ms=run.total_ms,
+        T_prefill_ms=run.stages_ms["prefill"],
+        T_decode_ms=run.stages_ms["decode"],
+        T_preprocess_ms=run.stages_ms["preprocess"],
+        T_vision_ms=run.stages_ms["vision"],
+        num_vision_tokens=run.num_vision_tokens,
+        num_language_tokens=run.num_language_tokens,
+        num_output_tokens=run.num_output_tokens,
+        accuracy=float(task.score(run.text, place.sample)),
+    )
+
+
+def _write(
+    vlm: VLM,
+    task: Task,
+    setting: Setting,
+    records: Sequence[LatencyRecord],
+    config: Mapping[str, Any],
+    options: SweepOptions,
+) -> None:
+    write_latency_result(
+        options.output_dir,
+        task.name,
+        setting,
+        records,
+        config=config,
+        rank=options.file_rank,
+        **blocks_of(vlm, setting),
+    )

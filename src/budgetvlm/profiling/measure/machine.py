@@ -1,0 +1,63 @@
+"""What a measurement was taken on and with, and the median of repeated ones."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from budgetvlm._version import __version__
+from budgetvlm.profiling.results.result_files import LatencyRecord
+
+PACKAGES = ("torch", "transformers", "numpy", "pillow")
+
+
+def versions() -> dict[str, str]:
+    """Versions of all that moves a result."""
+    return {
+        "budgetvlm": __version__,
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def hardware(device: str = "cpu") -> dict[str, Any]:
+    """What moves a latency: processor, cores that this process may use, torch's threads, memory, accelerator."""
+    found: dict[str, Any] = {
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": _memory_gib(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": device,
+    }
+    if device.startswith("cuda"):
+        found["gpu"] = torch.cuda.get_device_name(device)
+    return found
+
+
+def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name, or its architecture where the system does not tell."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def median_run(runs: Sequence[LatencyRecord]) -> LatencyRecord:
+    """The run with the median total time (the lower one of two), so that its stages still add up to its total."""
+    return sorted(runs, key=lambda run: run.T_total_ms)[(len(runs) - 1) // 2]
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):
+        return None

@@ -1,0 +1,270 @@
+"""What the accuracy and the latency sweep share: their options, their samples, what is finished already."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from budgetvlm.errors import ConfigError, DataError, InputError, OutputError
+from budgetvlm.knobs import Setting
+from budgetvlm.profiling.measure.journal import REMEDY, differences
+from budgetvlm.profiling.measure.machine import versions
+from budgetvlm.profiling.results.result_files import Kind, read_file, result_path
+from budgetvlm.table import first_few
+from budgetvlm.tasks import Sample, Task
+from budgetvlm.vlm import VLM
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """What a sweep measures and where its results go.
+
+    Attributes:
+        splits: splits of the task.
+        output_dir: the exp5 or exp6 directory.
+        num_samples: samples drawn with the seed: one number for each split, or one for all together, which is shared in
+            proportion to their sizes; None for all there are.
+        max_new_tokens: longest answer; None: what the task asks for.
+        seed: draws samples and orders.
+        strict: a sample that cannot be used stops the sweep; otherwise it is skipped, counted and named.
+        overwrite: measure anew what is there; otherwise an unfinished sweep is resumed and finished files are kept.
+        model_fingerprint: tells one set of weights from another; results of other weights are not gone on with.
+        task_options: how the task was opened, for later steps; they cannot go on with another.
+        rank, world_size: this process measures every ``world_size``-th sample from number ``rank`` on.
+
+    Raises:
+        ConfigError: anything that cannot work; all problems are named at once.
+    """
+
+    splits: tuple[str, ...]
+    output_dir: Path
+    num_samples: tuple[int, ...] | None = None
+    max_new_tokens: int | None = None
+    seed: int = 0
+    strict: bool = False
+    overwrite: bool = False
+    model_fingerprint: str | None = None
+    task_options: Mapping[str, str] = field(default_factory=dict)
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not self.splits or len(set(self.splits)) < len(self.splits):
+            problems.append(f"split={'+'.join(self.splits)!r} has to name each split once")
+        if self.num_samples is not None and len(self.num_samples) not in (1, len(self.splits)):
+            problems.append(
+                f"{len(self.num_samples)} numbers of samples for {len(self.splits)} splits; give 1 or one each"
+            )
+        if self.num_samples is not None and min(self.num_samples, default=0) < 1:
+            problems.append(f"num_samples={list(self.num_samples)} has to be 1 at least")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            problems.append(f"max_new_tokens={self.max_new_tokens} has to be 1 at least")
+        if self.seed < 0:
+            problems.append(f"seed={self.seed} has to be 0 or more")
+        if not 0 <= self.rank < self.world_size:
+            problems.append(f"rank={self.rank} has to be from 0 to below world_size={self.world_size}")
+        if problems:
+            raise ConfigError("cannot profile: " + "; ".join(problems))
+
+    @property
+    def file_rank(self) -> int | None:
+        """The rank in file names; None where one process does it all."""
+        return self.rank if self.world_size > 1 else None
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A sample and the split it comes from."""
+
+    sample: Sample
+    split: str
+
+    @property
+    def groups(self) -> dict[str, str]:
+        """Labels for the result file; the split is one, so that later steps can keep the task's splits."""
+        return {**self.sample.groups, "image_id": self.sample.image_id, "split": self.split}
+
+
+def collect(task: Task, options: SweepOptions) -> list[Placed]:
+    """The samples of this rank, in the task's order, split after split.
+
+    Raises:
+        ConfigError: a split or a number of samples that the task does not have, or nothing left for this rank.
+        DataError: two samples with one id.
+    """
+    placed = [
+        Placed(sample, split)
+        for split, count in zip(options.splits, _counts(task, options), strict=True)
+        for sample in task.samples(split, count, options.seed)
+    ]
+    ids = [place.sample.sample_id for place in placed]
+    if len(set(ids)) < len(ids):
+        twice = first_few({name for name, count in Counter(ids).items() if count > 1}, 2)
+        raise DataError(
+            f"{task.name}: sample ids occur more than once in {'+'.join(options.splits)} ({twice}), so that results "
+            "cannot be told apart. Profile one split at a time, into directories of their own; within one split, name "
+            "another column with --columns sample_id=COLUMN."
+        )
+    own = placed[options.rank :: options.world_size]
+    if not own:
+        raise ConfigError(
+            f"rank {options.rank} of {options.world_size} has none of {len(placed)} samples; use fewer ranks"
+        )
+    return own
+
+
+def _counts(task: Task, options: SweepOptions) -> Sequence[int | None]:
+    """How many samples of each split; None for all of it."""
+    if options.num_samples is None:
+        return [None] * len(options.splits)
+    if len(options.num_samples) == len(options.splits):
+        return options.num_samples
+    total, sizes = options.num_samples[0], [task.num_samples(split) for split in options.splits]
+    if not len(sizes) <= total <= sum(sizes):
+        raise ConfigError(
+            f"num_samples={total} cannot be shared among {'+'.join(options.splits)} of {task.name}, which have "
+            f"{' + '.join(map(str, sizes))}; choose {len(sizes)} to {sum(sizes)}"
+        )
+    rest = [max(1, total * size // sum(sizes)) for size in sizes[1:]]
+    return [total - sum(rest), *rest]
+
+
+def describe(vlm: VLM, task: Task, options: SweepOptions, samples: Sequence[Placed], **more: Any) -> dict[str, Any]:
+    """The `config` of the result files: all that decides what a result is. It has no clock time in it."""
+    ids = "\n".join(place.sample.sample_id for place in samples)
+    config = {
+        "model_path": vlm.name,
+        "model_fingerprint": options.model_fingerprint,
+        "split": "+".join(options.splits),
+        "num_samples": list(options.num_samples) if options.num_samples else None,
+        "samples_digest": hashlib.sha256(ids.encode()).hexdigest()[:16],
+        "max_new_tokens": options.max_new_tokens or task.max_new_tokens,
+        "seed": options.seed,
+        "world_size": options.world_size,
+        "versions": versions(),
+        **({"task": dict(options.task_options)} if options.task_options else {}),
+        **more,
+    }
+    return dict(json.loads(json.dumps(config)))
+
+
+def result_paths(settings: Sequence[Setting], task: Task, kind: Kind, options: SweepOptions) -> dict[Setting, Path]:
+    """Where the result of each setting goes.
+
+    Raises:
+        KnobSpaceError: a setting that result files cannot be named by.
+    """
+    return {s: result_path(options.output_dir, task.name, kind, s, options.file_rank) for s in settings}
+
+
+class Skipped:
+    """Samples that cannot be used: skipped, counted and named, or with ``strict`` the end of the sweep.
+
+    Attributes:
+        reasons: sample id -> why. All settings leave out the same samples.
+    """
+
+    def __init__(self, strict: bool, say: Callable[[str], None]) -> None:
+        self.reasons: dict[str, str] = {}
+        self._strict, self._say = strict, say
+
+    def __contains__(self, sample_id: str) -> bool:
+        return sample_id in self.reasons
+
+    def add(self, sample_id: str, error: Exception) -> None:
+        """Leave a sample out. Raises DataError with ``strict``."""
+        if self._strict:
+            raise DataError(f"{error}. Mend the sample {sample_id}, or leave out --strict to skip it.") from error
+        self.reasons[sample_id] = str(error)
+        self._say(f"skipped sample {sample_id}: {error}")
+
+    def remember(self, reasons: Mapping[str, str]) -> None:
+        """What an earlier run left out."""
+        self.reasons.update(reasons)
+
+    def used(self, samples: Sequence[Placed]) -> list[Placed]:
+        """The samples that are left. Raises DataError if none is."""
+        left = [place for place in samples if place.sample.sample_id not in self.reasons]
+        if not left:
+            name = samples[0].sample.sample_id
+            raise DataError(f"none of the {len(samples)} samples can be used; the first, {name}: {self.reasons[name]}")
+        return left
+
+    def note(self, samples: Sequence[Placed]) -> None:
+        """Say how many were left out, and which."""
+        if self.reasons:
+            names = first_few(self.reasons)
+            self._say(f"{len(self.reasons)} of {len(samples)} samples cannot be used and were skipped: {names}")
+
+    def for_config(self) -> dict[str, Any]:
+        """What the result files say of it."""
+        return {"skipped": dict(sorted(self.reasons.items()))} if self.reasons else {}
+
+
+def load_image(place: Placed) -> Image.Image:
+    """The sample's image.
+
+    Raises:
+        InputError: it cannot be loaded; the message names the sample.
+    """
+    try:
+        return place.sample.load_image()
+    except OSError as error:
+        raise InputError(f"the image of sample {place.sample.sample_id} cannot be read: {error}") from error
+
+
+def skipped_before(path: Path, task: Task, kind: Kind) -> dict[str, str]:
+    """What a finished result file says was left out."""
+    return dict(read_file(path, task.name, kind).config.get("skipped", {}))
+
+
+def is_finished(path: Path, task: Task, kind: Kind, config: Mapping[str, Any], overwrite: bool) -> bool:
+    """Whether a result file is there and is of this very sweep; with ``overwrite`` it is removed.
+
+    Raises:
+        OutputError: it is of another sweep, or cannot be removed.
+    """
+    if overwrite:
+        remove(path)
+    if not path.exists():
+        return False
+    try:
+        found = read_file(path, task.name, kind).config
+    except DataError as error:
+        raise OutputError(f"{error} {REMEDY}") from None
+    differing = differences(found, config)
+    if differing:
+        raise OutputError(f"{path} exists, but was made with other {', '.join(differing)}. {REMEDY}")
+    return True
+
+
+def remove(path: Path) -> None:
+    """Delete a file that may not be there.
+
+    Raises:
+        OutputError: it cannot be deleted.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot remove {path}: {error.strerror}. Choose a writable --output_dir.") from error
+
+
+def remove_leftovers(path: Path) -> None:
+    """Delete what a kill during the writing of a result file left beside it; call it while holding its journal."""
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        remove(leftover)
+
+
+def blocks_of(vlm: VLM, setting: Setting) -> dict[str, Any]:
+    """How many blocks the model has and which of them run."""
+    active = vlm.active_blocks(int(setting.get("num_active_blocks", vlm.num_total_blocks)))
+    return {"num_total_blocks": vlm.num_total_blocks, "active_block_indices": active}

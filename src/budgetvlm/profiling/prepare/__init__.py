@@ -1,0 +1,1 @@
+"""From result files to training data: join, split, extract features."""

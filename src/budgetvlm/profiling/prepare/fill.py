@@ -1,0 +1,112 @@
+"""Latency that was not timed, from what was.
+
+The latency sweep runs at batch 1 and so times fewer samples than the accuracy sweep scores. At one setting a model's
+time is nearly a sum of a fixed part and a part for each token, and the accuracy sweep counted the tokens: that is
+`predict_times`. Where only some cells were timed, or not every setting, `predict_cells` has one model of all settings
+predict the others. What comes out is an expected time: it lacks the scatter of a single request.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.optimize import nnls
+
+from budgetvlm.errors import DataError
+from budgetvlm.guard.latency_model import LatencyModel, Sizes, relative_errors
+from budgetvlm.table import ProfileTable
+
+MIN_MEASURED = 8  # a fit of up to four coefficients to fewer times says nothing
+MIN_CELLS = 40  # the same for the model of all settings
+CHECKED = 0.2  # share of the measured cells that a model is checked on which was fitted on the others
+
+
+@dataclass(frozen=True)
+class Filled:
+    """Predicted times of one setting.
+
+    Attributes:
+        times_ms: float64 ``[m, T]``.
+        relative_errors: |predicted - measured| / measured of the first column, on the ``n`` samples of the fit.
+    """
+
+    times_ms: np.ndarray
+    relative_errors: np.ndarray
+
+
+def predict_times(measured_tokens: np.ndarray, measured_ms: np.ndarray, wanted_tokens: np.ndarray) -> Filled:
+    """Fit time = a + b . tokens with a, b >= 0 to each column of times, and predict the others.
+
+    A prediction is never below the smallest time that was measured: tokens outside the fitted range cannot make
+    a request free.
+
+    Args:
+        measured_tokens: counts ``[n, C]`` of the samples that were timed.
+        measured_ms: their times ``[n, T]``; the first column is the total.
+        wanted_tokens: counts ``[m, C]`` of the samples to predict.
+    """
+    varies = np.ptp(measured_tokens, axis=0) > 0  # a count that never changes cannot be told from the fixed part
+    known, wanted = _design(measured_tokens[:, varies]), _design(wanted_tokens[:, varies])
+    coefficients = np.stack([nnls(known, column)[0] for column in measured_ms.T], axis=1)
+    times = np.maximum(wanted @ coefficients, measured_ms.min(axis=0))
+    total = measured_ms[:, 0]
+    return Filled(times, np.abs(known @ coefficients[:, 0] - total) / total)
+
+
+@dataclass(frozen=True)
+class FilledCells:
+    """A table whose cells are all filled.
+
+    Attributes:
+        latency_ms, stages_ms: measured where they were, else predicted, ``[S, K]`` each.
+        relative_errors: |predicted - measured| / measured on cells that were held out from the fit, ``[n]``.
+    """
+
+    latency_ms: np.ndarray
+    stages_ms: dict[str, np.ndarray]
+    relative_errors: np.ndarray
+
+
+def predict_cells(table: ProfileTable, seed: int = 0) -> FilledCells:
+    """Predict the cells that were not timed with a `LatencyModel` of those that were.
+
+    Args:
+        table: latencies and stages are NaN where not timed; token counts are known.
+        seed: draws the cells of the check.
+
+    Raises:
+        DataError: too few cells were timed.
+    """
+    measured = np.isfinite(table.latency_ms)
+    if measured.sum() < MIN_CELLS:
+        raise DataError(
+            f"{int(measured.sum())} cells (sample, setting) were timed; to predict the others {MIN_CELLS} are needed. "
+            "Time more."
+        )
+    held_out = _drawn(measured, seed)
+    check = LatencyModel.fit(_only(table, measured & ~held_out)).predict_table(table)
+    errors = relative_errors(check, np.where(held_out, table.latency_ms, np.nan))
+    sizes, model = Sizes.of_table(table), LatencyModel.fit(table)
+    predicted = np.maximum(model.predict(sizes), np.nanmin(table.latency_ms))
+    stages = model.predict_stages(sizes)
+    filled = {name: np.where(np.isfinite(known), known, stages[name]) for name, known in table.stages_ms.items()}
+    return FilledCells(np.where(measured, table.latency_ms, predicted), filled, errors)
+
+
+def _drawn(measured: np.ndarray, seed: int) -> np.ndarray:
+    """A share `CHECKED` of the measured cells, bool ``[S, K]``."""
+    places = np.flatnonzero(measured)
+    out = np.zeros(measured.size, dtype=bool)
+    out[np.random.default_rng(seed).permutation(places)[: int(CHECKED * len(places))]] = True
+    return out.reshape(measured.shape)
+
+
+def _only(table: ProfileTable, cells: np.ndarray) -> ProfileTable:
+    """The table with the times of these cells alone."""
+    stages = {name: np.where(cells, values, np.nan).astype(np.float32) for name, values in table.stages_ms.items()}
+    return replace(table, latency_ms=np.where(cells, table.latency_ms, np.nan).astype(np.float32), stages_ms=stages)
+
+
+def _design(tokens: np.ndarray) -> np.ndarray:
+    return np.column_stack([np.ones(len(tokens)), tokens.astype(np.float64)])

@@ -1,0 +1,77 @@
+"""What `budgetvlm.profiling.prepare.preparation` is asked for, checked before anything is read or loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from budgetvlm.errors import ConfigError
+from budgetvlm.profiling.prepare.feature_extraction import model_fingerprint
+from budgetvlm.profiling.prepare.join import LATENCY_FILLS
+from budgetvlm.tasks import Task, TaskOptions, load_task
+from budgetvlm.vlm import VLM, load_vlm
+
+
+def _fingerprint(model_path: str) -> str:
+    from budgetvlm.vlm.loading import model_directory
+
+    return model_fingerprint(model_directory(model_path))
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Where tasks and models come from; a parameter, so that other models and tests can bring their own.
+
+    Attributes:
+        open_task: data set's name, or its options -> task.
+        open_vlm: (model path, device) -> model.
+        fingerprint: model path -> digest of model and processor, without opening the model.
+    """
+
+    open_task: Callable[[TaskOptions], Task] = load_task
+    open_vlm: Callable[[str, str], VLM] = field(default=lambda path, device: load_vlm(path, device=device))
+    fingerprint: Callable[[str], str] = _fingerprint
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """What `prepare` is asked for. All problems are reported at once.
+
+    Raises:
+        ConfigError: an option that cannot work.
+    """
+
+    exp5_dir: Path
+    exp6_dir: Path
+    task: TaskOptions
+    model_path: str
+    output_data_path: Path
+    train_split: float = 0.8
+    test_split: float = 0.0
+    latency_fill: str = "model"
+    feature_batch_size: int = 32
+    seed: int = 0
+    device: str = "cpu"
+
+    @property
+    def dataset_name(self) -> str:
+        """The task's name, as the result files have it."""
+        return self.task.name
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not 0 < self.train_split < 1:
+            problems.append(f"train_split={self.train_split} leaves train or validation empty; give a share like 0.8")
+        if not 0 <= self.test_split < 1:
+            problems.append(f"test_split={self.test_split} has to be a share from 0 to below 1")
+        if self.latency_fill not in LATENCY_FILLS:
+            problems.append(f"latency_fill={self.latency_fill!r} is unknown; choose from {', '.join(LATENCY_FILLS)}")
+        if self.feature_batch_size < 1:
+            problems.append(f"feature_batch_size={self.feature_batch_size} has to be 1 at least")
+        if self.seed < 0:
+            problems.append(f"seed={self.seed} has to be 0 or more")
+        if self.output_data_path.suffix != ".json" or self.output_data_path.is_dir():
+            problems.append(f"output_data_path={str(self.output_data_path)!r} has to be the name of a .json file")
+        if problems:
+            raise ConfigError("cannot prepare the data: " + "; ".join(problems))

@@ -1,0 +1,1 @@
+"""The result files of the sweeps: names, fields, reading and writing."""

@@ -1,0 +1,109 @@
+"""Names and places of result files, and what one file says of one setting."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+from budgetvlm.errors import KnobSpaceError
+from budgetvlm.knobs import Value
+from budgetvlm.profiling.results.measurements import AccuracyRecord, LatencyRecord
+
+SCHEMA_VERSION = 1
+KNOBS = ("max_crops", "top_k", "num_active_blocks")
+WORDS = ("crops", "topk", "blocks")  # of the knobs, in names of files
+Kind = Literal["accuracy", "latency"]
+R = TypeVar("R", AccuracyRecord, LatencyRecord)
+
+
+@dataclass(frozen=True)
+class SettingResult(Generic[R]):
+    """All samples of one setting.
+
+    Attributes:
+        knobs: the setting, in the order of `KNOBS`; those that the model has.
+        records: one a sample, ids unique.
+        config: as stored in the (first) file: dataset_name, split, max_new_tokens, versions and so on.
+        paths: the files it was read from.
+        indexed: whether the files number the samples: a sample_id is then its index in the split.
+    """
+
+    knobs: dict[str, Value]
+    records: tuple[R, ...]
+    config: dict[str, Any]
+    paths: tuple[Path, ...]
+    indexed: bool = False
+
+
+@dataclass(frozen=True)
+class Format:
+    """How the files of one kind are called and built.
+
+    Attributes:
+        experiment: stem of the directory's name.
+        stem: stem of the file's name.
+        sample_keys: where the samples may be; the first one is where they are written.
+        record: their type.
+        command: what makes such files.
+    """
+
+    experiment: str
+    stem: str
+    sample_keys: tuple[str, ...]
+    record: type[AccuracyRecord] | type[LatencyRecord]
+    command: str
+
+    @property
+    def pattern(self) -> re.Pattern[str]:
+        """Matches a file name; groups: the three knobs (None where the model lacks one) and the rank."""
+        knobs = r"(?=_(?:crops|topk|blocks)\d)(?:_crops(\d+))?(?:_topk(\d+))?(?:_blocks(\d+))?"
+        return re.compile(re.escape(self.stem) + knobs + r"(?:_rank(\d+))?\.json")
+
+
+FORMATS: dict[Kind, Format] = {
+    "accuracy": Format(
+        "exp5_accuracy",
+        "exp5_accuracy_results",
+        ("all_samples",),
+        AccuracyRecord,
+        "budgetvlm profile accuracy --dataset_name {dataset} --output_dir {directory}, "
+        "or python experiments/profiling/exp5_accuracy.py with the same flags",
+    ),
+    "latency": Format(
+        "exp6_latency",
+        "exp6_latency",
+        ("per_sample_latencies", "all_samples"),
+        LatencyRecord,
+        "budgetvlm profile latency --dataset_name {dataset} --output_dir {directory}, "
+        "or python experiments/profiling/exp6_latency.py with the same flags",
+    ),
+}
+
+
+def same_dataset(first: str, second: str) -> bool:
+    """Whether two names mean one data set: "text_vqa" is "text-vqa" in directory names."""
+    return first.replace("_", "-") == second.replace("_", "-")
+
+
+def results_directory(directory: str | Path, dataset_name: str, kind: Kind) -> Path:
+    """Where results are written: ``<directory>/exp5_accuracy_<dataset with - for _>`` or its exp6 twin."""
+    return Path(directory) / f"{FORMATS[kind].experiment}_{dataset_name.replace('_', '-')}"
+
+
+def result_path(
+    directory: str | Path, dataset_name: str, kind: Kind, knobs: Mapping[str, Value], rank: int | None = None
+) -> Path:
+    """The file of one setting, of one rank where ``rank`` is given.
+
+    Raises:
+        KnobSpaceError: the knobs are not whole numbers of (some of) max_crops, top_k and num_active_blocks.
+    """
+    if not knobs or set(knobs) - set(KNOBS) or any(int(value) != value for value in knobs.values()):
+        given = ", ".join(f"{name}={value}" for name, value in knobs.items()) or "none"
+        raise KnobSpaceError(f"result files are named by whole numbers of {', '.join(KNOBS)}; given: {given}")
+    words = "".join(f"_{word}{int(knobs[name])}" for name, word in zip(KNOBS, WORDS, strict=True) if name in knobs)
+    suffix = "" if rank is None else f"_rank{rank}"
+    return results_directory(directory, dataset_name, kind) / f"{FORMATS[kind].stem}{words}{suffix}.json"

@@ -1,0 +1,168 @@
+"""Which data set, read from where, asked how: what the commands' flags say, and what profiles remember of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from budgetvlm.errors import ConfigError
+from budgetvlm.tasks.layouts import CAPTION, LAYOUTS, OWN, ROLES
+from budgetvlm.tasks.task import Task
+
+BUNDLED = "signs"
+PLACES = ("data_files", "repository")  # where the data lies; the other options say what it is
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """A data set, or several.
+
+    Attributes:
+        dataset_name: "signs", a name of `layouts.LAYOUTS`, several with commas, or any name with ``data_files``.
+        data_files: local files in place of the hub, see `sources.find_files`; with several data sets
+            "name:split=file,...".
+        columns: "question=query,answers=label", for columns that are called otherwise.
+        metric: in place of the data set's.
+        prompt: in place of the data set's; holds {question}, and {options} where there are some.
+        repository: in place of the data set's; with several data sets "name=repository,...".
+    """
+
+    dataset_name: str = BUNDLED
+    data_files: str | None = None
+    columns: str | None = None
+    metric: str | None = None
+    prompt: str | None = None
+    repository: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The data sets' names."""
+        return tuple(name.strip() for name in self.dataset_name.replace("+", ",").split(","))
+
+    @property
+    def name(self) -> str:
+        """The name of the task, also in the names of result files."""
+        return "+".join(self.names)
+
+    def to_dict(self) -> dict[str, str]:
+        """What profiles remember; empty for a task that needs no options."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def remembered(self, stored: Mapping[str, Any]) -> TaskOptions:
+        """The options of a profile, with the places where the data lies now.
+
+        Raises:
+            ConfigError: an option that says another thing than the profile's.
+        """
+        known = {field.name for field in fields(self)[1:]}
+        stored = {name: str(value) for name, value in stored.items() if name in known}
+        differing = {
+            name: value for name, value in self.to_dict().items() if name not in PLACES and stored.get(name) != value
+        }
+        if differing:
+            raise ConfigError(
+                "; ".join(f"--{n} {v!r}, but the profiles have {stored.get(n)!r}" for n, v in differing.items())
+                + ". Leave it out, or profile again with it."
+            )
+        return replace(TaskOptions(self.dataset_name, **stored), **self.to_dict())
+
+
+def load_task(options: str | TaskOptions) -> Task:
+    """Open a task by name or by its options.
+
+    Raises:
+        ConfigError: there is no such task, or an option cannot work.
+    """
+    options = options if isinstance(options, TaskOptions) else TaskOptions(options)
+    names = options.names
+    if "" in names or len(set(names)) < len(names):
+        raise ConfigError(f"dataset_name={options.dataset_name!r} has to name each data set once")
+    tasks = [_open(name, options) for name in names]
+    if len(tasks) == 1:
+        return tasks[0]
+    from budgetvlm.tasks.combined import CombinedTask
+
+    return CombinedTask(tasks)
+
+
+def _open(name: str, options: TaskOptions) -> Task:
+    files = _part(options.data_files, name, options.names, "data_files", ":")
+    columns = parse_columns(_part(options.columns, name, options.names, "columns", ":"))
+    repository = _part(options.repository, name, options.names, "repository", "=")
+    if name == BUNDLED:
+        _require_none(options, files or columns or repository or options.metric or options.prompt)
+        from budgetvlm.tasks.signs import SignsTask
+
+        return SignsTask()
+    if name not in LAYOUTS and files is None:
+        raise ConfigError(
+            f"there is no task {name!r}; this version has: {', '.join((BUNDLED, *LAYOUTS))}. For a data set of your "
+            "own give its files with --data_files."
+        )
+    return _open_data_set(name, options, files, columns, repository)
+
+
+def _open_data_set(
+    name: str, options: TaskOptions, files: str | None, columns: dict[str, str], repository: str | None
+) -> Task:
+    from budgetvlm.tasks.dataset import DataSetTask
+    from budgetvlm.tasks.sources import Source, find_files, open_source
+
+    layout = LAYOUTS.get(name, OWN)
+    if options.metric is not None:
+        layout = replace(layout, metric=options.metric)
+        if layout.metric == "cider" and name not in LAYOUTS:
+            layout = replace(layout, prompt=CAPTION, max_new_tokens=LAYOUTS["coco_caption"].max_new_tokens)
+    prompt = options.prompt.replace("\\n", "\n") if options.prompt else None
+    if files is not None:
+        found = find_files(files)
+        return DataSetTask(
+            name, layout, lambda split: open_source(found[split]), tuple(found), columns=columns, prompt=prompt
+        )
+
+    def fetch(split: str) -> Source:
+        from budgetvlm.tasks.hub import HubSource
+
+        return HubSource(repository or layout.repository, layout.splits[split], layout.folder)
+
+    return DataSetTask(name, layout, fetch, tuple(layout.splits), columns=columns, prompt=prompt)
+
+
+def _require_none(options: TaskOptions, given: object) -> None:
+    if given:
+        raise ConfigError(
+            f"the task {BUNDLED} is drawn, not read: {', '.join(f'--{name}' for name in options.to_dict())} cannot be "
+            "used with it. Give another --dataset_name, or leave them out."
+        )
+
+
+def _part(text: str | None, name: str, names: tuple[str, ...], option: str, sign: str) -> str | None:
+    """What an option says of one data set: all of it, or with several data sets what follows "name:"."""
+    if text is None or len(names) == 1:
+        return text.removeprefix(f"{name}{sign}") if text else None
+    own: list[str] = []
+    current = None
+    for part in text.split(","):
+        before, found, rest = part.strip().partition(sign)
+        current, part = (before, rest) if found and before in names else (current, part)
+        if current is None:
+            raise ConfigError(f"{option}={text!r} has to say of which data set it speaks: {names[0]}{sign}...")
+        own += [part] if current == name else []
+    return ",".join(own) or None
+
+
+def parse_columns(text: str | None) -> dict[str, str]:
+    """Roles and columns of "question=query,answers=label".
+
+    Raises:
+        ConfigError: a role that there is not, or one without a column.
+    """
+    pairs = [part.partition("=") for part in (text or "").split(",") if part.strip()]
+    wrong = [a.strip() for a, _, b in pairs if a.strip() not in ROLES or not b.strip()]
+    if wrong:
+        raise ConfigError(
+            f"columns={text!r}: {', '.join(wrong)} cannot be used. Give ROLE=COLUMN with a role of {', '.join(ROLES)}."
+        )
+    return {role.strip(): column.strip() for role, _, column in pairs}
