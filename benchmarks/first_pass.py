@@ -39,9 +39,9 @@ from tqdm import tqdm
 from two_steps import FOLDS, Chosen, Material, Step, straight, train, two_steps
 
 from budgetvlm.errors import BudgetVLMError, ConfigError, KnobSpaceError
-from budgetvlm.evaluation.ceiling import BudgetFace
-from budgetvlm.evaluation.evaluator import EvaluationOptions, make_bench
-from budgetvlm.evaluation.mean_budget import PriceFace
+from budgetvlm.evaluation.ceiling import CeilingMetrics
+from budgetvlm.evaluation.evaluator import EvaluationOptions, evaluation_data
+from budgetvlm.evaluation.mean_budget import MeanBudgetMetrics
 from budgetvlm.evaluation.outcomes import GROUP, Contender
 from budgetvlm.evaluation.records import Estimate
 from budgetvlm.evaluation.task_properties import complete_rows
@@ -84,12 +84,12 @@ def compare(work: Material, seeds: Sequence[int]) -> dict[str, Any]:
     """All figures; those in rows are `Estimate`."""
     with tqdm(total=len(seeds) * (4 * (FOLDS + 1) + 2), file=sys.stderr, leave=False, unit="controller") as bar:
         runs, known = zip(*(policies(work, seed, bar) for seed in seeds), strict=True)
-    bench = make_bench(work.both, work.features, work.options)
+    bench = evaluation_data(work.both, work.features, work.options)
     simple = LookupTable(bench.expected), GroupLookup.fit(bench.train, expected=bench.expected)
     contenders = [Contender(policy.name, "", (policy,), "", priced=True) for policy in simple]
     contenders += [Contender(same[0].name, "", same, "", priced=True) for same in zip(*runs, strict=True)]
-    budget = BudgetFace.measure(bench, contenders, work.options.budget_shares, work.options.price, lambda _: None)
-    price = PriceFace.measure(bench, contenders, work.options.prices, (AT,), lambda _: None)
+    budget = CeilingMetrics.measure(bench, contenders, work.options.budget_shares, work.options.price, lambda _: None)
+    price = MeanBudgetMetrics.measure(bench, contenders, work.options.prices, (AT,), lambda _: None)
     return {
         "first": dict(work.table.knob_space.settings[work.first]),
         "first_ms": float(work.table.latency_ms[:, work.first].mean()),
@@ -103,7 +103,7 @@ def compare(work: Material, seeds: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def row(work: Material, budget: BudgetFace, price: PriceFace, name: str) -> dict[str, Any]:
+def row(work: Material, budget: CeilingMetrics, price: MeanBudgetMetrics, name: str) -> dict[str, Any]:
     """One policy: its figures at each budget, and paired differences from others."""
     at, chosen = budget.at_budgets(name), budget.found[name].chosen
     room, shares = work.options.room_shares, work.options.budget_shares

@@ -31,7 +31,7 @@ from budgetvlm.guard.recourse import IMAGE_KNOB, SameImage
 from budgetvlm.guard.static import StaticGuard
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.policies import States
-from budgetvlm.policies.setting_means import Expected
+from budgetvlm.policies.setting_means import SettingMeans
 from budgetvlm.table import ProfileTable
 
 FOLDS = 3
@@ -84,7 +84,7 @@ class Material:
 
     @cached_property
     def reference_ms(self) -> float:
-        return Expected.fit(self.table.subset("train")).reference_ms
+        return SettingMeans.fit(self.table.subset("train")).reference_ms
 
     @property
     def contexts(self) -> list[Context]:
@@ -146,7 +146,7 @@ class Step:
 
     @cached_property
     def _reference_ms(self) -> float:
-        return Expected.fit(self.table.subset("train")).reference_ms
+        return SettingMeans.fit(self.table.subset("train")).reference_ms
 
     def _of_members(self, ask: Callable[[GRPOController, np.ndarray], np.ndarray]) -> np.ndarray:
         """What each member says of the samples that are its own, in the order of the samples."""

@@ -13,7 +13,7 @@ from budgetvlm.errors import KnobSpaceError, MissingExtraError
 from budgetvlm.features import Features
 from budgetvlm.guard.static import StaticGuard
 from budgetvlm.policies import BestStatic, Greedy, LookupTable, Restricted, free_settings
-from budgetvlm.policies.setting_means import Expected
+from budgetvlm.policies.setting_means import SettingMeans
 from budgetvlm.policies.supervised import boosted_trees, knn, logistic
 from budgetvlm.table import ProfileTable
 
@@ -107,7 +107,7 @@ def test_the_bandit_never_tries_what_was_not_measured() -> None:
 
 def test_best_static_counts_late_answers_as_wrong() -> None:
     table = two_kinds()
-    expected, guard = Expected.fit(table), StaticGuard.fit(table.latency_ms)
+    expected, guard = SettingMeans.fit(table), StaticGuard.fit(table.latency_ms)
     # The full setting is right twice as often as setting 1, and fits one of three budgets.
     assert BestStatic.fit(expected, guard, np.array([21.0, 22.0, 41.0])).setting == 1
     assert BestStatic.fit(expected, guard, np.array([41.0, 42.0, 21.0])).setting == 3
@@ -117,7 +117,7 @@ def test_best_static_counts_late_answers_as_wrong() -> None:
 @pytest.mark.parametrize(("budget", "chosen"), [(10.0, 0), (20.0, 1), (25.0, 2), (39.0, 2), (40.0, 3), (5.0, 0)])
 def test_greedy_raises_the_first_knob_first(budget: float, chosen: int) -> None:
     table = two_kinds(2)
-    greedy = Greedy.of(SPACE, Expected.fit(table), order=("tiles", "depth"))
+    greedy = Greedy.of(SPACE, SettingMeans.fit(table), order=("tiles", "depth"))
     assert greedy.choose(states(table, budget)).tolist() == [chosen] * 2
 
 
@@ -125,7 +125,7 @@ def test_greedy_takes_depth_before_width_and_knows_foreign_knobs() -> None:
     from budgetvlm.knobs import KnobSpace
 
     space = KnobSpace({"top_k": [1, 2], "extra": [1, 2], "num_active_blocks": [1, 2], "max_crops": [1, 2]})
-    greedy = Greedy(space, (), np.ones(16)).of(space, Expected(np.ones(16), np.ones(16), 1.0))
+    greedy = Greedy(space, (), np.ones(16)).of(space, SettingMeans(np.ones(16), np.ones(16), 1.0))
     assert greedy.order == ("max_crops", "num_active_blocks", "top_k", "extra")
 
 
@@ -133,7 +133,7 @@ def test_a_restricted_policy_moves_its_knobs_only() -> None:
     table = two_kinds()
     free = free_settings(SPACE, ("tiles",))
     assert free.tolist() == [False, True, False, True]  # depth stays at 8
-    policy = Restricted(LookupTable(Expected.fit(table)), free, np.array([10.0, 20.0, 25.0, 40.0]))
+    policy = Restricted(LookupTable(SettingMeans.fit(table)), free, np.array([10.0, 20.0, 25.0, 40.0]))
     assert set(policy.choose(states(table, 1000.0))) == {3}
     assert set(policy.choose(states(table, 30.0))) == {1}
     assert set(policy.choose(states(table, 15.0))) == {0}  # nothing of its own fits: the cheapest that is allowed

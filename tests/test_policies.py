@@ -16,7 +16,7 @@ from budgetvlm.guard.static import StaticGuard
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.policies import Cheapest, Full, GroupLookup, LookupTable, Oracle, RandomFeasible, States
 from budgetvlm.policies.predictor import PredictArgmax, PredictorConfig
-from budgetvlm.policies.setting_means import Expected, argmax_cheapest
+from budgetvlm.policies.setting_means import SettingMeans, argmax_cheapest
 from budgetvlm.table import ProfileTable
 
 SPACE = KnobSpace({"tiles": [1, 4], "depth": [2, 8]})
@@ -49,7 +49,7 @@ def states(table: ProfileTable, budget: float, price: float = 0.0, features: Fea
 def test_expected_averages_leave_out_what_was_not_measured() -> None:
     accuracy = [[0, 1, 1, 1], [1, np.nan, 1, np.nan]]
     latency = [[10, 20, np.nan, 40], [30, 20, np.nan, 60]]
-    expected = Expected.fit(ProfileTable.from_arrays(SPACE, ["x", "y"], accuracy, latency))
+    expected = SettingMeans.fit(ProfileTable.from_arrays(SPACE, ["x", "y"], accuracy, latency))
     assert expected.accuracy.tolist() == [0.5, 1, 1, 1]
     assert expected.latency_ms[[0, 1, 3]].tolist() == [20, 20, 50] and expected.reference_ms == 50
     assert expected.measured.tolist() == [True, True, False, True]
@@ -60,7 +60,7 @@ def test_without_the_full_setting_there_is_no_reference() -> None:
     latency = table.latency_ms.copy()
     latency[:, -1] = np.nan
     with pytest.raises(DataError, match="full setting"):
-        Expected.fit(replace(table, latency_ms=latency))
+        SettingMeans.fit(replace(table, latency_ms=latency))
 
 
 def test_ties_go_to_the_cheapest_and_unknown_scores_are_never_chosen() -> None:
@@ -73,21 +73,21 @@ def test_ties_go_to_the_cheapest_and_unknown_scores_are_never_chosen() -> None:
 def test_full_and_cheapest_ignore_the_budget() -> None:
     table = two_kinds()
     assert set(Full().choose(states(table, 1.0))) == {3}
-    assert set(Cheapest(Expected.fit(table)).choose(states(table, 1000.0))) == {0}
+    assert set(Cheapest(SettingMeans.fit(table)).choose(states(table, 1000.0))) == {0}
 
 
 @pytest.mark.parametrize(("budget", "chosen"), [(5.0, 0), (15.0, 0), (20.0, 1), (39.0, 1), (40.0, 3)])
 def test_lookup_takes_the_best_setting_that_fits(budget: float, chosen: int) -> None:
     table = two_kinds()
     # Settings 1 and 2 are equally accurate, so that the cheaper one wins.
-    assert set(LookupTable(Expected.fit(table)).choose(states(table, budget))) == {chosen}
+    assert set(LookupTable(SettingMeans.fit(table)).choose(states(table, budget))) == {chosen}
 
 
 @pytest.mark.parametrize(("price", "chosen"), [(0.99, 3), (1.01, 1), (1.99, 1), (2.01, 0)])
 def test_price_is_accuracy_for_one_reference_latency(price: float, chosen: int) -> None:
     # From setting 1 to 3: half a point for half the reference; from 0 to 1: half a point for a quarter of it.
     table = two_kinds()
-    assert set(LookupTable(Expected.fit(table)).choose(states(table, 1000.0, price))) == {chosen}
+    assert set(LookupTable(SettingMeans.fit(table)).choose(states(table, 1000.0, price))) == {chosen}
 
 
 def test_random_draws_feasible_settings_alike() -> None:
@@ -118,7 +118,7 @@ def test_group_lookup_names_the_label_that_is_missing() -> None:
 
 def test_oracle_takes_the_cheapest_right_setting_that_fits() -> None:
     table = two_kinds(4)
-    oracle = Oracle(Expected.fit(table))
+    oracle = Oracle(SettingMeans.fit(table))
     assert oracle.choose(states(table, 1000.0)).tolist() == [2, 1, 2, 1]
     assert oracle.choose(states(table, 20.0)).tolist() == [0, 1, 0, 1]
 
@@ -180,5 +180,5 @@ def test_states_may_be_a_part_of_the_table_in_any_order() -> None:
         feasible=whole.feasible[rows],
         price=whole.price[rows],
     )
-    assert Oracle(Expected.fit(table)).choose(part).tolist() == [1, 2]
+    assert Oracle(SettingMeans.fit(table)).choose(part).tolist() == [1, 2]
     assert part.image[:, 0].tolist() == [95.0, 105.0]

@@ -21,7 +21,7 @@ from budgetvlm.features import Features
 from budgetvlm.guard.static import StaticGuard
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.policies.predictor import PredictArgmax
-from budgetvlm.policies.setting_means import Expected
+from budgetvlm.policies.setting_means import SettingMeans
 from budgetvlm.table import ProfileTable
 
 QUICK = TrainingConfig(grpo=GRPOConfig(num_epochs=3, learning_rate=1e-3), hidden_dim=16, budget_dim=4, patience=None)
@@ -252,7 +252,7 @@ def test_validation_figures_by_hand():
     """Two samples, two settings of 10 ms and 40 ms, always the same choice within a budget."""
     space = KnobSpace({"max_crops": [1, 4]})
     table = ProfileTable.from_arrays(space, ["a", "b"], [[0.0, 1.0], [1.0, 1.0]], [[10.0, 40.0], [30.0, 40.0]])
-    guard, expected = StaticGuard(np.array([10.0, 40.0])), Expected.fit(table)
+    guard, expected = StaticGuard(np.array([10.0, 40.0])), SettingMeans.fit(table)
     controller = GRPOController(
         1, 1, knob_values=space.to_dict(), latency_reference_ms=40.0, latency_ms=[20.0, 40.0], bounds_ms=[10.0, 40.0]
     )
@@ -280,7 +280,7 @@ def test_validation_masks_what_was_not_measured():
     )
     encoded = torch.zeros(2, 2)
     guard = StaticGuard(np.array([10.0, 40.0]))
-    figures = Validation(table, encoded, Expected.fit(table), guard, "reward", RewardWeights(), 0.01).measure(
+    figures = Validation(table, encoded, SettingMeans.fit(table), guard, "reward", RewardWeights(), 0.01).measure(
         controller
     )
     assert choose(controller, encoded, 20.0, 0.01).tolist() == [0, 0]
@@ -298,7 +298,7 @@ def held_out() -> tuple[Planted, dict[str, float]]:
     data = planted(1000, 250, 1000)
     parts = {side: data.table.subset(side) for side in ("train", "validation", "test")}
     features = {side: data.features.aligned(part.sample_ids) for side, part in parts.items()}
-    expected = Expected.fit(parts["train"])
+    expected = SettingMeans.fit(parts["train"])
     predictor = PredictArgmax.fit(parts["train"], features["train"], parts["validation"], features["validation"])
     predicted = predictor.predict(features["test"].image, features["test"].language)
     known = {"lookup": expected.accuracy, "predict": predicted, "best": data.truth[-1000:]}

@@ -13,7 +13,7 @@ SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     """One policy, in full or with something left out; means over its seeds.
 
     Attributes:
@@ -78,14 +78,14 @@ class CompareReport:
     options: dict[str, Any]
     versions: dict[str, str]
     notes: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[ComparisonRow, ...]
     schema_version: int = SCHEMA_VERSION
 
-    def section(self, name: str) -> tuple[Row, ...]:
+    def section(self, name: str) -> tuple[ComparisonRow, ...]:
         """Rows of one section, in order."""
         return tuple(row for row in self.rows if row.section == name)
 
-    def row(self, key: str, variant: str = "") -> Row | None:
+    def row(self, key: str, variant: str = "") -> ComparisonRow | None:
         """The row of a policy, if there is one."""
         return next((row for row in self.rows if row.key == key and row.variant == variant), None)
 

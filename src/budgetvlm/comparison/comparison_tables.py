@@ -10,7 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from budgetvlm.comparison.comparison_records import CompareReport, Row
+from budgetvlm.comparison.comparison_records import CompareReport, ComparisonRow
 from budgetvlm.evaluation.records import Estimate
 
 WIDTH = 144  # what the widest table needs; a narrower terminal wraps lines rather than losing digits
@@ -73,7 +73,7 @@ def ranking_table(report: CompareReport) -> Table:
     return table
 
 
-def _ranking_cells(row: Row) -> list[str]:
+def _ranking_cells(row: ComparisonRow) -> list[str]:
     if row.room is None:
         return [row.status, *[""] * 6]
     room = row.room
@@ -157,15 +157,15 @@ def _table(title: str) -> Table:
     return Table(title=title, box=SIMPLE_HEAD, title_justify="left", padding=(0, 1))
 
 
-def _group(row: Row) -> tuple[bool, bool]:
+def _group(row: ComparisonRow) -> tuple[bool, bool]:
     return row.role == "bound", row.competes
 
 
-def _name(row: Row) -> str:
+def _name(row: ComparisonRow) -> str:
     return f"{row.name} (bound)" if row.role == "bound" else row.name
 
 
-def _style(row: Row) -> str:
+def _style(row: ComparisonRow) -> str:
     return {"controller": "bold green", "variant": "green", "bound": "dim"}.get(row.role, "")
 
 
@@ -182,7 +182,7 @@ def _relative(saved: Estimate | None) -> str:
     return f"{-100 * saved.value:+.0f}% ±{50 * (saved.high - saved.low):.0f}"
 
 
-def _ms(row: Row) -> str:
+def _ms(row: ComparisonRow) -> str:
     """Mean latency at the first accuracy target; a dash where it is not reached."""
     found = row.at_accuracy[0].latency_ms if row.at_accuracy else None
     return "-" if found is None else f"{found.value:.1f} ±{(found.high - found.low) / 2:.1f}"

@@ -17,11 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
 from budgetvlm._io import atomic_path
-from budgetvlm.comparison.fitting_data import Material
+from budgetvlm.comparison.fitting_data import FittingData
 from budgetvlm.comparison.roster import ROSTER
 from budgetvlm.controller.policy import ControllerPolicy
 from budgetvlm.errors import BudgetVLMError, DataError, MissingExtraError
-from budgetvlm.evaluation.outcomes import Bench
+from budgetvlm.evaluation.outcomes import EvaluationData
 from budgetvlm.features import Features
 from budgetvlm.policies import Policy, Restricted, States, free_settings
 from budgetvlm.table import ProfileTable
@@ -109,7 +109,9 @@ class Recorded:
     name: str = "recorded"
 
     @classmethod
-    def of(cls, cell: Cell, bench: Bench, shares: Sequence[float], price: float, prices: Sequence[float]) -> Recorded:
+    def of(
+        cls, cell: Cell, bench: EvaluationData, shares: Sequence[float], price: float, prices: Sequence[float]
+    ) -> Recorded:
         reference = bench.expected.reference_ms
         choices = {(True, share * reference, price): row for share, row in zip(shares, cell.budgets, strict=True)}
         if len(cell.prices):
@@ -125,7 +127,12 @@ class Recorded:
 
 
 def make_cell(
-    spec: Spec, material: Material, bench: Bench, shares: Sequence[float], price: float, prices: Sequence[float]
+    spec: Spec,
+    material: FittingData,
+    bench: EvaluationData,
+    shares: Sequence[float],
+    price: float,
+    prices: Sequence[float],
 ) -> Cell:
     """Fit a policy and let it choose for everything that is evaluated. What the user cannot help becomes a status."""
     entry = ROSTER[spec.policy]
@@ -149,7 +156,7 @@ def _chosen(
     spec: Spec,
     policy: Policy,
     features: Features | None,
-    bench: Bench,
+    bench: EvaluationData,
     seconds: float,
     shares: Sequence[float],
     price: float,

@@ -13,7 +13,7 @@ from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.features import Features
 from budgetvlm.guard.static import StaticGuard
 from budgetvlm.policies import free_settings, group_keys
-from budgetvlm.policies.setting_means import Expected
+from budgetvlm.policies.setting_means import SettingMeans
 from budgetvlm.table import ProfileTable
 
 HELD_OUT = 0.15  # of the training images, where the table has no validation split
@@ -22,7 +22,7 @@ SPLITS = {"train": 0.6, "validation": 0.15, "test": 0.25}  # drawn where a table
 
 
 @dataclass(frozen=True, eq=False)
-class Material:
+class FittingData:
     """One comparison's data, seen from the side of learning.
 
     Attributes:
@@ -33,7 +33,7 @@ class Material:
 
     table: ProfileTable
     features: Features | None
-    expected: Expected
+    expected: SettingMeans
     guard: StaticGuard
     budgets_ms: np.ndarray
     labels: tuple[str, ...]
@@ -55,21 +55,21 @@ class Material:
             raise DataError("this policy reads features and none were given")
         return self.features
 
-    def only_knobs(self, knobs: tuple[str, ...]) -> Material:
+    def only_knobs(self, knobs: tuple[str, ...]) -> FittingData:
         """As if only the settings had been profiled in which all other knobs have their largest value."""
         held = ~free_settings(self.table.knob_space, knobs)
         accuracy, latency = self.table.accuracy.copy(), self.table.latency_ms.copy()
         accuracy[:, held], latency[:, held] = np.nan, np.nan
         table = replace(self.table, accuracy=accuracy, latency_ms=latency, stages_ms={}, tokens={})
-        return replace(self, table=table, expected=Expected.fit(table.subset("train")))
+        return replace(self, table=table, expected=SettingMeans.fit(table.subset("train")))
 
-    def only_samples(self, count: int, seed: int) -> Material:
+    def only_samples(self, count: int, seed: int) -> FittingData:
         """As if so many samples had been profiled, four fifths of them for training."""
         rows = np.sort(np.random.default_rng(seed).permutation(self.table.num_samples)[:count])
         table = self.table.subset(rows).with_splits({"train": 0.8, "validation": 0.2}, seed)
-        return replace(self, table=table, expected=Expected.fit(table.subset("train")))
+        return replace(self, table=table, expected=SettingMeans.fit(table.subset("train")))
 
-    def seeing(self, features: Features) -> Material:
+    def seeing(self, features: Features) -> FittingData:
         """The same with other features."""
         return replace(self, features=features)
 

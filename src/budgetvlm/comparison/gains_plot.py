@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from budgetvlm._io import atomic_path
-from budgetvlm.comparison.comparison_records import CompareReport, Row
+from budgetvlm.comparison.comparison_records import CompareReport, ComparisonRow
 
 COLOURS = {"controller": "#D55E00", "variant": "#E69F00", "baseline": "#0072B2", "bound": "#8a8a8a"}
 INK, DPI = "#222222", 150
@@ -44,19 +44,19 @@ def plot_comparison(report: CompareReport, path: str | Path) -> None:
         figure.savefig(temporary, format="png", dpi=DPI)
 
 
-def _gain(axes: Any, place: int, row: Row) -> None:
+def _gain(axes: Any, place: int, row: ComparisonRow) -> None:
     assert row.room is not None
     gain = row.room.accuracy_gain
     _interval(axes, place, row, 100 * gain.value, 100 * gain.low, 100 * gain.high)
 
 
-def _latency(axes: Any, place: int, row: Row) -> None:
+def _latency(axes: Any, place: int, row: ComparisonRow) -> None:
     found = row.at_accuracy[0].latency_ms if row.at_accuracy else None
     if found is not None:
         _interval(axes, place, row, found.value, found.low, found.high)
 
 
-def _interval(axes: Any, place: int, row: Row, value: float, low: float, high: float) -> None:
+def _interval(axes: Any, place: int, row: ComparisonRow, value: float, low: float, high: float) -> None:
     colour = COLOURS[row.role]
     axes.plot([low, high], [place, place], color=colour, linewidth=2, alpha=0.6)
     filled = colour if row.competes or row.role == "bound" else "white"

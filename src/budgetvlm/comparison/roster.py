@@ -1,6 +1,6 @@
 """Every policy that is compared: what it is called, what it needs, how it is fitted.
 
-To add one, write a function from `Material` and a seed to a policy and give it a line in `ROSTER`.
+To add one, write a function from `FittingData` and a seed to a policy and give it a line in `ROSTER`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from budgetvlm.policies import (
 )
 
 if TYPE_CHECKING:
-    from budgetvlm.comparison.fitting_data import Material
+    from budgetvlm.comparison.fitting_data import FittingData
     from budgetvlm.controller.training import MakeLoss, TrainingConfig
 
-Fit = Callable[["Material", int], Policy]
+Fit = Callable[["FittingData", int], Policy]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Entry:
     quick: bool = False
 
 
-def _config(material: Material, seed: int, grpo: dict[str, Any], **network: Any) -> TrainingConfig:
+def _config(material: FittingData, seed: int, grpo: dict[str, Any], **network: Any) -> TrainingConfig:
     from budgetvlm.controller.grpo import GRPOConfig
     from budgetvlm.controller.training import TrainingConfig
 
@@ -60,7 +60,7 @@ def _config(material: Material, seed: int, grpo: dict[str, Any], **network: Any)
 def _trained(make_loss: str | None = None, teachers: int = 0, **grpo: Any) -> Fit:
     """A controller trained by the project's trainer, with another loss (a name of `_losses`) or other options."""
 
-    def fit(material: Material, seed: int) -> Policy:
+    def fit(material: FittingData, seed: int) -> Policy:
         from budgetvlm.controller.fitting import fit_controller
         from budgetvlm.controller.policy import ControllerPolicy
 
@@ -92,7 +92,7 @@ def _losses() -> dict[str, MakeLoss]:
     }
 
 
-def _ensemble(material: Material, seed: int) -> Policy:
+def _ensemble(material: FittingData, seed: int) -> Policy:
     from budgetvlm.controller.fitting import fit_ensemble
     from budgetvlm.controller.policy import ControllerPolicy
 
@@ -101,7 +101,7 @@ def _ensemble(material: Material, seed: int) -> Policy:
 
 
 def _network(members: bool = False) -> Fit:
-    def fit(material: Material, seed: int) -> Policy:
+    def fit(material: FittingData, seed: int) -> Policy:
         from dataclasses import replace
 
         from budgetvlm.controller.fitting import member_seeds
@@ -118,7 +118,7 @@ def _network(members: bool = False) -> Fit:
 
 
 def _learnt(method: str) -> Fit:
-    def fit(material: Material, seed: int) -> Policy:
+    def fit(material: FittingData, seed: int) -> Policy:
         from budgetvlm.policies import supervised as learnt
 
         train, validation, features = material.train, material.validation, material.given
@@ -129,7 +129,7 @@ def _learnt(method: str) -> Fit:
     return fit
 
 
-def _bandit(material: Material, seed: int) -> Policy:
+def _bandit(material: FittingData, seed: int) -> Policy:
     from budgetvlm.policies.bandit import ContextualBandit
 
     return ContextualBandit.fit(material.train, material.given.aligned(material.train.sample_ids), seed)
@@ -138,7 +138,7 @@ def _bandit(material: Material, seed: int) -> Policy:
 def _lookup_by(count: int | None) -> Fit:
     """A lookup table for each group, by the first so many labels."""
 
-    def fit(material: Material, seed: int) -> Policy:
+    def fit(material: FittingData, seed: int) -> Policy:
         return GroupLookup.fit(material.train, material.labels[:count], material.expected)
 
     return fit

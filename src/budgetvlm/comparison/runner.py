@@ -12,15 +12,15 @@ import numpy as np
 
 from budgetvlm._io import read_json, write_json
 from budgetvlm.comparison.compare_options import CompareOptions
-from budgetvlm.comparison.comparison_records import CompareReport, Row
+from budgetvlm.comparison.comparison_records import CompareReport, ComparisonRow
 from budgetvlm.comparison.fits import NO_FEATURES, OK, Cell, Recorded, Spec, failed_cell, make_cell
-from budgetvlm.comparison.fitting_data import VIEWS, Material, learning_part, viewed, with_splits
+from budgetvlm.comparison.fitting_data import VIEWS, FittingData, learning_part, viewed, with_splits
 from budgetvlm.comparison.roster import ALWAYS, ROSTER
 from budgetvlm.errors import BudgetVLMError, ConfigError
-from budgetvlm.evaluation.ceiling import BudgetFace
-from budgetvlm.evaluation.evaluator import make_bench, versions
-from budgetvlm.evaluation.mean_budget import PriceFace
-from budgetvlm.evaluation.outcomes import ORACLE, Bench, Contender
+from budgetvlm.evaluation.ceiling import CeilingMetrics
+from budgetvlm.evaluation.evaluator import evaluation_data, versions
+from budgetvlm.evaluation.mean_budget import MeanBudgetMetrics
+from budgetvlm.evaluation.outcomes import ORACLE, Contender, EvaluationData
 from budgetvlm.features import Features
 from budgetvlm.table import ProfileTable
 
@@ -52,7 +52,7 @@ def compare(
     """
     options = options or CompareOptions()
     whole = with_splits(table)
-    bench = make_bench(whole, features, options.evaluation)
+    bench = evaluation_data(whole, features, options.evaluation)
     material = _material(whole, features, bench, options)
     directory = None if cells_dir is None else Path(cells_dir)
     if directory is not None:
@@ -66,9 +66,11 @@ def compare(
     return _report(whole, bench, options, cells)
 
 
-def _material(whole: ProfileTable, features: Features | None, bench: Bench, options: CompareOptions) -> Material:
+def _material(
+    whole: ProfileTable, features: Features | None, bench: EvaluationData, options: CompareOptions
+) -> FittingData:
     budgets = np.array(options.evaluation.budget_shares) * bench.expected.reference_ms
-    return Material(
+    return FittingData(
         table=learning_part(whole),
         features=None if features is None else features.aligned(whole.sample_ids),
         expected=bench.expected,
@@ -80,7 +82,7 @@ def _material(whole: ProfileTable, features: Features | None, bench: Bench, opti
     )
 
 
-def _specs(whole: ProfileTable, material: Material, options: CompareOptions) -> Iterator[Spec]:
+def _specs(whole: ProfileTable, material: FittingData, options: CompareOptions) -> Iterator[Spec]:
     """All cells of the sections asked for; the same cell may come twice."""
     for key in dict.fromkeys((*options.policies, *ALWAYS)):
         yield from _seeds(Spec(key, 0), options)
@@ -108,7 +110,12 @@ def _seeds(spec: Spec, options: CompareOptions) -> Iterator[Spec]:
 
 
 def _cell(
-    spec: Spec, material: Material, whole: ProfileTable, bench: Bench, options: CompareOptions, directory: Path | None
+    spec: Spec,
+    material: FittingData,
+    whole: ProfileTable,
+    bench: EvaluationData,
+    options: CompareOptions,
+    directory: Path | None,
 ) -> Cell:
     known = None if directory is None else Cell.load(spec, directory)
     if known is not None and known.status == OK:  # what was not installed may be by now
@@ -124,7 +131,7 @@ def _cell(
     return cell
 
 
-def _changed(spec: Spec, material: Material, whole: ProfileTable) -> Material:
+def _changed(spec: Spec, material: FittingData, whole: ProfileTable) -> FittingData:
     if spec.knobs:
         material = material.only_knobs(spec.knobs)
     if spec.view and material.features is not None:
@@ -161,7 +168,9 @@ def _check_origin(directory: Path, whole: ProfileTable, features: Features | Non
         )
 
 
-def _report(whole: ProfileTable, bench: Bench, options: CompareOptions, cells: Sequence[Cell]) -> CompareReport:
+def _report(
+    whole: ProfileTable, bench: EvaluationData, options: CompareOptions, cells: Sequence[Cell]
+) -> CompareReport:
     by_name: dict[str, list[Cell]] = {}
     for cell in cells:
         by_name.setdefault(cell.spec.name, []).append(cell)
@@ -184,12 +193,12 @@ def _report(whole: ProfileTable, bench: Bench, options: CompareOptions, cells: S
     )
 
 
-def _order(row: Row) -> tuple[bool, bool, float]:
+def _order(row: ComparisonRow) -> tuple[bool, bool, float]:
     """Competitors from best to worst, then those that break budgets or have no figures, then the bounds."""
     return row.role == "bound", not row.competes, -row.gain
 
 
-def _notes(whole: ProfileTable, bench: Bench, cells: Sequence[Cell]) -> Iterator[str]:
+def _notes(whole: ProfileTable, bench: EvaluationData, cells: Sequence[Cell]) -> Iterator[str]:
     if bench.test_features is None:
         yield "The data has no features, so policies that read the input are left out."
     yield from sorted({cell.note for cell in cells if cell.status not in (OK, NO_FEATURES)})
@@ -202,24 +211,24 @@ class _Faces:
     """Both faces of the evaluation, with what the rows need of them."""
 
     options: CompareOptions
-    budget: BudgetFace
-    price: PriceFace
+    budget: CeilingMetrics
+    price: MeanBudgetMetrics
 
     @classmethod
-    def measure(cls, bench: Bench, options: CompareOptions, made: dict[str, list[Cell]]) -> _Faces:
+    def measure(cls, bench: EvaluationData, options: CompareOptions, made: dict[str, list[Cell]]) -> _Faces:
         evaluation = options.evaluation
         contenders = [_contender(group, bench, options) for group in made.values()]
         quiet: Callable[[str], None] = lambda text: None  # noqa: E731
-        budget = BudgetFace.measure(bench, contenders, evaluation.budget_shares, evaluation.price, quiet)
-        price = PriceFace.measure(bench, contenders, evaluation.prices, evaluation.accuracy_shares, quiet)
+        budget = CeilingMetrics.measure(bench, contenders, evaluation.budget_shares, evaluation.price, quiet)
+        price = MeanBudgetMetrics.measure(bench, contenders, evaluation.prices, evaluation.accuracy_shares, quiet)
         return cls(options, budget, price)
 
-    def row(self, group: Sequence[Cell]) -> Row:
+    def row(self, group: Sequence[Cell]) -> ComparisonRow:
         spec = group[0].spec
         entry, name = ROSTER[spec.policy], spec.name
         bad = next((cell for cell in group if cell.status != OK), None)
         section = "samples" if spec.samples else "knobs" if spec.knobs else "features" if spec.view else "policies"
-        row = Row(
+        row = ComparisonRow(
             key=spec.policy, name=name, role=entry.role, section=section, variant=spec.variant,
             status=bad.status if bad else OK, note=bad.note if bad else entry.note, runs=len(group),
         )  # fmt: skip
@@ -238,13 +247,13 @@ class _Faces:
         )
 
 
-def _with_rivals(faces: _Faces, rows: Sequence[Row]) -> list[Row]:
+def _with_rivals(faces: _Faces, rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
     """Rows of the main section, each compared with the best other competitor on both faces."""
     main = [row for row in rows if row.section == "policies"]
     return [_rivalled(faces, row, [other for other in main if other.competes and other is not row]) for row in main]
 
 
-def _rivalled(faces: _Faces, row: Row, others: Sequence[Row]) -> Row:
+def _rivalled(faces: _Faces, row: ComparisonRow, others: Sequence[ComparisonRow]) -> ComparisonRow:
     if row.status != OK or not others:
         return row
     evaluation = faces.options.evaluation
@@ -260,7 +269,7 @@ def _rivalled(faces: _Faces, row: Row, others: Sequence[Row]) -> Row:
     return replace(row, fastest_other=fastest.name, faster=faster)
 
 
-def _contender(group: Sequence[Cell], bench: Bench, options: CompareOptions) -> Contender:
+def _contender(group: Sequence[Cell], bench: EvaluationData, options: CompareOptions) -> Contender:
     evaluation, entry, name = options.evaluation, ROSTER[group[0].spec.policy], group[0].spec.name
     prices = _prices(options)
     runs = tuple(Recorded.of(cell, bench, evaluation.budget_shares, evaluation.price, prices) for cell in group)

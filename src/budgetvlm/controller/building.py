@@ -10,7 +10,7 @@ from budgetvlm.controller.network import GRPOController
 from budgetvlm.errors import DataError
 from budgetvlm.features import Features
 from budgetvlm.guard.static import StaticGuard
-from budgetvlm.policies.setting_means import Expected
+from budgetvlm.policies.setting_means import SettingMeans
 from budgetvlm.table import ProfileTable
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def new_controller(
-    table: ProfileTable, features: Features, config: TrainingConfig, guard: StaticGuard, expected: Expected
+    table: ProfileTable, features: Features, config: TrainingConfig, guard: StaticGuard, expected: SettingMeans
 ) -> GRPOController:
     """Build it with the sizes of a run's options. Raises DataError where no accuracy was measured."""
     controller = GRPOController(

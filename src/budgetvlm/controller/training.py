@@ -35,7 +35,7 @@ from budgetvlm.errors import ConfigError
 from budgetvlm.features import Features
 from budgetvlm.guard.adaptive import AdaptiveGuard
 from budgetvlm.guard.static import StaticGuard
-from budgetvlm.policies.setting_means import Expected
+from budgetvlm.policies.setting_means import SettingMeans
 from budgetvlm.table import ProfileTable
 
 Say = Callable[[str], None]
@@ -177,7 +177,7 @@ class Run:
         self, table: ProfileTable, features: Features, config: TrainingConfig, make_loss: MakeLoss | None = None
     ):
         train_table, validation_table = table.subset("train"), table.subset("validation")
-        guard, expected = StaticGuard.fit_table(train_table, config.guard_quantile), Expected.fit(train_table)
+        guard, expected = StaticGuard.fit_table(train_table, config.guard_quantile), SettingMeans.fit(train_table)
         image, language = _feature_tensors(features, config.device)
         rows = torch.from_numpy(table.rows_of("train")).to(config.device)
         with torch.random.fork_rng(devices=[]):

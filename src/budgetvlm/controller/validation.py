@@ -16,7 +16,7 @@ from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.reward import RewardWeights, constrained_reward, guide_reward
 from budgetvlm.controller.training_states import NO_LIMIT_MS
 from budgetvlm.guard.static import StaticGuard
-from budgetvlm.policies.setting_means import Expected
+from budgetvlm.policies.setting_means import SettingMeans
 from budgetvlm.table import ProfileTable
 
 BUDGET_SHARES = (0.35, 0.5, 0.6, 0.7, 0.85, 1.0)  # of the full setting's median latency, at the default price
@@ -38,7 +38,7 @@ class Validation:
 
     table: ProfileTable
     encoded: Tensor
-    expected: Expected
+    expected: SettingMeans
     guard: StaticGuard
     objective: Objective
     weights: RewardWeights

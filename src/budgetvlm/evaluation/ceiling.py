@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from budgetvlm.evaluation.outcomes import GROUP, LOOKUP, ORACLE, PREDICT, Bench, Contender, Outcomes, outcomes
+from budgetvlm.evaluation.outcomes import GROUP, LOOKUP, ORACLE, PREDICT, Contender, EvaluationData, Outcomes, outcomes
 from budgetvlm.evaluation.records import AtBudget, Estimate, Room, SettingShare
 from budgetvlm.policies import States
 
@@ -18,10 +18,10 @@ LEAST_ROOM = 1e-3  # below a tenth of a point of accuracy a share of the room me
 
 
 @dataclass(frozen=True, eq=False)
-class BudgetFace:
+class CeilingMetrics:
     """Per contender: its outcomes, and the resampled means of accuracy, latency and violations, ``[R, P]`` each."""
 
-    bench: Bench
+    bench: EvaluationData
     shares: tuple[float, ...]
     found: dict[str, Outcomes]
     accuracy_RP: dict[str, np.ndarray]
@@ -31,12 +31,12 @@ class BudgetFace:
     @classmethod
     def measure(
         cls,
-        bench: Bench,
+        bench: EvaluationData,
         contenders: Sequence[Contender],
         shares: Sequence[float],
         price: float,
         progress: Callable[[str], None],
-    ) -> BudgetFace:
+    ) -> CeilingMetrics:
         """Let every contender choose for every evaluated sample under every budget."""
         budgets = np.array(shares) * bench.expected.reference_ms
         requests = [States.under_budget(bench.test, bench.test_features, bench.guard, b, price) for b in budgets]

@@ -15,11 +15,11 @@ import numpy as np
 
 from budgetvlm._version import __version__
 from budgetvlm.errors import ConfigError, DataError
-from budgetvlm.evaluation.ceiling import BudgetFace
+from budgetvlm.evaluation.ceiling import CeilingMetrics
 from budgetvlm.evaluation.frontier import mixing_path
 from budgetvlm.evaluation.intervals import Bootstrap
-from budgetvlm.evaluation.mean_budget import PriceFace
-from budgetvlm.evaluation.outcomes import BLIND, GROUP, LOOKUP, ORACLE, PREDICT, Bench, Contender
+from budgetvlm.evaluation.mean_budget import MeanBudgetMetrics
+from budgetvlm.evaluation.outcomes import BLIND, GROUP, LOOKUP, ORACLE, PREDICT, Contender, EvaluationData
 from budgetvlm.evaluation.records import EvaluationReport, FrontierPoint, PolicyResult
 from budgetvlm.evaluation.task_properties import PRICES, complete_rows
 from budgetvlm.features import Features
@@ -34,7 +34,7 @@ from budgetvlm.policies import (
     RandomFeasible,
 )
 from budgetvlm.policies.predictor import PredictArgmax, PredictorConfig
-from budgetvlm.policies.setting_means import Expected
+from budgetvlm.policies.setting_means import SettingMeans
 from budgetvlm.table import SPLITS, ProfileTable
 
 RANDOM_RUNS = 5  # draws of the random policy that are averaged
@@ -107,17 +107,17 @@ def evaluate(
     """
     options = options or EvaluationOptions()
     progress("reading splits")
-    bench = make_bench(table, features, options)
+    bench = evaluation_data(table, features, options)
     contenders = list(_contenders(bench, dict(policies or {}), options, progress))
-    budget_face = BudgetFace.measure(bench, contenders, options.budget_shares, options.price, progress)
+    budget_face = CeilingMetrics.measure(bench, contenders, options.budget_shares, options.price, progress)
     progress("mean latency at equal accuracy")
-    price_face = PriceFace.measure(bench, contenders, options.prices, options.accuracy_shares, progress)
+    price_face = MeanBudgetMetrics.measure(bench, contenders, options.prices, options.accuracy_shares, progress)
     results = [_result(contender, budget_face, price_face, options) for contender in contenders]
     return _report(bench, [*results, _blind_mix(price_face)], options)
 
 
 def _result(
-    contender: Contender, budget_face: BudgetFace, price_face: PriceFace, options: EvaluationOptions
+    contender: Contender, budget_face: CeilingMetrics, price_face: MeanBudgetMetrics, options: EvaluationOptions
 ) -> PolicyResult:
     name = contender.name
     return PolicyResult(
@@ -132,14 +132,14 @@ def _result(
     )
 
 
-def _blind_mix(price_face: PriceFace) -> PolicyResult:
+def _blind_mix(price_face: MeanBudgetMetrics) -> PolicyResult:
     """The best input-blind mix has no budget for each request, only a frontier."""
     note = "settings drawn at random, whatever the input; picked on the training samples"
     frontier, at_accuracy = price_face.frontier(BLIND), price_face.at_accuracy(BLIND)
     return PolicyResult(BLIND, "baseline", 1, note, frontier=frontier, at_accuracy=at_accuracy)
 
 
-def make_bench(table: ProfileTable, features: Features | None, options: EvaluationOptions) -> Bench:
+def evaluation_data(table: ProfileTable, features: Features | None, options: EvaluationOptions) -> EvaluationData:
     """The splits, averages, guard and resamples that all policies share.
 
     Raises:
@@ -150,7 +150,7 @@ def make_bench(table: ProfileTable, features: Features | None, options: Evaluati
         raise DataError(f"no {options.split} samples to evaluate on; this table has: {sides}. Choose another split.")
     train = table.subset("train")
     tuning_split = "validation" if _has(table, "validation") and options.split != "validation" else "train"
-    expected, guard = Expected.fit(train), StaticGuard.fit_table(train, options.guard_quantile)
+    expected, guard = SettingMeans.fit(train), StaticGuard.fit_table(train, options.guard_quantile)
     measured = expected.measured & guard.measured
     if not measured.any():
         raise DataError(
@@ -160,7 +160,7 @@ def make_bench(table: ProfileTable, features: Features | None, options: Evaluati
     evaluated = table.subset(options.split)
     test, tuning = complete_rows(evaluated, measured), complete_rows(table.subset(tuning_split), measured)
     images = test.groups.get("image_id", test.sample_ids)
-    return Bench(
+    return EvaluationData(
         train=train,
         tuning=tuning,
         test=test,
@@ -184,7 +184,7 @@ def _has(table: ProfileTable, split: str) -> bool:
 
 
 def _contenders(
-    bench: Bench, policies: dict[str, Policy], options: EvaluationOptions, progress: Callable[[str], None]
+    bench: EvaluationData, policies: dict[str, Policy], options: EvaluationOptions, progress: Callable[[str], None]
 ) -> Iterator[Contender]:
     """The policies given and those they are measured against, fitted on the training split."""
     if policies:
@@ -209,7 +209,7 @@ def _contenders(
     yield Contender(ORACLE, "bound", (Oracle(expected),), note, priced=True, charged_expected=True)
 
 
-def _predictor(bench: Bench, seed: int) -> PredictArgmax:
+def _predictor(bench: EvaluationData, seed: int) -> PredictArgmax:
     """Stopped early on the tuning split, or on a part of the training split that is held out from it."""
     config = PredictorConfig(seed=seed)
     all_features, tuning_features = bench.train_features, bench.tuning_features
@@ -227,7 +227,7 @@ def _predictor(bench: Bench, seed: int) -> PredictArgmax:
     )
 
 
-def _report(bench: Bench, results: list[PolicyResult], options: EvaluationOptions) -> EvaluationReport:
+def _report(bench: EvaluationData, results: list[PolicyResult], options: EvaluationOptions) -> EvaluationReport:
     return EvaluationReport(
         split=options.split,
         tuning_split=bench.tuning_split,
@@ -244,7 +244,7 @@ def _report(bench: Bench, results: list[PolicyResult], options: EvaluationOption
     )
 
 
-def _statics(bench: Bench) -> tuple[FrontierPoint, ...]:
+def _statics(bench: EvaluationData) -> tuple[FrontierPoint, ...]:
     """Every measured setting on the evaluated split; ``vertex``: its place on the blind mix's path."""
     accuracy, latency = bench.test_means
     path = mixing_path(bench.expected.latency_ms, bench.expected.accuracy)

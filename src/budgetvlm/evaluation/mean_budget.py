@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from budgetvlm.evaluation.frontier import latency_at, mixing_path
-from budgetvlm.evaluation.outcomes import BLIND, GROUP, PREDICT, Bench, Contender, Outcomes, outcomes
+from budgetvlm.evaluation.outcomes import BLIND, GROUP, PREDICT, Contender, EvaluationData, Outcomes, outcomes
 from budgetvlm.evaluation.records import AtAccuracy, Estimate, FrontierPoint
 from budgetvlm.features import Features
 from budgetvlm.policies import States
@@ -39,10 +39,10 @@ class Path:
 
 
 @dataclass(frozen=True, eq=False)
-class PriceFace:
+class MeanBudgetMetrics:
     """The frontiers of all priced contenders and of the blind mix."""
 
-    bench: Bench
+    bench: EvaluationData
     paths: dict[str, Path]
     accuracy_shares: tuple[float, ...]
     full_accuracy: float
@@ -51,12 +51,12 @@ class PriceFace:
     @classmethod
     def measure(
         cls,
-        bench: Bench,
+        bench: EvaluationData,
         contenders: Sequence[Contender],
         prices: Sequence[float],
         accuracy_shares: Sequence[float],
         progress: Callable[[str], None],
-    ) -> PriceFace:
+    ) -> MeanBudgetMetrics:
         """Sweep the prices with every priced contender."""
         paths = {BLIND: _blind(bench)}
         for contender in contenders:
@@ -137,14 +137,14 @@ class PriceFace:
         return Estimate(number[0], float(low), float(high))
 
 
-def _blind(bench: Bench) -> Path:
+def _blind(bench: EvaluationData) -> Path:
     """The settings on the hull of the training means, as measured on the evaluated split."""
     hull = mixing_path(bench.expected.latency_ms, bench.expected.accuracy)
     accuracy, latency = bench.test.accuracy[:, hull], bench.test.latency_ms[:, hull].astype(np.float64)
     return _path(bench, (None,) * len(hull), accuracy.astype(np.float64), latency, np.arange(len(hull)))
 
 
-def _swept(bench: Bench, contender: Contender, prices: Sequence[float]) -> Path:
+def _swept(bench: EvaluationData, contender: Contender, prices: Sequence[float]) -> Path:
     """A contender at every price; vertices picked on the tuning split."""
     tuned = _sweep(bench, contender, bench.tuning, bench.tuning_features, prices)
     latency, accuracy = tuned.sample_latency.mean(axis=0), tuned.sample_accuracy.mean(axis=0)
@@ -154,13 +154,13 @@ def _swept(bench: Bench, contender: Contender, prices: Sequence[float]) -> Path:
 
 
 def _sweep(
-    bench: Bench, contender: Contender, table: ProfileTable, features: Features | None, prices: Sequence[float]
+    bench: EvaluationData, contender: Contender, table: ProfileTable, features: Features | None, prices: Sequence[float]
 ) -> Outcomes:
     return outcomes(contender, table, [States.unlimited(table, features, bench.guard, price) for price in prices])
 
 
 def _path(
-    bench: Bench,
+    bench: EvaluationData,
     prices: tuple[float | None, ...],
     accuracy: np.ndarray,
     latency_ms: np.ndarray,

@@ -15,7 +15,7 @@ from budgetvlm.evaluation.intervals import Bootstrap
 from budgetvlm.features import Features
 from budgetvlm.guard.static import StaticGuard, timed_rows
 from budgetvlm.policies import Policy, States
-from budgetvlm.policies.setting_means import Expected
+from budgetvlm.policies.setting_means import SettingMeans
 from budgetvlm.table import ProfileTable
 
 # Names of the contenders that others are compared with.
@@ -40,7 +40,7 @@ class Contender:
 
 
 @dataclass(frozen=True, eq=False)
-class Bench:
+class EvaluationData:
     """The data all contenders share. ``test`` and ``tuning`` hold samples measured at every setting.
 
     Without features only policies that read none can choose.
@@ -54,7 +54,7 @@ class Bench:
     test_features: Features | None
     tuning_split: str
     left_out: int
-    expected: Expected
+    expected: SettingMeans
     guard: StaticGuard
     bootstrap: Bootstrap
 

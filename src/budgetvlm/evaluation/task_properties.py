@@ -16,7 +16,7 @@ from budgetvlm.evaluation.frontier import latency_at, mixing_path
 from budgetvlm.guard.static import StaticGuard
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.policies import GroupLookup, LookupTable, Oracle, Policy, States
-from budgetvlm.policies.setting_means import Expected, column_means
+from budgetvlm.policies.setting_means import SettingMeans, column_means
 from budgetvlm.table import ProfileTable
 
 BUDGET_SHARES = (0.5, 0.6, 0.7, 0.85)
@@ -62,10 +62,10 @@ def visible_room(
         DataError: no "train" or "test" samples, a missing label, a setting without measurements where one is needed.
     """
     train, test = table.subset("train"), table.subset("test")
-    expected, guard = Expected.fit(train), StaticGuard.fit_table(train, guard_quantile)
+    expected, guard = SettingMeans.fit(train), StaticGuard.fit_table(train, guard_quantile)
     test = complete_rows(test, expected.measured & guard.measured)
     group = GroupLookup.fit(train, labels, expected)
-    means = Expected.fit(test)
+    means = SettingMeans.fit(test)
     budgets = _under_budgets(test, guard, expected, group, shares)
     gain = np.mean(budgets["group_lookup"]["accuracy"]) - np.mean(budgets["lookup"]["accuracy"])
     return {
@@ -81,7 +81,7 @@ def visible_room(
     }
 
 
-def one_knob(space: KnobSpace, name: str, means: Expected) -> dict[str, Any]:
+def one_knob(space: KnobSpace, name: str, means: SettingMeans) -> dict[str, Any]:
     """Accuracy and latency by the values of one knob, all others at their largest.
 
     "accuracy_gain" is largest minus smallest value, "latency_saved" one minus smallest / largest, "monotonic" whether
@@ -106,7 +106,7 @@ def outcome(test: ProfileTable, chosen: np.ndarray) -> tuple[float, float]:
     return float(test.accuracy[rows, chosen].mean()), float(test.latency_ms[rows, chosen].mean())
 
 
-def _point(means: Expected, column: int) -> dict[str, float]:
+def _point(means: SettingMeans, column: int) -> dict[str, float]:
     return {"accuracy": float(means.accuracy[column]), "latency_ms": float(means.latency_ms[column])}
 
 
@@ -117,7 +117,7 @@ def _accuracy_by(test: ProfileTable, label: str) -> dict[str, float]:
 
 
 def _under_budgets(
-    test: ProfileTable, guard: StaticGuard, expected: Expected, group: GroupLookup, shares: Sequence[float]
+    test: ProfileTable, guard: StaticGuard, expected: SettingMeans, group: GroupLookup, shares: Sequence[float]
 ) -> dict[str, Any]:
     """Accuracy of lookup table, group lookup and oracle at each budget, at price 0."""
     policies: dict[str, Policy] = {"lookup": LookupTable(expected), "group_lookup": group, "oracle": Oracle(expected)}
@@ -135,7 +135,7 @@ def _equal_accuracy(
     train: ProfileTable,
     test: ProfileTable,
     guard: StaticGuard,
-    expected: Expected,
+    expected: SettingMeans,
     group: GroupLookup,
     accuracy_share: float,
 ) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def _equal_accuracy(
 
 
 def _sweep(
-    table: ProfileTable, guard: StaticGuard, expected: Expected, policy: Policy
+    table: ProfileTable, guard: StaticGuard, expected: SettingMeans, policy: Policy
 ) -> list[tuple[ProfileTable, np.ndarray]]:
     """What a policy chooses on the complete samples of a table at each price, without a budget."""
     rows = complete_rows(table, expected.measured & guard.measured)

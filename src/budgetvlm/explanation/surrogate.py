@@ -22,7 +22,7 @@ from budgetvlm.evaluation.task_properties import complete_rows
 from budgetvlm.features import Features
 from budgetvlm.guard.static import StaticGuard
 from budgetvlm.policies import States
-from budgetvlm.policies.setting_means import Expected
+from budgetvlm.policies.setting_means import SettingMeans
 from budgetvlm.table import ProfileTable
 
 COMPONENTS = 4  # of each feature, where there are no labels
@@ -69,7 +69,7 @@ def surrogate(
         )
     side = "test" if "test" in table.split else "validation"
     train = table.subset("train")
-    guard, reference_ms = StaticGuard.fit_table(train), Expected.fit(train).reference_ms
+    guard, reference_ms = StaticGuard.fit_table(train), SettingMeans.fit(train).reference_ms
     rest = complete_rows(table.subset(side), guard.measured)
     names, inputs = _inputs(train, rest, features.aligned(train.sample_ids), features.aligned(rest.sample_ids))
     chosen = [_choices(controller, part, features, guard, reference_ms) for part in (train, rest)]

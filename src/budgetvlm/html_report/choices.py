@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from budgetvlm.evaluation.evaluator import EvaluationOptions, make_bench
+from budgetvlm.evaluation.evaluator import EvaluationOptions, evaluation_data
 from budgetvlm.evaluation.labels import readable_labels
 from budgetvlm.evaluation.outcomes import Contender, Outcomes, outcomes
 from budgetvlm.features import Features
@@ -42,7 +42,7 @@ class Choices:
         cls, table: ProfileTable, features: Features, policies: Mapping[str, Policy], options: EvaluationOptions
     ) -> Choices:
         """Let controllers choose as `budgetvlm.evaluation.evaluator` does."""
-        bench = make_bench(table, features, options)
+        bench = evaluation_data(table, features, options)
         budgets = np.array(options.budget_shares) * bench.expected.reference_ms
         requests = [
             States.under_budget(bench.test, bench.test_features, bench.guard, float(b), options.price) for b in budgets

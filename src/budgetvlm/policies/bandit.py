@@ -16,7 +16,7 @@ import numpy as np
 from budgetvlm._extras import require
 from budgetvlm.features import Features
 from budgetvlm.policies.inputs import Inputs
-from budgetvlm.policies.setting_means import Expected
+from budgetvlm.policies.setting_means import SettingMeans
 from budgetvlm.policies.states import States
 from budgetvlm.table import ProfileTable
 
@@ -28,7 +28,7 @@ COMMAND = "--cb_adf --cb_type mtr --interactions ca --quiet --noconstant -b 20"
 class ContextualBandit:
     """Least predicted cost (one minus accuracy) plus price times mean latency, among the feasible settings."""
 
-    expected: Expected
+    expected: SettingMeans
     inputs: Inputs
     workspace: Any
     tried: np.ndarray
@@ -40,7 +40,7 @@ class ContextualBandit:
         require("vowpalwabbit", "vw", "such policy")
         from vowpalwabbit import Workspace
 
-        expected, inputs = Expected.fit(train), Inputs.fit(features)
+        expected, inputs = SettingMeans.fit(train), Inputs.fit(features)
         settings = np.flatnonzero(np.isfinite(expected.accuracy))
         workspace = Workspace(f"{COMMAND} --random_seed {seed}")
         for lines in _examples(train, _context(inputs.of(features)), settings, seed):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from budgetvlm.errors import DataError
-from budgetvlm.policies.setting_means import Expected, column_means
+from budgetvlm.policies.setting_means import SettingMeans, column_means
 from budgetvlm.policies.states import States
 from budgetvlm.table import ProfileTable
 
@@ -22,7 +22,7 @@ class GroupLookup:
             few pseudo-samples; the last row, for groups not seen in training, is the overall means.
     """
 
-    expected: Expected
+    expected: SettingMeans
     labels: tuple[str, ...]
     keys: tuple[tuple[str, ...], ...]
     accuracy: np.ndarray
@@ -33,7 +33,7 @@ class GroupLookup:
         cls,
         table: ProfileTable,
         labels: tuple[str, ...] = ("kind", "difficulty"),
-        expected: Expected | None = None,
+        expected: SettingMeans | None = None,
         pseudo_samples: float = 4.0,
     ) -> GroupLookup:
         """Group means of a training table.
@@ -41,7 +41,7 @@ class GroupLookup:
         Raises:
             DataError: the table lacks one of the labels.
         """
-        expected = expected or Expected.fit(table)
+        expected = expected or SettingMeans.fit(table)
         rows = group_keys(table, labels)
         keys = tuple(sorted(set(rows)))
         number = _numbers(rows, keys)
@@ -86,7 +86,7 @@ def _shrunk(accuracy: np.ndarray, prior: np.ndarray, pseudo_samples: float) -> n
 class Oracle:
     """The best setting for each sample with hindsight: a bound. Costs are expected latencies, not measured ones."""
 
-    expected: Expected
+    expected: SettingMeans
     name: str = "oracle"
 
     def choose(self, states: States) -> np.ndarray:

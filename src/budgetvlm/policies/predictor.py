@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from budgetvlm.features import Features
 from budgetvlm.policies import States
-from budgetvlm.policies.setting_means import Expected
+from budgetvlm.policies.setting_means import SettingMeans
 from budgetvlm.table import ProfileTable
 
 
@@ -43,7 +43,7 @@ class PredictArgmax:
         validation_loss: of the epoch that was kept.
     """
 
-    expected: Expected
+    expected: SettingMeans
     network: nn.Module
     mean: np.ndarray
     std: np.ndarray
@@ -67,7 +67,7 @@ class PredictArgmax:
         std = np.where(std > 1e-6, std, 1.0)
         data = (_standardised(raw, mean, std), torch.from_numpy(train.accuracy))
         held_out = (_standardised(held_out_raw, mean, std), torch.from_numpy(validation.accuracy))
-        expected = Expected.fit(train)
+        expected = SettingMeans.fit(train)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             network = _network(raw.shape[1], expected.accuracy, config)

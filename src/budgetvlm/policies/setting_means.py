@@ -23,7 +23,7 @@ def column_means(values: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class Expected:
+class SettingMeans:
     """Mean accuracy ``[K]``, mean latency in ms ``[K]`` (NaN: never measured) and the reference latency in ms."""
 
     accuracy: np.ndarray
@@ -31,7 +31,7 @@ class Expected:
     reference_ms: float
 
     @classmethod
-    def fit(cls, table: ProfileTable) -> Expected:
+    def fit(cls, table: ProfileTable) -> SettingMeans:
         """Averages over the samples of a table, usually its training split.
 
         Raises:

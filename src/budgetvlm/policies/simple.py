@@ -9,7 +9,7 @@ import numpy as np
 from budgetvlm.errors import KnobSpaceError
 from budgetvlm.guard.static import StaticGuard
 from budgetvlm.knobs import KnobSpace
-from budgetvlm.policies.setting_means import Expected
+from budgetvlm.policies.setting_means import SettingMeans
 from budgetvlm.policies.states import Policy, States
 
 GREEDY_ORDER = ("max_crops", "num_active_blocks", "top_k")  # visual tokens, then depth, then width
@@ -29,7 +29,7 @@ class Full:
 class Cheapest:
     """The setting with the least mean latency on the training samples."""
 
-    expected: Expected
+    expected: SettingMeans
     name: str = "cheapest"
 
     def choose(self, states: States) -> np.ndarray:
@@ -40,7 +40,7 @@ class Cheapest:
 class LookupTable:
     """The best single setting for each budget by training means: what a careful engineer does."""
 
-    expected: Expected
+    expected: SettingMeans
     name: str = "lookup table"
 
     def choose(self, states: States) -> np.ndarray:
@@ -67,7 +67,7 @@ class BestStatic:
     name: str = "best static"
 
     @classmethod
-    def fit(cls, expected: Expected, guard: StaticGuard, budgets_ms: np.ndarray) -> BestStatic:
+    def fit(cls, expected: SettingMeans, guard: StaticGuard, budgets_ms: np.ndarray) -> BestStatic:
         """The setting with the best training accuracy over some budgets ``[P]``; an answer that is late is worth 0.
 
         Where nothing fits any budget it is the setting with the smallest bound.
@@ -94,7 +94,7 @@ class Greedy:
     name: str = "greedy"
 
     @classmethod
-    def of(cls, space: KnobSpace, expected: Expected, order: tuple[str, ...] = GREEDY_ORDER) -> Greedy:
+    def of(cls, space: KnobSpace, expected: SettingMeans, order: tuple[str, ...] = GREEDY_ORDER) -> Greedy:
         """Known knobs in the usual order, then all others in the order of the space."""
         known = tuple(name for name in order if name in space.names)
         rest = tuple(name for name in space.names if name not in known)

@@ -14,7 +14,7 @@ import numpy as np
 from budgetvlm._extras import require
 from budgetvlm.features import Features
 from budgetvlm.policies.inputs import Inputs
-from budgetvlm.policies.setting_means import Expected
+from budgetvlm.policies.setting_means import SettingMeans
 from budgetvlm.policies.states import States
 from budgetvlm.table import ProfileTable
 
@@ -29,7 +29,7 @@ FEWEST_FOR_STOPPING = 50  # fewer samples than this are too few to hold some out
 class Predicted:
     """Predicted accuracy minus price times mean latency, at its largest among the feasible settings."""
 
-    expected: Expected
+    expected: SettingMeans
     inputs: Inputs
     predict: Predict
     name: str
@@ -79,7 +79,7 @@ def _fitted(
     held_out: Features,
 ) -> Predicted:
     require("sklearn", "compare", "such policy")
-    expected, inputs = Expected.fit(train), Inputs.fit(features)
+    expected, inputs = SettingMeans.fit(train), Inputs.fit(features)
     prior = np.nan_to_num(expected.accuracy, nan=0.0)  # a setting without measurements is never feasible
     examples = Examples(
         inputs.of(features),
