@@ -145,7 +145,9 @@ def test_every_package_that_is_imported_is_declared(folder, extra):
     names = {"pillow": "PIL", "scikit-learn": "sklearn"}  # what is imported under another name
     found = (re.split(r"[^\w-]", line)[0] for line in wanted)
     declared = {names.get(name, name.replace("-", "_")) for name in found}
-    own = {"budgetvlm", "experiments", "benchmarks"} | {path.stem for path in sources("tests", "experiments", "benchmarks")}
+    own = {"budgetvlm", "experiments", "benchmarks"} | {
+        path.stem for path in sources("tests", "experiments", "benchmarks")
+    }
     own |= {path.name for path in (ROOT / "experiments").iterdir()}
     imported = {name for path in sources(folder) for name in packages_imported(path) if name}
     assert imported - own - set(sys.stdlib_module_names) <= declared
