@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.rivals.losses import DPO, PPO, OracleCrossEntropy, Reinforce
 from budgetvlm.comparison.roster import _losses
 from budgetvlm.controller.grpo import NEVER
-from budgetvlm.controller.losses import DPO, PPO, Batch, OracleCrossEntropy, Reinforce
 from budgetvlm.controller.network import GRPOController
+from budgetvlm.controller.policy_loss import Batch
 from budgetvlm.errors import ConfigError
 
 REWARDS = torch.tensor([[0.1, 0.9, 0.4], [0.5, 0.2, 0.7]])

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from budgetvlm.controller import kernels
 from budgetvlm.controller.layers import QuickDropout
-from budgetvlm.controller.losses import Batch
 from budgetvlm.controller.network import GRPOController
+from budgetvlm.controller.policy_loss import Batch
 
 Back = Callable[[Tensor], None]
 """Takes a gradient back to the parameters."""

@@ -30,8 +30,8 @@ from budgetvlm.controller.grpo import (
     grpo_loss,
     through_softmax,
 )
-from budgetvlm.controller.losses import Batch, PolicyLoss
 from budgetvlm.controller.network import GRPOController
+from budgetvlm.controller.policy_loss import Batch, PolicyLoss
 from budgetvlm.controller.reward import RewardWeights, constrained_reward, guide_reward
 from budgetvlm.controller.training_states import Outcomes, StatePlan, States
 

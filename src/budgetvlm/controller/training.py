@@ -24,8 +24,8 @@ from budgetvlm.controller.building import new_controller
 from budgetvlm.controller.checkpoint import BEST, GUARD, LAST, controller_document, save_pretrained, write_checkpoint
 from budgetvlm.controller.distillation import distil
 from budgetvlm.controller.grpo import GRPOConfig
-from budgetvlm.controller.losses import PolicyLoss
 from budgetvlm.controller.network import GRPOController
+from budgetvlm.controller.policy_loss import PolicyLoss
 from budgetvlm.controller.reward import RewardWeights
 from budgetvlm.controller.run_directory import METRICS, EventLog, open_output, read_last
 from budgetvlm.controller.trainer import GRPOTrainer
