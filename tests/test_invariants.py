@@ -1,4 +1,4 @@
-"""What has to hold of the sources themselves: which part may import which, no pickle, no path of one machine."""
+"""What has to hold of all files: no pickle, no path of one machine, every imported package declared."""
 
 import ast
 import re
@@ -9,23 +9,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGE = ROOT / "src" / "budgetvlm"
+from benchmarks import house
 
-BASE = {
-    "errors",
-    "knobs",
-    "_io",
-    "_compiled",
-    "_threads",
-    "_extras",
-    "_version",
-    "__init__",
-}  # anybody may import these
-MODEL_SIDE = {"vlm", "tasks"}  # the model under control and its questions
-# may know both sides
-JOINTS = {"profiling", "importing", "runtime", "answer", "live", "integrations", "cli", "commands"}
-FOREIGN = {"transformers", "tokenizers"}
+ROOT = Path(__file__).resolve().parents[1]
+
 PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 
 
@@ -33,72 +20,8 @@ def sources(*folders: str) -> list[Path]:
     return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
 
 
-def part(path: Path) -> str:
-    """The first name below the package: "vlm" for vlm/adapter.py, "table" for table.py."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-def imports(path: Path) -> set[str]:
-    """Every module that the file imports, wherever in it, with `from a import b` as both a and a.b."""
-    package = ["budgetvlm", *path.relative_to(PACKAGE).parts[:-1]] if path.is_relative_to(PACKAGE) else []
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            start = package[: len(package) - node.level + 1] if node.level else []
-            module = ".".join([*start, *([node.module] if node.module else [])])
-            found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
-    return found
-
-
-def parts_imported(path: Path) -> set[str]:
-    """The parts of this package that the file imports."""
-    names = {name.split(".")[1] for name in imports(path) if name.startswith("budgetvlm.")}
-    return {name for name in names if (PACKAGE / name).exists() or (PACKAGE / f"{name}.py").exists()}
-
-
-def packages_imported(path: Path) -> set[str]:
-    return {name.split(".")[0] for name in imports(path)}
-
-
-def learning_side() -> list[Path]:
-    """All that is not named above: a new module is held to the rule until it is listed as a joint."""
-    return [path for path in sources("src/budgetvlm") if part(path) not in BASE | MODEL_SIDE | JOINTS]
-
-
 def ids(paths: list[Path]) -> list[str]:
     return [path.relative_to(ROOT).as_posix() for path in paths]
-
-
-def test_the_reader_of_imports_sees_every_form(tmp_path):
-    file = tmp_path / "x.py"
-    file.write_text("import a.b\nfrom c import d\ndef f():\n    from budgetvlm.vlm import load_vlm\n")
-    assert imports(file) == {"a.b", "c", "c.d", "budgetvlm.vlm", "budgetvlm.vlm.load_vlm"}
-    assert parts_imported(file) == {"vlm"}
-
-
-def test_the_learning_side_is_there():
-    assert {"table", "features", "controller", "guard", "policies", "evaluation"} <= {part(p) for p in learning_side()}
-
-
-@pytest.mark.parametrize("path", learning_side(), ids=ids(learning_side()))
-def test_learning_never_imports_the_model_side(path):
-    assert not parts_imported(path) & (MODEL_SIDE | JOINTS)
-    assert not packages_imported(path) & FOREIGN
-
-
-MODEL_FILES = [path for path in sources("src/budgetvlm") if part(path) in MODEL_SIDE]
-
-
-@pytest.mark.parametrize("path", MODEL_FILES, ids=ids(MODEL_FILES))
-def test_the_model_side_knows_nothing_of_learning(path):
-    assert parts_imported(path) <= BASE | MODEL_SIDE
-
-
-def test_the_base_imports_only_the_base():
-    for name in BASE:
-        assert parts_imported(PACKAGE / f"{name}.py") <= BASE, name
 
 
 ALL_CODE = sources("src", "experiments", "scripts", "benchmarks", "tests")
@@ -106,7 +29,7 @@ ALL_CODE = sources("src", "experiments", "scripts", "benchmarks", "tests")
 
 @pytest.mark.parametrize("path", ALL_CODE, ids=ids(ALL_CODE))
 def test_nothing_is_loaded_by_pickle(path):
-    assert not packages_imported(path) & PICKLES
+    assert not house.top_level_names(path) & PICKLES
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.keyword) and isinstance(node.value, ast.Constant):
             assert (node.arg, node.value.value) not in {("weights_only", False), ("allow_pickle", True)}, (
@@ -145,9 +68,8 @@ def test_every_package_that_is_imported_is_declared(folder, extra):
     names = {"pillow": "PIL", "scikit-learn": "sklearn"}  # what is imported under another name
     found = (re.split(r"[^\w-]", line)[0] for line in wanted)
     declared = {names.get(name, name.replace("-", "_")) for name in found}
-    own = {"budgetvlm", "experiments", "benchmarks"} | {
-        path.stem for path in sources("tests", "experiments", "benchmarks")
-    }
+    own = {"budgetvlm", "experiments", "benchmarks"}
+    own |= {path.stem for path in sources("tests", "experiments", "benchmarks")}
     own |= {path.name for path in (ROOT / "experiments").iterdir()}
-    imported = {name for path in sources(folder) for name in packages_imported(path) if name}
+    imported = {name for path in sources(folder) for name in house.top_level_names(path) if name}
     assert imported - own - set(sys.stdlib_module_names) <= declared
