@@ -40,7 +40,8 @@ from two_steps import FOLDS, Chosen, Material, Step, straight, train, two_steps
 
 from budgetvlm.errors import BudgetVLMError, ConfigError, KnobSpaceError
 from budgetvlm.evaluation.ceiling import CeilingMetrics
-from budgetvlm.evaluation.evaluator import EvaluationOptions, evaluation_data
+from budgetvlm.evaluation.evaluation_options import EvaluationOptions
+from budgetvlm.evaluation.evaluator import evaluation_data
 from budgetvlm.evaluation.mean_budget import MeanBudgetMetrics
 from budgetvlm.evaluation.outcomes import GROUP, Contender
 from budgetvlm.evaluation.records import Estimate

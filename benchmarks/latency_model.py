@@ -23,9 +23,11 @@ from pathlib import Path
 import numpy as np
 
 from budgetvlm.controller.policy import ControllerPolicy
-from budgetvlm.controller.training import TrainingConfig, train
+from budgetvlm.controller.training import train
+from budgetvlm.controller.training_options import TrainingConfig
 from budgetvlm.errors import BudgetVLMError, DataError
-from budgetvlm.evaluation.evaluator import EvaluationOptions, evaluate
+from budgetvlm.evaluation.evaluation_options import EvaluationOptions
+from budgetvlm.evaluation.evaluator import evaluate
 from budgetvlm.features import Features
 from budgetvlm.guard.latency_model import LatencyModel, relative_errors
 from budgetvlm.guard.static import timed_rows

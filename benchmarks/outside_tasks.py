@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from budgetvlm.comparison import CompareOptions, CompareReport, compare
 from budgetvlm.errors import BudgetVLMError, ConfigError
-from budgetvlm.evaluation.evaluator import EvaluationOptions
+from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 from budgetvlm.evaluation.records import Estimate
 from budgetvlm.features import Features
 from budgetvlm.knobs import KnobSpace

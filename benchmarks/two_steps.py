@@ -24,8 +24,9 @@ from budgetvlm.controller.checkpoint import CONFIG, load_controller
 from budgetvlm.controller.fitting import fit_controller
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.policy import ControllerPolicy
-from budgetvlm.controller.training import TrainingConfig, fingerprint
-from budgetvlm.evaluation.evaluator import EvaluationOptions
+from budgetvlm.controller.training import fingerprint
+from budgetvlm.controller.training_options import TrainingConfig
+from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 from budgetvlm.features import Features
 from budgetvlm.guard.recourse import IMAGE_KNOB, SameImage
 from budgetvlm.guard.static import StaticGuard

@@ -9,9 +9,11 @@ from test_grpo import planted_best, trainer
 
 from budgetvlm.controller.backward import Backward, CompiledBackward
 from budgetvlm.controller.flat import FlatAdamW
-from budgetvlm.controller.grpo import GRPOConfig, draw_groups, expectation
+from budgetvlm.controller.grpo import draw_groups, expectation
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.trainer import SEED_STRIDE, GRPOTrainer
+from budgetvlm.controller.training_options import GRPOConfig
+from budgetvlm.controller.training_states import draw_states
 from budgetvlm.errors import CheckpointError
 
 
@@ -53,7 +55,7 @@ def plain_updates(made: GRPOTrainer, epochs: int) -> dict:
     made.controller.train()
     for epoch in range(epochs):
         generator = torch.Generator().manual_seed(made.seed * SEED_STRIDE + epoch)
-        states = made.plan.draw(made.outcomes, made.controller.latency_reference_ms.item(), generator)
+        states = draw_states(made.plan, made.outcomes, made.controller.latency_reference_ms.item(), generator)
         torch.manual_seed(made.seed * SEED_STRIDE + epoch)
         for batch in made.prepare(states).split(config.batch_size):
             log_policy, settings, old = made.log_policy(batch), None, None

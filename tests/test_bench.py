@@ -147,8 +147,8 @@ def test_the_plain_trainer_makes_the_updates_of_ours(same, tmp_path):
 
 def _trainer(table, features, group):
     """Ours without dropout and without an entropy bonus, which the plain one lacks, on all samples."""
-    from budgetvlm.controller.grpo import GRPOConfig
     from budgetvlm.controller.trainer import GRPOTrainer
+    from budgetvlm.controller.training_options import GRPOConfig
     from budgetvlm.controller.training_states import Outcomes
 
     torch.manual_seed(0)

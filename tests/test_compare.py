@@ -17,7 +17,7 @@ from budgetvlm.comparison.fitting_data import learning_part, viewed, with_splits
 from budgetvlm.comparison.roster import ROSTER
 from budgetvlm.comparison.runner import ORIGIN
 from budgetvlm.errors import ConfigError, DataError
-from budgetvlm.evaluation.evaluator import EvaluationOptions
+from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 from budgetvlm.features import Features
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.table import ProfileTable

@@ -10,9 +10,9 @@ import torch
 from test_policies import LATENCY, SPACE, features_of
 
 from budgetvlm.controller.fitting import fit_controller
-from budgetvlm.controller.grpo import GRPOConfig
 from budgetvlm.controller.policy import ControllerPolicy
-from budgetvlm.controller.training import Run, TrainingConfig
+from budgetvlm.controller.training import Run
+from budgetvlm.controller.training_options import GRPOConfig, TrainingConfig
 from budgetvlm.errors import ConfigError
 from budgetvlm.policies import States
 from budgetvlm.table import ProfileTable

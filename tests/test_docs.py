@@ -146,7 +146,8 @@ def test_the_worked_example_of_the_collapse_is_what_the_code_computes():
 def test_the_reward_example_of_the_design_is_what_the_code_computes():
     import torch
 
-    from budgetvlm.controller.reward import RewardWeights, guide_reward
+    from budgetvlm.controller.reward import guide_reward
+    from budgetvlm.controller.training_options import RewardWeights
 
     text = (ROOT / "experiments/controller/GRPO_CONTROLLER_DESIGN.md").read_text(encoding="utf-8")
     accuracy, latency = torch.tensor([0.85, 0.70]), torch.tensor([0.95, 0.40])

@@ -13,9 +13,8 @@ from budgetvlm.controller.decision import Decider
 from budgetvlm.controller.ensemble import merge
 from budgetvlm.controller.ensembling import train_ensemble
 from budgetvlm.controller.fitting import fit_controller, fit_ensemble, member_seeds
-from budgetvlm.controller.grpo import GRPOConfig
 from budgetvlm.controller.network import GRPOController
-from budgetvlm.controller.training import TrainingConfig
+from budgetvlm.controller.training_options import GRPOConfig, TrainingConfig
 from budgetvlm.errors import ConfigError, OutputError
 
 QUICK = TrainingConfig(grpo=GRPOConfig(num_epochs=2, learning_rate=1e-2), hidden_dim=12, budget_dim=4, patience=None)

@@ -19,7 +19,8 @@ from budgetvlm.cli import main
 from budgetvlm.controller.checkpoint import save_pretrained
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.errors import ConfigError, DataError, OutputError
-from budgetvlm.evaluation.evaluator import EvaluationOptions, evaluate
+from budgetvlm.evaluation.evaluation_options import EvaluationOptions
+from budgetvlm.evaluation.evaluator import evaluate
 from budgetvlm.evaluation.outcomes import Contender, outcomes
 from budgetvlm.evaluation.records import AtBudget, EvaluationReport, PolicyResult
 from budgetvlm.features import Features

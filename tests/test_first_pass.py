@@ -15,9 +15,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from budgetvlm.controller.grpo import GRPOConfig
-from budgetvlm.controller.training import TrainingConfig
-from budgetvlm.evaluation.evaluator import EvaluationOptions
+from budgetvlm.controller.training_options import GRPOConfig, TrainingConfig
+from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 from budgetvlm.features import Features
 from budgetvlm.guard.static import StaticGuard
 from budgetvlm.knobs import KnobSpace

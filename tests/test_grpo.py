@@ -7,7 +7,6 @@ import torch
 from planted_tables import tiny
 
 from budgetvlm.controller.grpo import (
-    GRPOConfig,
     compute_advantages,
     draw_groups,
     exact_advantages,
@@ -16,7 +15,8 @@ from budgetvlm.controller.grpo import (
 )
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.trainer import GRPOTrainer
-from budgetvlm.controller.training_states import Outcomes, StatePlan, States
+from budgetvlm.controller.training_options import GRPOConfig, StatePlan
+from budgetvlm.controller.training_states import Outcomes, States, draw_states
 from budgetvlm.errors import ConfigError
 
 KNOBS = {"max_crops": [1, 4], "top_k": [2, 8]}
@@ -205,7 +205,7 @@ def test_states_are_drawn_as_planned():
     accuracy[:100, 3] = np.nan
     outcomes = Outcomes.from_arrays(accuracy, np.tile(LATENCY, (400, 1)))
     plan = StatePlan(wide_share=0.0, price_share=0.5, price_range=(0.05, 0.5))
-    states = plan.draw(outcomes, 40.0, torch.Generator().manual_seed(0))
+    states = draw_states(plan, outcomes, 40.0, torch.Generator().manual_seed(0))
     assert len(states) == 1200
     samples = states.sample.view(400, 3)
     assert (samples == samples[:, :1]).all()  # a sample's states lie side by side
@@ -225,7 +225,7 @@ def test_states_are_drawn_as_planned():
 def test_wide_budgets_cover_the_range_whatever_the_settings_cost():
     outcomes = Outcomes.from_arrays(np.full((400, 4), 0.5), np.full((400, 4), 1.0))
     plan = StatePlan(wide_share=0.5, wide_range=(0.3, 1.3), price_share=0.0)
-    budgets = plan.draw(outcomes, 40.0, torch.Generator().manual_seed(0)).budget_ms
+    budgets = draw_states(plan, outcomes, 40.0, torch.Generator().manual_seed(0)).budget_ms
     wide = budgets[budgets > 2.0]
     assert len(wide) / len(budgets) == pytest.approx(0.5, abs=0.05)
     assert 12.0 <= wide.min() < 12.5 and 51.5 < wide.max() <= 52.0

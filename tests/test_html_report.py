@@ -15,9 +15,11 @@ from budgetvlm.cli import main
 from budgetvlm.controller.ensembling import train_ensemble
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.policy import ControllerPolicy
-from budgetvlm.controller.training import TrainingConfig, train
+from budgetvlm.controller.training import train
+from budgetvlm.controller.training_options import TrainingConfig
 from budgetvlm.errors import DataError
-from budgetvlm.evaluation.evaluator import EvaluationOptions, evaluate
+from budgetvlm.evaluation.evaluation_options import EvaluationOptions
+from budgetvlm.evaluation.evaluator import evaluate
 from budgetvlm.features import Features
 from budgetvlm.html_report.blocks import BarChart, Bars, HeatMap, LineChart, Series
 from budgetvlm.html_report.chapters import sections, write_page

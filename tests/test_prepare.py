@@ -17,9 +17,10 @@ from budgetvlm.errors import ConfigError, DataError, KnobSpaceError, OutputError
 from budgetvlm.features import Features
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.profiling.measure.cell_sampling import draw_cells
+from budgetvlm.profiling.prepare.backend import Backend
 from budgetvlm.profiling.prepare.feature_extraction import extract_features, in_batches, model_fingerprint
 from budgetvlm.profiling.prepare.fill import predict_times
-from budgetvlm.profiling.prepare.preparation import Backend, PreparedData, load_prepared, prepare
+from budgetvlm.profiling.prepare.preparation import PreparedData, load_prepared, prepare
 from budgetvlm.profiling.results.result_files import (
     AccuracyRecord,
     LatencyRecord,

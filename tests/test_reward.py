@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from budgetvlm.controller.reward import RewardWeights, constrained_reward, guide_reward
+from budgetvlm.controller.reward import constrained_reward, guide_reward
+from budgetvlm.controller.training_options import RewardWeights
 from budgetvlm.errors import ConfigError
 
 

@@ -22,7 +22,8 @@ from budgetvlm.profiling.measure import machine as timing
 from budgetvlm.profiling.measure.accuracy_sweep import profile_accuracy
 from budgetvlm.profiling.measure.journal import Journal
 from budgetvlm.profiling.measure.latency_sweep import profile_latency
-from budgetvlm.profiling.measure.sweep import SweepOptions, collect
+from budgetvlm.profiling.measure.sweep import collect
+from budgetvlm.profiling.measure.sweep_options import SweepOptions
 from budgetvlm.profiling.prepare.join import read_accuracy_side
 from budgetvlm.profiling.results.result_files import LatencyRecord, read_results
 from budgetvlm.tasks import Sample

@@ -11,10 +11,9 @@ from planted_tables import Planted, planted, tiny
 
 from budgetvlm import cli
 from budgetvlm.controller.checkpoint import load_controller
-from budgetvlm.controller.grpo import GRPOConfig
 from budgetvlm.controller.network import GRPOController
-from budgetvlm.controller.reward import RewardWeights
-from budgetvlm.controller.training import TrainingConfig, TrainingResult, train
+from budgetvlm.controller.training import TrainingResult, train
+from budgetvlm.controller.training_options import GRPOConfig, RewardWeights, TrainingConfig
 from budgetvlm.controller.validation import BUDGET_SHARES, PRICES, Validation, choose
 from budgetvlm.errors import CheckpointError, ConfigError, DataError, OutputError
 from budgetvlm.features import Features

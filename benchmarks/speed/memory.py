@@ -16,8 +16,8 @@ from pathlib import Path
 
 from benchmarks.speed.bench_data import Material, made_up
 from benchmarks.speed.figures import Figure, timed_s
-from budgetvlm.controller.grpo import GRPOConfig
-from budgetvlm.controller.training import TrainingConfig, train
+from budgetvlm.controller.training import train
+from budgetvlm.controller.training_options import GRPOConfig, TrainingConfig
 from budgetvlm.errors import OutputError
 from budgetvlm.features import Features
 from budgetvlm.table import ProfileTable

@@ -20,7 +20,7 @@ from budgetvlm.knobs import KnobSpace
 from budgetvlm.profiling.measure.accuracy_sweep import profile_accuracy
 from budgetvlm.profiling.measure.cell_sampling import draw_cells
 from budgetvlm.profiling.measure.latency_sweep import profile_latency
-from budgetvlm.profiling.measure.sweep import SweepOptions
+from budgetvlm.profiling.measure.sweep_options import SweepOptions
 from budgetvlm.profiling.prepare.fill import predict_cells
 from budgetvlm.profiling.results.result_files import read_results
 from budgetvlm.table import ProfileTable

@@ -11,8 +11,8 @@ from pathlib import Path
 from benchmarks.speed.bench_data import Material, fresh_controller, made_up
 from benchmarks.speed.figures import Figure, timed_s
 from benchmarks.speed.naive import NaiveTrainer, write_rows
-from budgetvlm.controller.grpo import GRPOConfig
-from budgetvlm.controller.training import Run, TrainingConfig
+from budgetvlm.controller.training import Run
+from budgetvlm.controller.training_options import GRPOConfig, TrainingConfig
 from budgetvlm.features import Features
 from budgetvlm.table import ProfileTable
 

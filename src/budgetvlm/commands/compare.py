@@ -87,7 +87,7 @@ def _list_policies() -> int:
 def _options(args: argparse.Namespace) -> CompareOptions:
     from budgetvlm.comparison import CompareOptions
     from budgetvlm.comparison.roster import QUICK
-    from budgetvlm.evaluation.evaluator import EvaluationOptions
+    from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 
     evaluation = EvaluationOptions(split=args.split, labels=tuple(args.labels), resamples=args.resamples)
     if args.budgets:

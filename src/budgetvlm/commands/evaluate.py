@@ -17,7 +17,7 @@ from budgetvlm.commands.showing import show_report, write_report
 from budgetvlm.errors import CheckpointError, ConfigError, KnobSpaceError, OutputError
 
 if TYPE_CHECKING:
-    from budgetvlm.evaluation.evaluator import EvaluationOptions
+    from budgetvlm.evaluation.evaluation_options import EvaluationOptions
     from budgetvlm.evaluation.records import EvaluationReport
     from budgetvlm.features import Features
     from budgetvlm.policies import Policy
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> EvaluationOptions:
-    from budgetvlm.evaluation.evaluator import EvaluationOptions
+    from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 
     if args.split == "train":
         raise ConfigError("--split train is what the controller was trained on; report test or validation")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from budgetvlm.commands.task_arguments import add_task_arguments, open_task, task_options
 
 if TYPE_CHECKING:
-    from budgetvlm.profiling.measure.sweep import SweepOptions
+    from budgetvlm.profiling.measure.sweep_options import SweepOptions
 
 STRATEGIES = ("full", "balanced", "stratified", "boundary", "lhs")
 DIRECTORIES = {"accuracy": "./results/profiling/exp5_accuracy", "latency": "./results/profiling/exp6_latency"}
@@ -93,7 +93,7 @@ def sweep_options(args: argparse.Namespace) -> SweepOptions:
     """The checked options, from parsed flags."""
     from pathlib import Path
 
-    from budgetvlm.profiling.measure.sweep import SweepOptions
+    from budgetvlm.profiling.measure.sweep_options import SweepOptions
     from budgetvlm.profiling.prepare.feature_extraction import model_fingerprint
     from budgetvlm.vlm.loading import model_directory
 

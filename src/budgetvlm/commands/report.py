@@ -70,7 +70,7 @@ def _check(args: argparse.Namespace) -> None:
 
 def _gather(args: argparse.Namespace) -> Material:
     from budgetvlm.commands import evaluate
-    from budgetvlm.evaluation.evaluator import EvaluationOptions
+    from budgetvlm.evaluation.evaluation_options import EvaluationOptions
     from budgetvlm.html_report.choices import Choices
     from budgetvlm.html_report.report_data import Material, options_of
     from budgetvlm.html_report.saved_results import read_comparison, read_evaluation, read_live, read_run

@@ -14,7 +14,8 @@ from budgetvlm.commands.data_arguments import add_data_arguments, read_data
 from budgetvlm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from budgetvlm.controller.training import TrainingConfig, TrainingResult
+    from budgetvlm.controller.training import TrainingResult
+    from budgetvlm.controller.training_options import TrainingConfig
     from budgetvlm.features import Features
     from budgetvlm.table import ProfileTable
 
@@ -115,10 +116,7 @@ def training_config(args: argparse.Namespace) -> TrainingConfig:
     Raises:
         ConfigError: flags that cannot work, before any data is read.
     """
-    from budgetvlm.controller.grpo import GRPOConfig
-    from budgetvlm.controller.reward import RewardWeights
-    from budgetvlm.controller.training import TrainingConfig
-    from budgetvlm.controller.training_states import StatePlan
+    from budgetvlm.controller.training_options import GRPOConfig, RewardWeights, StatePlan, TrainingConfig
 
     if args.ensemble < 1:
         raise ConfigError(f"--ensemble {args.ensemble} is no number of controllers; give 1 or more")

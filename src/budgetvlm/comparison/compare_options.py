@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from budgetvlm.comparison.roster import ROSTER
 from budgetvlm.errors import ConfigError
-from budgetvlm.evaluation.evaluator import EvaluationOptions
+from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 
 SECTIONS = ("policies", "knobs", "features", "samples")
 SIZES = (100, 200, 400, 800, 1600)

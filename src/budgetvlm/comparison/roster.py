@@ -24,7 +24,8 @@ from budgetvlm.policies import (
 
 if TYPE_CHECKING:
     from budgetvlm.comparison.fitting_data import FittingData
-    from budgetvlm.controller.training import MakeLoss, TrainingConfig
+    from budgetvlm.controller.training import MakeLoss
+    from budgetvlm.controller.training_options import TrainingConfig
 
 Fit = Callable[["FittingData", int], Policy]
 
@@ -51,8 +52,7 @@ class Entry:
 
 
 def _config(material: FittingData, seed: int, grpo: dict[str, Any], **network: Any) -> TrainingConfig:
-    from budgetvlm.controller.grpo import GRPOConfig
-    from budgetvlm.controller.training import TrainingConfig
+    from budgetvlm.controller.training_options import GRPOConfig, TrainingConfig
 
     return TrainingConfig(grpo=GRPOConfig(**{"num_epochs": material.num_epochs, **grpo}), seed=seed, **network)
 

@@ -14,7 +14,7 @@ from budgetvlm.policies.setting_means import SettingMeans
 from budgetvlm.table import ProfileTable
 
 if TYPE_CHECKING:
-    from budgetvlm.controller.training import TrainingConfig
+    from budgetvlm.controller.training_options import TrainingConfig
 
 
 def new_controller(

@@ -17,7 +17,8 @@ from budgetvlm.controller.checkpoint import BEST, GUARD, controller_document, sa
 from budgetvlm.controller.ensemble import merge
 from budgetvlm.controller.fitting import member_seeds
 from budgetvlm.controller.run_directory import MEMBERS, METRICS, open_output
-from budgetvlm.controller.training import Run, TrainingConfig, TrainingResult, in_words, train
+from budgetvlm.controller.training import Run, TrainingResult, in_words, train
+from budgetvlm.controller.training_options import TrainingConfig
 from budgetvlm.errors import ConfigError
 from budgetvlm.features import Features
 from budgetvlm.guard.adaptive import AdaptiveGuard

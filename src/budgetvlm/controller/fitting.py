@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from budgetvlm.controller.ensemble import merge
 from budgetvlm.controller.network import GRPOController
-from budgetvlm.controller.training import MakeLoss, Run, TrainingConfig, out_of_patience
+from budgetvlm.controller.training import MakeLoss, Run, out_of_patience
+from budgetvlm.controller.training_options import TrainingConfig
 from budgetvlm.features import Features
 from budgetvlm.table import ProfileTable
 

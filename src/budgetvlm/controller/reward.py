@@ -2,40 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass
-
 import torch
 from torch import Tensor
 
-from budgetvlm.errors import ConfigError
-
-
-@dataclass(frozen=True)
-class RewardWeights:
-    """Weights of `guide_reward`; the defaults are the guide's.
-
-    Attributes:
-        alpha: accuracy.
-        beta: soft penalty on latency near and above the budget.
-        gamma: penalty on a violated budget, quadratic in the excess.
-        delta: bonus for the share of the budget that is left.
-        epsilon: penalty on complexity.
-
-    Raises:
-        ConfigError: a weight that is negative or not a finite number.
-    """
-
-    alpha: float = 1.0
-    beta: float = 0.5
-    gamma: float = 10.0
-    delta: float = 0.1
-    epsilon: float = 0.05
-
-    def __post_init__(self) -> None:
-        wrong = [f"{name}={value!r}" for name, value in asdict(self).items() if not 0 <= value < math.inf]
-        if wrong:
-            raise ConfigError(f"reward weights must be finite numbers of 0 or more; given {', '.join(wrong)}")
+from budgetvlm.controller.training_options import RewardWeights
 
 
 def guide_reward(

@@ -21,7 +21,6 @@ from budgetvlm.controller.backward import Backward, CompiledBackward
 from budgetvlm.controller.flat import FlatAdamW
 from budgetvlm.controller.grpo import (
     NEVER,
-    GRPOConfig,
     compute_advantages,
     draw_groups,
     exact_advantages,
@@ -32,8 +31,9 @@ from budgetvlm.controller.grpo import (
 )
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.policy_loss import Batch, PolicyLoss
-from budgetvlm.controller.reward import RewardWeights, constrained_reward, guide_reward
-from budgetvlm.controller.training_states import Outcomes, StatePlan, States
+from budgetvlm.controller.reward import constrained_reward, guide_reward
+from budgetvlm.controller.training_options import GRPOConfig, RewardWeights, StatePlan
+from budgetvlm.controller.training_states import Outcomes, States, draw_states
 
 BLOCK = 4096  # states prepared at once: preparing takes half a millisecond and 5 microseconds a state
 # States x weights of an update that several threads share. Below, they wait for each other's numbers longer than they
@@ -94,7 +94,7 @@ class GRPOTrainer:
         """One pass over freshly drawn states; returns the mean loss."""
         generator = torch.Generator().manual_seed(self.seed * SEED_STRIDE + epoch)
         self.controller.train()
-        states = self.plan.draw(self.outcomes, self.controller.latency_reference_ms.item(), generator)
+        states = draw_states(self.plan, self.outcomes, self.controller.latency_reference_ms.item(), generator)
         total = torch.zeros((), device=self.image.device)
         count = 0
         few = self.config.batch_size * self.optimizer.values.numel() < WORTH_SHARING

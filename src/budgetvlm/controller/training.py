@@ -11,7 +11,7 @@ import copy
 import hashlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,13 @@ from budgetvlm._io import write_json
 from budgetvlm.controller.building import new_controller
 from budgetvlm.controller.checkpoint import BEST, GUARD, LAST, controller_document, save_pretrained, write_checkpoint
 from budgetvlm.controller.distillation import distil
-from budgetvlm.controller.grpo import GRPOConfig
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.policy_loss import PolicyLoss
-from budgetvlm.controller.reward import RewardWeights
 from budgetvlm.controller.run_directory import METRICS, EventLog, open_output, read_last
 from budgetvlm.controller.trainer import GRPOTrainer
-from budgetvlm.controller.training_states import Outcomes, StatePlan
+from budgetvlm.controller.training_options import TrainingConfig
+from budgetvlm.controller.training_states import Outcomes
 from budgetvlm.controller.validation import Validation
-from budgetvlm.errors import ConfigError
 from budgetvlm.features import Features
 from budgetvlm.guard.adaptive import AdaptiveGuard
 from budgetvlm.guard.static import StaticGuard
@@ -42,76 +40,6 @@ Say = Callable[[str], None]
 MakeLoss = Callable[[GRPOController], PolicyLoss]
 SAVE_SECONDS = 5.0  # between two writings of what a resumed run needs
 LEAST_GAIN = 1e-6  # of validation reward, to count as better
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """Options of a run; all that is wrong is reported at once.
-
-    Attributes:
-        grpo, weights, plan: the algorithm, the guide's reward, how states are drawn.
-        budget_dim, hidden_dim, num_hidden_layers, dropout, feature_dim: the network, see `GRPOController`.
-        guard_quantile: of the training samples' latencies; a setting is allowed where it lies within the budget.
-        alpha: share of the requests that may break their budgets at run time; see `budgetvlm.guard.adaptive`.
-        train_split: share of training samples where the table stores no splits; the rest is for validation.
-        patience: epochs without a better validation reward before training stops; None never stops early.
-        teachers: supervised networks whose mean prediction training starts from (see `distillation`); 0 starts from the
-            lookup table.
-        seed: of everything random.
-        device: where the tensors live, for example "cpu" or "cuda".
-
-    Raises:
-        ConfigError: options that cannot work.
-    """
-
-    grpo: GRPOConfig = field(default_factory=GRPOConfig)
-    weights: RewardWeights = field(default_factory=RewardWeights)
-    plan: StatePlan = field(default_factory=StatePlan)
-    budget_dim: int = 32
-    hidden_dim: int = 256
-    num_hidden_layers: int = 2
-    dropout: float = 0.5
-    feature_dim: int | None = None
-    guard_quantile: float = 0.95
-    alpha: float = 0.05
-    train_split: float = 0.8
-    patience: int | None = 15
-    teachers: int = 1
-    seed: int = 0
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        problems = []
-        if not 0 < self.train_split < 1:
-            problems.append(f"train_split={self.train_split!r} leaves a side empty; give a share like 0.8")
-        if not 0 < self.guard_quantile <= 1:
-            problems.append(f"guard_quantile={self.guard_quantile!r} must be in (0, 1]")
-        if not 0 < self.alpha < 1:
-            problems.append(f"alpha={self.alpha!r} must be in (0, 1)")
-        if self.patience is not None and self.patience < 1:
-            problems.append(f"patience={self.patience!r} must be at least 1 epoch, or None")
-        if self.teachers < 0:
-            problems.append(f"teachers={self.teachers!r} must be 0 or more")
-        if self.seed < 0:
-            problems.append(f"seed={self.seed!r} must be 0 or more")
-        if self.device.startswith("cuda") and not torch.cuda.is_available():
-            problems.append(f"device={self.device!r}: no such device is available here; use 'cpu'")
-        if problems:
-            raise ConfigError("these training options cannot work: " + "; ".join(problems))
-
-    @property
-    def maximised(self) -> str:
-        """One line that says what training maximises."""
-        if self.grpo.objective == "constrained":
-            return (
-                f"maximised (objective constrained): accuracy - {self.plan.default_price:g} x latency / full latency, "
-                "among the settings that the budget allows; the reward weights are not used"
-            )
-        w = self.weights
-        return (
-            f"maximised (objective reward): {w.alpha:g} accuracy - {w.beta:g} sigmoid(10 (l/b - 1)) - {w.gamma:g} "
-            f"max(0, l/b - 1)^2 + {w.delta:g} max(0, 1 - l/b) - {w.epsilon:g} complexity, over all settings"
-        )
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from budgetvlm.controller.grpo import NEVER, Objective
+from budgetvlm.controller.grpo import NEVER
 from budgetvlm.controller.network import GRPOController
-from budgetvlm.controller.reward import RewardWeights, constrained_reward, guide_reward
+from budgetvlm.controller.reward import constrained_reward, guide_reward
+from budgetvlm.controller.training_options import Objective, RewardWeights
 from budgetvlm.controller.training_states import NO_LIMIT_MS
 from budgetvlm.guard.static import StaticGuard
 from budgetvlm.policies.setting_means import SettingMeans

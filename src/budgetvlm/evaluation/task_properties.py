@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from budgetvlm.errors import DataError
+from budgetvlm.evaluation.evaluation_options import PRICES
 from budgetvlm.evaluation.frontier import latency_at, mixing_path
 from budgetvlm.guard.static import StaticGuard
 from budgetvlm.knobs import KnobSpace
@@ -20,7 +21,6 @@ from budgetvlm.policies.setting_means import SettingMeans, column_means
 from budgetvlm.table import ProfileTable
 
 BUDGET_SHARES = (0.5, 0.6, 0.7, 0.85)
-PRICES = (0.0, *np.geomspace(0.005, 10.0, 40).tolist())
 
 
 def complete_rows(table: ProfileTable, measured: np.ndarray) -> ProfileTable:

@@ -11,7 +11,8 @@ from functools import cached_property
 
 import numpy as np
 
-from budgetvlm.evaluation.evaluator import EvaluationOptions, evaluation_data
+from budgetvlm.evaluation.evaluation_options import EvaluationOptions
+from budgetvlm.evaluation.evaluator import evaluation_data
 from budgetvlm.evaluation.labels import readable_labels
 from budgetvlm.evaluation.outcomes import Contender, Outcomes, outcomes
 from budgetvlm.features import Features

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from budgetvlm.errors import DataError, KnobSpaceError
-from budgetvlm.evaluation.evaluator import EvaluationOptions
+from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 from budgetvlm.evaluation.records import EvaluationReport
 from budgetvlm.html_report.choices import Choices
 from budgetvlm.html_report.saved_results import Run

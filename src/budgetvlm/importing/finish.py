@@ -11,6 +11,7 @@ import numpy as np
 from budgetvlm._version import __version__
 from budgetvlm.errors import ConfigError, DataError, OutputError
 from budgetvlm.features import Features
+from budgetvlm.profiling.prepare.backend import Backend
 from budgetvlm.profiling.prepare.feature_extraction import (
     Located,
     extract_features,
@@ -19,7 +20,6 @@ from budgetvlm.profiling.prepare.feature_extraction import (
     with_the_tasks_ids,
 )
 from budgetvlm.profiling.prepare.join import split_names
-from budgetvlm.profiling.prepare.prepare_options import Backend
 from budgetvlm.profiling.prepare.splits import TASK_SPLIT, assign_splits
 from budgetvlm.table import SPLITS, ProfileTable
 from budgetvlm.tasks import TaskOptions

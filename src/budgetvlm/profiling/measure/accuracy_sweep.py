@@ -26,7 +26,6 @@ from budgetvlm.profiling.measure.out_of_memory import halved
 from budgetvlm.profiling.measure.sweep import (
     Placed,
     Skipped,
-    SweepOptions,
     blocks_of,
     collect,
     describe,
@@ -37,6 +36,7 @@ from budgetvlm.profiling.measure.sweep import (
     result_paths,
     skipped_before,
 )
+from budgetvlm.profiling.measure.sweep_options import SweepOptions
 from budgetvlm.profiling.results.result_files import AccuracyRecord, write_accuracy_result
 from budgetvlm.tasks import Task
 from budgetvlm.vlm import VLM, Generation

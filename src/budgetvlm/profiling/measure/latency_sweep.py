@@ -32,7 +32,6 @@ from budgetvlm.profiling.measure.machine import hardware, median_run
 from budgetvlm.profiling.measure.sweep import (
     Placed,
     Skipped,
-    SweepOptions,
     blocks_of,
     collect,
     describe,
@@ -43,6 +42,7 @@ from budgetvlm.profiling.measure.sweep import (
     result_paths,
     skipped_before,
 )
+from budgetvlm.profiling.measure.sweep_options import SweepOptions
 from budgetvlm.profiling.results.result_files import LatencyRecord, write_latency_result
 from budgetvlm.tasks import Task
 from budgetvlm.vlm import VLM, Generation

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,68 +16,11 @@ from budgetvlm.errors import ConfigError, DataError, InputError, OutputError
 from budgetvlm.knobs import Setting
 from budgetvlm.profiling.measure.journal import REMEDY, differences
 from budgetvlm.profiling.measure.machine import versions
+from budgetvlm.profiling.measure.sweep_options import SweepOptions
 from budgetvlm.profiling.results.result_files import Kind, read_file, result_path
 from budgetvlm.table import first_few
 from budgetvlm.tasks import Sample, Task
 from budgetvlm.vlm import VLM
-
-
-@dataclass(frozen=True)
-class SweepOptions:
-    """What a sweep measures and where its results go.
-
-    Attributes:
-        splits: splits of the task.
-        output_dir: the exp5 or exp6 directory.
-        num_samples: samples drawn with the seed: one number for each split, or one for all together, which is shared in
-            proportion to their sizes; None for all there are.
-        max_new_tokens: longest answer; None: what the task asks for.
-        seed: draws samples and orders.
-        strict: a sample that cannot be used stops the sweep; otherwise it is skipped, counted and named.
-        overwrite: measure anew what is there; otherwise an unfinished sweep is resumed and finished files are kept.
-        model_fingerprint: tells one set of weights from another; results of other weights are not gone on with.
-        task_options: how the task was opened, for later steps; they cannot go on with another.
-        rank, world_size: this process measures every ``world_size``-th sample from number ``rank`` on.
-
-    Raises:
-        ConfigError: anything that cannot work; all problems are named at once.
-    """
-
-    splits: tuple[str, ...]
-    output_dir: Path
-    num_samples: tuple[int, ...] | None = None
-    max_new_tokens: int | None = None
-    seed: int = 0
-    strict: bool = False
-    overwrite: bool = False
-    model_fingerprint: str | None = None
-    task_options: Mapping[str, str] = field(default_factory=dict)
-    rank: int = 0
-    world_size: int = 1
-
-    def __post_init__(self) -> None:
-        problems = []
-        if not self.splits or len(set(self.splits)) < len(self.splits):
-            problems.append(f"split={'+'.join(self.splits)!r} has to name each split once")
-        if self.num_samples is not None and len(self.num_samples) not in (1, len(self.splits)):
-            problems.append(
-                f"{len(self.num_samples)} numbers of samples for {len(self.splits)} splits; give 1 or one each"
-            )
-        if self.num_samples is not None and min(self.num_samples, default=0) < 1:
-            problems.append(f"num_samples={list(self.num_samples)} has to be 1 at least")
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            problems.append(f"max_new_tokens={self.max_new_tokens} has to be 1 at least")
-        if self.seed < 0:
-            problems.append(f"seed={self.seed} has to be 0 or more")
-        if not 0 <= self.rank < self.world_size:
-            problems.append(f"rank={self.rank} has to be from 0 to below world_size={self.world_size}")
-        if problems:
-            raise ConfigError("cannot profile: " + "; ".join(problems))
-
-    @property
-    def file_rank(self) -> int | None:
-        """The rank in file names; None where one process does it all."""
-        return self.rank if self.world_size > 1 else None
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ import numpy as np
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.knobs import KnobSpace, Setting, Value
 from budgetvlm.profiling.prepare.fill import MIN_MEASURED, predict_cells, predict_times
+from budgetvlm.profiling.prepare.prepare_options import LATENCY_FILLS
 from budgetvlm.profiling.prepare.sides import AccuracySide, Key, TimedSetting, read_accuracy_side, read_latency_side
 from budgetvlm.profiling.results.measurements import STAGE_FIELDS, TOKEN_COUNTS, TOKEN_KINDS
 from budgetvlm.table import ProfileTable, first_few
 
-LATENCY_FILLS = ("model", "settings", "none")
 SAMPLE_IDS = "sample_ids"  # in the metadata of a table whose samples are numbers: their index in the split
 BY_INDEX = "index in the split"
 LATENCY_SOURCE = "latency_source"  # a label of each sample: "measured", or "predicted" at one setting at least

@@ -19,6 +19,7 @@ from budgetvlm._io import write_json
 from budgetvlm._version import __version__
 from budgetvlm.errors import DataError, OutputError
 from budgetvlm.features import Features
+from budgetvlm.profiling.prepare.backend import Backend
 from budgetvlm.profiling.prepare.document import REMEDY, read_document, to_document, to_table
 from budgetvlm.profiling.prepare.feature_extraction import (
     Located,
@@ -28,7 +29,7 @@ from budgetvlm.profiling.prepare.feature_extraction import (
     with_the_tasks_ids,
 )
 from budgetvlm.profiling.prepare.join import BY_INDEX, SAMPLE_IDS, join, split_names
-from budgetvlm.profiling.prepare.prepare_options import Backend, PrepareOptions
+from budgetvlm.profiling.prepare.prepare_options import PrepareOptions
 from budgetvlm.profiling.prepare.splits import TASK_SPLIT, assign_splits
 from budgetvlm.profiling.results.result_files import result_files
 from budgetvlm.table import ProfileTable

@@ -1,0 +1,250 @@
+"""Options of a training run. Reading them takes no PyTorch, so that `budgetvlm train --help` is quick."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Literal, get_args
+
+from budgetvlm.errors import ConfigError
+
+ScaleRewards = Literal["none", "group", "batch"]
+LossType = Literal["grpo", "cispo"]
+Objective = Literal["constrained", "reward"]
+SAME_LOSS = ("bnpo", "dr_grpo", "dapo")
+
+
+@dataclass(frozen=True)
+class GRPOConfig:
+    """Options of the algorithm; all that is wrong is reported at once.
+
+    Attributes:
+        objective: "constrained" (accuracy - price x latency, only settings within the budget) or "reward" (the guide's
+            formula, budget as a penalty).
+        num_generations: G, settings drawn for each state; None enumerates all of them (exact gradient).
+        group_size: the guide's name for num_generations.
+        epsilon, epsilon_high: clip range of the probability ratio, below and above (None: the same).
+        beta: weight of the KL divergence from the reference policy, the one that training started from.
+        num_iterations: updates made with one draw; above 1 the ratio leaves 1 and clipping matters.
+        scale_rewards: divide advantages by the std of the "group" or of the "batch", or "none". With the group's std
+            the tie-break outweighs the answers: most groups are all right or all wrong, and what is left to learn from
+            is which setting is cheapest. The policy collapses to it.
+        loss_type: "grpo" (clipped objective) or "cispo" (clipped weight, arXiv 2506.13585).
+        entropy_coef: weight of an entropy bonus. It keeps the policy from learning single samples' luck by heart; at
+            1 / logit_scale of the controller the values become expected accuracies.
+        learning_rate, weight_decay, batch_size, num_epochs: AdamW and its schedule; batch_size counts states.
+        ema_decay: decay of the averaged weights, which are validated and saved; 0 uses the last weights.
+
+    Raises:
+        ConfigError: options that cannot work.
+    """
+
+    objective: Objective = "constrained"
+    num_generations: int | None = None
+    group_size: int | None = None
+    epsilon: float = 0.2
+    epsilon_high: float | None = None
+    beta: float = 0.0
+    num_iterations: int = 1
+    scale_rewards: ScaleRewards = "none"
+    loss_type: LossType = "grpo"
+    entropy_coef: float = 0.05
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.01
+    batch_size: int = 64
+    num_epochs: int = 100
+    ema_decay: float = 0.998
+
+    def __post_init__(self) -> None:
+        problems = list(_problems(self))
+        if problems:
+            raise ConfigError("these GRPO options cannot work: " + "; ".join(problems))
+        size = self.group_size if self.num_generations is None else self.num_generations
+        object.__setattr__(self, "num_generations", size)
+        object.__setattr__(self, "group_size", size)
+
+    @property
+    def clip_high(self) -> float:
+        return self.epsilon if self.epsilon_high is None else self.epsilon_high
+
+
+def _problems(config: GRPOConfig) -> Iterator[str]:
+    for name, allowed in (("objective", Objective), ("scale_rewards", ScaleRewards), ("loss_type", LossType)):
+        value, choices = getattr(config, name), get_args(allowed)
+        if name == "loss_type" and value in SAME_LOSS:
+            yield f"loss_type={value!r} averages tokens in another way, and an episode has one here; use 'grpo'"
+        elif value not in choices:
+            yield f"{name}={value!r} is unknown; choose from {', '.join(choices)}"
+    sizes = {config.num_generations, config.group_size} - {None}
+    for size in sorted(sizes, key=str):
+        if not isinstance(size, int) or size < 2:
+            yield (
+                f"num_generations (group_size) is {size!r}, but a group needs at least 2 settings to compare; give "
+                "2 or more, or leave it out to weigh all of them"
+            )
+    if len(sizes) > 1:
+        yield f"num_generations={config.num_generations} and group_size={config.group_size} are one thing; give one"
+    for name in ("num_iterations", "batch_size", "num_epochs"):
+        if not isinstance(getattr(config, name), int) or getattr(config, name) < 1:
+            yield f"{name}={getattr(config, name)!r} must be a whole number of at least 1"
+    if config.num_generations is None and config.group_size is None and config.num_iterations > 1:
+        yield "num_iterations above 1 reuses drawn groups, but nothing is drawn; give num_generations too"
+    yield from _number_problems(config)
+
+
+def _number_problems(config: GRPOConfig) -> Iterator[str]:
+    for name in ("epsilon", "learning_rate"):
+        if not 0 < getattr(config, name) < math.inf:
+            yield f"{name}={getattr(config, name)!r} must be a positive number"
+    for name in ("beta", "entropy_coef", "weight_decay"):
+        if not 0 <= getattr(config, name) < math.inf:
+            yield f"{name}={getattr(config, name)!r} must be 0 or more"
+    if config.epsilon_high is not None and not 0 < config.epsilon_high < math.inf:
+        yield f"epsilon_high={config.epsilon_high!r} must be a positive number, or left out"
+    if not 0 <= config.ema_decay < 1:
+        yield f"ema_decay={config.ema_decay!r} must be in [0, 1)"
+
+
+@dataclass(frozen=True)
+class RewardWeights:
+    """Weights of `guide_reward`; the defaults are the guide's.
+
+    Attributes:
+        alpha: accuracy.
+        beta: soft penalty on latency near and above the budget.
+        gamma: penalty on a violated budget, quadratic in the excess.
+        delta: bonus for the share of the budget that is left.
+        epsilon: penalty on complexity.
+
+    Raises:
+        ConfigError: a weight that is negative or not a finite number.
+    """
+
+    alpha: float = 1.0
+    beta: float = 0.5
+    gamma: float = 10.0
+    delta: float = 0.1
+    epsilon: float = 0.05
+
+    def __post_init__(self) -> None:
+        wrong = [f"{name}={value!r}" for name, value in asdict(self).items() if not 0 <= value < math.inf]
+        if wrong:
+            raise ConfigError(f"reward weights must be finite numbers of 0 or more; given {', '.join(wrong)}")
+
+
+@dataclass(frozen=True)
+class StatePlan:
+    """How states are drawn.
+
+    Attributes:
+        budget_factors: every sample gets one state a factor; its budget is factor x the sample's latency at a
+            measured setting drawn at random.
+        wide_share: share of the states that get a budget drawn uniformly from ``wide_range`` x the reference latency
+            instead. Most settings are cheap, so without it large budgets would be rare.
+        default_price: the price of an ordinary state.
+        price_share: share of the states that get a price drawn log-uniformly from ``price_range`` instead; half of
+            these have no budget, so that one controller serves both faces of the trade.
+
+    Raises:
+        ConfigError: numbers that cannot work.
+    """
+
+    budget_factors: tuple[float, ...] = (0.8, 1.0, 1.2)
+    wide_share: float = 0.5
+    wide_range: tuple[float, float] = (0.3, 1.3)
+    default_price: float = 0.01
+    price_share: float = 0.4
+    price_range: tuple[float, float] = (0.01, 1.0)
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not self.budget_factors or not all(0 < factor < math.inf for factor in self.budget_factors):
+            problems.append(f"budget_factors={self.budget_factors!r} must be positive numbers, one at least")
+        if not 0 <= self.default_price < math.inf:
+            problems.append(f"default_price={self.default_price!r} must be 0 or more")
+        for name in ("wide_share", "price_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                problems.append(f"{name}={getattr(self, name)!r} must be between 0 and 1")
+        for name in ("wide_range", "price_range"):
+            ends = getattr(self, name)
+            if len(ends) != 2 or not 0 < ends[0] <= ends[1] < math.inf:
+                problems.append(f"{name}={ends!r} must be two positive numbers, the smaller first")
+        if problems:
+            raise ConfigError("states cannot be drawn like this: " + "; ".join(problems))
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Options of a run; all that is wrong is reported at once.
+
+    Attributes:
+        grpo, weights, plan: the algorithm, the guide's reward, how states are drawn.
+        budget_dim, hidden_dim, num_hidden_layers, dropout, feature_dim: the network, see `GRPOController`.
+        guard_quantile: of the training samples' latencies; a setting is allowed where it lies within the budget.
+        alpha: share of the requests that may break their budgets at run time; see `budgetvlm.guard.adaptive`.
+        train_split: share of training samples where the table stores no splits; the rest is for validation.
+        patience: epochs without a better validation reward before training stops; None never stops early.
+        teachers: supervised networks whose mean prediction training starts from (see `distillation`); 0 starts from the
+            lookup table.
+        seed: of everything random.
+        device: where the tensors live, for example "cpu" or "cuda".
+
+    Raises:
+        ConfigError: options that cannot work.
+    """
+
+    grpo: GRPOConfig = field(default_factory=GRPOConfig)
+    weights: RewardWeights = field(default_factory=RewardWeights)
+    plan: StatePlan = field(default_factory=StatePlan)
+    budget_dim: int = 32
+    hidden_dim: int = 256
+    num_hidden_layers: int = 2
+    dropout: float = 0.5
+    feature_dim: int | None = None
+    guard_quantile: float = 0.95
+    alpha: float = 0.05
+    train_split: float = 0.8
+    patience: int | None = 15
+    teachers: int = 1
+    seed: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not 0 < self.train_split < 1:
+            problems.append(f"train_split={self.train_split!r} leaves a side empty; give a share like 0.8")
+        if not 0 < self.guard_quantile <= 1:
+            problems.append(f"guard_quantile={self.guard_quantile!r} must be in (0, 1]")
+        if not 0 < self.alpha < 1:
+            problems.append(f"alpha={self.alpha!r} must be in (0, 1)")
+        if self.patience is not None and self.patience < 1:
+            problems.append(f"patience={self.patience!r} must be at least 1 epoch, or None")
+        if self.teachers < 0:
+            problems.append(f"teachers={self.teachers!r} must be 0 or more")
+        if self.seed < 0:
+            problems.append(f"seed={self.seed!r} must be 0 or more")
+        if self.device.startswith("cuda") and not _has_cuda():
+            problems.append(f"device={self.device!r}: no such device is available here; use 'cpu'")
+        if problems:
+            raise ConfigError("these training options cannot work: " + "; ".join(problems))
+
+    @property
+    def maximised(self) -> str:
+        """One line that says what training maximises."""
+        if self.grpo.objective == "constrained":
+            return (
+                f"maximised (objective constrained): accuracy - {self.plan.default_price:g} x latency / full latency, "
+                "among the settings that the budget allows; the reward weights are not used"
+            )
+        w = self.weights
+        return (
+            f"maximised (objective reward): {w.alpha:g} accuracy - {w.beta:g} sigmoid(10 (l/b - 1)) - {w.gamma:g} "
+            f"max(0, l/b - 1)^2 + {w.delta:g} max(0, 1 - l/b) - {w.epsilon:g} complexity, over all settings"
+        )
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
