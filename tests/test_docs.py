@@ -7,14 +7,16 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
+from benchmarks import readme_picture
 from budgetvlm import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(
-    [*ROOT.glob("*.md"), *(ROOT / "experiments").rglob("*.md"), *(ROOT / "docs").rglob("*.md")],
+    [*ROOT.glob("*.md"), *(path for folder in ("docs", "experiments", "log") for path in (ROOT / folder).rglob("*.md"))]
 )
 GUIDES = [ROOT / "experiments/controller/README.md", ROOT / "experiments/controller/README.en.md"]
 TRAIN_SCRIPT = "experiments/controller/train_controller.py"
@@ -75,19 +77,37 @@ def test_shell_commands_would_be_accepted(path):
             assert flags(" ".join(words[2:])) <= flags(help_of(words[1])), words
 
 
-@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
-def test_the_annotated_tree_names_files_that_exist(readme):
-    tree = next(b for b in blocks(ROOT / readme, "text") if "src/budgetvlm/" in b)
-    folder = ROOT
-    for line in tree.splitlines():
-        name = line.split()[0] if line.strip() else ""
-        indent = len(line) - len(line.lstrip())
-        if not name:
-            continue
-        parent = folder if indent else ROOT
-        assert (parent / name).exists(), line
-        if not indent:
-            folder = ROOT / name
+READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda p: p.name)
+def test_the_readme_is_short(readme):
+    assert len(readme.read_text(encoding="utf-8").splitlines()) <= 90
+
+
+def test_the_annotated_tree_of_the_architecture_names_what_exists_and_leaves_no_room_out():
+    tree = next(b for b in blocks(ROOT / "ARCHITECTURE.md", "text") if "src/budgetvlm/" in b)
+    folder, named = ROOT, set()
+    for line in filter(str.strip, tree.splitlines()):
+        name, indented = line.split()[0], line.startswith(" ")
+        path = (folder if indented else ROOT) / name
+        assert path.exists(), line
+        named.add(path)
+        folder = folder if indented else path
+    package = ROOT / "src" / "budgetvlm"
+    rooms = {path.parent for path in package.glob("*/__init__.py")} | set(package.glob("[a-z]*.py"))
+    assert rooms - named == set()
+
+
+def test_the_readmes_picture_and_table_show_the_figures_of_the_results():
+    results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    curves = readme_picture.read_curves(results)
+    drawn = ElementTree.parse(readme_picture.PICTURE).getroot().find(".//{*}description")
+    assert drawn is not None and drawn.text == curves.to_json(), "run python benchmarks/readme_picture.py"
+    for readme in READMES:
+        figures = [re.findall(r"[\d.]+", line) for line in readme.read_text(encoding="utf-8").splitlines()]
+        for values in curves.accuracy.values():
+            assert any([f"{value}" for value in values] == found[-len(values) - 1 : -1] for found in figures), readme
 
 
 def test_the_guides_flags_exist():
@@ -156,8 +176,9 @@ def test_the_reward_example_of_the_design_is_what_the_code_computes():
     assert rewards[1] > rewards[0]
 
 
-def test_every_test_that_the_architecture_names_exists():
-    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ["ARCHITECTURE.md"])
+def test_every_test_that_a_document_names_exists(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
     named = re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", text)
     assert named
     for file, function in named:

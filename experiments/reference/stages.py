@@ -58,7 +58,7 @@ Visual = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass
 class Log:
-    """Prints and keeps what happened, for LOG.md and for the curve."""
+    """Prints what happened and keeps it, for the log and for the learning curve."""
 
     records: list[dict[str, Any]] = field(default_factory=list)
     start: float = field(default_factory=time.monotonic)
