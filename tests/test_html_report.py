@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from planted_tables import SPACE, planted
 
-from budgetvlm import _extras as extras
 from budgetvlm.cli import main
 from budgetvlm.controller.ensembling import train_ensemble
 from budgetvlm.controller.network import GRPOController
@@ -20,14 +19,17 @@ from budgetvlm.controller.training_options import TrainingConfig
 from budgetvlm.errors import DataError
 from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 from budgetvlm.evaluation.evaluator import evaluate
+from budgetvlm.evaluation.policy_styles import PolicyStyle
 from budgetvlm.features import Features
-from budgetvlm.html_report.blocks import BarChart, Bars, HeatMap, LineChart, Series
-from budgetvlm.html_report.chapters import sections, write_page
-from budgetvlm.html_report.choices import Choices, pick_examples
-from budgetvlm.html_report.interactive import figure
-from budgetvlm.html_report.looks import Look
-from budgetvlm.html_report.report_data import Material, Shown
+from budgetvlm.html_report.chart_table import chart_table
+from budgetvlm.html_report.controller_choices import choices_of, late_share, value_shares
+from budgetvlm.html_report.page import charts_of, figure_document, write_page
+from budgetvlm.html_report.picture_files import save_pictures
+from budgetvlm.html_report.report_chart import ReportChart, bar_figure, bars, curve, heat_figure, line_figure
+from budgetvlm.html_report.report_inputs import ReportInputs, SamplePicture
+from budgetvlm.html_report.sample_cards import pick_samples
 from budgetvlm.html_report.saved_results import read_comparison, read_evaluation, read_live, read_run
+from budgetvlm.html_report.sections import report_sections
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.live.live_evaluation import LiveRecord, summary
 from budgetvlm.table import ProfileTable
@@ -121,7 +123,7 @@ def test_every_chart_has_a_place_a_figure_and_its_numbers(page):
     figures = json.loads(re.search(r'id="figures">(.*?)</script>', text, re.DOTALL)[1])
     places = re.findall(r'class="plot" id="([^"]+)"', text)
     assert len(places) == len(set(places)) == len(figures) > 15
-    assert text.count("<summary>Show the figures</summary>") == len(places)
+    assert text.count("<summary>Show the numbers</summary>") == len(places)
 
 
 def test_an_evaluation_is_read_back_as_it_was(folder):
@@ -130,25 +132,31 @@ def test_an_evaluation_is_read_back_as_it_was(folder):
 
 
 def test_a_comparison_of_any_shape_is_shown_or_left_out(folder, tmp_path):
-    assert read_comparison(folder / "comparison.json")[0]["name"] == "controller"
+    first = read_comparison(folder / "comparison.json")[0]
+    assert first.name == "controller"
+    assert first.gain == read_evaluation(folder / "evaluation.json").policy("controller").room.accuracy_gain
     path = tmp_path / "c.json"
     for document, shown in (
         ([1, 2], None),
         ({"policies": 3}, None),
         ({"policies": [{"name": "x"}, "y"]}, None),
-        ({"policies": {"x": {"room": {}}}}, ({"name": "x", "room": {}},)),
+        ({"policies": {"x": {"room": {}}}}, ["x"]),
+        ({"rows": [{"name": "y", "role": "bound", "at_budget": [1]}]}, ["y (bound)"]),
+        ({"rows": [{"name": "y", "section": "variants", "room": {}}]}, None),
     ):
         path.write_text(json.dumps(document))
-        assert read_comparison(path) == shown
+        found = read_comparison(path)
+        assert (found and [policy.name for policy in found]) == shown
+        assert found is None or found[0].gain is None
 
 
-def material(folder, **changes):
+def inputs(folder, **changes):
     made = planted(120, 40, 60, width=8)
-    return replace(Material(made.table, read_evaluation(folder / "evaluation.json")), **changes)
+    return replace(ReportInputs(made.table, read_evaluation(folder / "evaluation.json")), **changes)
 
 
 def test_what_is_not_given_is_named_and_not_made_up(folder, tmp_path):
-    chapters = sections(material(folder))
+    chapters = report_sections(inputs(folder))
     write_page(chapters, "<b>mine</b>", tmp_path / "p.html")
     text = own_part((tmp_path / "p.html").read_text(encoding="utf-8"))
     assert "No controller was given" in text and "Not measured on the real clock" in text
@@ -158,12 +166,13 @@ def test_what_is_not_given_is_named_and_not_made_up(folder, tmp_path):
 def test_pictures_and_choices_of_easy_and_hard_samples_are_shown(folder, tmp_path):
     made = planted(120, 40, 60, width=8)
     controller = GRPOController.from_pretrained(folder / "controller")
-    found = Choices.of(made.table, made.features, {"c": ControllerPolicy(controller)}, OPTIONS)
-    picked = pick_examples(found.table)
+    found = choices_of(made.table, made.features, {"c": ControllerPolicy(controller)}, OPTIONS)
+    picked = pick_samples(found.table)
     shown = {
-        found.table.sample_ids[p.row]: Shown("data:image/jpeg;base64,AA==", f"what <{p.row}>", ("1",)) for p in picked
+        found.table.sample_ids[p.row]: SamplePicture("data:image/jpeg;base64,AA==", f"what <{p.row}>", ("1",))
+        for p in picked
     }
-    write_page(sections(material(folder, choices=found, shown=shown)), "t", tmp_path / "p.html")
+    write_page(report_sections(inputs(folder, choices=found, pictures=shown)), "t", tmp_path / "p.html")
     text = own_part((tmp_path / "p.html").read_text(encoding="utf-8"))
     assert text.count('<img src="data:image/jpeg') == len(picked) >= 6
     assert f"what &lt;{picked[0].row}&gt;" in text
@@ -172,46 +181,63 @@ def test_pictures_and_choices_of_easy_and_hard_samples_are_shown(folder, tmp_pat
 def test_easy_is_right_at_the_cheapest_setting_and_hard_is_not():
     accuracy = np.array([[1, 1, 1], [0, 0, 1], [0, 1, 1], [0, 0, 0], [1, 0, 0]], dtype=float)
     table = ProfileTable.from_arrays(KnobSpace({"k": [1, 2, 3]}), range(5), accuracy, np.tile([1.0, 2.0, 3.0], (5, 1)))
-    picked = {(p.why, p.row) for p in pick_examples(table, each=2)}
+    picked = {(p.kind, p.row) for p in pick_samples(table, each=2)}
     assert picked == {("easy", 0), ("easy", 4), ("hard", 1), ("hard", 2), ("never right", 3)}
 
 
 def test_late_requests_of_a_group_are_counted_over_its_timed_samples(folder):
     made = planted(120, 40, 60, width=8)
     controller = GRPOController.from_pretrained(folder / "controller")
-    found = Choices.of(made.table, made.features, {"c": ControllerPolicy(controller)}, OPTIONS)
+    found = choices_of(made.table, made.features, {"c": ControllerPolicy(controller)}, OPTIONS)
     rows = found.groups["kind: 0"]
-    chosen = found.found.chosen[0, 1, rows]
+    chosen = found.outcomes.chosen[0, 1, rows]
     late = found.table.latency_ms[rows, chosen] > found.budgets_ms[1]
-    assert found.late(rows)[1] == pytest.approx(late.mean())
-    assert found.late(np.zeros_like(rows)) == [None] * 3
-    assert sum(found.values("top_k", rows, 1)) == pytest.approx(1.0)
+    assert late_share(found, rows)[1] == pytest.approx(late.mean())
+    assert late_share(found, np.zeros_like(rows)) == [None] * 3
+    assert sum(value_shares(found, "top_k", rows, 1)) == pytest.approx(1.0)
 
 
 CHARTS = [
-    LineChart("l", "t", "n", "x", "y",
-              (Series("a", (1.0, None), (2.0, 3.0), Look("#112233"), (1.0, 2.0), (3.0, 4.0)),), 2.0, "z"),
-    BarChart("b", "t", "", "x", "y", ("p", "q"),
-             (Bars("a", (1.0, None), "#112233", (0.5, None), (2.0, None)),), flat=True),
-    HeatMap("h", "t", "", "x", "y", ("p", "q"), ("r",), ((1.0, None),), "ms"),
+    ReportChart(
+        "lines", "t",
+        line_figure(
+            curve("a", (1.0, None), (2.0, 3.0), PolicyStyle("#112233"), [(1.0, 3.0), (2.0, 4.0)]), "x", "y", (2.0, "z")
+        ),
+    ),
+    ReportChart(
+        "bars", "t",
+        bar_figure([bars("a", "pq", (1.0, None), "#112233", [(0.5, 2.5), (None, None)], flat=True)], "x", "y"),
+    ),
+    ReportChart("stacked", "t", bar_figure([bars("a", "pq", (1.0, None), "#112233")], "x", "y", stacked=True)),
+    ReportChart("heat", "t", heat_figure("pq", "r", [(1.0, None)], "ms", ("x", "y"))),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.key)
-def test_unknown_numbers_leave_gaps_in_both_renderings(chart, tmp_path):
-    from budgetvlm.html_report.still import save
-
-    text = json.dumps(figure(chart), allow_nan=False)
-    assert "null" in text and "template" not in json.loads(text)["layout"]
-    first = [path.read_bytes() for path in save(chart, tmp_path)]
-    assert [path.read_bytes() for path in save(chart, tmp_path)] == first  # equal charts, equal files
+def test_unknown_numbers_leave_gaps_in_page_and_pictures(chart, tmp_path):
+    document = figure_document(chart)
+    assert "null" in json.dumps(document, allow_nan=False) and "template" not in document["layout"]
+    first = [path.read_bytes() for path in save_pictures(chart, tmp_path)]
+    assert [path.read_bytes() for path in save_pictures(chart, tmp_path)] == first  # equal charts, equal files
 
 
-def test_a_missing_extra_names_what_to_install(folder, monkeypatch, capsys):
-    monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None)
-    assert main(words(folder, "--output", folder / "never.html")) == 2
-    assert "pip install 'budgetvlm[report]'" in capsys.readouterr().err
-    assert not (folder / "never.html").exists()
+@pytest.mark.parametrize(
+    ("chart", "header", "rows"),
+    [
+        (CHARTS[0], ("line", "x", "y", "from", "to"), [("a", "1", "2", "1", "3"), ("a", "–", "3", "2", "4")]),
+        (CHARTS[1], ("y", "a"), [("p", "1"), ("q", "–")]),
+        (CHARTS[3], ("y", "p", "q"), [("r", "1", "–")]),
+    ],
+    ids=["lines", "bars", "heat"],
+)
+def test_the_table_of_a_chart_has_every_number_that_is_drawn(chart, header, rows):
+    table = chart_table(chart.figure)
+    assert (table.header, list(table.rows)) == (header, rows)
+
+
+def test_whiskers_reach_from_the_lower_to_the_upper_end():
+    error = CHARTS[1].figure.data[0].error_x
+    assert (error.arrayminus[0], error.array[0]) == (0.5, 1.5)
 
 
 def test_bad_input_is_refused_with_what_to_do(folder, tmp_path, capsys):
@@ -253,12 +279,12 @@ def test_a_live_run_of_another_version_is_refused(damage, tmp_path):
 def test_an_evaluation_of_other_knobs_is_refused(folder):
     table = ProfileTable.from_arrays(KnobSpace({"k": [1, 2]}), ["a"], [[1, 1]], [[1.0, 2.0]], split=["test"])
     with pytest.raises(ValueError, match="the evaluation is of other knobs"):
-        Material(table, read_evaluation(folder / "evaluation.json"))
+        ReportInputs(table, read_evaluation(folder / "evaluation.json"))
 
 
 def test_an_evaluation_of_other_samples_is_refused(folder):
     with pytest.raises(DataError, match="the evaluation is of 60 test samples, and the data has 50"):
-        Material(planted(120, 40, 50, width=8).table, read_evaluation(folder / "evaluation.json"))
+        ReportInputs(planted(120, 40, 50, width=8).table, read_evaluation(folder / "evaluation.json"))
 
 
 def test_a_damaged_history_is_named(tmp_path):
@@ -290,7 +316,7 @@ def test_small_and_gappy_tables_give_a_report(space, accuracy, latency, tmp_path
     controller = GRPOController(2, 2, knob_values=space.to_dict(), hidden_dim=4, latency_reference_ms=20.0)
     policies = {"c": ControllerPolicy(controller)}
     found = evaluate(table, features, policies, OPTIONS)
-    chapters = sections(Material(table, found, Choices.of(table, features, policies, OPTIONS)))
+    chapters = report_sections(ReportInputs(table, found, choices_of(table, features, policies, OPTIONS)))
     write_page(chapters, "t", tmp_path / "p.html")
     assert "NaN" not in own_part((tmp_path / "p.html").read_text(encoding="utf-8"))
 
@@ -333,5 +359,5 @@ def test_an_ensemble_has_a_learning_curve_for_each_member(folder, tmp_path):
     run = read_run(tmp_path / "five", "five")
     assert [one.name for one in run.members] == [f"five, member {n}" for n in range(1, 12)]
     assert [one.training["seed"] for one in run.members] == list(range(11))  # the tenth does not come second
-    (learning,) = (section for section in sections(material(folder, runs=(run,))) if section.key == "learning")
-    assert [series.name for series in learning.charts[0].series] == [one.name for one in run.members]
+    (learning,) = (section for section in report_sections(inputs(folder, runs=(run,))) if section.key == "learning")
+    assert [trace.name for trace in charts_of((learning,))[0].figure.data] == [one.name for one in run.members]

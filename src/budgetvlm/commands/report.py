@@ -1,7 +1,7 @@
-"""One HTML file about what was measured, learnt and chosen; it opens without a network.
+"""Write one HTML file about what was measured, learnt and chosen; it opens without a network.
 
-What is not given is left out or, for the evaluation, made. Pictures of samples come from the data set that the data
-names, where it can be opened here.
+What is not given is left out, except the evaluation, which is made. Pictures of samples come from the data set that
+the data names, if it can be opened here.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from budgetvlm.commands.data_arguments import add_data_arguments, read_data
 from budgetvlm.errors import ConfigError, DataError, OutputError
 
 if TYPE_CHECKING:
-    from budgetvlm.html_report.choices import Choices
-    from budgetvlm.html_report.report_data import Material, Shown
+    from budgetvlm.html_report.report_inputs import ReportInputs, SamplePicture
     from budgetvlm.tasks import Sample
 
 PICTURE_WIDTH = 320  # pixels; small enough to embed a dozen
@@ -27,9 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `budgetvlm report`."""
     add_data_arguments(parser)
     parser.add_argument(
-        "--checkpoint", type=Path, nargs="+", default=[], metavar="DIR", help="trained controllers, one a seed"
+        "--checkpoint", type=Path, nargs="+", default=[], metavar="DIR", help="trained controllers, one for each seed"
     )
-    found = parser.add_argument_group("what was found already")
+    found = parser.add_argument_group("results of other commands")
     found.add_argument(
         "--evaluation", type=Path, metavar="FILE", help="evaluation.json of `budgetvlm evaluate` (default: made now)"
     )
@@ -44,17 +43,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read, evaluate if needed, write."""
+    """Read, evaluate if needed, and write the page and the pictures."""
     _check(args)
-    from budgetvlm.html_report.chapters import sections, write_page, write_plots
-    from budgetvlm.html_report.interactive import library
+    from budgetvlm.html_report.page import charts_of, write_page
+    from budgetvlm.html_report.picture_files import save_pictures
+    from budgetvlm.html_report.sections import report_sections
 
-    library()  # a missing extra shows before any work
-    chapters = sections(_gather(args))
-    write_page(chapters, args.title, args.output)
+    sections = report_sections(_gather(args))
+    write_page(sections, args.title, args.output)
     print(args.output)
     if args.plots is not None:
-        print(f"{args.plots}: {len(write_plots(chapters, args.plots))} files")
+        paths = [path for chart in charts_of(sections) for path in save_pictures(chart, args.plots)]
+        print(f"{args.plots}: {len(paths)} files")
     return 0
 
 
@@ -68,11 +68,12 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError(f"--plots {args.plots} is a file; give a directory")
 
 
-def _gather(args: argparse.Namespace) -> Material:
+def _gather(args: argparse.Namespace) -> ReportInputs:
+    """Read all that the flags name, and evaluate where no evaluation is given."""
     from budgetvlm.commands import evaluate
     from budgetvlm.evaluation.evaluation_options import EvaluationOptions
-    from budgetvlm.html_report.choices import Choices
-    from budgetvlm.html_report.report_data import Material, options_of
+    from budgetvlm.html_report.controller_choices import choices_of
+    from budgetvlm.html_report.report_inputs import ReportInputs, options_of
     from budgetvlm.html_report.saved_results import read_comparison, read_evaluation, read_live, read_run
 
     given = read_evaluation(args.evaluation) if args.evaluation else None
@@ -84,11 +85,11 @@ def _gather(args: argparse.Namespace) -> Material:
     policies = evaluate.read_controllers(args.checkpoint, table, features)
     names = evaluate.checkpoint_names(args.checkpoint)
     runs = tuple(read_run(path, name) for path, name in zip(args.checkpoint, names, strict=True))
-    report = given or evaluate.evaluate_with_progress(table, features, policies, EvaluationOptions())
-    material = Material(table, report, None, runs, live, comparison, source=_source(args))
+    evaluation = given or evaluate.evaluate_with_progress(table, features, policies, EvaluationOptions())
+    inputs = ReportInputs(table, evaluation, None, runs, live, comparison, source=_source(args))
     if policies:
-        material = replace(material, choices=Choices.of(table, features, policies, options_of(report)))
-    return replace(material, shown=_shown(args, material))
+        inputs = replace(inputs, choices=choices_of(table, features, policies, options_of(evaluation)))
+    return replace(inputs, pictures=_pictures(args, inputs))
 
 
 def _source(args: argparse.Namespace) -> dict[str, Any]:
@@ -101,35 +102,30 @@ def _source(args: argparse.Namespace) -> dict[str, Any]:
     return {name: document[name] for name in ("dataset_name", "model_path") if name in document}
 
 
-def _shown(args: argparse.Namespace, material: Material) -> dict[str, Shown]:
-    """Pictures and questions of the samples that the report wants to show; none where the data set is not here."""
-    from budgetvlm.html_report.report_data import Shown
+def _pictures(args: argparse.Namespace, inputs: ReportInputs) -> dict[str, SamplePicture]:
+    """Pictures and questions of the samples to show, by sample id; none if the data set cannot be opened."""
+    from budgetvlm.html_report.report_inputs import SamplePicture
+    from budgetvlm.html_report.sample_cards import pick_samples
     from budgetvlm.profiling.prepare.feature_extraction import locate
     from budgetvlm.tasks import SPLITS, load_task
 
-    name = args.dataset_name or material.source.get("dataset_name")
-    if args.no_pictures or material.choices is None or name is None:
+    name = args.dataset_name or inputs.source.get("dataset_name")
+    if args.no_pictures or inputs.choices is None or name is None:
         return {}
-    ids = _wanted(material.choices)
+    shown = inputs.choices.table
+    ids = [shown.sample_ids[picked.row] for picked in pick_samples(shown)]
     try:
-        located = locate(load_task(name), ids, SPLITS)
-        samples = {place.sample.sample_id: place.sample for place in located}
+        samples = [place.sample for place in locate(load_task(name), ids, SPLITS)]
     except (ConfigError, DataError) as error:
         if args.dataset_name is not None:
             raise
         _note(f"no pictures of samples: {error}")
         return {}
-    return {key: Shown(_embedded(sample), sample.question, sample.answers) for key, sample in samples.items()}
+    return {s.sample_id: SamplePicture(_data_uri(s), s.question, s.answers) for s in samples}
 
 
-def _wanted(choices: Choices) -> list[str]:
-    from budgetvlm.html_report.choices import pick_examples
-
-    return [choices.table.sample_ids[picked.row] for picked in pick_examples(choices.table)]
-
-
-def _embedded(sample: Sample) -> str:
-    """The image as a data URI, no wider than `PICTURE_WIDTH`."""
+def _data_uri(sample: Sample) -> str:
+    """The image as a data URI, at most `PICTURE_WIDTH` pixels wide."""
     import base64
     import io
 

@@ -1,5 +1,5 @@
-"""The report: one HTML file of what was measured, learnt and chosen, that opens without a network.
+"""The report: one HTML file about what was measured, learnt and chosen, which opens without a network.
 
-`material` reads what lies on disk, the `section_*` modules turn it into blocks (`blocks`), and blocks are drawn twice:
-for the page by Plotly (`interactive`, `page`), for PNG and SVG files by matplotlib (`still`).
+`saved_results` and `report_inputs` hold what the report is about, the `section_*` modules draw its charts with Plotly,
+and `page` puts them into the Jinja2 templates. `picture_files` saves the same charts as PNG and SVG.
 """

@@ -1,6 +1,6 @@
-"""Reading what other commands left: evaluation.json, live.json, comparison.json, a controller's training figures.
+"""Reads what other commands wrote: evaluation.json, live.json, comparison.json and the files of a training run.
 
-Every document is checked for what the report reads of it; what does not fit is an error that names the field.
+Every document is checked for what the report reads from it; an error names the field that does not fit.
 """
 
 from __future__ import annotations
@@ -18,29 +18,26 @@ from budgetvlm._io import read_json
 from budgetvlm.controller.checkpoint import GUARD
 from budgetvlm.controller.run_directory import METRICS, members_of
 from budgetvlm.errors import DataError
-from budgetvlm.evaluation.records import SCHEMA_VERSION, EvaluationReport
+from budgetvlm.evaluation.records import SCHEMA_VERSION, Estimate, EvaluationReport
 
-LIVE_FIGURES = (
-    "requests",
-    "violation_rate",
-    "interval",
-    "infeasible",
-    "cut",
-    "accuracy",
-    "latency_ms",
-    "controller_ms",
-)
+LIVE_NUMBERS = (
+    "requests", "violation_rate", "interval", "infeasible", "cut", "accuracy", "latency_ms", "controller_ms",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Run:
-    """A training run: figures of each epoch (maybe none), the best one, options, and the guard's cost of the rest.
+class SavedRun:
+    """What a training run left beside its checkpoint.
 
     Attributes:
-        history: one dict an epoch, as `metrics.json` has them.
-        other_ms: features, controller and guard on the machine where the guard was calibrated; None: never timed.
-        calibrated_on: requests that calibrated the guard.
-        members: of an ensemble, whose own history is theirs.
+        name: of the controller.
+        history: one dict for each epoch, as in `metrics.json`; empty where there is none.
+        best_epoch: the epoch whose weights were kept.
+        maximised: the objective in words.
+        training: the options of the training.
+        other_ms: time of features, controller and guard where the guard was calibrated; None if it was not timed.
+        calibrated_on: number of requests that calibrated the guard.
+        members: the runs of an ensemble, which have the history in its place.
     """
 
     name: str
@@ -50,14 +47,35 @@ class Run:
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     other_ms: float | None = None
     calibrated_on: int = 0
-    members: tuple[Run, ...] = ()
+    members: tuple[SavedRun, ...] = ()
+
+
+@dataclass(frozen=True)
+class ComparedPolicy:
+    """One policy of a comparison; None stands for what it does not say.
+
+    Attributes:
+        name: of the policy, with "(bound)" where it knows what cannot be known.
+        gain: accuracy over the lookup table.
+        late: share of the requests over their budget.
+        regret: accuracy that the oracle has more.
+        fit_seconds: time of learning.
+        decision_us: median time of one decision in microseconds.
+    """
+
+    name: str
+    gain: Estimate | None
+    late: float | None
+    regret: float | None
+    fit_seconds: float | None
+    decision_us: float | None
 
 
 def read_evaluation(path: str | Path) -> EvaluationReport:
-    """The report of an `evaluation.json`.
+    """Read an `evaluation.json`.
 
     Raises:
-        DataError: missing, damaged, foreign, or of another schema version.
+        DataError: the file is missing, damaged, no evaluation, or of another schema version.
     """
     document = read_json(path)
     if not isinstance(document, dict) or "policies" not in document or "statics" not in document:
@@ -75,7 +93,7 @@ def read_evaluation(path: str | Path) -> EvaluationReport:
 
 
 def _build(kind: Any, value: Any) -> Any:
-    """A value of a JSON document as the type that a field has; None where a number should be is NaN."""
+    """Convert a value of a JSON document into a field's type; None becomes NaN where a number is expected."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
         options = [a for a in arguments if a is not type(None)]
@@ -98,10 +116,10 @@ def _required(field: dataclasses.Field[Any]) -> bool:
 
 
 def read_live(path: str | Path) -> dict[str, Any]:
-    """The document of `budgetvlm evaluate --live`.
+    """Read the document of `budgetvlm evaluate --live`.
 
     Raises:
-        DataError: missing, damaged, or without the figures that this version writes.
+        DataError: the file is missing, damaged, or without the numbers that this version writes.
     """
     document = read_json(path)
     systems = document.get("systems") if isinstance(document, dict) else None
@@ -121,37 +139,52 @@ def _missing(document: Mapping[str, Any], systems: Mapping[str, Any]) -> typing.
     for name, system in systems.items():
         parts = {part: system.get(part) for part in ("all", "by_budget", "by_group", "stretches")}
         yield from (f"systems.{name}.{part}" for part, value in parts.items() if value is None)
-        figures = parts["all"] or {}
-        yield from (f"systems.{name}.all.{figure}" for figure in LIVE_FIGURES if figure not in figures)
+        numbers = parts["all"] or {}
+        yield from (f"systems.{name}.all.{number}" for number in LIVE_NUMBERS if number not in numbers)
 
 
-def read_comparison(path: str | Path) -> tuple[dict[str, Any], ...] | None:
-    """Rows of a comparison, each with a name and either a gain or a list of accuracies; None: none can be read.
+def read_comparison(path: str | Path) -> tuple[ComparedPolicy, ...] | None:
+    """The policies of a comparison that have results; None where there is none.
 
     Raises:
         DataError: the file is missing or is not JSON.
     """
     document = read_json(path)
-    if not isinstance(document, dict):
-        return None
-    rows = document.get("policies", document.get("rows"))
+    rows = document.get("policies", document.get("rows")) if isinstance(document, dict) else None
     if isinstance(rows, dict):
         rows = [{"name": name, **row} for name, row in rows.items() if isinstance(row, dict)]
-    if not isinstance(rows, list):
-        return None
-    shown = [row for row in rows if isinstance(row, dict) and "name" in row and _has_figures(row)]
-    return tuple(row for row in shown if row.get("section", "policies") == "policies") or None
+    rows = [row for row in rows if isinstance(row, dict) and "name" in row] if isinstance(rows, list) else []
+    return tuple(_compared(row) for row in rows if _has_results(row)) or None
 
 
-def _has_figures(row: Mapping[str, Any]) -> bool:
-    return isinstance(row.get("room"), dict) or bool(row.get("at_budget"))
+def _has_results(row: Mapping[str, Any]) -> bool:
+    return row.get("section", "policies") == "policies" and (
+        isinstance(row.get("room"), dict) or bool(row.get("at_budget"))
+    )
 
 
-def read_run(checkpoint: Path, name: str) -> Run:
-    """What lies beside a checkpoint: training figures and the guard, as far as they are there.
+def _compared(row: Mapping[str, Any]) -> ComparedPolicy:
+    room = row.get("room") or {}
+    gain = [_number((room.get("accuracy_gain") or {}).get(name)) for name in ("value", "low", "high")]
+    return ComparedPolicy(
+        name=f"{row['name']}{' (bound)' if row.get('role') == 'bound' else ''}",
+        gain=None if None in gain else Estimate(*gain),  # type: ignore[arg-type]
+        late=_number((room.get("violation_rate") or {}).get("value")),
+        regret=_number(row.get("regret")),
+        fit_seconds=_number(row.get("fit_seconds")),
+        decision_us=_number(row.get("decision_us")),
+    )
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, float | int) else None
+
+
+def read_run(checkpoint: Path, name: str) -> SavedRun:
+    """Read the history of the training and the guard beside a checkpoint, where they exist.
 
     Raises:
-        DataError: a file is there and is damaged.
+        DataError: a file is damaged.
     """
     directory = checkpoint if checkpoint.is_dir() else checkpoint.parent
     metrics = read_json(directory / METRICS) if (directory / METRICS).exists() else {}
@@ -159,7 +192,7 @@ def read_run(checkpoint: Path, name: str) -> Run:
     history = metrics.get("history", [])
     if not isinstance(history, list) or not all(isinstance(e, dict) and "epoch" in e for e in history):
         raise DataError(f"{directory / METRICS} is damaged: its history is no list of epochs. Train again.")
-    return Run(
+    return SavedRun(
         name=name,
         history=tuple(history),
         best_epoch=(metrics.get("best") or {}).get("epoch"),

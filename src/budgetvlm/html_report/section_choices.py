@@ -1,102 +1,70 @@
-"""Which settings are chosen for which inputs: by budget, by group, and for samples that can be looked at."""
+"""Which settings are chosen for which inputs: by budget, by group, and for samples with their pictures."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from budgetvlm.evaluation.labels import readable_labels
-from budgetvlm.html_report.blocks import BarChart, Bars, Block, Example, Gallery, HeatMap, Row, Section, Text
-from budgetvlm.html_report.choices import Choices, Picked, pick_examples
-from budgetvlm.html_report.looks import ladder
-from budgetvlm.html_report.report_data import Material, Shown
+from budgetvlm.html_report.controller_choices import ControllerChoices, value_shares
+from budgetvlm.html_report.page import ReportSection
+from budgetvlm.html_report.report_chart import ReportChart, bar_figure, bars, heat_figure, shades
+from budgetvlm.html_report.report_inputs import ReportInputs
+from budgetvlm.html_report.sample_cards import SampleCard, pick_samples, sample_card
 from budgetvlm.knobs import KnobSpace
-from budgetvlm.policies.setting_means import column_means
 
-SORTS = {
+KINDS = {
     "easy": "Easy: right at the cheapest setting and at most others",
-    "hard": "Hard: right only at dear settings",
+    "hard": "Hard: right only at expensive settings",
     "never right": "Right at no setting",
 }
 
 
-def choices(material: Material) -> Section:
-    """Charts and pictures; a sentence where no controller was given."""
-    found = material.choices
+def choices(inputs: ReportInputs) -> ReportSection:
+    """Charts and samples of what the controllers choose."""
+    title, found = "Which settings for which inputs", inputs.choices
     if found is None:
-        text = "No controller was given (--checkpoint DIR), so nothing is chosen."
-        return Section("choices", "Which settings for which inputs", (Text(text),))
-    blocks: list[Block] = [Row(tuple(_knob_chart(found, name) for name in _moving(found.table.knob_space)))]
+        return ReportSection("choices", title, values={"galleries": {}})
+    charts = [tuple(_knob_chart(found, name) for name in moving_knobs(found.table.knob_space))]
     if found.groups:
-        blocks.append(_group_map(found))
-    blocks += _galleries(material, found)
-    return Section("choices", "Which settings for which inputs", tuple(blocks))
+        charts.append((_group_map(found),))
+    return ReportSection("choices", title, tuple(charts), {"galleries": _galleries(inputs, found)})
 
 
-def _moving(space: KnobSpace) -> tuple[str, ...]:
-    """Knobs with more than one value."""
+def moving_knobs(space: KnobSpace) -> tuple[str, ...]:
+    """Knobs with more than one value, or the first one where there is none."""
     return tuple(name for name in space.names if len(space.values(name)) > 1) or space.names[:1]
 
 
-def _knob_chart(found: Choices, knob: str) -> BarChart:
+def _knob_chart(found: ControllerChoices, knob: str) -> ReportChart:
     everything = np.ones(found.table.num_samples, dtype=bool)
-    shares = np.array([found.values(knob, everything, p) for p in range(len(found.shares))])
-    values = found.table.knob_space.values(knob)
-    bars = tuple(
-        Bars(f"{value:g}", tuple(float(100 * share) for share in shares[:, i]), colour)
-        for i, (value, colour) in enumerate(zip(values, ladder(len(values)), strict=True))
-    )
-    names = tuple(f"{b:.0f} ms" for b in found.budgets_ms)
-    return BarChart(
-        f"chosen_{knob}", f"{knob} by budget", "share of the evaluated samples", "budget", "chosen (%)", names, bars,
-        stacked=True,
-    )  # fmt: skip
-
-
-def _group_map(found: Choices) -> HeatMap:
-    p, knobs = found.middle(), _moving(found.table.knob_space)
-    columns = [f"{knob} {value:g}" for knob in knobs for value in found.table.knob_space.values(knob)]
-    cells = [
-        tuple(100 * share for knob in knobs for share in found.values(knob, rows, p)) for rows in found.groups.values()
+    shares = [value_shares(found, knob, everything, p) for p in range(len(found.shares))]  # [P][values]
+    values, budgets = found.table.knob_space.values(knob), [f"{b:.0f} ms" for b in found.budgets_ms]
+    traces = [
+        bars(f"{value:g}", budgets, [100 * share for share in column], colour)
+        for value, column, colour in zip(values, zip(*shares, strict=True), shades(len(values)), strict=True)
     ]
-    title = f"What is chosen for which group, at {found.budgets_ms[p]:.0f} ms ({found.shares[p]:g} × full)"
-    return HeatMap(
-        "chosen_by_group", title,
-        "% of the group's samples; each knob's values add up to 100", "", "", tuple(columns), tuple(found.groups),
-        tuple(cells), "%", 0,
-    )  # fmt: skip
+    figure = bar_figure(traces, "budget", "chosen (%)", stacked=True)
+    return ReportChart(f"chosen_{knob}", f"{knob} by budget", figure, "share of the evaluated samples")
 
 
-def _galleries(material: Material, found: Choices) -> list[Block]:
-    picked = [p for p in pick_examples(found.table) if found.table.sample_ids[p.row] in material.shown]
-    galleries: list[Block] = []
-    for why, caption in SORTS.items():
-        examples = tuple(
-            _example(found, p, material.shown[found.table.sample_ids[p.row]]) for p in picked if p.why == why
-        )
-        if examples:
-            galleries.append(Gallery(caption, examples))
+def _group_map(found: ControllerChoices) -> ReportChart:
+    middle, space = found.middle, found.table.knob_space
+    knobs = moving_knobs(space)
+    columns = [f"{knob} {value:g}" for knob in knobs for value in space.values(knob)]
+    cells = [
+        [100 * share for knob in knobs for share in value_shares(found, knob, rows, middle)]
+        for rows in found.groups.values()
+    ]
+    budget = f"{found.budgets_ms[middle]:.0f} ms ({found.shares[middle]:g} × full)"
+    figure = heat_figure(columns, list(found.groups), cells, "%", digits=0)
+    note = "% of the group's samples; each knob's values add up to 100"
+    return ReportChart("chosen_by_group", f"What is chosen for which group, at {budget}", figure, note)
+
+
+def _galleries(inputs: ReportInputs, found: ControllerChoices) -> dict[str, list[SampleCard]]:
+    """Caption -> cards of the picked samples whose picture is there."""
+    galleries: dict[str, list[SampleCard]] = {}
+    for picked in pick_samples(found.table):
+        picture = inputs.pictures.get(found.table.sample_ids[picked.row])
+        if picture is not None:
+            galleries.setdefault(KINDS[picked.kind], []).append(sample_card(found, picked.row, picture))
     return galleries
-
-
-def _example(found: Choices, picked: Picked, shown: Shown) -> Example:
-    """A sample, its cheapest right setting, and what the first controller chooses at three budgets."""
-    table, row = found.table, picked.row
-    right = np.flatnonzero(table.accuracy[row] >= 0.5)
-    lines = [f"right: {', '.join(shown.answers)}"]
-    if len(right):
-        best = right[column_means(table.latency_ms)[right].argmin()]
-        lines.append(
-            f"cheapest right setting: {_short(table.knob_space, int(best))} ({len(right)} of {table.num_settings} are)"
-        )
-    for p in sorted({0, found.middle(), len(found.shares) - 1}):
-        k = int(found.found.chosen[0, p, row])
-        mark = "✓" if found.found.accuracy[0, p, row] >= 0.5 else "✗"
-        took = float(found.found.latency_ms[0, p, row])
-        late = ", late" if took > found.budgets_ms[p] else ""
-        lines.append(f"{found.budgets_ms[p]:.0f} ms: {_short(table.knob_space, k)} {mark} {took:.0f} ms{late}")
-    labels = " · ".join(table.groups[label][row] for label in readable_labels(table))
-    return Example(shown.picture, labels or table.sample_ids[row], shown.question, tuple(lines))
-
-
-def _short(space: KnobSpace, index: int) -> str:
-    return " / ".join(f"{value:g}" for value in space.settings[index].values())

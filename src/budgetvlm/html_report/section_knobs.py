@@ -1,114 +1,83 @@
-"""Knob coupling: accuracy and latency for every pair of knobs, all others at their largest value."""
+"""Knob coupling: accuracy and latency for every pair of knobs, with all others at their largest value."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import combinations
 
 import numpy as np
 
-from budgetvlm.html_report.blocks import Block, DataTable, HeatMap, LineChart, Row, Section, Series, Text
-from budgetvlm.html_report.looks import BLUE, ORANGE, Look
-from budgetvlm.html_report.report_data import Material
+from budgetvlm.evaluation.policy_styles import BLUE, ORANGE, PolicyStyle
+from budgetvlm.html_report.page import ReportSection
+from budgetvlm.html_report.report_chart import (
+    LARGER_IS_BETTER,
+    SMALLER_IS_BETTER,
+    Number,
+    ReportChart,
+    curve,
+    heat_figure,
+    line_figure,
+)
+from budgetvlm.html_report.report_inputs import ReportInputs, evaluated_rows
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.policies.setting_means import column_means
-from budgetvlm.table import ProfileTable
+
+# what -> unit, colour of a line, colours of a heat map
+MEASURES = {"accuracy": ("%", ORANGE, LARGER_IS_BETTER), "latency": ("ms", BLUE, SMALLER_IS_BETTER)}
 
 
-def coupling(material: Material) -> Section:
-    """Heat maps of pairs; lines for a single knob; a sentence for a single setting."""
-    table = _rows(material)
-    accuracy, latency = 100 * column_means(table.accuracy), column_means(table.latency_ms)
+def coupling(inputs: ReportInputs) -> ReportSection:
+    """Heat maps of pairs of knobs, or lines of a single knob."""
+    table = evaluated_rows(inputs)
+    means = {"accuracy": 100 * column_means(table.accuracy), "latency": column_means(table.latency_ms)}
     space = table.knob_space
     moving = [name for name in space.names if len(space.values(name)) > 1]
-    title = "How the knobs act together"
-    if not moving:
-        return Section("coupling", title, (Text("There is a single setting, so there is nothing to turn."),))
+    pairs = list(combinations(moving, 2))
     if len(moving) == 1:
-        return Section("coupling", title, (Row(_one_knob(space, moving[0], accuracy, latency)),))
-    blocks: list[Block] = []
-    for first, second in combinations(moving, 2):
-        blocks.append(
-            Row(
-                (
-                    _map(space, first, second, accuracy, "accuracy", "%", upside=True),
-                    _map(space, first, second, latency, "latency", "ms", upside=False),
-                )
-            )
-        )
-    blocks.append(_interactions(space, moving, accuracy, latency))
-    blocks.append(
-        Text(
-            "The other knobs are at their largest values. Knobs couple where turning down both costs another accuracy "
-            "than the two losses added up (positive: the second loss is partly the same samples), and where the time "
-            "of both is not the product of the two shares."
-        )
-    )
-    return Section("coupling", title, tuple(blocks))
+        charts = [tuple(_lines(space, moving[0], what, means[what]) for what in MEASURES)]
+    else:
+        charts = [tuple(_map(space, pair, what, means[what]) for what in MEASURES) for pair in pairs]
+    values = {"moving": moving, "interactions": list(_interactions(space, pairs, **means))}
+    return ReportSection("coupling", "How the knobs act together", tuple(charts), values)
 
 
-def _rows(material: Material) -> ProfileTable:
-    """The evaluated split."""
-    table, split = material.table, material.evaluation.split
-    return table.subset(split) if table.split is not None and split in table.split else table
+def _known(value: float) -> Number:
+    return None if np.isnan(value) else float(value)
 
 
-def _cells(space: KnobSpace, first: str, second: str, values: np.ndarray) -> tuple[tuple[float | None, ...], ...]:
-    """Rows: values of the second knob; columns: of the first."""
+def _map(space: KnobSpace, pair: tuple[str, str], what: str, means: np.ndarray) -> ReportChart:
+    """Columns: values of the first knob; rows: of the second."""
+    unit, _, scale = MEASURES[what]
+    columns, rows = (space.values(name) for name in pair)
     full = dict(space.full)
-    index = [[space.index({**full, first: x, second: y}) for x in space.values(first)] for y in space.values(second)]
-    return tuple(tuple(None if np.isnan(values[k]) else float(values[k]) for k in row) for row in index)
+    cells = [[_known(means[space.index({**full, pair[0]: x, pair[1]: y})]) for x in columns] for y in rows]
+    figure = heat_figure([f"{v:g}" for v in columns], [f"{v:g}" for v in rows], cells, unit, pair, scale=scale)
+    title = f"{what.capitalize()} ({unit}): {pair[0]} × {pair[1]}"
+    return ReportChart(f"coupling_{what}_{pair[0]}_{pair[1]}", title, figure, "others at their largest")
 
 
-def _map(
-    space: KnobSpace, first: str, second: str, values: np.ndarray, what: str, unit: str, *, upside: bool
-) -> HeatMap:
-    title = f"{what.capitalize()} ({unit}): {first} × {second}"
-    return HeatMap(
-        f"coupling_{what}_{first}_{second}", title, "others at their largest",
-        first, second, tuple(f"{v:g}" for v in space.values(first)), tuple(f"{v:g}" for v in space.values(second)),
-        _cells(space, first, second, values), unit, 1, upside=upside,
-    )  # fmt: skip
+def _lines(space: KnobSpace, knob: str, what: str, means: np.ndarray) -> ReportChart:
+    unit, colour, _ = MEASURES[what]
+    full, values = dict(space.full), space.values(knob)
+    y = [_known(means[space.index({**full, knob: value})]) for value in values]
+    traces = curve(what, [float(v) for v in values], y, PolicyStyle(colour, "solid", 3.0, "circle"))
+    figure = line_figure(traces, knob, f"{what} ({unit})")
+    return ReportChart(f"coupling_{what}", f"{what.capitalize()} by {knob}", figure)
 
 
-def _one_knob(space: KnobSpace, name: str, accuracy: np.ndarray, latency: np.ndarray) -> tuple[LineChart, ...]:
-    full, values = dict(space.full), space.values(name)
-    columns = [space.index({**full, name: value}) for value in values]
-    x = tuple(float(v) for v in values)
+def _interactions(
+    space: KnobSpace, pairs: list[tuple[str, str]], accuracy: np.ndarray, latency: np.ndarray
+) -> Iterator[tuple[str, list[float], list[float]]]:
+    """Each pair at its smallest values: accuracy lost in points, and time as a share of the full setting's.
 
-    def chart(what: str, unit: str, of: np.ndarray, colour: str) -> LineChart:
-        y = tuple(None if np.isnan(of[k]) else float(of[k]) for k in columns)
-        series = Series(what, x, y, Look(colour, "solid", 3.0, "circle"))
-        return LineChart(f"coupling_{what}", f"{what.capitalize()} by {name}", "", name, f"{what} ({unit})", (series,))
-
-    return chart("accuracy", "%", accuracy, ORANGE), chart("latency", "ms", latency, BLUE)
-
-
-def _interactions(space: KnobSpace, moving: list[str], accuracy: np.ndarray, latency: np.ndarray) -> DataTable:
-    """Each pair at its smallest values: losses one by one, added up, and together."""
+    The losses are of the first knob, the second, both, and both less the sum of each; the shares are of both and the
+    product of each.
+    """
     full = dict(space.full)
-    low = {name: space.values(name)[0] for name in moving}
-    rows = []
-    for pair in combinations(moving, 2):
-        one, other, both = (
-            space.index({**full, **{name: low[name] for name in names}}) for names in ((pair[0],), (pair[1],), pair)
-        )
-        loss = [float(accuracy[k] - accuracy[-1]) for k in (one, other, both)]
-        time = [float(latency[k] / latency[-1]) for k in (one, other, both)]
-        rows.append(
-            (
-                f"{pair[0]}, {pair[1]}",
-                *(_signed(value) for value in (*loss, loss[2] - loss[0] - loss[1])),
-                *(_share(value) for value in (time[2], time[0] * time[1])),
-            )
-        )
-    header = ("pair, at its smallest values", "first alone (points)", "second alone", "both", "both − sum",
-              "time of both (× full)", "product of each")  # fmt: skip
-    return DataTable("Coupling in figures", header, tuple(rows))
-
-
-def _signed(value: float) -> str:
-    return "–" if np.isnan(value) else f"{value:+.1f}"
-
-
-def _share(value: float) -> str:
-    return "–" if np.isnan(value) else f"{value:.2f}"
+    for first, second in pairs:
+        low = [{name: space.values(name)[0]} for name in (first, second)]
+        columns = [space.index(full | change) for change in (low[0], low[1], low[0] | low[1])]
+        loss = accuracy[columns] - accuracy[-1]
+        time = latency[columns] / latency[-1]
+        losses = [*loss.tolist(), float(loss[2] - loss[0] - loss[1])]
+        yield f"{first}, {second}", losses, [float(time[2]), float(time[0] * time[1])]

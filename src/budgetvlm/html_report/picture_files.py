@@ -1,0 +1,128 @@
+"""Saves the report's charts as PNG and SVG files.
+
+Plotly's own export needs a browser, so Matplotlib draws the traces of its figures, on white. Only lines, bars and heat
+maps are known, because the report has no others.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from plotly.graph_objects import Figure
+
+from budgetvlm._io import atomic_path
+from budgetvlm.evaluation.policy_styles import DASHES, GREY, MARKERS
+from budgetvlm.html_report.report_chart import DARK, ReportChart
+
+FORMATS = ("png", "svg")
+DPI = 150
+MOST_NAMES = 12  # names below upright bars; of more, every few are written
+
+
+def save_pictures(chart: ReportChart, directory: Path) -> list[Path]:
+    """Write `<key>.png` and `<key>.svg` and return their paths. Raises OutputError."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Canvas
+
+    kind = chart.figure.data[0].type if chart.figure.data else "scatter"
+    canvas = Canvas(figsize=_size(chart.figure), dpi=DPI, facecolor="white", layout="constrained")
+    FigureCanvasAgg(canvas)
+    axes = canvas.subplots()
+    _prepare(axes, chart)
+    {"scatter": _draw_lines, "bar": _draw_bars, "heatmap": _draw_heat_map}[kind](axes, chart.figure)
+    paths = [directory / f"{chart.key}.{ending}" for ending in FORMATS]
+    # Equal charts give equal files: no date, and identifiers from a fixed salt.
+    with rc_context({"svg.hashsalt": chart.key, "svg.fonttype": "none"}):
+        for path, ending in zip(paths, FORMATS, strict=True):
+            with atomic_path(path) as temporary:
+                canvas.savefig(temporary, format=ending, metadata={"Date": None} if ending == "svg" else None)
+    return paths
+
+
+def _size(figure: Figure) -> tuple[float, float]:
+    """Width and height in inches, by the number of names that the figure shows."""
+    trace = figure.data[0] if figure.data else None
+    if trace is not None and trace.type == "heatmap":
+        return 2.6 + 0.75 * len(trace.x), 1.6 + 0.38 * len(trace.y)
+    if trace is not None and trace.orientation == "h":
+        return 8.0, 1.6 + 0.28 * len(trace.y)
+    return 8.0, 5.0
+
+
+def _prepare(axes: Any, chart: ReportChart) -> None:
+    layout = chart.figure.layout
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.set_axisbelow(True)
+    axes.set_xlabel(layout.xaxis.title.text)
+    axes.set_ylabel(layout.yaxis.title.text)
+    axes.set_title("\n".join(filter(None, (chart.title, chart.note))), loc="left", fontsize=11, color=DARK)
+    for shape, name in zip(layout.shapes, layout.annotations, strict=True):
+        axes.axhline(shape.y0, color=GREY, linewidth=1, linestyle="--", label=name.text)
+
+
+def _numbers(values: Any) -> np.ndarray:
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def _draw_lines(axes: Any, figure: Figure) -> None:
+    axes.grid(True, axis="y", color="#e6e6e6")
+    for trace in figure.data:
+        x, y = _numbers(trace.x), _numbers(trace.y)
+        if trace.hoverinfo == "skip":  # one edge of a band, which is drawn with its line
+            continue
+        if trace.customdata is not None:
+            low, high = (_numbers(edge) for edge in zip(*trace.customdata, strict=True))
+            axes.fill_between(x, low, high, color=trace.line.color, alpha=0.15, linewidth=0)
+        if trace.mode == "markers":
+            axes.scatter(x, y, s=25, color=trace.marker.color, label=trace.name)
+        else:
+            marker = MARKERS[trace.marker.symbol] if "markers" in trace.mode else ""
+            axes.plot(x, y, label=trace.name, color=trace.line.color, linestyle=DASHES[trace.line.dash],
+                      linewidth=trace.line.width, marker=marker, markersize=5)  # fmt: skip
+    if len(figure.data) > 1:
+        axes.legend(frameon=False, fontsize=9)
+
+
+def _draw_bars(axes: Any, figure: Figure) -> None:
+    flat, stacked = figure.data[0].orientation == "h", figure.layout.barmode == "stack"
+    names = figure.data[0].y if flat else figure.data[0].x
+    places, side_by_side = np.arange(len(names)), 1 if stacked else len(figure.data)
+    axes.grid(True, axis="x" if flat else "y", color="#e6e6e6")
+    floor = np.zeros(len(names))
+    for number, trace in enumerate(figure.data):
+        heights, error = _numbers(trace.x if flat else trace.y), trace.error_x if flat else trace.error_y
+        at = places + 0.8 * ((number + 0.5) / side_by_side - 0.5) if not stacked else places
+        options: dict[str, Any] = {"label": trace.name, "color": trace.marker.color}
+        if error.array is not None:
+            whiskers = np.maximum([_numbers(error.arrayminus), _numbers(error.array)], 0)
+            options |= {"xerr" if flat else "yerr": whiskers, "ecolor": "#777777", "capsize": 2}
+        if stacked:
+            options["bottom"] = floor
+            floor = floor + np.nan_to_num(heights)
+        (axes.barh if flat else axes.bar)(at, heights, 0.8 / side_by_side, **options)
+    shown = places[:: len(places) // 8] if len(names) > MOST_NAMES and not flat else places
+    (axes.set_yticks if flat else axes.set_xticks)(shown, [names[i] for i in shown], fontsize=9)
+    if stacked:
+        axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5), reverse=True)
+    elif len(figure.data) > 1:
+        axes.legend(frameon=False, fontsize=9)
+
+
+def _draw_heat_map(axes: Any, figure: Figure) -> None:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    (trace,) = figure.data
+    cells = np.stack([_numbers(row) for row in trace.z])
+    colours = LinearSegmentedColormap.from_list("cells", [colour for _, colour in trace.colorscale])
+    axes.imshow(cells, cmap=colours, aspect="auto")
+    axes.set_xticks(range(len(trace.x)), trace.x, fontsize=9, rotation=30 if len(trace.x) > 6 else 0)
+    axes.set_yticks(range(len(trace.y)), trace.y, fontsize=9)
+    axes.spines[:].set_visible(False)
+    form = trace.texttemplate.removeprefix("%{z:").removesuffix("}")
+    for (row, column), value in np.ndenumerate(cells):
+        if np.isfinite(value):
+            axes.text(column, row, f"{value:{form}}", ha="center", va="center", fontsize=9, color=DARK)
