@@ -12,33 +12,28 @@ from typing import Any
 import numpy as np
 from plotly.graph_objects import Figure
 
-from budgetvlm._io import atomic_path
+from budgetvlm.evaluation.picture_canvas import clean_axes, new_canvas, write_canvas
 from budgetvlm.evaluation.policy_styles import DASHES, GREY, MARKERS
 from budgetvlm.html_report.report_chart import DARK, ReportChart
 
 FORMATS = ("png", "svg")
-DPI = 150
 MOST_NAMES = 12  # names below upright bars; of more, every few are written
 
 
 def save_pictures(chart: ReportChart, directory: Path) -> list[Path]:
     """Write `<key>.png` and `<key>.svg` and return their paths. Raises OutputError."""
     from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Canvas
 
     kind = chart.figure.data[0].type if chart.figure.data else "scatter"
-    canvas = Canvas(figsize=_size(chart.figure), dpi=DPI, facecolor="white", layout="constrained")
-    FigureCanvasAgg(canvas)
+    canvas = new_canvas(*_size(chart.figure), layout="constrained")
     axes = canvas.subplots()
     _prepare(axes, chart)
     {"scatter": _draw_lines, "bar": _draw_bars, "heatmap": _draw_heat_map}[kind](axes, chart.figure)
     paths = [directory / f"{chart.key}.{ending}" for ending in FORMATS]
-    # Equal charts give equal files: no date, and identifiers from a fixed salt.
+    # Equal charts give equal files, so identifiers come from a fixed salt.
     with rc_context({"svg.hashsalt": chart.key, "svg.fonttype": "none"}):
         for path, ending in zip(paths, FORMATS, strict=True):
-            with atomic_path(path) as temporary:
-                canvas.savefig(temporary, format=ending, metadata={"Date": None} if ending == "svg" else None)
+            write_canvas(canvas, path, ending)
     return paths
 
 
@@ -54,9 +49,6 @@ def _size(figure: Figure) -> tuple[float, float]:
 
 def _prepare(axes: Any, chart: ReportChart) -> None:
     layout = chart.figure.layout
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(GREY)
-    axes.set_axisbelow(True)
     axes.set_xlabel(layout.xaxis.title.text)
     axes.set_ylabel(layout.yaxis.title.text)
     axes.set_title("\n".join(filter(None, (chart.title, chart.note))), loc="left", fontsize=11, color=DARK)
@@ -69,7 +61,7 @@ def _numbers(values: Any) -> np.ndarray:
 
 
 def _draw_lines(axes: Any, figure: Figure) -> None:
-    axes.grid(True, axis="y", color="#e6e6e6")
+    clean_axes(axes)
     for trace in figure.data:
         x, y = _numbers(trace.x), _numbers(trace.y)
         if trace.hoverinfo == "skip":  # one edge of a band, which is drawn with its line
@@ -91,7 +83,7 @@ def _draw_bars(axes: Any, figure: Figure) -> None:
     flat, stacked = figure.data[0].orientation == "h", figure.layout.barmode == "stack"
     names = figure.data[0].y if flat else figure.data[0].x
     places, side_by_side = np.arange(len(names)), 1 if stacked else len(figure.data)
-    axes.grid(True, axis="x" if flat else "y", color="#e6e6e6")
+    clean_axes(axes, "x" if flat else "y")
     floor = np.zeros(len(names))
     for number, trace in enumerate(figure.data):
         heights, error = _numbers(trace.x if flat else trace.y), trace.error_x if flat else trace.error_y
