@@ -28,7 +28,7 @@ test: $(VENV)/.installed-dev ## run every check that continuous integration runs
 
 clean: ## remove the environment and the caches; results stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist src/*.egg-info
-	find src tests experiments scripts benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests experiments benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps make the environment again only when what it is made from has changed.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python

@@ -139,7 +139,7 @@ def config_only(tmp_path):
     ("fields", "message"),
     [
         ({"model_type": "llama", "hidden_size": 8}, "model of text alone"),
-        ({"model_type": "molmo", "auto_map": {"AutoConfig": "x.Y"}, "vision_backbone": {}}, "--trust-remote-code"),
+        ({"model_type": "molmo", "auto_map": {"AutoConfig": "x.Y"}, "vision_backbone": {}}, "--trust_remote_code"),
         ({"model_type": "internvl_chat", "auto_map": {"AutoModel": "x.Y"}, "vision_config": {}}, "-HF"),
         ({"model_type": "nobody", "vision_config": {}}, "its configuration cannot be read"),
     ],

@@ -50,10 +50,10 @@ def test_examples_of_the_help_are_accepted_by_the_parser(name):
     [
         (["evalute"], "Did you mean evaluate?"),
         (["--versoin"], "Did you mean --version?"),
-        (["quickstart", "--output-dir", "x"], "Did you mean --output_dir?"),
+        (["quickstart", "--ouput-dir", "x"], "Did you mean --output_dir?"),
         (["profile", "acuracy"], "Did you mean accuracy?"),
         (["profile", "latency", "--num_sampels", "3"], "Did you mean --num_samples?"),
-        (["ask", "--budget_ms", "3"], "Did you mean --budget-ms?"),
+        (["ask", "--budgetms", "3"], "Did you mean --budget_ms?"),
         (["zzzzzz"], None),
     ],
 )
@@ -77,8 +77,8 @@ def _with_command(monkeypatch, error):
     module.add_arguments = lambda parser: None
     module.run = run
     monkeypatch.setitem(sys.modules, "stub", module)
-    monkeypatch.setattr(cli, "COMMANDS", {"stub": ("stub", "a stub")})
-    monkeypatch.setattr(cli, "EXAMPLES", {"stub": ("budgetvlm stub",)})
+    monkeypatch.setitem(cli.COMMANDS, "stub", ("stub", "a stub"))
+    monkeypatch.setitem(cli.EXAMPLES, "stub", ("budgetvlm stub",))
 
 
 def test_a_mistake_of_the_user_is_one_message_without_a_traceback(monkeypatch, capsys):

@@ -9,8 +9,9 @@ from tiny_vlm import write_tiny_model
 
 from budgetvlm.cli import command_parser, main
 from budgetvlm.commands import task_arguments
-from budgetvlm.commands.calibrate import fresh_samples
+from budgetvlm.commands.calibrate import profiled_ids
 from budgetvlm.errors import ConfigError, DataError
+from budgetvlm.live.fresh_samples import fresh_samples
 from budgetvlm.profiling.prepare.preparation import load_prepared
 from budgetvlm.tasks import TaskOptions, load_task
 
@@ -101,14 +102,14 @@ def test_fresh_samples_share_no_image_with_the_profiled_ones_and_can_be_used(pro
         "own_data", str(profiled / "own.parquet"), "question=query,answers=gold,image=image_x,image_id=doc"
     )
     task = load_task(options)
-    assert len(fresh_samples(task, "train", 22, 0, None)) == 22
+    assert len(fresh_samples(task, "train", 22, 0)) == 22
     assert "skipped: sample train-6 of own_data cannot be used" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="23 samples were asked of own_data/train, and 22"):
-        fresh_samples(task, "train", 23, 0, None)
+        fresh_samples(task, "train", 23, 0)
     document = tmp_path / "d.json"
     assert prepare(profiled, "--output_data_path", document) == 0
     with pytest.raises(ConfigError, match="and 0 of its 24"):
-        fresh_samples(task, "train", 1, 0, document)
+        fresh_samples(task, "train", 1, 0, profiled_ids(document))
 
 
 def test_several_data_sets_go_through_the_commands(tmp_path):

@@ -30,10 +30,10 @@ def prepared(monkeypatch, tmp_path):
 
     calls = []
 
-    def prepare(*args, **options):
-        calls.append((args, options))
+    def prepare(**options):
+        calls.append(options)
         table, features = tiny()
-        return module.PreparedData(table, features, Path(args[4]))
+        return module.PreparedData(table, features, Path(options["output_data_path"]))
 
     monkeypatch.setattr(module, "prepare", prepare)
     return calls
@@ -58,9 +58,10 @@ def guide_command(tmp_path: Path, *more: str) -> list[str]:
 
 def test_without_output_dir_it_prepares_and_prints_the_command_that_trains(script, prepared, tmp_path, capsys):
     assert script.main(guide_command(tmp_path, "--force_recompute", "--reward_gamma", "5", "--seed", "3")) == 0
-    (args, options) = prepared[0]
-    assert [str(word) for word in args] == [str(tmp_path / "exp5"), str(tmp_path / "exp6"), "text_vqa", "my model",
-                                            str(tmp_path / "d.json")]  # fmt: skip
+    options = prepared[0]
+    assert (options["exp5_dir"], options["exp6_dir"]) == (tmp_path / "exp5", tmp_path / "exp6")
+    assert (options["dataset_name"], options["model_path"]) == ("text_vqa", "my model")
+    assert options["output_data_path"] == tmp_path / "d.json"
     assert options["force_recompute"] is True and "seed" not in options and options["train_split"] == 0.8
     printed = capsys.readouterr().out
     command = printed[printed.index("python experiments") :].replace("\\\n", " ")

@@ -7,13 +7,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from budgetvlm.commands import prepare as command
+from budgetvlm.commands.parser import Parser
 from budgetvlm.errors import BudgetVLMError
 from budgetvlm.profiling.prepare.preparation import PreparedData, load_prepared, prepare
 
@@ -55,12 +55,17 @@ class ControllerDataPreparation:
         return load_prepared(self.output_data_path)
 
 
+def parser() -> Parser:
+    """The flags of `budgetvlm prepare`."""
+    result = Parser(prog="data_preparation.py", description=command.__doc__)
+    command.add_arguments(result)
+    return result
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; returns the exit code, 2 for a mistake that the user can mend."""
-    parser = argparse.ArgumentParser(description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    command.add_arguments(parser)
     try:
-        return command.run(parser.parse_args(argv))
+        return command.run(parser().parse_args(argv))
     except BudgetVLMError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

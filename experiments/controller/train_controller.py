@@ -12,7 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from budgetvlm.cli import Parser
+from budgetvlm.commands.parser import Parser
+from budgetvlm.commands.prepare import WHERE
 from budgetvlm.commands.task_arguments import add_task_arguments, task_options
 from budgetvlm.commands.train import add_training_arguments, train_and_report, training_config
 from budgetvlm.errors import BudgetVLMError, ConfigError
@@ -24,19 +25,8 @@ def parser() -> argparse.ArgumentParser:
     """The guide's flags."""
     result = Parser(prog="train_controller.py", description=__doc__)
     data = result.add_argument_group("data")
-    data.add_argument("--exp5_dir", default="./results/profiling/exp5_accuracy", metavar="DIR", help="accuracy results")
-    data.add_argument("--exp6_dir", default="./results/profiling/exp6_latency", metavar="DIR", help="latency results")
+    WHERE.add(data)
     add_task_arguments(data, answers=False)
-    data.add_argument(
-        "--model_path",
-        default="reference",
-        metavar="DIR",
-        help="the model's checkpoint (default: the bundled reference)",
-    )
-    data.add_argument(
-        "--output_data_path", default="./data/controller_training_data.json", metavar="FILE",
-        help="training data, features and table beside it (default: ./data/controller_training_data.json)",
-    )  # fmt: skip
     data.add_argument("--force_recompute", action="store_true", help="make the data anew, features included")
     result.add_argument(
         "--output_dir", type=Path, metavar="DIR", help="checkpoints, figures and logs; without it nothing is trained"
@@ -56,11 +46,8 @@ def run(args: argparse.Namespace) -> int:
     if args.output_dir is not None:
         open_output(args.output_dir, resume=args.resume, overwrite=args.overwrite, remove=False)
     prepared = prepare(
-        args.exp5_dir,
-        args.exp6_dir,
-        args.dataset_name,
-        args.model_path,
-        args.output_data_path,
+        **WHERE.read(args),
+        dataset_name=args.dataset_name,
         train_split=args.train_split,
         force_recompute=args.force_recompute,
         task=task_options(args),

@@ -1,1 +1,1 @@
-"""The commands of `budgetvlm`. Each module has `add_arguments(parser)` and `run(args) -> int`."""
+"""The commands of `budgetvlm`, a module each with a docstring, `add_arguments(parser)` and `run(args) -> int`."""

@@ -18,14 +18,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--image", required=True, metavar="FILE", help="image file")
     add("--question", required=True, metavar="TEXT", help="what to ask")
-    add("--budget-ms", required=True, type=float, metavar="N", help="time for the whole request, in ms")
+    add("--budget_ms", required=True, type=float, metavar="N", help="time for the whole request, in ms")
     add("--checkpoint", metavar="DIR", help="trained controller (default: the one that comes with the model)")
     add("--model_path", default="reference", metavar="DIR", help="model directory, or 'reference' (default)")
     add(
         "--price", type=float, metavar="X", help="accuracy given for one latency of the full setting; 0: use the budget"
     )
     add(
-        "--when-infeasible", default="fastest", choices=["fastest", "reject", "best_effort"],
+        "--when_infeasible", default="fastest", choices=["fastest", "reject", "best_effort"],
         help="where no setting is expected to keep the budget: take the fastest (default), refuse, or take one that "
         "keeps it on average",
     )  # fmt: skip

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--question", metavar="TEXT", help="question to check with")
     add("--quick", action="store_true", help="settings that differ in one knob, instead of all")
     add("--repeats", type=int, default=3, metavar="N", help="timed requests at each setting; 0: none (default: 3)")
-    add("--trust-remote-code", action="store_true", help="run the Python code that comes with the model")
+    add("--trust_remote_code", action="store_true", help="run the Python code that comes with the model")
     add("--num_threads", type=int, metavar="N", help="threads of torch (default: torch's own choice)")
     add("--device", default="cpu", help="torch device (default: cpu)")
     add("--json", action="store_true", help="one JSON document instead of the page")

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--image", metavar="FILE", help="image file")
     add("--question", metavar="TEXT", help="what to ask")
-    add("--budget-ms", type=float, metavar="N", help="time for the whole request, in ms")
+    add("--budget_ms", type=float, metavar="N", help="time for the whole request, in ms")
     add("--checkpoint", type=Path, required=True, metavar="DIR", help="trained controller")
     add("--data", type=Path, metavar="FILE", help="controller_training_data.json, for nearest cases and the tree")
     add("--tree", action="store_true", help="a small decision tree that imitates the policy (needs --data)")
@@ -71,7 +71,7 @@ def _check(args: argparse.Namespace) -> bool:
             "--tree imitates the controller on measured samples; give --data controller_training_data.json"
         )
     if not all(given) and (any(given) or not args.tree):
-        raise ConfigError("a request needs --image, --question and --budget-ms; without all three only --tree is left")
+        raise ConfigError("a request needs --image, --question and --budget_ms; without all three only --tree is left")
     if args.tree:
         require("sklearn", "explain", "surrogate tree")
     if any(given):

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from budgetvlm.commands.calibrate import fresh_samples, open_system
+from budgetvlm.commands.calibrate import open_system, profiled_ids
 from budgetvlm.commands.task_arguments import add_task_arguments
 from budgetvlm.errors import ConfigError, OutputError
 
@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from budgetvlm._io import write_json
+    from budgetvlm.live.fresh_samples import fresh_samples
     from budgetvlm.live.live_evaluation import run_live, summary
     from budgetvlm.profiling.measure.machine import hardware, versions
 
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     guard = model.guard
     assert guard is not None
     available = min(args.num_requests, task.num_samples(args.split))
-    samples = fresh_samples(task, args.split, available, args.seed, args.data, enough=1)
+    samples = fresh_samples(task, args.split, available, args.seed, profiled_ids(args.data), enough=1)
     reference_ms = reference_on_this_machine(model, samples)
     records = run_live(
         model, task, samples, num_requests=args.num_requests, reference_ms=reference_ms, load=args.load, cut=args.cut,

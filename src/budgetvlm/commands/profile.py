@@ -6,14 +6,16 @@ Writes one JSON file a setting. A killed sweep goes on where it was when the sam
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+from budgetvlm.commands.flags import OptionFlags, add_model_flags
 from budgetvlm.commands.task_arguments import add_task_arguments, open_task, task_options
-
-if TYPE_CHECKING:
-    from budgetvlm.profiling.measure.sweep_options import SweepOptions
+from budgetvlm.errors import ConfigError
+from budgetvlm.profiling.measure.sweep_options import SweepOptions
 
 STRATEGIES = ("full", "balanced", "stratified", "boundary", "lhs")
+SWEEP = OptionFlags(SweepOptions, "seed", "rank", "world_size", "strict", "overwrite")
 DIRECTORIES = {"accuracy": "./results/profiling/exp5_accuracy", "latency": "./results/profiling/exp6_latency"}
 
 
@@ -30,34 +32,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_sweep_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
     """The flags of one sweep."""
     add = parser.add_argument
-    add("--model_path", default="reference", help="model directory, or the bundled 'reference' (default)")
+    add_model_flags(parser)
     add_task_arguments(parser)
-    add("--split", default="train", help="split, or several: train,validation,test (default: train)")
-    add("--output_dir", default=DIRECTORIES[kind], help="where the results go (default: %(default)s)")
+    add("--split", default="train", metavar="NAMES", help="split, or several: train,validation,test (default: train)")
+    add("--output_dir", default=DIRECTORIES[kind], metavar="DIR", help="where the results go (default: %(default)s)")
     add(
-        "--num_samples", help="samples: one number for all splits together, or one for each: 800,200,400 (default: all)"
-    )
+        "--num_samples", metavar="N",
+        help="samples: one number for all splits together, or one for each: 800,200,400 (default: all)",
+    )  # fmt: skip
     add("--sampling_strategy", choices=STRATEGIES, default="full", help="which settings to measure (default: full)")
-    add("--num_settings", type=int, help="how many settings a strategy draws (default: about a third)")
-    add("--settings", help="the settings to measure, instead of a strategy: '1,8,8;12,2,4' (max_crops,top_k,blocks)")
-    add("--seed", type=int, default=0, help="draws samples, settings and orders (default: 0)")
-    add("--num_threads", type=int, help="threads of torch (default: torch's own choice)")
-    add("--device", default="cpu", help="torch device (default: cpu)")
-    add("--rank", type=int, default=0, help="number of this process, where several share the samples")
-    add("--world_size", type=int, default=1, help="how many processes share the samples")
-    add("--strict", action="store_true", help="stop at a sample that cannot be used, instead of skipping it")
-    add("--overwrite", action="store_true", help="measure anew what is there, instead of going on with it")
+    add("--num_settings", type=int, metavar="N", help="how many settings a strategy draws (default: about a third)")
+    add(
+        "--settings", metavar="VALUES",
+        help="the settings to measure, instead of a strategy: '1,8,8;12,2,4' (max_crops,top_k,blocks)",
+    )  # fmt: skip
+    SWEEP.add(parser)
     if kind == "accuracy":
-        add("--batch_size", type=int, default=32, help="samples answered at once (default: 32)")
-    else:
-        add("--batch_size", type=int, choices=(1,), default=1, help="latency is that of one request: always 1")
-        add("--warmup", type=int, default=2, help="untimed requests at each setting before all (default: 2)")
-        add("--repeats", type=int, default=3, help="passes over all samples; the median run counts (default: 3)")
-        add(
-            "--cells", type=float, default=1.0, metavar="SHARE",
-            help="time each sample at a random share of the settings; `budgetvlm prepare` predicts the rest and says "
-            "how well (default: 1, all)",
-        )  # fmt: skip
+        add("--batch_size", type=int, default=32, metavar="N", help="samples answered at once (default: 32)")
+        return
+    add("--batch_size", type=int, choices=(1,), default=1, help="latency is that of one request: always 1")
+    add("--warmup", type=int, default=2, metavar="N", help="untimed requests at each setting before all (default: 2)")
+    add("--repeats", type=int, default=3, metavar="N", help="passes over the samples; the median counts (default: 3)")
+    add(
+        "--cells", type=float, default=1.0, metavar="SHARE",
+        help="time each sample at a random share of the settings; `budgetvlm prepare` predicts the rest and says how "
+        "well (default: 1, all)",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -91,9 +91,6 @@ def run_sweep(args: argparse.Namespace, kind: str) -> int:
 
 def sweep_options(args: argparse.Namespace) -> SweepOptions:
     """The checked options, from parsed flags."""
-    from pathlib import Path
-
-    from budgetvlm.profiling.measure.sweep_options import SweepOptions
     from budgetvlm.profiling.prepare.feature_extraction import model_fingerprint
     from budgetvlm.vlm.loading import model_directory
 
@@ -102,19 +99,13 @@ def sweep_options(args: argparse.Namespace) -> SweepOptions:
         output_dir=Path(args.output_dir),
         num_samples=_whole_numbers(args.num_samples),
         max_new_tokens=args.max_new_tokens,
-        seed=args.seed,
-        strict=args.strict,
-        overwrite=args.overwrite,
         model_fingerprint=model_fingerprint(model_directory(args.model_path)),
-        rank=args.rank,
-        world_size=args.world_size,
         task_options=task_options(args).to_dict(),
+        **SWEEP.read(args),
     )
 
 
 def _whole_numbers(text: str | None) -> tuple[int, ...] | None:
-    from budgetvlm.errors import ConfigError
-
     try:
         return None if text is None else tuple(int(word) for word in text.split(","))
     except ValueError:

@@ -231,7 +231,7 @@ def _ask_command(options: Options, places: Places) -> str:
 
 
 def _run_command(words: tuple[str, ...]) -> None:
-    from budgetvlm.cli import command_parser
+    from budgetvlm.commands.catalogue import command_parser
 
     print("$ budgetvlm " + shlex.join(words), flush=True)
     args = command_parser(words[0]).parse_args(words[1:])

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plots", type=Path, metavar="DIR", help="write each plot there, as PNG and SVG")
     parser.add_argument("--title", default="BudgetVLM report", metavar="TEXT", help="default: BudgetVLM report")
     parser.add_argument("--dataset_name", metavar="NAME", help="data set of the pictures (default: the data's own)")
-    parser.add_argument("--no-pictures", action="store_true", help="leave the pictures of samples out")
+    parser.add_argument("--no_pictures", action="store_true", help="leave the pictures of samples out")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier report")
 
 

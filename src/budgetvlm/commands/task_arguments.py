@@ -5,10 +5,16 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from budgetvlm.tasks import Task, TaskOptions
+from budgetvlm.commands.flags import OptionFlags
+from budgetvlm.errors import ConfigError
+from budgetvlm.tasks.task_options import TaskOptions
 
-OPTIONS = ("data_files", "columns", "metric", "prompt", "repository")
+if TYPE_CHECKING:
+    from budgetvlm.tasks import Task
+
+NAMED = OptionFlags(TaskOptions, "dataset_name")
+READ = OptionFlags(TaskOptions, "data_files", "columns", "prompt", "repository")
+SCORED = OptionFlags(TaskOptions, "metric")
 
 
 def add_task_arguments(parser: Any, *, answers: bool = True, scores: bool = True) -> None:
@@ -18,25 +24,21 @@ def add_task_arguments(parser: Any, *, answers: bool = True, scores: bool = True
         answers: whether the command has the model answer, so that the length of answers matters.
         scores: whether it needs the data set's scores; a command that brings its own may do without a data set.
     """
-    add = parser.add_argument
-    default = "signs" if scores else None
-    named = f"data set, or several: text_vqa,pope (default: {default or 'none'})"
-    add("--dataset_name", default=default, metavar="NAME", help=named)
-    add("--data_files", metavar="FILES", help="local files of it: a file, several, a folder, or train=FILE,test=FILE")
-    add("--columns", metavar="ROLE=COLUMN,...", help="columns called otherwise: question=query,answers=label")
     if scores:
-        add("--metric", metavar="NAME", help="score of an answer (default: the data set's, or exact_match)")
-    add("--prompt", metavar="TEXT", help="how to ask, with {question} and {options} (default: the data set's)")
-    add("--repository", metavar="ID", help="on the hub, in place of the data set's")
+        NAMED.add(parser)
+        SCORED.add(parser)
+    else:
+        parser.add_argument("--dataset_name", metavar="NAME", help="data set, or several with commas (default: none)")
+    READ.add(parser)
     if answers:
-        add("--max_new_tokens", type=int, metavar="N", help="longest answer (default: what the data set asks for)")
+        parser.add_argument(
+            "--max_new_tokens", type=int, metavar="N", help="longest answer (default: what the data set asks for)"
+        )
 
 
 def task_options(args: argparse.Namespace) -> TaskOptions:
     """What the flags say."""
-    from budgetvlm.tasks import TaskOptions
-
-    return TaskOptions(args.dataset_name, **{name: getattr(args, name) for name in OPTIONS})
+    return TaskOptions(**NAMED.read(args), **READ.read(args), **SCORED.read(args))
 
 
 def open_task(args: argparse.Namespace) -> Task:
@@ -45,7 +47,6 @@ def open_task(args: argparse.Namespace) -> Task:
     Raises:
         ConfigError, DataError: flags that cannot work, or data that cannot be read.
     """
-    from budgetvlm.errors import ConfigError
     from budgetvlm.tasks import load_task
 
     task = load_task(task_options(args))

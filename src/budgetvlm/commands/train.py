@@ -7,26 +7,30 @@ gradient); with it, that many are drawn.
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from budgetvlm.commands.data_arguments import add_data_arguments, read_data
+from budgetvlm.commands.flags import OptionFlags
+from budgetvlm.controller.training_options import GRPOConfig, RewardWeights, StatePlan, TrainingConfig
 from budgetvlm.errors import ConfigError
 
 if TYPE_CHECKING:
     from budgetvlm.controller.training import TrainingResult
-    from budgetvlm.controller.training_options import TrainingConfig
     from budgetvlm.features import Features
     from budgetvlm.table import ProfileTable
 
-WIDTH, MEMBER_WIDTH = 256, 128  # an ensemble of narrow controllers decides as quickly as a wide one
-REWARD_WEIGHTS = {
-    "alpha": (1.0, "accuracy"),
-    "beta": (0.5, "soft latency penalty"),
-    "gamma": (10.0, "penalty for a violated budget"),
-    "delta": (0.1, "bonus for what is left of the budget"),
-    "epsilon": (0.05, "penalty for complexity"),
-}
+WIDTH, MEMBER_WIDTH = TrainingConfig.hidden_dim, 128  # an ensemble of narrow controllers decides as fast as a wide one
+ALGORITHM = OptionFlags(
+    GRPOConfig, "batch_size", "num_epochs", "scale_rewards", "beta", "entropy_coef",
+    learning_rate="lr", num_generations="group_size",
+)  # fmt: skip
+RUN = OptionFlags(TrainingConfig, "train_split", "patience", "teachers", "seed", "device")
+NETWORK = OptionFlags(TrainingConfig, "dropout", "feature_dim")
+OBJECTIVE = OptionFlags(GRPOConfig, "objective")
+PRICE = OptionFlags(StatePlan, default_price="price")
+REWARD = OptionFlags(RewardWeights, **{field.name: f"reward_{field.name}" for field in fields(RewardWeights)})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,77 +41,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_training_arguments(parser: argparse.ArgumentParser, *, group_size: int | None) -> None:
-    """The flags that the guide's script has too; only the default of --group_size differs."""
+    """Add the flags that the guide's script has too; only the default of --group_size differs."""
     training = parser.add_argument_group("training")
-    training.add_argument("--batch_size", type=int, default=64, metavar="N", help="states an update (default: 64)")
-    training.add_argument("--num_epochs", type=int, default=100, metavar="N", help="default: 100")
-    training.add_argument("--lr", type=float, default=1e-4, metavar="X", help="learning rate (default: 1e-4)")
-    drawn = f"default: {group_size}" if group_size else "default: all settings, exactly"
-    training.add_argument(
-        "--group_size", type=int, default=group_size, metavar="G", help=f"settings drawn for each state ({drawn})"
-    )
-    training.add_argument(
-        "--train_split", type=float, default=0.8, metavar="X",
-        help="share of training samples, the rest is for validation; unused where the data has its own splits "
-        "(default: 0.8)",
-    )  # fmt: skip
-    training.add_argument(
-        "--scale_rewards", default="none", choices=["none", "group", "batch"],
-        help="divide advantages by the std of the group or the batch; none learns, group collapses to the cheapest "
-        "setting (default: none)",
-    )  # fmt: skip
-    training.add_argument("--beta", type=float, default=0.0, metavar="X", help="weight of the KL term (default: 0)")
-    training.add_argument(
-        "--entropy_coef", type=float, default=0.05, metavar="X", help="weight of the entropy bonus (default: 0.05)"
-    )
-    training.add_argument(
-        "--patience", type=int, default=15, metavar="N",
-        help="stop after so many epochs without a better validation reward; 0 never stops early (default: 15)",
-    )  # fmt: skip
-    training.add_argument(
-        "--teachers", type=int, default=1, metavar="N",
-        help="start from the accuracies that N supervised networks predict; 0: from the lookup table (default: 1)",
-    )  # fmt: skip
-    training.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    ALGORITHM.add(training, num_generations=group_size)
+    RUN.add(training)
     training.add_argument(
         "--ensemble", type=int, default=1, metavar="N",
         help="train N controllers with different seeds and average them in one checkpoint (default: 1)",
     )  # fmt: skip
-    training.add_argument("--device", default="cpu", metavar="NAME", help="default: cpu")
-    _add_network_arguments(parser)
-    _add_objective_arguments(parser)
-    earlier = parser.add_argument_group("an earlier run in --output_dir")
-    earlier.add_argument("--resume", action="store_true", help="continue it")
-    earlier.add_argument("--overwrite", action="store_true", help="replace it")
-
-
-def _add_network_arguments(parser: argparse.ArgumentParser) -> None:
     network = parser.add_argument_group("network")
     network.add_argument(
         "--hidden_dim", type=int, metavar="N",
-        help=f"default: {WIDTH}, and {MEMBER_WIDTH} for the members of an ensemble",
+        help=f"width of the hidden layers (default: {WIDTH}, and {MEMBER_WIDTH} for the members of an ensemble)",
     )  # fmt: skip
-    network.add_argument("--dropout", type=float, default=0.5, metavar="X", help="default: 0.5")
-    network.add_argument(
-        "--feature_dim", type=int, metavar="N",
-        help="reduce each feature to N principal components, fitted on the training split (default: no reduction)",
-    )  # fmt: skip
-
-
-def _add_objective_arguments(parser: argparse.ArgumentParser) -> None:
+    NETWORK.add(network)
     objective = parser.add_argument_group("objective")
-    objective.add_argument(
-        "--objective", default="constrained", choices=["constrained", "reward"],
-        help="constrained: accuracy minus a price for latency, among the settings that the budget allows; reward: the "
-        "guide's formula with the --reward_* weights, where the budget is a penalty (default: constrained)",
-    )  # fmt: skip
-    objective.add_argument(
-        "--price", type=float, default=0.01, metavar="P",
-        help="constrained: accuracy given for one full latency; a small one breaks ties (default: 0.01)",
-    )  # fmt: skip
-    for name, (default, meaning) in REWARD_WEIGHTS.items():
-        text = f"reward: {meaning} (default: {default:g})"
-        objective.add_argument(f"--reward_{name}", type=float, default=default, metavar="X", help=text)
+    for flags in (OBJECTIVE, PRICE, REWARD):
+        flags.add(objective)
+    earlier = parser.add_argument_group("an earlier run in --output_dir")
+    earlier.add_argument("--resume", action="store_true", help="continue it")
+    earlier.add_argument("--overwrite", action="store_true", help="replace it")
 
 
 def training_config(args: argparse.Namespace) -> TrainingConfig:
@@ -116,38 +69,17 @@ def training_config(args: argparse.Namespace) -> TrainingConfig:
     Raises:
         ConfigError: flags that cannot work, before any data is read.
     """
-    from budgetvlm.controller.training_options import GRPOConfig, RewardWeights, StatePlan, TrainingConfig
-
     if args.ensemble < 1:
-        raise ConfigError(f"--ensemble {args.ensemble} is no number of controllers; give 1 or more")
+        raise ConfigError(f"--ensemble {args.ensemble} is not a number of controllers; give 1 or more")
+    width = MEMBER_WIDTH if args.ensemble > 1 else WIDTH
+    run = RUN.read(args) | NETWORK.read(args)
     return TrainingConfig(
-        grpo=GRPOConfig(
-            objective=args.objective,
-            num_generations=args.group_size,
-            beta=args.beta,
-            scale_rewards=args.scale_rewards,
-            entropy_coef=args.entropy_coef,
-            learning_rate=args.lr,
-            batch_size=args.batch_size,
-            num_epochs=args.num_epochs,
-        ),
-        weights=RewardWeights(**{name: getattr(args, f"reward_{name}") for name in REWARD_WEIGHTS}),
-        plan=StatePlan(default_price=args.price),
-        hidden_dim=_width(args),
-        dropout=args.dropout,
-        feature_dim=args.feature_dim,
-        train_split=args.train_split,
-        patience=args.patience or None,
-        teachers=args.teachers,
-        seed=args.seed,
-        device=args.device,
+        grpo=GRPOConfig(**ALGORITHM.read(args), **OBJECTIVE.read(args)),
+        weights=RewardWeights(**REWARD.read(args)),
+        plan=StatePlan(**PRICE.read(args)),
+        hidden_dim=width if args.hidden_dim is None else args.hidden_dim,
+        **run | {"patience": args.patience or None},
     )
-
-
-def _width(args: argparse.Namespace) -> int:
-    if args.hidden_dim is not None:
-        return int(args.hidden_dim)
-    return MEMBER_WIDTH if args.ensemble > 1 else WIDTH
 
 
 def run(args: argparse.Namespace) -> int:

@@ -20,20 +20,25 @@ class GRPOConfig:
     """Options of the algorithm; all that is wrong is reported at once.
 
     Attributes:
-        objective: "constrained" (accuracy - price x latency, only settings within the budget) or "reward" (the guide's
-            formula, budget as a penalty).
-        num_generations: G, settings drawn for each state; None enumerates all of them (exact gradient).
+        objective: "constrained" maximises accuracy minus a price for latency among the settings that the budget allows,
+            and "reward" maximises the guide's formula, in which a broken budget is a penalty.
+        num_generations: number of settings drawn for each state (G); without it all of them are weighed, which gives
+            the exact gradient.
         group_size: the guide's name for num_generations.
-        epsilon, epsilon_high: clip range of the probability ratio, below and above (None: the same).
-        beta: weight of the KL divergence from the reference policy, the one that training started from.
+        epsilon: how far the probability ratio may fall below 1 before it is clipped.
+        epsilon_high: how far it may rise above 1; None: as far as it may fall.
+        beta: weight of the KL divergence from the reference policy, which is the one that training started from.
         num_iterations: updates made with one draw; above 1 the ratio leaves 1 and clipping matters.
-        scale_rewards: divide advantages by the std of the "group" or of the "batch", or "none". With the group's std
-            the tie-break outweighs the answers: most groups are all right or all wrong, and what is left to learn from
-            is which setting is cheapest. The policy collapses to it.
-        loss_type: "grpo" (clipped objective) or "cispo" (clipped weight, arXiv 2506.13585).
-        entropy_coef: weight of an entropy bonus. It keeps the policy from learning single samples' luck by heart; at
-            1 / logit_scale of the controller the values become expected accuracies.
-        learning_rate, weight_decay, batch_size, num_epochs: AdamW and its schedule; batch_size counts states.
+        scale_rewards: divide advantages by the standard deviation of the "group" or of the "batch", or by "none". With
+            "group" the policy collapses to the cheapest setting, because most groups are all right or all wrong and
+            differ in latency alone.
+        loss_type: "grpo" clips the objective; "cispo" clips the weight (arXiv 2506.13585).
+        entropy_coef: weight of the entropy bonus, which keeps the policy from learning single samples by heart. At
+            1 / logit_scale of the controller its values become expected accuracies.
+        learning_rate: learning rate of AdamW.
+        weight_decay: weight decay of AdamW.
+        batch_size: number of states in one update.
+        num_epochs: number of epochs at most.
         ema_decay: decay of the averaged weights, which are validated and saved; 0 uses the last weights.
 
     Raises:
@@ -111,11 +116,11 @@ class RewardWeights:
     """Weights of `guide_reward`; the defaults are the guide's.
 
     Attributes:
-        alpha: accuracy.
-        beta: soft penalty on latency near and above the budget.
-        gamma: penalty on a violated budget, quadratic in the excess.
-        delta: bonus for the share of the budget that is left.
-        epsilon: penalty on complexity.
+        alpha: weight of the accuracy.
+        beta: weight of the soft penalty on latency near and above the budget.
+        gamma: weight of the penalty on a violated budget, which is quadratic in the excess.
+        delta: weight of the bonus for the share of the budget that is left.
+        epsilon: weight of the penalty on complexity.
 
     Raises:
         ConfigError: a weight that is negative or not a finite number.
@@ -142,7 +147,8 @@ class StatePlan:
             measured setting drawn at random.
         wide_share: share of the states that get a budget drawn uniformly from ``wide_range`` x the reference latency
             instead. Most settings are cheap, so without it large budgets would be rare.
-        default_price: the price of an ordinary state.
+        default_price: price of latency in an ordinary state: accuracy given for one full latency. A small one decides
+            between settings that are equally right.
         price_share: share of the states that get a price drawn log-uniformly from ``price_range`` instead; half of
             these have no budget, so that one controller serves both faces of the trade.
 
@@ -179,16 +185,23 @@ class TrainingConfig:
     """Options of a run; all that is wrong is reported at once.
 
     Attributes:
-        grpo, weights, plan: the algorithm, the guide's reward, how states are drawn.
-        budget_dim, hidden_dim, num_hidden_layers, dropout, feature_dim: the network, see `GRPOController`.
-        guard_quantile: of the training samples' latencies; a setting is allowed where it lies within the budget.
+        grpo: options of the algorithm.
+        weights: weights of the guide's reward.
+        plan: how states are drawn.
+        budget_dim: width of the budget's embedding.
+        hidden_dim: width of the hidden layers.
+        num_hidden_layers: number of hidden layers.
+        dropout: share of the hidden units that training leaves out.
+        feature_dim: reduce each feature to N principal components, fitted on the training split; None does not.
+        guard_quantile: quantile of the training samples' latencies up to which a setting counts as within a budget.
         alpha: share of the requests that may break their budgets at run time; see `budgetvlm.guard.adaptive`.
-        train_split: share of training samples where the table stores no splits; the rest is for validation.
-        patience: epochs without a better validation reward before training stops; None never stops early.
-        teachers: supervised networks whose mean prediction training starts from (see `distillation`); 0 starts from the
-            lookup table.
-        seed: of everything random.
-        device: where the tensors live, for example "cpu" or "cuda".
+        train_split: share of training samples where the data stores no splits; the rest is for validation.
+        patience: epochs without a better validation reward before training stops; None, or 0 on the command line, never
+            stops early.
+        teachers: number of supervised networks whose mean prediction training starts from (see `distillation`); 0
+            starts from the lookup table.
+        seed: seed of everything random.
+        device: PyTorch device, for example "cpu" or "cuda".
 
     Raises:
         ConfigError: options that cannot work.

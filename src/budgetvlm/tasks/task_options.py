@@ -19,13 +19,13 @@ class TaskOptions:
     """A data set, or several.
 
     Attributes:
-        dataset_name: "signs", a name of `layouts.LAYOUTS`, several with commas, or any name with ``data_files``.
-        data_files: local files in place of the hub, see `sources.find_files`; with several data sets
-            "name:split=file,...".
-        columns: "question=query,answers=label", for columns that are called otherwise.
-        metric: in place of the data set's.
-        prompt: in place of the data set's; holds {question}, and {options} where there are some.
-        repository: in place of the data set's; with several data sets "name=repository,...".
+        dataset_name: data set, or several with commas: text_vqa,pope. With ``data_files`` any name will do.
+        data_files: local files in place of the hub: a file, several, a folder, or train=FILE,test=FILE; with several
+            data sets "name:split=FILE,...". See `sources.find_files`.
+        columns: columns that have other names: question=query,answers=label.
+        metric: metric that scores an answer, in place of the data set's own.
+        prompt: how the question is asked, with {question} and {options}, in place of the data set's own.
+        repository: repository on the hub, in place of the data set's own; with several data sets "name=ID,...".
     """
 
     dataset_name: str = BUNDLED

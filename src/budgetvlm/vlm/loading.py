@@ -92,7 +92,7 @@ def read_family(directory: Path, *, trust_remote_code: bool = False) -> Family:
     if config.get("auto_map") and not trust_remote_code:
         raise ConfigError(
             f"{where}, which comes with Python code of its own ({', '.join(sorted(config['auto_map']))}). Read that "
-            f"code; if you trust it, add --trust-remote-code, or set {TRUST}=1. "
+            f"code; if you trust it, add --trust_remote_code, or set {TRUST}=1. "
             f"{HINTS.get(str(model_type), '')}".rstrip()
         )
     if not any(word in key for key in config for word in ("vision", "visual", "image", "vit")):

@@ -18,13 +18,14 @@ class SweepOptions:
         output_dir: the exp5 or exp6 directory.
         num_samples: samples drawn with the seed: one number for each split, or one for all together, which is shared in
             proportion to their sizes; None for all there are.
-        max_new_tokens: longest answer; None: what the task asks for.
-        seed: draws samples and orders.
-        strict: a sample that cannot be used stops the sweep; otherwise it is skipped, counted and named.
-        overwrite: measure anew what is there; otherwise an unfinished sweep is resumed and finished files are kept.
+        max_new_tokens: largest number of tokens in an answer; None: what the task asks for.
+        seed: seed that draws samples, settings and orders.
+        strict: stop at a sample that cannot be used, instead of skipping, counting and naming it.
+        overwrite: measure anew what is there, instead of resuming the sweep.
         model_fingerprint: tells one set of weights from another; results of other weights are not gone on with.
         task_options: how the task was opened, for later steps; they cannot go on with another.
-        rank, world_size: this process measures every ``world_size``-th sample from number ``rank`` on.
+        rank: number of this process, where several share the samples; it takes every ``world_size``-th sample.
+        world_size: number of processes that share the samples.
 
     Raises:
         ConfigError: anything that cannot work; all problems are named at once.

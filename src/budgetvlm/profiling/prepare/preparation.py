@@ -29,7 +29,7 @@ from budgetvlm.profiling.prepare.feature_extraction import (
     with_the_tasks_ids,
 )
 from budgetvlm.profiling.prepare.join import BY_INDEX, SAMPLE_IDS, join, split_names
-from budgetvlm.profiling.prepare.prepare_options import PrepareOptions
+from budgetvlm.profiling.prepare.prepare_options import LatencyFill, PrepareOptions
 from budgetvlm.profiling.prepare.splits import TASK_SPLIT, assign_splits
 from budgetvlm.profiling.results.result_files import result_files
 from budgetvlm.table import ProfileTable
@@ -73,7 +73,7 @@ def prepare(
     train_split: float = 0.8,
     test_split: float = 0.0,
     force_recompute: bool = False,
-    latency_fill: str = "model",
+    latency_fill: LatencyFill = "model",
     feature_batch_size: int = 32,
     seed: int = 0,
     device: str = "cpu",

@@ -2,31 +2,47 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, get_args
 
 from budgetvlm.errors import ConfigError
 from budgetvlm.tasks import TaskOptions
 
-LATENCY_FILLS = ("model", "settings", "none")
+LatencyFill = Literal["model", "settings", "none"]
+LATENCY_FILLS = get_args(LatencyFill)
 
 
 @dataclass(frozen=True)
 class PrepareOptions:
     """What `prepare` is asked for. All problems are reported at once.
 
+    Attributes:
+        exp5_dir: directory of the accuracy results.
+        exp6_dir: directory of the latency results.
+        task: data set that was profiled.
+        model_path: directory of the model, or the bundled "reference".
+        output_data_path: file to write; features and table go beside it.
+        train_split: share of the training samples among training and validation samples.
+        test_split: share of the images that are held out where the data set has no test split.
+        latency_fill: what becomes of latencies that exp6 did not measure: "model" predicts samples (and cells left out
+            by `profile latency --cells`) from token counts, "settings" whole settings as well, "none" stops.
+        feature_batch_size: number of images encoded at once.
+        seed: seed of the splits.
+        device: PyTorch device that extracts the features.
+
     Raises:
         ConfigError: an option that cannot work.
     """
 
-    exp5_dir: Path
-    exp6_dir: Path
-    task: TaskOptions
-    model_path: str
-    output_data_path: Path
+    exp5_dir: Path = Path("results/profiling/exp5_accuracy")
+    exp6_dir: Path = Path("results/profiling/exp6_latency")
+    task: TaskOptions = field(default_factory=TaskOptions)
+    model_path: str = "reference"
+    output_data_path: Path = Path("data/controller_training_data.json")
     train_split: float = 0.8
     test_split: float = 0.0
-    latency_fill: str = "model"
+    latency_fill: LatencyFill = "model"
     feature_batch_size: int = 32
     seed: int = 0
     device: str = "cpu"

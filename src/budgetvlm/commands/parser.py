@@ -1,0 +1,77 @@
+"""The parser of every command: flags with underscores or hyphens, and a suggestion for a misspelt name."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Iterable, Iterator
+from typing import NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that suggests the name that was probably meant, and never guesses one.
+
+    A flag is written with underscores in the help, and may be given with hyphens as well.
+
+    Args:
+        words: other words that the user may have meant, such as the names of commands.
+    """
+
+    def __init__(self, *args: object, words: Iterable[str] = (), **options: object) -> None:
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        options["allow_abbrev"] = False
+        self.words, self.given = tuple(words), tuple[str, ...]()
+        super().__init__(*args, **options)  # type: ignore[arg-type]
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        """Parse, and keep the flags as given: where one is missing, another may be a misspelt it."""
+        words = list(sys.argv[1:] if args is None else args)
+        self.given = tuple(word for word in words if word.startswith("--"))
+        return super().parse_known_args([self._with_underscores(word) for word in words], namespace)
+
+    def _with_underscores(self, word: str) -> str:
+        """A flag of this parser as the help writes it; any other word as it is."""
+        name, equals, value = word.partition("=")
+        known = "--" + name[2:].replace("-", "_")
+        return known + equals + value if name.startswith("--") and known in self._option_string_actions else word
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message with a suggestion and where the help is; exit with 2."""
+        lines = [
+            f"error: {message}",
+            *_suggestions([*message.split(), *self.given], _names(self)),
+            f"See: {self.prog} --help",
+        ]
+        self.exit(2, "\n".join(lines) + "\n")
+
+
+def _names(parser: argparse.ArgumentParser) -> set[str]:
+    """Every flag and sub-command that the parser and those below it know."""
+    names = set(getattr(parser, "words", ()))
+    for action in parser._actions:
+        names.update(action.option_strings)
+        if isinstance(action, argparse._SubParsersAction):
+            for name, child in action.choices.items():
+                names |= {name} | _names(child)
+        else:
+            names.update(str(choice) for choice in action.choices or ())
+    return names
+
+
+def _suggestions(words: Iterable[str], names: Iterable[str]) -> Iterator[str]:
+    """One line, for the first word that is nearly, but not quite, a known name."""
+    known = sorted(set(names))
+    for word in (word.partition("=")[0].strip("',:") for word in words):
+        if word in known or len(word) < 3:
+            continue
+        # A flag is compared as written with underscores, so that both ways of joining words find it.
+        close = difflib.get_close_matches(_plain(word), [_plain(n) for n in known], n=1, cutoff=0.75)
+        meant = [n for n in known if close and _plain(n) == close[0] and n.startswith("-") == word.startswith("-")]
+        if meant:
+            yield f"Did you mean {meant[0]}?"
+            return
+
+
+def _plain(name: str) -> str:
+    return name.lstrip("-").replace("-", "_").lower()
