@@ -14,8 +14,8 @@ from budgetvlm.errors import CheckpointError, ConfigError, InputError, KnobSpace
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.vlm import STAGES, VLM, load_vlm
 from budgetvlm.vlm.block_importance import block_changes, likelihood
+from budgetvlm.vlm.encoding import WordMeans, pool
 from budgetvlm.vlm.inference import inference
-from budgetvlm.vlm.pooling import WordMeans, pool
 
 SPACE = KnobSpace(KNOBS)
 QUESTIONS = ["what is the red sign", "sum of both", "colour of the sign", "code"]
@@ -51,12 +51,14 @@ def plain_logits(vlm, image, question, max_crops):
 
 def adapter_logits(vlm, image, question, max_crops, overview=None):
     with torch.inference_mode():
-        return vlm.decoder.logits(prompt_of(vlm, vlm.visual(image, max_crops, overview), question, max_crops, image))
+        return vlm.decoder.logits(
+            prompt_of(vlm, vlm.encoder.visual_tokens(image, max_crops, overview), question, max_crops, image)
+        )
 
 
 def prompt_of(vlm, visual, question, max_crops, image=None):
-    layout = vlm.images.layout(image or picture(), max_crops)
-    return vlm.row(visual, vlm.prompt.question_ids(question), layout).embeddings[None]
+    layout = vlm.encoder.layout(image or picture(), max_crops)
+    return vlm.embed_prompt(visual, vlm.prompt.question_ids(question), layout).embeddings[None]
 
 
 def state(vlm):

@@ -92,12 +92,12 @@ def hurried(pace, k, row, slow, now_ms, output):
     rungs, start = [SPACE.index(s) for s in (SPACE.settings[k], *pace._deadline.settings)], now_ms
     for block in pace.blocks[0]:
         if pace.reads(now_ms / 1e3, block):
-            now_ms += slow * STAGES["prefill"][row, rungs[pace.rung]] / len(pace.blocks[pace.rung])
+            now_ms += slow * STAGES["prefill"][row, rungs[pace.level]] / len(pace.blocks[pace.level])
     pace.has_read()
     read_ms, start = now_ms - start, now_ms
     for count in range(1, output):
         assert pace.next(now_ms / 1e3, count)
-        now_ms += slow * STAGES["decode"][row, rungs[pace.rung]] / (output - 1)
+        now_ms += slow * STAGES["decode"][row, rungs[pace.level]] / (output - 1)
     return {"prefill": read_ms, "decode": now_ms - start}
 
 

@@ -14,11 +14,13 @@ from torch import nn
 from budgetvlm import cli
 from budgetvlm.commands import check_model
 from budgetvlm.errors import ConfigError
-from budgetvlm.vlm import detect, load_vlm, loading, repositories
-from budgetvlm.vlm.conformance import CHECKS, Probe, check, one_knob_at_a_time
+from budgetvlm.vlm import detect, knob_limits, load_vlm, loading, repositories
+from budgetvlm.vlm.conformance import CHECKS, check
 from budgetvlm.vlm.families.base import find_dials
 from budgetvlm.vlm.families.internvl import InternVL
 from budgetvlm.vlm.families.mrope import Qwen3VL
+from budgetvlm.vlm.probe import Probe, one_knob_at_a_time
+from budgetvlm.vlm.prompt import DecoderInputs
 
 
 @pytest.fixture(scope="module")
@@ -118,11 +120,9 @@ def test_a_gap_where_the_decoder_goes_by_place_is_found_out(tmp_path, monkeypatc
 
 
 def test_wrong_positions_are_found_out(tmp_path, monkeypatch):
-    from budgetvlm.vlm.families.base import Guide
-
     directory = write_tiny_family("qwen3_vl", tmp_path)
     assert broken(check(probe_of(directory))) == set()
-    monkeypatch.setattr(Qwen3VL, "guide", lambda self, rows, model: Guide(rows))
+    monkeypatch.setattr(Qwen3VL, "inputs_type", DecoderInputs)
     assert "full setting is the untouched model" in broken(check(probe_of(directory)))
 
 
@@ -177,7 +177,7 @@ def test_structure_is_read_off_any_model():
 
 def test_a_model_without_knobs(tmp_path, monkeypatch):
     directory = write_tiny_family("internvl_dense", tmp_path)
-    monkeypatch.setattr(loading, "attention_kinds", lambda language: {"linear_attention"})
+    monkeypatch.setattr(knob_limits, "attention_kinds", lambda language: {"linear_attention"})
     monkeypatch.setattr("budgetvlm.vlm.families.base.Images.crop_values", lambda self: [1])
     with pytest.raises(ConfigError, match="no knob to turn"):
         load_vlm(str(directory))

@@ -1,5 +1,7 @@
 """Every family on a tiny model of it: the checks of `budgetvlm check-model`, and each family's own arithmetic."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -11,10 +13,11 @@ from budgetvlm.errors import CheckpointError, ConfigError, InputError
 from budgetvlm.vlm import load_vlm
 from budgetvlm.vlm.block_importance import block_changes, likelihood
 from budgetvlm.vlm.blocks import check_order
-from budgetvlm.vlm.conformance import CHECKS, Probe, check, one_knob_at_a_time
-from budgetvlm.vlm.families.base import Paced, Passed
+from budgetvlm.vlm.conformance import CHECKS, check
+from budgetvlm.vlm.decoding import PacedBlock, SkippedBlock
 from budgetvlm.vlm.families.llama4 import Canvas
 from budgetvlm.vlm.families.molmo2 import Crops
+from budgetvlm.vlm.probe import Probe, one_knob_at_a_time
 
 QUESTIONS = ["what is the red sign", "sum of both"]
 SIZES = [(150, 96), (40, 100)]
@@ -69,7 +72,11 @@ def test_molmos_overview_is_reused_where_the_mask_allows_it(molmo, size):
     overview = molmo.encode_overview(image)
     for crops in (1, 2, 4):
         with torch.inference_mode():
-            assert torch.allclose(molmo.visual(image, crops, overview), molmo.visual(image, crops), atol=1e-6)
+            assert torch.allclose(
+                molmo.encoder.visual_tokens(image, crops, overview),
+                molmo.encoder.visual_tokens(image, crops),
+                atol=1e-6,
+            )
         left.append(len(molmo.images.all(image, crops)) - len(molmo.images.beside(image, crops)))
     assert left[0] == 1 and set(left) <= {0, 1}
 
@@ -78,7 +85,7 @@ def test_a_pair_cache_is_as_long_as_the_model_insists(molmo):
     cache, (first, second, _, last) = molmo.decoder.new_cache(), molmo.layers
     assert cache.of([first, last], 4) is None and cache.get_seq_length() == 0
     pairs = [(torch.zeros(1, 2, 5, 3),) * 2 for _ in range(3)]
-    cache.keep([first, Paced(second, lambda: True, molmo.family.passed), last], pairs)
+    cache.keep([first, PacedBlock(second, 1, None, molmo.family.skipped_output), last], pairs)
     assert [id(p) for p in cache.of([first, last], 4)] == [id(pairs[i]) for i in (0, 2, 2, 2)]
     assert cache.get_seq_length() == 5
 
@@ -86,17 +93,19 @@ def test_a_pair_cache_is_as_long_as_the_model_insists(molmo):
 def test_molmos_later_tokens_read_the_pairs_of_their_own_blocks(molmo):
     """The prompt is read by all blocks, the next token by the first and the last: the last one's own past counts."""
     image, question = picture(1, SIZES[0]), QUESTIONS[0]
-    row = molmo.row(molmo.visual(image, 1), molmo.prompt.question_ids(question), molmo.images.layout(image, 1))
-    guide, past = molmo.guide([row]), []
+    row = molmo.embed_prompt(
+        molmo.encoder.visual_tokens(image, 1), molmo.prompt.question_ids(question), molmo.encoder.layout(image, 1)
+    )
+    inputs, past = molmo.decoder_inputs([row]), []
     hooks = [
         block.register_forward_pre_hook(lambda block, inputs: past.append((block, inputs[3]))) for block in molmo.layers
     ]
     with torch.inference_mode():
-        cache, first = molmo.decoder.prefill(row.embeddings[None], **guide.prefill())
+        cache, first = molmo.decoder.prefill(row.embeddings[None], **inputs.prefill())
         pairs = {id(block): pair for (block, _), pair in zip(past, cache.of(list(molmo.layers), 4), strict=True)}
         past.clear()
         with molmo.only_blocks([0, 3]):
-            molmo.decoder.decode(cache, first, 2, None, guide)
+            molmo.decoder.decode(cache, first, 2, None, inputs)
     for hook in hooks:
         hook.remove()
     assert [pair is pairs[id(block)] for block, pair in past] == [True, True]
@@ -123,9 +132,9 @@ def test_layouts_promise_what_is_encoded_at_any_size(models, name):
         image = picture(5, size)
         for crops in vlm.knob_space.values("max_crops"):
             with torch.inference_mode():
-                got = vlm.visual(image, int(crops))
-                reused = vlm.visual(image, int(crops), vlm.encode_overview(image))
-            assert len(got) == vlm.images.layout(image, int(crops)).num_visual, (size, crops)
+                got = vlm.encoder.visual_tokens(image, int(crops))
+                reused = vlm.encoder.visual_tokens(image, int(crops), vlm.encode_overview(image))
+            assert len(got) == vlm.encoder.layout(image, int(crops)).num_visual, (size, crops)
             assert torch.allclose(got, reused, atol=1e-5), (size, crops)
 
 
@@ -154,12 +163,12 @@ def test_likelihoods_and_changes_of_blocks_can_be_measured(models, name):
     assert len(changes) == vlm.num_total_blocks and min(changes) > 0
     score = likelihood(vlm, images[:1], QUESTIONS[:1], ["A 1"])
     every = tuple(range(vlm.num_total_blocks))
-    row = vlm.row(
+    row = vlm.embed_prompt(
         vlm.encode_tiles(images[:1])[0], vlm.prompt.question_ids(QUESTIONS[0]),
-        vlm.images.layout(images[0], vlm.most_crops), [ID["A"], ID["1"]],
+        vlm.encoder.layout(images[0], vlm.most_crops), [ID["A"], ID["1"]],
     )  # fmt: skip
     with torch.inference_mode():
-        hidden = vlm.decoder.hidden(row.embeddings[None], **vlm.guide([row]).prefill())
+        hidden = vlm.decoder.hidden(row.embeddings[None], **vlm.decoder_inputs([row]).prefill())
         log_probs = vlm.decoder.head(hidden)[0].log_softmax(-1)[-3:]
     expected = sum(float(log_probs[i, token]) for i, token in enumerate([ID["A"], ID["1"], ID["</s>"]])) / 3
     assert score(every) == pytest.approx(expected, abs=1e-4)
@@ -205,11 +214,13 @@ def test_experts_of_every_place_are_turned(models):
 def test_a_stand_in_answers_for_its_block():
     block = torch.nn.Linear(2, 2)
     block.attention_type = "sliding_attention"
-    stand_in = Passed(block)
+    stand_in = SkippedBlock(block)
     assert stand_in.attention_type == "sliding_attention" and list(stand_in.parameters()) == []
     hidden = torch.ones(1, 3, 2)
     assert stand_in(hidden, "mask", past_key_values=None) is hidden
-    paced = Paced(block, iter([True, False]).__next__, lambda states: states + 1)
+    answers = iter([True, False])
+    pace = SimpleNamespace(runs=lambda block: next(answers))
+    paced = PacedBlock(block, 0, pace, lambda states: states + 1)
     assert paced.attention_type == "sliding_attention" and list(paced.parameters()) == []
     assert torch.equal(paced(hidden), block(hidden)) and torch.equal(paced(hidden), hidden + 1)
 
@@ -217,7 +228,7 @@ def test_a_stand_in_answers_for_its_block():
 def test_gemmas_crops_stand_in_words(models):
     """An oblong image at two crops: the image, the words between, two crops; each with its marks around."""
     vlm = models("gemma3")
-    layout = vlm.images.layout(picture(0, (200, 80)), 2)
+    layout = vlm.encoder.layout(picture(0, (200, 80)), 2)
     words = vlm.prompt.tokenizer.decode(layout.ids)
     assert words.count("<start> <image>") + words.count("<start><image>") == 3
     assert layout.num_visual == 3 * 4 and "Here is the original image" in " ".join(words.split())
@@ -228,7 +239,7 @@ def test_a_token_per_crop_is_a_choice(tmp_path):
     (directory / "knobs.json").write_text('{"tokens_per_crop": 8}')
     vlm = load_vlm(str(directory))
     assert vlm.knob_space.values("max_crops") == (1, 2, 4, 8)
-    assert len(vlm.images.layout(picture(), 1).ids) <= 8 < len(vlm.images.layout(picture(), 2).ids) <= 16
+    assert len(vlm.encoder.layout(picture(), 1).ids) <= 8 < len(vlm.encoder.layout(picture(), 2).ids) <= 16
 
 
 def noise(width, height):
@@ -258,7 +269,7 @@ MOLMO2_PIXELS = {
 def test_llama4s_pixels_are_those_of_the_processor_that_needs_torchvision(models, size, most):
     images, (grid, wanted) = models("llama4").images, LLAMA4_PIXELS[size, most]
     pixels = images.all(noise(*size), most)
-    assert images.layout(noise(*size), most).grid == grid
+    assert images.layout(*size[::-1], most).grid == grid
     assert seen(pixels, (0, 0, 3, 5), (-1, 2, 7, 9)) == pytest.approx(wanted, abs=1e-2)
     assert len(pixels) == grid[0] * grid[1] + (grid != (1, 1))
 
@@ -276,11 +287,11 @@ def test_molmo2s_pixels_and_pooling_are_those_of_the_processor_that_needs_torchv
 def test_llama4s_image_reads_row_by_row_with_the_overview_last(models):
     """As its processor writes it: tiles, marks between columns and behind rows, the mark of the overview, its tile."""
     vlm = models("llama4")
-    words = vlm.prompt.tokenizer.convert_ids_to_tokens(vlm.images.layout(noise(150, 96), 4).ids)
+    words = vlm.prompt.tokenizer.convert_ids_to_tokens(vlm.encoder.layout(noise(150, 96), 4).ids)
     tile = ["<|patch|>"] * 4
     row = [*tile, "<|tile_x_separator|>", *tile, "<|tile_y_separator|>"]
     assert words == ["<|image_start|>", *row, *row, "<|image|>", *tile, "<|image_end|>"]
-    one = vlm.prompt.tokenizer.convert_ids_to_tokens(vlm.images.layout(noise(150, 96), 1).ids)
+    one = vlm.prompt.tokenizer.convert_ids_to_tokens(vlm.encoder.layout(noise(150, 96), 1).ids)
     assert one == ["<|image_start|>", "<|image|>", *tile, "<|image_end|>"]
     assert all(type(dial.owner).__name__ == "Llama4Router" for dial in vlm.dials) and len(vlm.dials) == 3
 
@@ -295,7 +306,7 @@ def test_llama4_may_fill_the_largest_canvas():
 def test_molmo2s_overview_stands_twice_at_one_crop_and_is_encoded_once(models):
     images, image = models("molmo2").images, noise(150, 96)
     assert (len(images.all(image, 1)), len(images.beside(image, 1))) == (1, 0)
-    words = models("molmo2").prompt.tokenizer.convert_ids_to_tokens(images.layout(image, 1).ids)
+    words = models("molmo2").prompt.tokenizer.convert_ids_to_tokens(images.layout(image.height, image.width, 1).ids)
     low, high = ["<im_patch>"] * 3, ["<im_patch>"] * 3 + ["<im_col>"]
     assert words == ["<low_res_im_start>", *low * 3, "<im_end>", "<im_start>", *high * 3, "<im_end>"]
     assert models("molmo2").prompt.before[0] == ID["</s>"]  # no token begins a text here, so that the end stands there

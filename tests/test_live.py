@@ -222,13 +222,15 @@ def test_an_answer_that_would_be_late_goes_on_in_a_hurry(system):
     made = vlm.generate(image, sample.question, SPACE.full, max_new_tokens=4, deadline=hurry)
     ids = list(made.token_ids)
     assert ids[0] == planned.token_ids[0] and made.hurried == (quicker,) * (len(ids) - 1)
-    layout = vlm.images.layout(image, 4)
-    guide = vlm.guide([vlm.row(vlm.visual(image, 4), vlm.prompt.question_ids(sample.question), layout)])
+    layout = vlm.encoder.layout(image, 4)
+    inputs = vlm.decoder_inputs(
+        [vlm.embed_prompt(vlm.encoder.visual_tokens(image, 4), vlm.prompt.question_ids(sample.question), layout)]
+    )
     with torch.inference_mode():
         with vlm.apply(SPACE.full):
-            cache, first = vlm.decoder.prefill(guide.rows[0].embeddings[None])
+            cache, first = vlm.decoder.prefill(inputs.prompts[0].embeddings[None])
         with vlm.apply(quicker):
-            assert vlm.decoder.decode(cache, first, 4, None, guide) == ids
+            assert vlm.decoder.decode(cache, first, 4, None, inputs) == ids
     assert vlm.generate(image, sample.question, SPACE.full, max_new_tokens=4).token_ids == planned.token_ids
 
 
@@ -261,18 +263,20 @@ def test_a_prompt_that_would_be_read_too_late_is_read_in_a_hurry(system):
     ample = Deadline(time.perf_counter() + 1e6, 1.0, 4, (Quicker(quicker, 0.5, 0.5),), read_ms=1.0)
     unhurried = vlm.generate(image, sample.question, SPACE.full, max_new_tokens=4, deadline=ample)
     assert (unhurried.token_ids, unhurried.hurried, unhurried.saved_ms) == (planned.token_ids, (), {})
-    layout = vlm.images.layout(image, 4)
-    guide = vlm.guide([vlm.row(vlm.visual(image, 4), vlm.prompt.question_ids(sample.question), layout)])
+    layout = vlm.encoder.layout(image, 4)
+    inputs = vlm.decoder_inputs(
+        [vlm.embed_prompt(vlm.encoder.visual_tokens(image, 4), vlm.prompt.question_ids(sample.question), layout)]
+    )
     with torch.inference_mode(), vlm.apply(SPACE.full):
-        whole = vlm.decoder.logits(guide.rows[0].embeddings[None])
-        with vlm._reading(SPACE.full, Pace.of(vlm, SPACE.full, ample)):
-            assert torch.equal(vlm.decoder.logits(guide.rows[0].embeddings[None]), whole)
+        whole = vlm.decoder.logits(inputs.prompts[0].embeddings[None])
+        with vlm.paced(SPACE.full, Pace.of(vlm, SPACE.full, ample)):
+            assert torch.equal(vlm.decoder.logits(inputs.prompts[0].embeddings[None]), whole)
         pace = Pace.of(vlm, SPACE.full, Deadline.over(quicker))
         pace.reads = lambda now_s, block: block not in blocks[1:-1]
-        with vlm._reading(SPACE.full, pace):
-            skipped = vlm.decoder.logits(guide.rows[0].embeddings[None])
+        with vlm.paced(SPACE.full, pace):
+            skipped = vlm.decoder.logits(inputs.prompts[0].embeddings[None])
         with vlm.only_blocks([blocks[0], blocks[-1]]):
-            assert torch.equal(vlm.decoder.logits(guide.rows[0].embeddings[None]), skipped)
+            assert torch.equal(vlm.decoder.logits(inputs.prompts[0].embeddings[None]), skipped)
     assert vlm.generate(image, sample.question, SPACE.full, max_new_tokens=4).token_ids == planned.token_ids
 
 
@@ -283,7 +287,7 @@ def test_a_pace_reads_with_what_is_needed_and_no_less():
     deadline = Deadline(at_s=0.1, step_ms=10.0, tokens=3, hurried=quicker, read_ms=40.0)
     blocks = (0, 1, 2, 3), (0, 1, 2, 3), (0, 3)
     pace = Pace(deadline, blocks)
-    assert pace.reads(0.05, 0) and pace.rung == 0  # 40 + 2 x 2 ms in 45
+    assert pace.reads(0.05, 0) and pace.level == 0  # 40 + 2 x 2 ms in 45
     assert pace.reads(0.062, 1) and pace.setting == cheap  # it took 1.2 times as long: 30 in 29 - 4 no longer, 18 do
     assert not pace.reads(0.085, 2) and pace.setting == cheapest  # 2.2 times: 12 in 6 - 4 no longer, 6 will have to do
     assert pace.reads(0.086, 3)
@@ -305,8 +309,8 @@ def test_a_look_at_the_clock_says_when_reading_need_not_be_asked(seed):
         for block in blocks[0]:
             wanted = always.reads(now_s, block)
             assert (now_s <= seldom.in_time_s.get(block, LONG_AGO_S) or seldom.reads(now_s, block)) == wanted
-            assert seldom.rung == always.rung
-            now_s += wanted * random.choice([0.7, 1.0, 1.5, 4.0]) * always.block_ms[always.rung] / 1e3
+            assert seldom.level == always.level
+            now_s += wanted * random.choice([0.7, 1.0, 1.5, 4.0]) * always.block_ms[always.level] / 1e3
         assert seldom.saved_ms == pytest.approx(always.saved_ms)
 
 

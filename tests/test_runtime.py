@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from tiny_vlm import KNOBS, write_tiny_model
 
+from budgetvlm._io import open_image
 from budgetvlm.cli import main
 from budgetvlm.commands.ask import describe
 from budgetvlm.controller.network import GRPOController
@@ -18,7 +19,6 @@ from budgetvlm.errors import CheckpointError, ConfigError, InputError, KnobSpace
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.vlm import load_vlm
-from budgetvlm.vlm.images import open_image
 
 SPACE = KnobSpace(KNOBS)
 QUESTION = "what is the red sign"
@@ -138,8 +138,10 @@ def test_the_controller_sees_this_requests_features(vlm, picture, monkeypatch):
 
 def test_the_overview_is_encoded_once(vlm, picture, monkeypatch):
     model, tiles = AdaptiveVLM(vlm, controller()), []
-    encode = vlm._encode
-    monkeypatch.setattr(vlm, "_encode", lambda pixels, where: tiles.append(len(pixels[0])) or encode(pixels, where))
+    encode = vlm.encoder.encode
+    monkeypatch.setattr(
+        vlm.encoder, "encode", lambda pixels, where: tiles.append(len(pixels[0])) or encode(pixels, where)
+    )
     model.generate(picture, QUESTION, budget_ms=1e6)
     assert tiles == [1, 4]
 

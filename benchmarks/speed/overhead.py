@@ -21,7 +21,7 @@ from budgetvlm.profiling.measure.latency_sweep import request
 from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.tasks import Sample
 from budgetvlm.vlm import STAGES, adapter
-from budgetvlm.vlm.decoding import Pace
+from budgetvlm.vlm.decoding import Pace, PacedReading
 
 MOST_SHARE, MOST_SHARE_OF_LARGE = 1.0, 0.1  # percent
 LARGE_MS = 300.0  # a request of a model of ordinary size
@@ -38,7 +38,7 @@ PARTS = {  # by function
     "pool": OVERVIEW,
     "decide": "  guard and controller choose",
     "revise": REVISE,
-    "_reads": CLOCK,
+    "runs": CLOCK,
     "has_read": CLOCK,
     "next": CLOCK,
     "_learn": "  the guard learns, when the answer is there",
@@ -112,7 +112,7 @@ def _parts(system: AdaptiveVLM, answer: Callable[[], Answer]) -> dict[str, float
     """What each of `PARTS` takes of one request, in ms."""
     took = dict.fromkeys(PARTS.values(), 0.0)
     watched: dict[Any, tuple[str, ...]] = {
-        system: ("_request", "decide", "_learn"), adapter: ("pool",), system.vlm: ("_reads",),
+        system: ("_request", "decide", "_learn"), adapter: ("pool",), PacedReading: ("runs",),
         Pace: ("has_read", "next"),
     }  # fmt: skip
     with ExitStack() as stack:

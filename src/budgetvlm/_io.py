@@ -1,7 +1,8 @@
-"""Whole or absent: every file is written aside and renamed; every JSON document is checked when read."""
+"""Reading and writing of files: written aside and renamed, so that they are whole or absent; checked when read."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import tempfile
@@ -10,7 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from budgetvlm.errors import DataError, OutputError
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from budgetvlm.errors import DataError, InputError, OutputError
 
 
 @contextmanager
@@ -68,3 +71,60 @@ def read_json(path: str | Path) -> Any:
         raise DataError(
             f"{path} is not valid JSON ({error}); it may be truncated. Remove it and make it again."
         ) from None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return the image in RGB, itself if it is that already: copying a large one takes longer than a small model.
+
+    Raises:
+        InputError: it is not an image, it is empty, or its data cannot be decoded.
+    """
+    if not isinstance(image, Image.Image):
+        raise InputError(
+            f"an image is needed (PIL.Image.Image); given {type(image).__name__}. Open the file with PIL first."
+        )
+    if 0 in image.size:
+        raise InputError(
+            f"the image is empty: {image.width} x {image.height} pixels. Give one with at least one pixel."
+        )
+    try:
+        if type(image) is not Image.Image:  # an opened file is read when it is first needed
+            image.load()
+        return image if image.mode == "RGB" else image.convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise InputError(
+            f"the image cannot be decoded ({error}); it may be truncated. Save it again as PNG."
+        ) from error
+
+
+def open_image(image: str | Path | bytes | Image.Image) -> Image.Image:
+    """Return the decoded image in RGB, upright, of a file or its contents; an image is only decoded.
+
+    Raises:
+        InputError: the file is missing, no image, truncated, or too large to be decoded safely.
+    """
+    if isinstance(image, Image.Image):
+        return _decoded(image, "the image")
+    if not isinstance(image, str | Path | bytes):
+        raise InputError(f"an image is needed: a file's name or a PIL image; given {type(image).__name__}")
+    name = f"data of {len(image)} bytes" if isinstance(image, bytes) else str(image)
+    try:
+        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+            return _decoded(ImageOps.exif_transpose(opened), name)
+    except FileNotFoundError:
+        raise InputError(f"the image {name!r} does not exist. Check the name.") from None
+    except UnidentifiedImageError:
+        raise InputError(f"{name!r} is not an image that Pillow knows; give a PNG or JPEG") from None
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{name!r} is too large ({error}); make it smaller first") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"the image {name!r} cannot be read ({error}); give another or save it again") from None
+
+
+def _decoded(image: Image.Image, name: str) -> Image.Image:
+    try:
+        return to_rgb(image)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None

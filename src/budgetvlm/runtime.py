@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from budgetvlm._io import read_json, write_json
+from budgetvlm._io import open_image, read_json, write_json
 from budgetvlm.answer import Answer, Choice, Cut, Infeasible, check_request, make_answer
 from budgetvlm.controller.checkpoint import GUARD, load_controller
 from budgetvlm.controller.decision import Decider, best_within
@@ -31,7 +31,6 @@ from budgetvlm.guard.adaptive import SIZES_KEPT, AdaptiveGuard
 from budgetvlm.guard.bounds import READ, STEP, Bounds, Request, Spent, quick_spent
 from budgetvlm.knobs import Setting
 from budgetvlm.vlm import VLM, Deadline, Overview, load_vlm
-from budgetvlm.vlm.images import open_image
 from budgetvlm.vlm.inference import inference
 from budgetvlm.vlm.protocol import STAGES, quick_quicker
 

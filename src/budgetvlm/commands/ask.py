@@ -42,9 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask once; what is wrong with the request is found before a model is opened."""
+    from budgetvlm._io import open_image
     from budgetvlm.answer import check_request
     from budgetvlm.runtime import AdaptiveVLM
-    from budgetvlm.vlm.images import open_image
 
     check_request(args.question, args.budget_ms, args.price)
     image = open_image(args.image)

@@ -37,8 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Open, check, time, report."""
-    from budgetvlm.vlm.conformance import Probe, check, one_knob_at_a_time, time_settings
+    from budgetvlm.vlm.conformance import check, time_settings
     from budgetvlm.vlm.loading import load
+    from budgetvlm.vlm.probe import Probe, one_knob_at_a_time
 
     images, questions = _asked(args)
     vlm = load(args.model, device=args.device, num_threads=args.num_threads, trust_remote_code=args.trust_remote_code)
@@ -55,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _asked(args: argparse.Namespace) -> tuple[list[Any], list[str]]:
     """Two images and questions of different lengths: a batch of them has to be padded."""
+    from budgetvlm._io import open_image
     from budgetvlm.errors import ConfigError
-    from budgetvlm.vlm.images import open_image
 
     if args.repeats < 0:
         raise ConfigError(f"repeats={args.repeats} cannot be timed; give 0 for no timing, or a positive number")
@@ -104,7 +105,7 @@ def document(vlm: Adapter, probe: Any, checks: list[Check], times: dict[Setting,
         "family": vlm.family.name,
         "class": type(vlm.model).__name__,
         "dtype": str(vlm.model.dtype).removeprefix("torch."),
-        "device": str(vlm.device),
+        "device": str(vlm.model.device),
         "image": list(probe.images[0].size),
         "knob_space": vlm.knob_space.to_dict(),
         "found": found(vlm),
@@ -119,13 +120,21 @@ def document(vlm: Adapter, probe: Any, checks: list[Check], times: dict[Setting,
 
 
 def found(vlm: Adapter) -> dict[str, str]:
-    """Each knob and where it lives, or why there is none."""
-    place, count = vlm.places()
-    depth = f"{place}, {vlm.num_total_blocks} blocks"
+    """Say of each knob where it lives, or why there is none."""
+    names = {id(module): name for name, module in vlm.model.named_modules()}
+    holder, list_name = vlm.family.blocks(vlm.model)
+    depth = f"{names.get(id(holder), type(holder).__name__)}.{list_name}, {vlm.num_total_blocks} blocks"
+    experts = "none: no router was found, the language model is dense"
+    if vlm.dials:
+        first, others = vlm.dials[0], len(vlm.dials) - 1
+        owner = names.get(id(first.owner), type(first.owner).__name__)
+        experts = (
+            f"{owner}.{first.name}{f' and {others} more' if others else ''}; {first.get()} of {first.most} experts"
+        )
     kept = list(vlm.family.fixed_blocks(vlm.model))
     return {
         "max_crops": f"{vlm.family.crop_meaning}; at most {vlm.images.most_crops}",
-        "top_k": count or "none: no router was found, the language model is dense",
+        "top_k": experts,
         "num_active_blocks": depth
         + ("; a skipped block leaves a stand-in" if vlm.family.goes_by_place(vlm.model) else "")
         + (f"; always run: {kept}" if kept else ""),
@@ -137,7 +146,7 @@ def page(vlm: Adapter, probe: Any, checks: list[Check], times: dict[Setting, dic
     from rich.console import Group
     from rich.text import Text
 
-    head = Text(f"{vlm.name}: {vlm.family.name}, {type(vlm.model).__name__}, {vlm.model.dtype}, {vlm.device}\n")
+    head = Text(f"{vlm.name}: {vlm.family.name}, {type(vlm.model).__name__}, {vlm.model.dtype}, {vlm.model.device}\n")
     failed = sum(one.passed is False for one in checks)
     verdict = f"{failed} checks do not hold: do not steer this model" if failed else "All checks hold."
     parts = [head, _knobs_table(vlm), _checks_table(checks), *([_times_table(vlm, probe, times)] if times else [])]

@@ -93,9 +93,9 @@ def _explain(
     args: argparse.Namespace, controller: GRPOController, data: tuple[ProfileTable, Features] | None
 ) -> Explanation:
     """Look at the request as `budgetvlm ask` would, without an answer."""
+    from budgetvlm._io import open_image
     from budgetvlm.explanation.explainer import Explainer, Situation, explain
     from budgetvlm.runtime import AdaptiveVLM, load_guard
-    from budgetvlm.vlm.images import open_image
 
     image = open_image(args.image)
     model = AdaptiveVLM.from_pretrained(

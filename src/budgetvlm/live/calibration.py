@@ -28,7 +28,7 @@ from budgetvlm.guard.speed import StageSpeed
 from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.tasks import Sample, Task
 from budgetvlm.vlm import Deadline
-from budgetvlm.vlm.stopwatch import NotedClock
+from budgetvlm.vlm.protocol import RecordingClock
 
 SCALE_SHARE = 1 / 3  # of the requests, for the scales
 LEAST_FOR_SCALES = 5
@@ -97,7 +97,7 @@ def measure(
         images.append(model.vlm.encode_overview(image).feature)
         steps.append([np.empty(0)] * shape[1])
         for k in order[row]:
-            clock = NotedClock()
+            clock = RecordingClock()
             overview = model.vlm.encode_overview(image)
             answer = model.vlm.generate(
                 image,

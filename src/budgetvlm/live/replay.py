@@ -31,7 +31,7 @@ from budgetvlm.runtime import AdaptiveVLM, cuts
 from budgetvlm.tasks import Sample, Task
 from budgetvlm.vlm import VLM, Deadline
 from budgetvlm.vlm.decoding import Pace
-from budgetvlm.vlm.stopwatch import NotedClock
+from budgetvlm.vlm.protocol import RecordingClock
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ def _hurried_ms(took_ms: np.ndarray, step: int, share: float) -> float:
     return usual * share + float(took_ms[step]) - usual
 
 
-class _Clock(NotedClock):
+class _Clock(RecordingClock):
     """A clock that stands still unless it is moved."""
 
     def __init__(self, now_ms: float) -> None:
@@ -283,7 +283,7 @@ def _read(pace: Pace, clock: _Clock, blocks_ms: np.ndarray) -> None:
     """Read at this pace, where each block took so long as planned."""
     for step, block in enumerate(sorted(pace.blocks[0])):
         if pace.reads(clock.read(), block):
-            clock.now_ms += _hurried_ms(blocks_ms, step, pace.block_ms[pace.rung] / pace.block_ms[0])
+            clock.now_ms += _hurried_ms(blocks_ms, step, pace.block_ms[pace.level] / pace.block_ms[0])
     pace.has_read()
 
 
@@ -291,7 +291,7 @@ def _decode(pace: Pace | None, clock: _Clock, tokens_ms: np.ndarray) -> int:
     """How many of the answer's tokens `Decoder.decode` makes at this pace, where each further one took so long."""
     made, now_s = 1, clock.read()
     while made <= len(tokens_ms) and (pace is None or pace.next(now_s, made)):
-        share = pace.steps_ms[pace.rung] / pace.steps_ms[0] if pace else 1.0
+        share = pace.steps_ms[pace.level] / pace.steps_ms[0] if pace else 1.0
         clock.now_ms += _hurried_ms(tokens_ms, made - 1, share)
         made, now_s = made + 1, clock.read()
     return made

@@ -272,7 +272,7 @@ class DataSetTask:
 
 def _load_image(opened: _Split, row: int, eager: Any, name: str, problem: str) -> Image.Image:
     """The decoded image. Raises InputError for whatever is wrong with the sample."""
-    from budgetvlm.vlm.images import open_image
+    from budgetvlm._io import open_image
 
     if problem:
         raise InputError(f"{name} cannot be used: {problem}")

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from PIL import Image
 
 from budgetvlm.vlm.adapter import Adapter
 from budgetvlm.vlm.blocks import change_by_block
-from budgetvlm.vlm.families.base import Layout, Row
+from budgetvlm.vlm.prompt import EmbeddedPrompt, ImageLayout
 
 
 @torch.inference_mode()
@@ -43,22 +44,22 @@ def likelihood(
     return score
 
 
-def _layout(vlm: Adapter, image: Image.Image) -> Layout:
-    return vlm.images.layout(image, vlm.most_crops)
+def _layout(vlm: Adapter, image: Image.Image) -> ImageLayout:
+    return vlm.encoder.layout(image, vlm.most_crops)
 
 
-def _prompts(vlm: Adapter, images: Sequence[Image.Image], questions: Sequence[str]) -> list[Row]:
+def _prompts(vlm: Adapter, images: Sequence[Image.Image], questions: Sequence[str]) -> list[EmbeddedPrompt]:
     """Each prompt at the most tiles."""
     asked = zip(vlm.encode_tiles(images), images, questions, strict=True)
-    return [vlm.row(v, vlm.prompt.question_ids(question), _layout(vlm, image)) for v, image, question in asked]
+    return [vlm.embed_prompt(v, vlm.prompt.question_ids(question), _layout(vlm, image)) for v, image, question in asked]
 
 
-def _hidden_states(vlm: Adapter, prompt: Row) -> list[torch.Tensor]:
+def _hidden_states(vlm: Adapter, prompt: EmbeddedPrompt) -> list[torch.Tensor]:
     """The first block's input and every block's output, L + 1 tensors ``[1, T, C]``."""
     seen = [prompt.embeddings[None]]
     hooks = [layer.register_forward_hook(lambda _layer, _inputs, out: seen.append(_first(out))) for layer in vlm.layers]
     try:
-        vlm.decoder.logits(seen[0], **vlm.guide([prompt]).prefill())
+        vlm.decoder.logits(seen[0], **vlm.decoder_inputs([prompt]).prefill())
     finally:
         for hook in hooks:
             hook.remove()
@@ -76,10 +77,10 @@ def _answer_ids(vlm: Adapter, answer: str) -> list[int]:
 
 
 def _log_likelihood(
-    vlm: Adapter, visual: torch.Tensor, question_ids: list[int], layout: Layout, answer_ids: list[int]
+    vlm: Adapter, visual: torch.Tensor, question_ids: np.ndarray, layout: ImageLayout, answer_ids: list[int]
 ) -> float:
     """Mean log-probability of the answer's tokens behind the prompt."""
-    row = vlm.row(visual, question_ids, layout, answer_ids[:-1])
-    hidden = vlm.decoder.hidden(row.embeddings[None], **vlm.guide([row]).prefill())[0]
+    prompt = vlm.embed_prompt(visual, question_ids, layout, answer_ids[:-1])
+    hidden = vlm.decoder.hidden(prompt.embeddings[None], **vlm.decoder_inputs([prompt]).prefill())[0]
     log_probs = vlm.decoder.head(hidden[-len(answer_ids) :]).float().log_softmax(-1)
-    return float(log_probs.gather(1, torch.tensor(answer_ids, device=vlm.device)[:, None]).mean())
+    return float(log_probs.gather(1, torch.tensor(answer_ids, device=log_probs.device)[:, None]).mean())

@@ -10,10 +10,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from torch import nn
 
 from budgetvlm.errors import ConfigError
+from budgetvlm.vlm.decoding import PacedBlock, PacedReading, SkippedBlock
 
 
 def active_blocks(order: Sequence[int], num_active_blocks: int) -> tuple[int, ...]:
@@ -28,6 +31,31 @@ def active_blocks(order: Sequence[int], num_active_blocks: int) -> tuple[int, ..
             f"the last are always among them. Choose 2 to {len(order)}."
         )
     return tuple(sorted(order[:num_active_blocks]))
+
+
+def layer_list(layers: nn.ModuleList, active: Sequence[int], *, stand_ins: bool) -> nn.ModuleList:
+    """Return the list of blocks to run: without the skipped ones, or with stand-ins in their places."""
+    if len(active) == len(layers):
+        return layers
+    if not stand_ins:
+        return nn.ModuleList(layers[i] for i in active)
+    return nn.ModuleList(layer if i in active else SkippedBlock(layer) for i, layer in enumerate(layers))
+
+
+def paced_list(
+    layers: nn.ModuleList, whole: nn.ModuleList, reading: PacedReading, skipped: Callable[[torch.Tensor], Any]
+) -> nn.ModuleList:
+    """Return a list of blocks in which each that runs asks a pace first.
+
+    Args:
+        layers: a list of `layer_list`.
+        whole: all blocks of the model.
+        skipped: see `PacedBlock`.
+    """
+    numbers = {layer: i for i, layer in enumerate(whole)}  # a stand-in has none
+    return nn.ModuleList(
+        PacedBlock(layer, numbers[layer], reading, skipped) if layer in numbers else layer for layer in layers
+    )
 
 
 def check_order(order: Sequence[int], num_total_blocks: int, fixed: Sequence[int] = ()) -> tuple[int, ...]:

@@ -1,8 +1,9 @@
-"""Greedy decoding from embeddings, with a cache of keys and values. Shapes: B rows, T tokens, C channels.
+"""Greedy decoding from embeddings with a cache of keys and values, as fast as a deadline needs it.
 
 A skipped block never writes to the cache. Blocks keep their own place in it (`layer_idx`); Transformers'
 `DynamicCache` makes places as they are needed, and an unused one stays empty. The first block always runs, and it is
 the one that is asked for the length. So nothing has to be renumbered.
+Shapes: B prompts, T tokens, C channels, V words of the vocabulary.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import DynamicCache
 
 from budgetvlm.knobs import Setting
-from budgetvlm.vlm.families.base import Guide
+from budgetvlm.vlm.prompt import DecoderInputs
 from budgetvlm.vlm.protocol import VLM, Deadline
 
 MARGIN = 1.1  # a next token may take this many times as long as the slowest before it
@@ -26,20 +29,20 @@ LONG_AGO_S = -math.inf
 
 
 class Pace:
-    """At which setting each block reads the prompt and each token of an answer is made, so that it is there in time.
+    """Chooses the setting at which each block reads the prompt and each token is made, so that a deadline is kept.
 
-    Reading is hurried where the rest of it would leave no time for the tokens, all made as quickly as they can be.
+    Reading is hurried where the rest of it would leave no time for the tokens, all made as fast as they can be.
 
     Attributes:
-        rung: 0: the answer's own setting; n: the nth of the deadline's hurried ones.
+        level: 0: the answer's own setting; n: the nth of the deadline's hurried ones.
         hurried, saved_ms: see `Generation`.
-        block_ms, steps_ms: what reading by a block and another token are expected to take, at each rung.
+        block_ms, steps_ms: expected time of reading by one block and of one more token, at each level.
         clock: see `Deadline`.
-        in_time_s: until when a block reads with no hurry, on that clock: earlier nothing changes, and `reads` need not
-            be asked, which takes longer than to look at a clock. Blocks that are not in it always ask.
+        in_time_s: until when, on that clock, a block reads without hurry: earlier `reads` would change nothing and need
+            not be called, which takes longer than to read a clock. For blocks that are not in it, call it.
 
     Args:
-        blocks: which run at each rung, ascending; only reading asks for them.
+        blocks: which run at each level, ascending; only reading needs them.
     """
 
     def __init__(self, deadline: Deadline, blocks: Sequence[Sequence[int]] = ()) -> None:
@@ -50,41 +53,44 @@ class Pace:
         self._slowness = MARGIN
         self._since_s = self._expected_ms = 0.0
         self.in_time_s: dict[int, float] = {}
-        self.rung = 0
+        self.level = 0
         self.hurried: list[Setting] = []
         self.saved_ms: dict[str, float] = {}
 
     @classmethod
     def of(cls, vlm: VLM, setting: Setting, deadline: Deadline) -> Pace:
-        """The pace of an answer that a model is to make at this setting."""
+        """Make the pace of an answer that a model is to give at this setting."""
         most = vlm.num_total_blocks
         depths = [int(one.get("num_active_blocks", most)) for one in (setting, *deadline.settings)]
         return cls(deadline, [vlm.active_blocks(depth) for depth in depths])
 
     def reads(self, now_s: float, block: int) -> bool:
-        """Whether this block, the next of those of the answer's own setting, reads the prompt; `rung` then says how."""
-        if self.rung == 0:
+        """Decide whether this block, the next one of the answer's own setting, reads the prompt; may raise `level`."""
+        # how long reading has taken, against what was expected
+        if self.level == 0:
             self._expected_ms = bisect_left(self.blocks[0], block) * self.block_ms[0]
         if self._expected_ms:
             took_ms = (now_s - self._since_s) * 1e3
             self._slowness = max(MARGIN, MARGIN * took_ms / self._expected_ms)
         else:
             self._since_s = now_s
+        # hurry until the rest fits into what is left
         left_ms = (self._deadline.at_s - now_s) * 1e3 / self._slowness - self._tokens_ms
         last = len(self.block_ms) - 1
-        while self.rung < last and self._rest_ms(block) > left_ms:
-            self.rung += 1
-        runs = block in self.blocks[self.rung]
-        if self.rung:
+        while self.level < last and self._rest_ms(block) > left_ms:
+            self.level += 1
+        runs = block in self.blocks[self.level]
+        # note what was saved, or until when the next blocks are in time
+        if self.level:
             self.in_time_s.clear()
-            self._expected_ms += runs * self.block_ms[self.rung]
-            self._save("prefill", self.block_ms[0] - runs * self.block_ms[self.rung])
+            self._expected_ms += runs * self.block_ms[self.level]
+            self._save("prefill", self.block_ms[0] - runs * self.block_ms[self.level])
         elif not self.in_time_s:
             self.in_time_s = self._when_in_time()
         return runs
 
     def _when_in_time(self) -> dict[int, float]:
-        """`in_time_s`, of all blocks but the first.
+        """Compute `in_time_s` of all blocks but the first.
 
         With n blocks of b ms read, t ms since the first began and c ms needed for the rest, `reads` changes nothing
         while c <= (d - t) / s, where the deadline is d ms after the first began, and s the margin m or m t / (n b),
@@ -99,58 +105,141 @@ class Pace:
 
     @property
     def _tokens_ms(self) -> float:
-        """What the tokens after the first one take as quickly as they can be made."""
+        """Time of the tokens after the first one, made as fast as they can be."""
         return (self._deadline.tokens - 1) * self.steps_ms[-1]
 
     def _rest_ms(self, block: int) -> float:
-        """What reading takes from this block on, as it goes now."""
-        blocks = self.blocks[self.rung]
-        return (len(blocks) - bisect_left(blocks, block)) * self.block_ms[self.rung]
+        """Time of reading from this block on, at the present level."""
+        blocks = self.blocks[self.level]
+        return (len(blocks) - bisect_left(blocks, block)) * self.block_ms[self.level]
 
     def has_read(self) -> None:
-        """The first token is there."""
+        """Note that the prompt is read and the first token is there."""
         self._slowness = MARGIN
-        if self.rung:
+        if self.level:
             self._note()
 
     def next(self, now_s: float, made: int) -> bool:
-        """Whether another token is to be made, after ``made`` ones, the last of them just now; `rung` then says how."""
-        rung = self.rung
+        """Decide whether to make another token after ``made`` ones, the last of them just now; may raise `level`."""
+        level = self.level
         if made > 1:
             took_ms = (now_s - self._since_s) * 1e3
-            self._slowness = max(self._slowness, MARGIN * took_ms / self.steps_ms[rung])
+            self._slowness = max(self._slowness, MARGIN * took_ms / self.steps_ms[level])
         self._since_s = now_s
         left_ms = (self._deadline.at_s - now_s) * 1e3 / self._slowness
         wanted = max(self._deadline.tokens - made, 1)
         last = len(self.steps_ms) - 1
-        while rung < last and wanted * self.steps_ms[rung] > left_ms:
-            rung += 1
-        self.rung = rung
-        if self._deadline.cut and self.steps_ms[rung] > left_ms:
+        while level < last and wanted * self.steps_ms[level] > left_ms:
+            level += 1
+        self.level = level
+        if self._deadline.cut and self.steps_ms[level] > left_ms:
             return False
-        if rung:
-            self._save("decode", self.steps_ms[0] - self.steps_ms[rung])
+        if level:
+            self._save("decode", self.steps_ms[0] - self.steps_ms[level])
             self._note()
         return True
 
     @property
     def setting(self) -> Setting | None:
-        """That of a hurried token; None: the answer's own."""
-        return self._deadline.hurried[self.rung - 1].setting if self.rung else None
+        """The setting of a hurried block or token; None: the answer's own."""
+        return self._deadline.hurried[self.level - 1].setting if self.level else None
 
     def _note(self) -> None:
-        self.hurried.append(self._deadline.hurried[self.rung - 1].setting)
+        self.hurried.append(self._deadline.hurried[self.level - 1].setting)
 
     def _save(self, stage: str, ms: float) -> None:
         self.saved_ms[stage] = self.saved_ms.get(stage, 0.0) + ms
+
+
+class SkippedBlock(nn.Module):
+    """Stands in a skipped block's place and hands the hidden states on; other attributes are those of the block."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        object.__setattr__(self, "block", block)  # no child of this module, whose parameters are not its own
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["block"], name)
+
+    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> Any:
+        return hidden_states
+
+
+def waiting_for(tensor: torch.Tensor) -> Callable[[], None] | None:
+    """Return what waits until a tensor's device has done all that was asked of it; None: a CPU needs no waiting."""
+    device = tensor.device
+    if device.type == "cuda":
+        return partial(torch.cuda.synchronize, device)
+    return torch.mps.synchronize if device.type == "mps" else None
+
+
+class PacedReading:
+    """Asks a pace before each block that reads a prompt; shared by all `PacedBlock`s of a model.
+
+    Attributes:
+        pace: of the answer under way; set it before the prompt is read.
+
+    Args:
+        wait: see `waiting_for`; called before the clock is read.
+        set_top_k: changes the experts per token of the blocks to come.
+    """
+
+    def __init__(self, wait: Callable[[], None] | None, set_top_k: Callable[[int], None]) -> None:
+        self.pace: Pace | None = None
+        self._wait, self._set_top_k = wait, set_top_k
+
+    def runs(self, block: int) -> bool:
+        """Decide whether this block runs; where it is in more of a hurry, set its experts per token."""
+        if self._wait:
+            self._wait()
+        pace = self.pace
+        assert pace is not None
+        now_s = pace.clock()
+        if now_s <= pace.in_time_s.get(block, LONG_AGO_S):
+            return True
+        before = pace.level
+        runs = pace.reads(now_s, block)
+        if pace.level != before and pace.setting and (top_k := pace.setting.get("top_k")):
+            self._set_top_k(int(top_k))
+        return runs
+
+
+class PacedBlock(SkippedBlock):
+    """Stands in front of a block and runs it, or hands the hidden states on as a skipped block would.
+
+    Args:
+        number: the block's index.
+        reading: decides each time whether the block runs.
+        skipped: turns hidden states into what a block returns that does nothing, see `Family.skipped_output`.
+    """
+
+    def __init__(
+        self, block: nn.Module, number: int, reading: PacedReading, skipped: Callable[[torch.Tensor], Any]
+    ) -> None:
+        super().__init__(block)
+        vars(self).update(number=number, reading=reading, skipped=skipped)
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        own = vars(self)
+        if own["reading"].runs(own["number"]):
+            return own["block"](hidden_states, *args, **kwargs)
+        return own["skipped"](hidden_states)
+
+    __call__ = forward  # without the hooks of `nn.Module.__call__`, which each request would pay for
+
+
+def block_of(layer: nn.Module) -> nn.Module:
+    """Return the block behind a stand-in; a block is returned as it is."""
+    block: nn.Module = vars(layer)["block"] if isinstance(layer, SkippedBlock) else layer
+    return block
 
 
 class Decoder:
     """A decoder-only language model and its head.
 
     Args:
-        model: embeddings ``[B, T, C]`` -> hidden states.
-        head: hidden states -> logits.
+        model: turns embeddings ``[B, T, C]`` into hidden states.
+        head: turns hidden states into logits.
         end_ids: ids that end an answer.
         new_cache: makes an empty cache of keys and values.
     """
@@ -158,15 +247,13 @@ class Decoder:
     def __init__(
         self, model: Any, head: Any, end_ids: Collection[int], new_cache: Callable[[], Any] = DynamicCache
     ) -> None:
-        self.new_cache = new_cache
-        self.model = model
-        self.head = head
+        self.model, self.head, self.new_cache = model, head, new_cache
         self.end_ids = frozenset(end_ids)
 
-    def prefill(self, embeddings: torch.Tensor, **where: Any) -> tuple[Any, torch.Tensor]:
-        """Read a prompt ``[B, T, C]``; returns the cache and the first token of each answer ``[B]``."""
+    def prefill(self, embeddings: torch.Tensor, **arguments: Any) -> tuple[Any, torch.Tensor]:
+        """Read prompts ``[B, T, C]``; return the cache and the first token of each answer ``[B]``."""
         cache = self.new_cache()
-        return cache, self._step(embeddings, cache, **where)
+        return cache, self._step(embeddings, cache, **arguments)
 
     def decode(
         self,
@@ -174,15 +261,15 @@ class Decoder:
         first: torch.Tensor,
         max_new_tokens: int,
         pace: Pace | None = None,
-        guide: Guide | None = None,
+        inputs: DecoderInputs | None = None,
         apply: Callable[[Setting], AbstractContextManager[None]] | None = None,
     ) -> list[int]:
-        """The answer of a batch of one, from its first token ``[1]`` on; the end token included if it came.
+        """Make the answer of a batch of one, from its first token ``[1]`` on; an end token is part of it.
 
         Args:
             pace: hurries where the answer would be late, and stops before a token that would be; what is there by then
                 is the answer.
-            guide: the one that told `prefill` about the prompt; None for a prompt that needs telling nothing.
+            inputs: those that `prefill` was given arguments of; None for a prompt that needs none.
             apply: applies the setting of a hurried token; None: there are none.
         """
         token, ids = first, [int(first)]
@@ -190,39 +277,39 @@ class Decoder:
         while len(ids) < max_new_tokens and ids[-1] not in self.end_ids:
             if pace and not pace.next(now_s, len(ids)):
                 break
-            hurried = pace.setting if pace and pace.rung else None
+            hurried = pace.setting if pace and pace.level else None
             with apply(hurried) if apply and hurried else nullcontext():
-                token = self._step(self.embed(token[:, None]), cache, **(guide.step(token) if guide else {}))
+                token = self._step(self.embed(token[:, None]), cache, **(inputs.step(token) if inputs else {}))
             ids.append(int(token))
             if pace:
                 now_s = pace.clock()
         return ids
 
-    def decode_batch(self, guide: Guide, max_new_tokens: int) -> list[list[int]]:
-        """The answers to the guide's prompts, of any lengths; shorter ones are padded on the left and masked."""
-        cache, token = self.prefill(guide.pad([row.embeddings for row in guide.rows]), **guide.prefill())
+    def decode_batch(self, inputs: DecoderInputs, max_new_tokens: int) -> list[list[int]]:
+        """Answer prompts of any lengths; shorter ones are padded on the left and masked."""
+        cache, token = self.prefill(inputs.embeddings(), **inputs.prefill())
         steps = [token]
         done = self._ended(token)
         while len(steps) < max_new_tokens and not done.all():
-            token = self._step(self.embed(token[:, None]), cache, **guide.step(token))
+            token = self._step(self.embed(token[:, None]), cache, **inputs.step(token))
             steps.append(token)
             done |= self._ended(token)
-        return [self._until_end(row) for row in torch.stack(steps, dim=1).tolist()]
+        return [self._until_end(answer) for answer in torch.stack(steps, dim=1).tolist()]
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        """Token embeddings ``[..., C]``."""
+        """Return token embeddings ``[..., C]``."""
         return self.model.get_input_embeddings()(ids)
 
-    def logits(self, embeddings: torch.Tensor, cache: Any = None, **where: Any) -> torch.Tensor:
-        """Logits of the last token ``[B, V]``."""
-        return self.head(self.hidden(embeddings, cache, **where)[:, -1])
+    def logits(self, embeddings: torch.Tensor, cache: Any = None, **arguments: Any) -> torch.Tensor:
+        """Return logits of the token after the last one ``[B, V]``."""
+        return self.head(self.hidden(embeddings, cache, **arguments)[:, -1])
 
-    def hidden(self, embeddings: torch.Tensor, cache: Any = None, **where: Any) -> torch.Tensor:
-        """Hidden states that the head reads ``[B, T, C]``."""
-        return self.model(inputs_embeds=embeddings, past_key_values=cache, use_cache=cache is not None, **where)[0]
+    def hidden(self, embeddings: torch.Tensor, cache: Any = None, **arguments: Any) -> torch.Tensor:
+        """Return the hidden states that the head reads ``[B, T, C]``."""
+        return self.model(inputs_embeds=embeddings, past_key_values=cache, use_cache=cache is not None, **arguments)[0]
 
-    def _step(self, embeddings: torch.Tensor, cache: Any, **where: Any) -> torch.Tensor:
-        return self.logits(embeddings, cache, **where).argmax(-1)
+    def _step(self, embeddings: torch.Tensor, cache: Any, **arguments: Any) -> torch.Tensor:
+        return self.logits(embeddings, cache, **arguments).argmax(-1)
 
     def _ended(self, token: torch.Tensor) -> torch.Tensor:
         return torch.isin(token, torch.tensor(sorted(self.end_ids), device=token.device))

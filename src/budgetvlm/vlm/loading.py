@@ -18,7 +18,8 @@ from budgetvlm.knobs import KnobSpace
 from budgetvlm.vlm import blocks
 from budgetvlm.vlm.adapter import Adapter
 from budgetvlm.vlm.families import FAMILIES, supported
-from budgetvlm.vlm.families.base import ATTENTION_KINDS, Family, Images, attention_kinds, fractions
+from budgetvlm.vlm.families.base import Family
+from budgetvlm.vlm.knob_limits import derive_knob_space
 from budgetvlm.vlm.prompt import Prompt
 from budgetvlm.vlm.repositories import fetch, is_hub_name
 
@@ -193,32 +194,6 @@ def _adapt(name: str, family: Family, directory: Path, model: Any, tokenizer: An
         block_order=knobs.get("block_order") or blocks.default_order(num_blocks, family.fixed_blocks(model)),
         end_ids=_end_ids(model, tokenizer),
     )
-
-
-def derive_knob_space(family: Family, model: Any, images: Images) -> KnobSpace:
-    """A knob space for a model that brings none: powers and the most of crops, shares of experts and of blocks.
-
-    A knob that the model lacks is left out; so is one that could take one value only.
-
-    Raises:
-        ConfigError: no knob is left.
-    """
-    holder, list_name = family.blocks(model)
-    num_blocks = len(getattr(holder, list_name))
-    knobs: dict[str, list[int]] = {"max_crops": images.crop_values()}
-    dials = family.dials(model)
-    if dials:
-        knobs["top_k"] = fractions(min(dial.get() for dial in dials), (0.25, 0.5, 1.0), least=1)
-    if attention_kinds(family.language(model)) <= ATTENTION_KINDS:
-        least = blocks.least_depth(num_blocks, family.fixed_blocks(model))
-        knobs["num_active_blocks"] = fractions(num_blocks, (0.5, 0.75, 1.0), least=least)
-    useful = {name: values for name, values in knobs.items() if len(values) > 1}
-    if not useful:
-        raise ConfigError(
-            f"this model has no knob to turn: its images have one size, {len(dials)} routers were found, and its "
-            f"{num_blocks} blocks cannot be skipped"
-        )
-    return KnobSpace(useful)
 
 
 def _read_knobs(path: Path) -> dict[str, Any]:

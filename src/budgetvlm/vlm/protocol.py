@@ -99,6 +99,18 @@ class Deadline(NamedTuple):
         return cls(0.0, 1.0, hurried=(Quicker(setting, 0.5, 0.5),), cut=False, read_ms=1.0)
 
 
+class RecordingClock:
+    """A clock in seconds that remembers its readings."""
+
+    def __init__(self, now_s: Callable[[], float] = time.perf_counter) -> None:
+        self._now_s = now_s
+        self.readings: list[float] = []
+
+    def read(self) -> float:
+        self.readings.append(self._now_s())
+        return self.readings[-1]
+
+
 Revise = Callable[[float], tuple[Setting, Deadline | None]]
 """From the time in ms that preprocessing and encoding the image took (an overview's included) to the setting that the
 answer is made at, which shows the model the same image, and its deadline."""

@@ -16,11 +16,11 @@ from typing import Any, ClassVar
 import torch
 from PIL import Image
 
-from budgetvlm.vlm.families.base import Family, Images, Layout, run_processor
-from budgetvlm.vlm.families.tiles import encode_tiles
+from budgetvlm.vlm.families.base import Family, TiledImages, run_processor
+from budgetvlm.vlm.prompt import ImageLayout
 
 
-class AriaImages(Images):
+class AriaImages(TiledImages):
     """Tiles with their mask of real pixels as a fourth channel, ``[n, 4, H, W]``."""
 
     overview_is_part = False
@@ -44,17 +44,12 @@ class AriaImages(Images):
     def all(self, image: Image.Image, max_crops: int) -> torch.Tensor:
         return self._pixels(image, self._allowed(max_crops))
 
-    def encode(self, pixels: Sequence[torch.Tensor], layouts: Sequence[Layout]) -> list[torch.Tensor]:
+    def encode_tiles(self, tiles: torch.Tensor) -> torch.Tensor:
+        values, mask = tiles[:, :3].to(self.model.dtype), tiles[:, 3] > 0
         layer = self.model.config.vision_feature_layer
+        return self.model.model.get_image_features(values, pixel_mask=mask, vision_feature_layer=layer).pooler_output
 
-        def features(tiles: torch.Tensor) -> torch.Tensor:
-            values, mask = tiles[:, :3].to(self.model.dtype), tiles[:, 3] > 0
-            done = self.model.model.get_image_features(values, pixel_mask=mask, vision_feature_layer=layer)
-            return done.pooler_output
-
-        return encode_tiles(features, pixels, self.model.device)
-
-    def join(self, features: torch.Tensor | None, overview: torch.Tensor | None, layout: Layout) -> torch.Tensor:
+    def join(self, features: torch.Tensor | None, overview: torch.Tensor | None, layout: ImageLayout) -> torch.Tensor:
         found = features.flatten(0, 1) if features is not None else overview
         assert found is not None
         return found
@@ -63,12 +58,12 @@ class AriaImages(Images):
         done = self._processed(image, self._allowed(max_crops))
         return {"pixel_values": done["pixel_values"], "pixel_mask": done["pixel_mask"]}
 
-    def _layout(self, height: int, width: int, max_crops: int) -> Layout:
+    def layout(self, height: int, width: int, max_crops: int) -> ImageLayout:
         from transformers.image_processing_utils import select_best_resolution
 
         allowed = self._allowed(max_crops)
         tiles = self._tiles(select_best_resolution((height, width), allowed)) if allowed else 1
-        return Layout((self._placeholder,) * (tiles * self._tokens_per_tile), size=(height, width))
+        return ImageLayout((self._placeholder,) * (tiles * self._tokens_per_tile), size=(height, width))
 
     def _tiles(self, size: Sequence[int]) -> int:
         return math.ceil(size[0] / self._side) * math.ceil(size[1] / self._side)
@@ -91,5 +86,5 @@ class Aria(Family):
     model_types: ClassVar = ("aria",)
     crop_meaning: ClassVar = "`split_image` with `split_resolutions` of at most so many tiles; 1: one tile, not split"
 
-    def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> Images:
+    def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> AriaImages:
         return AriaImages(model, processor)

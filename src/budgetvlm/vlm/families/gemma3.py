@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import torch
 from PIL import Image
 
-from budgetvlm.vlm.families.base import Family, Guide, Images, Layout, Row, run_processor
-from budgetvlm.vlm.families.tiles import encode_tiles
+from budgetvlm.vlm.families.base import Family, TiledImages, run_processor
+from budgetvlm.vlm.prompt import DecoderInputs, EmbeddedPrompt, ImageLayout
 
 # the values of the model's authors, for processors that name none
 PAN_AND_SCAN = {
@@ -25,7 +25,7 @@ PAN_AND_SCAN = {
 }
 
 
-class Gemma3Images(Images):
+class Gemma3Images(TiledImages):
     """The image first, then its crops; words stand between them in the prompt."""
 
     def __init__(self, model: Any, processor: Any, tokenizer: Any) -> None:
@@ -40,18 +40,15 @@ class Gemma3Images(Images):
         return self.plain(image, 1)["pixel_values"]
 
     def beside(self, image: Image.Image, max_crops: int) -> torch.Tensor:
-        return self.plain(image, max_crops)["pixel_values"][1:] if self._crops(image, max_crops) else torch.empty(0)
+        return self.all(image, max_crops)[1:] if self._crops(image.height, image.width, max_crops) else torch.empty(0)
 
     def all(self, image: Image.Image, max_crops: int) -> torch.Tensor:
         return self.plain(image, max_crops)["pixel_values"]
 
-    def encode(self, pixels: Sequence[torch.Tensor], layouts: Sequence[Layout]) -> list[torch.Tensor]:
-        def features(tiles: torch.Tensor) -> torch.Tensor:
-            return self.model.model.get_image_features(tiles.to(self.model.dtype)).pooler_output
+    def encode_tiles(self, tiles: torch.Tensor) -> torch.Tensor:
+        return self.model.model.get_image_features(tiles.to(self.model.dtype)).pooler_output
 
-        return encode_tiles(features, pixels, self.model.device)
-
-    def join(self, features: torch.Tensor | None, overview: torch.Tensor | None, layout: Layout) -> torch.Tensor:
+    def join(self, features: torch.Tensor | None, overview: torch.Tensor | None, layout: ImageLayout) -> torch.Tensor:
         parts = [overview] if overview is not None else []
         return torch.cat([*parts, *([features.flatten(0, 1)] if features is not None else [])])
 
@@ -61,17 +58,17 @@ class Gemma3Images(Images):
             "pixel_values": run_processor(self.processor, image, do_pan_and_scan=max_crops > 1, **scan)["pixel_values"]
         }
 
-    def _crops(self, image: Image.Image, max_crops: int) -> int:
-        return self.layout(image, max_crops).num_visual // self._tokens_per_crop - 1
+    def _crops(self, height: int, width: int, max_crops: int) -> int:
+        """Return the number of crops beside the image."""
+        if max_crops == 1:
+            return 0
+        blank = torch.empty(3, 1, 1).expand(3, height, width).numpy()  # only its shape is looked at
+        return len(self.processor.pan_and_scan(blank, **self._options | {"pan_and_scan_max_num_crops": max_crops}))
 
-    def _layout(self, height: int, width: int, max_crops: int) -> Layout:
-        crops = 0
-        if max_crops > 1:
-            blank = torch.empty(3, 1, 1).expand(3, height, width).numpy()  # only its shape is looked at
-            options = {**self._options, "pan_and_scan_max_num_crops": max_crops}
-            crops = len(self.processor.pan_and_scan(blank, **options))
+    def layout(self, height: int, width: int, max_crops: int) -> ImageLayout:
+        crops = self._crops(height, width, max_crops)
         ids = self._ids(crops)
-        return Layout(ids, tuple(i == self._placeholder for i in ids), (1, crops), (height, width))
+        return ImageLayout(ids, tuple(i == self._placeholder for i in ids), (1, crops), (height, width))
 
     def _ids(self, crops: int) -> tuple[int, ...]:
         """What the processor writes for an image: one mark, or words around the image and its crops."""
@@ -85,21 +82,21 @@ class Gemma3Images(Images):
         return tuple(i for s in short for i in [s] * (self._tokens_per_crop if s == self._placeholder else 1))
 
 
-class VisionBlocksGuide(Guide):
+class VisionBlocksInputs(DecoderInputs):
     """Visual tokens that stand together see each other in both directions when the prompt is read."""
 
-    def __init__(self, rows: Sequence[Row], config: Any) -> None:
-        super().__init__(rows)
-        self._config = config
+    def __init__(self, prompts: Sequence[EmbeddedPrompt], model: Any) -> None:
+        super().__init__(prompts)
+        self._config = model.config.get_text_config()
 
     def prefill(self) -> dict[str, Any]:
         masks = self._create_masks()(
             config=self._config,
-            inputs_embeds=self.pad([row.embeddings for row in self.rows]),
+            inputs_embeds=self.embeddings(),
             attention_mask=self.mask if self.padded else None,
             past_key_values=None,
             position_ids=self.positions if self.padded else None,
-            block_sequence_ids=visual_blocks(self.pad([row.visual_mask() for row in self.rows])),
+            block_sequence_ids=visual_blocks(self.pad([prompt.visual_mask() for prompt in self.prompts])),
         )
         return {**super().prefill(), "attention_mask": masks}
 
@@ -120,16 +117,14 @@ class Gemma3(Family):
     name: ClassVar = "Gemma 3"
     model_types: ClassVar = ("gemma3",)
     by_place: ClassVar = True
+    inputs_type: ClassVar = VisionBlocksInputs
     crop_meaning: ClassVar = "`pan_and_scan_max_num_crops` beside the whole image; 1: none"
 
-    def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> Images:
+    def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> Gemma3Images:
         return Gemma3Images(model, processor, tokenizer)
 
     def placeholder(self, model: Any, tokenizer: Any) -> str:
         return str(tokenizer.convert_ids_to_tokens(model.config.boi_token_index))
 
-    def guide(self, rows: Sequence[Row], model: Any) -> Guide:
-        return VisionBlocksGuide(rows, model.config.get_text_config())
-
-    def plain_arguments(self, row: Row, model: Any) -> dict[str, Any]:
-        return {"token_type_ids": row.visual_mask().long()[None]}
+    def plain_arguments(self, prompt: EmbeddedPrompt, model: Any) -> dict[str, Any]:
+        return {"token_type_ids": prompt.visual_mask().long()[None]}

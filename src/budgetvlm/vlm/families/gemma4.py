@@ -19,17 +19,16 @@ from PIL import Image
 from torch import nn
 
 from budgetvlm.errors import InputError
-from budgetvlm.vlm.families.base import Dial, Family, Guide, Images, Layout, Row, run_processor
-from budgetvlm.vlm.families.gemma3 import VisionBlocksGuide
+from budgetvlm.vlm.families.base import Dial, Family, WholeImages, run_processor
+from budgetvlm.vlm.families.gemma3 import VisionBlocksInputs
+from budgetvlm.vlm.prompt import DecoderInputs, EmbeddedPrompt, ImageLayout
 
 TOKENS_PER_CROP = 70
 STEPS = (1, 2, 4, 8, 16)  # the numbers of crops whose tokens the image processor takes
 
 
-class Gemma4Images(Images):
+class Gemma4Images(WholeImages):
     """Patches with their column and row (-1: padding) as the last two channels, ``[n, P + 2]``."""
-
-    overview_is_part = False
 
     def __init__(self, model: Any, processor: Any) -> None:
         super().__init__(model, processor)
@@ -51,7 +50,7 @@ class Gemma4Images(Images):
         done = self.plain(image, max_crops)
         return torch.cat([done["pixel_values"][0], done["image_position_ids"][0].float()], dim=-1)
 
-    def encode(self, pixels: Sequence[torch.Tensor], layouts: Sequence[Layout]) -> list[torch.Tensor]:
+    def encode(self, pixels: Sequence[torch.Tensor], layouts: Sequence[ImageLayout]) -> list[torch.Tensor]:
         """One image at a time: how far patches are padded depends on `max_crops` alone."""
         moved = (one[None].to(self.model.device) for one in pixels)
         encode = self.model.model.get_image_features
@@ -60,16 +59,11 @@ class Gemma4Images(Images):
             for one in moved
         ]  # fmt: skip
 
-    def join(self, features: torch.Tensor | None, overview: torch.Tensor | None, layout: Layout) -> torch.Tensor:
-        found = features if features is not None else overview
-        assert found is not None
-        return found
-
     def plain(self, image: Image.Image, max_crops: int) -> dict[str, Any]:
         done = run_processor(self.processor, image, max_soft_tokens=max_crops * TOKENS_PER_CROP)
         return {name: done[name] for name in ("pixel_values", "image_position_ids")}
 
-    def _layout(self, height: int, width: int, max_crops: int) -> Layout:
+    def layout(self, height: int, width: int, max_crops: int) -> ImageLayout:
         from transformers.models.gemma4.image_processing_pil_gemma4 import get_aspect_ratio_preserving_size
 
         patch, pool = int(self.processor.patch_size), int(self.processor.pooling_kernel_size)
@@ -81,24 +75,24 @@ class Gemma4Images(Images):
         rows, columns = (side // patch // pool for side in size)
         inside = (True,) * (rows * columns)
         ids = (self._around[0], *(self._placeholder for _ in inside), self._around[1])
-        return Layout(ids, (False, *inside, False), (rows, columns), (height, width))
+        return ImageLayout(ids, (False, *inside, False), (rows, columns), (height, width))
 
 
-class Gemma4Guide(VisionBlocksGuide):
+class Gemma4Inputs(VisionBlocksInputs):
     """Masks as Gemma 3's where the model was made with them; a part of each token's embedding for every block."""
 
-    def __init__(self, rows: Sequence[Row], language: Any) -> None:
-        super().__init__(rows, language.config)
-        self._language = language
-        self._by_block = bool(language.config.hidden_size_per_layer_input)
+    def __init__(self, prompts: Sequence[EmbeddedPrompt], model: Any) -> None:
+        super().__init__(prompts, model)
+        self._language = model.model.language_model
+        self._by_block = bool(self._config.hidden_size_per_layer_input)
 
     def prefill(self) -> dict[str, Any]:
         both_ways = self._config.use_bidirectional_attention == "vision"
-        told = super().prefill() if both_ways else Guide.prefill(self)
+        told = super().prefill() if both_ways else DecoderInputs.prefill(self)
         if not self._by_block:
             return told
-        ids = self.pad([torch.tensor(row.token_ids, device=self.mask.device) for row in self.rows])
-        visual = self.pad([row.visual_mask() for row in self.rows])
+        ids = self.pad([torch.tensor(prompt.token_ids, device=self.mask.device) for prompt in self.prompts])
+        visual = self.pad([prompt.visual_mask() for prompt in self.prompts])
         padding = int(self._config.pad_token_id or 0)
         ids = torch.where(visual | (self.mask == 0), padding, ids)
         return {**told, "per_layer_inputs": self._language.get_per_layer_inputs(ids)}
@@ -110,11 +104,9 @@ class Gemma4Guide(VisionBlocksGuide):
 
     def step(self, token: torch.Tensor) -> dict[str, Any]:
         told = super().step(token)
-        return (
-            {**told, "per_layer_inputs": self._language.get_per_layer_inputs(token[:, None])}
-            if self._by_block
-            else told
-        )
+        if self._by_block:
+            told["per_layer_inputs"] = self._language.get_per_layer_inputs(token[:, None])
+        return told
 
 
 class SoftCap(nn.Module):
@@ -132,6 +124,7 @@ class Gemma4(Family):
     name: ClassVar = "Gemma 4"
     model_types: ClassVar = ("gemma4",)
     by_place: ClassVar = True
+    inputs_type: ClassVar = Gemma4Inputs
     crop_meaning: ClassVar = f"`max_soft_tokens`: {TOKENS_PER_CROP} visual tokens a crop, in steps of two"
 
     def head(self, model: Any) -> Any:
@@ -146,11 +139,8 @@ class Gemma4(Family):
         layers = self.language(model).layers
         return tuple(i for i, layer in enumerate(layers) if layer.self_attn.store_full_length_kv)
 
-    def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> Images:
+    def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> Gemma4Images:
         return Gemma4Images(model, processor)
 
-    def guide(self, rows: Sequence[Row], model: Any) -> Guide:
-        return Gemma4Guide(rows, self.language(model))
-
-    def plain_arguments(self, row: Row, model: Any) -> dict[str, Any]:
-        return {"mm_token_type_ids": row.visual_mask().long()[None]}
+    def plain_arguments(self, prompt: EmbeddedPrompt, model: Any) -> dict[str, Any]:
+        return {"mm_token_type_ids": prompt.visual_mask().long()[None]}

@@ -11,21 +11,21 @@ is always made as at the full setting: it is encoded once, and the full setting 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from PIL import Image
 
-from budgetvlm.vlm.families.base import Family, Images, Layout, run_processor
-from budgetvlm.vlm.families.tiles import encode_tiles
-from budgetvlm.vlm.images import to_rgb
+from budgetvlm._io import to_rgb
+from budgetvlm.vlm.families.base import Family, TiledImages, run_processor
+from budgetvlm.vlm.prompt import ImageLayout
 
 _FAKE, _GLOBAL = "<fake_token_around_image>", "<global-img>"
 
 
-class Idefics3Images(Images):
+class Idefics3Images(TiledImages):
     """Details first, the overview last; text stands between them in the prompt."""
 
     def __init__(self, model: Any, processor: Any, tokenizer: Any) -> None:
@@ -54,22 +54,20 @@ class Idefics3Images(Images):
         return torch.from_numpy(np.ascontiguousarray(pixels))[None]
 
     def beside(self, image: Image.Image, max_crops: int) -> torch.Tensor:
-        if self.layout(image, max_crops).grid == (0, 0):
+        multiple = self._multiple(image.height, image.width, max_crops)
+        if self._grid(image.height, image.width, multiple) == (0, 0):
             return torch.empty(0)
-        return self._processed(image, self._multiple(image.height, image.width, max_crops))["pixel_values"][0][:-1]
+        return self._processed(image, multiple)["pixel_values"][0][:-1]
 
     def all(self, image: Image.Image, max_crops: int) -> torch.Tensor:
         beside = self.beside(image, max_crops)
         overview = self.overview(image)
         return torch.cat([beside, overview]) if len(beside) else overview
 
-    def encode(self, pixels: Sequence[torch.Tensor], layouts: Sequence[Layout]) -> list[torch.Tensor]:
-        def features(tiles: torch.Tensor) -> torch.Tensor:
-            return self.model.model.get_image_features(tiles[None]).pooler_output[0].unflatten(0, (len(tiles), -1))
+    def encode_tiles(self, tiles: torch.Tensor) -> torch.Tensor:
+        return self.model.model.get_image_features(tiles[None]).pooler_output[0].unflatten(0, (len(tiles), -1))
 
-        return encode_tiles(features, pixels, self.model.device)
-
-    def join(self, features: torch.Tensor | None, overview: torch.Tensor | None, layout: Layout) -> torch.Tensor:
+    def join(self, features: torch.Tensor | None, overview: torch.Tensor | None, layout: ImageLayout) -> torch.Tensor:
         parts = [features.flatten(0, 1)] if features is not None else []
         return torch.cat([*parts, *([overview] if overview is not None else [])])
 
@@ -77,7 +75,7 @@ class Idefics3Images(Images):
         done = self._processed(image, self._multiple(image.height, image.width, max_crops))
         return {name: done[name] for name in ("pixel_values", "pixel_attention_mask") if name in done}
 
-    def _layout(self, height: int, width: int, max_crops: int) -> Layout:
+    def layout(self, height: int, width: int, max_crops: int) -> ImageLayout:
         rows, columns = self._grid(height, width, self._multiple(height, width, max_crops))
         once = self.tokenizer.convert_ids_to_tokens(self._placeholder)
         tiles = ["".join(f"{_FAKE}<row_{r}_col_{c}>{once}" for c in range(1, columns + 1)) for r in range(1, rows + 1)]
@@ -85,7 +83,7 @@ class Idefics3Images(Images):
         short = self.tokenizer.encode(f"{details}{_FAKE}{_GLOBAL}{once}{_FAKE}", add_special_tokens=False)
         ids = [i for one in short for i in [one] * (self._tokens_per_tile if one == self._placeholder else 1)]
         visual = tuple(i == self._placeholder for i in ids)
-        return Layout(tuple(ids), visual, (rows, columns), (height, width))
+        return ImageLayout(tuple(ids), visual, (rows, columns), (height, width))
 
     def _multiple(self, height: int, width: int, max_crops: int) -> int:
         """How many tiles long the enlarged image is: as many as give at most ``max_crops`` tiles."""
@@ -111,5 +109,5 @@ class Idefics3(Family):
     def language(self, model: Any) -> Any:
         return model.model.text_model
 
-    def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> Images:
+    def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> Idefics3Images:
         return Idefics3Images(model, processor, tokenizer)

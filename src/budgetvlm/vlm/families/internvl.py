@@ -3,51 +3,78 @@
 max_crops          tiles beside the overview; an argument of the image processor, given at each call
 top_k              the attribute of every router of a mixture-of-experts language model
 num_active_blocks  which decoder layers the language model's list holds
+
+A request may need only the overview, only the other tiles, or all; the processor's own call always makes all of them,
+and copies the whole image several times meanwhile. So tiles are cut here: with the processor's grids, sizes and
+numbers, resized with Pillow as it does, to the same pixels (tested).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from PIL import Image
 
-from budgetvlm.vlm.families.base import Family, Images, Layout, run_processor
-from budgetvlm.vlm.families.tiles import encode_tiles
-from budgetvlm.vlm.images import Tiles
+from budgetvlm._io import to_rgb
+from budgetvlm.vlm.families.base import Family, TiledImages, run_processor
+from budgetvlm.vlm.prompt import ImageLayout
 
 
-class InternVLImages(Tiles, Images):
-    """Details first, the overview last; every tile gives the same number of tokens."""
+class InternVLImages(TiledImages):
+    """Details row by row first, the overview last, ``[n, 3, H, W]``; every tile gives the same number of tokens."""
 
     def __init__(self, model: Any, processor: Any) -> None:
-        Images.__init__(self, model, processor)
-        Tiles.__init__(self, processor)
+        from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
+
+        super().__init__(model, processor)
+        self._best_grid = get_optimal_tiled_canvas
         self.most_crops = int(processor.max_patches)
         self._tokens_per_tile = int(model.config.image_seq_length)
         self._placeholder = int(model.config.image_token_id)
+        self._size = processor.size.height, processor.size.width  # of a tile
+        self._mean = torch.tensor(processor.image_mean, dtype=torch.float32)[:, None, None]
+        self._std = torch.tensor(processor.image_std, dtype=torch.float32)[:, None, None]
 
-    def _layout(self, height: int, width: int, max_crops: int) -> Layout:
-        tiles = self.count(height, width, max_crops)
-        return Layout((self._placeholder,) * (tiles * self._tokens_per_tile), size=(height, width))
+    def layout(self, height: int, width: int, max_crops: int) -> ImageLayout:
+        options = {"crop_to_patches": True, "max_patches": max_crops}
+        tiles = int(self.processor.get_number_of_image_patches(height, width, options))
+        return ImageLayout((self._placeholder,) * (tiles * self._tokens_per_tile), size=(height, width))
+
+    def overview(self, image: Image.Image) -> torch.Tensor:
+        return self._tiles(image, 1, 1)
 
     def beside(self, image: Image.Image, max_crops: int) -> torch.Tensor:
-        return self.details(image, max_crops)
+        columns, rows = 1, 1
+        if max_crops > 1:
+            size = image.height, image.width
+            columns, rows = self._best_grid(size, self._size, self.processor.min_patches, max_crops)
+        return self._tiles(image, rows, columns) if columns * rows > 1 else torch.empty(0, 3, *self._size)
 
-    def encode(self, pixels: Sequence[torch.Tensor], layouts: Sequence[Layout]) -> list[torch.Tensor]:
-        def features(tiles: torch.Tensor) -> torch.Tensor:
-            return self.model.get_image_features(pixel_values=tiles).pooler_output
+    def all(self, image: Image.Image, max_crops: int) -> torch.Tensor:
+        return torch.cat([self.beside(image, max_crops), self.overview(image)])
 
-        return encode_tiles(features, pixels, self.model.device)
+    def encode_tiles(self, tiles: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.model.get_image_features(pixel_values=tiles).pooler_output
+        return features
 
-    def join(self, features: torch.Tensor | None, overview: torch.Tensor | None, layout: Layout) -> torch.Tensor:
+    def join(self, features: torch.Tensor | None, overview: torch.Tensor | None, layout: ImageLayout) -> torch.Tensor:
         parts = [features.flatten(0, 1)] if features is not None else []
         return torch.cat([*parts, *([overview] if overview is not None else [])])
 
     def plain(self, image: Image.Image, max_crops: int) -> dict[str, Any]:
         return {"pixel_values": run_processor(self.processor, image, max_patches=max_crops)["pixel_values"]}
+
+    def _tiles(self, image: Image.Image, rows: int, columns: int) -> torch.Tensor:
+        """Cut the whole image into a grid of tiles, row by row, and normalise them."""
+        height, width = self._size
+        resized = to_rgb(image).resize((columns * width, rows * height), self.processor.resample)
+        tiles = np.asarray(resized).reshape(rows, height, columns, width, 3).transpose(0, 2, 4, 1, 3)
+        pixels = torch.from_numpy(np.ascontiguousarray(tiles).reshape(-1, 3, height, width)).float()
+        return pixels.mul_(self.processor.rescale_factor).sub_(self._mean).div_(self._std)
 
 
 class InternVL(Family):
@@ -55,7 +82,7 @@ class InternVL(Family):
     model_types: ClassVar = ("internvl",)
     crop_meaning: ClassVar = "`max_patches`: tiles beside the overview tile"
 
-    def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> Images:
+    def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> InternVLImages:
         return InternVLImages(model, processor)
 
     def load(self, directory: Path, **options: Any) -> Any:

@@ -11,7 +11,7 @@ a square, so that for such an image the features cost one tile at max_crops=1 an
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,9 +20,9 @@ import torch
 from PIL import Image
 from torch.nn.functional import pad
 
-from budgetvlm.vlm.families.base import Dial, Family, Images, Layout
-from budgetvlm.vlm.families.tiles import encode_tiles
+from budgetvlm.vlm.families.base import Dial, Family, TiledImages
 from budgetvlm.vlm.families.without_torchvision import read_processor, resized, to_pixels
+from budgetvlm.vlm.prompt import ImageLayout
 
 _IMAGE, _PATCH = "<|image|>", "<|patch|>"
 _MARKS = ("<|image_start|>", "<|image_end|>", _IMAGE, _PATCH, "<|tile_x_separator|>", "<|tile_y_separator|>")
@@ -102,7 +102,7 @@ class Canvas:
         return scaled.sub(mean).div_(std)
 
 
-class Llama4Images(Images):
+class Llama4Images(TiledImages):
     """The canvas first, the overview last; marks between columns, rows and in front of the overview."""
 
     processor: Canvas
@@ -120,21 +120,18 @@ class Llama4Images(Images):
 
     def beside(self, image: Image.Image, max_crops: int) -> torch.Tensor:
         pixels = self.all(image, max_crops)
-        if len(pixels) > 1 or self._grid(image, self.most_crops) == (1, 1):
+        if len(pixels) > 1 or self.processor.grid(image.height, image.width, self.most_crops) == (1, 1):
             return pixels[:-1]
         return pixels
 
     def all(self, image: Image.Image, max_crops: int) -> torch.Tensor:
         return self.processor.tiles(image, max_crops)
 
-    def encode(self, pixels: Sequence[torch.Tensor], layouts: Sequence[Layout]) -> list[torch.Tensor]:
-        def features(tiles: torch.Tensor) -> torch.Tensor:
-            seen = self.model.vision_model(tiles.to(self.model.dtype)).last_hidden_state
-            return self.model.multi_modal_projector(seen)
+    def encode_tiles(self, tiles: torch.Tensor) -> torch.Tensor:
+        seen = self.model.vision_model(tiles.to(self.model.dtype)).last_hidden_state
+        return self.model.multi_modal_projector(seen)
 
-        return encode_tiles(features, pixels, self.model.device)
-
-    def join(self, features: torch.Tensor | None, overview: torch.Tensor | None, layout: Layout) -> torch.Tensor:
+    def join(self, features: torch.Tensor | None, overview: torch.Tensor | None, layout: ImageLayout) -> torch.Tensor:
         found = [features.flatten(0, 1)] if features is not None else []
         if overview is not None and sum(map(len, found)) < layout.num_visual:
             found.append(overview)
@@ -143,16 +140,13 @@ class Llama4Images(Images):
     def plain(self, image: Image.Image, max_crops: int) -> dict[str, Any]:
         return {"pixel_values": self.all(image, max_crops).to(self.model.dtype)}
 
-    def _grid(self, image: Image.Image, max_crops: int) -> tuple[int, int]:
-        return self.layout(image, max_crops).grid
-
-    def _layout(self, height: int, width: int, max_crops: int) -> Layout:
+    def layout(self, height: int, width: int, max_crops: int) -> ImageLayout:
         rows, columns = self.processor.grid(height, width, max_crops)
         start, end, image, patch, next_column, next_row = self._marks.values()
         tile = [patch] * self._tokens_per_tile
         line = [*[*tile, next_column] * (columns - 1), *tile, next_row]
         ids = (start, *(line * rows if rows * columns > 1 else ()), image, *tile, end)
-        return Layout(ids, tuple(i == patch for i in ids), (rows, columns), (height, width))
+        return ImageLayout(ids, tuple(i == patch for i in ids), (rows, columns), (height, width))
 
 
 class Llama4(Family):
@@ -170,7 +164,7 @@ class Llama4(Family):
         """The routers; the layers around them hold the number too and do not read it."""
         return [dial for dial in super().dials(model) if hasattr(dial.owner, "weight")]
 
-    def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> Images:
+    def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> Llama4Images:
         return Llama4Images(model, processor, tokenizer)
 
     def placeholder(self, model: Any, tokenizer: Any) -> str:

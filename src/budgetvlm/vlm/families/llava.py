@@ -17,11 +17,11 @@ from typing import Any, ClassVar
 import torch
 from PIL import Image
 
-from budgetvlm.vlm.families.base import Family, Images, Layout, run_processor
-from budgetvlm.vlm.families.tiles import encode_tiles
+from budgetvlm.vlm.families.base import Family, TiledImages, run_processor
+from budgetvlm.vlm.prompt import ImageLayout
 
 
-class LlavaImages(Images):
+class LlavaImages(TiledImages):
     """The overview first, then the grid's tiles row by row."""
 
     def __init__(self, model: Any, processor: Any) -> None:
@@ -48,10 +48,18 @@ class LlavaImages(Images):
         allowed = self._allowed(max_crops)
         return self._pixels(image, allowed) if allowed else self.overview(image)
 
-    def encode(self, pixels: Sequence[torch.Tensor], layouts: Sequence[Layout]) -> list[torch.Tensor]:
-        return encode_tiles(self._features, pixels, self.model.device)
+    def encode_tiles(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Return projected features of tiles ``[n, 3, H, W]``, before packing."""
+        config, inner = self.model.config, self.model.model
+        hidden = inner.vision_tower(tiles.to(self.model.dtype), output_hidden_states=True).hidden_states
+        layers = config.vision_feature_layer
+        wanted = [layers] if isinstance(layers, int) else layers
+        selected = torch.cat([hidden[i] for i in wanted], dim=-1)
+        if config.vision_feature_select_strategy == "default":
+            selected = selected[:, 1:]
+        return inner.multi_modal_projector(selected)
 
-    def join(self, features: torch.Tensor | None, overview: torch.Tensor | None, layout: Layout) -> torch.Tensor:
+    def join(self, features: torch.Tensor | None, overview: torch.Tensor | None, layout: ImageLayout) -> torch.Tensor:
         parts = [overview[None]] if overview is not None else []
         tiles = torch.cat([*parts, *([features] if features is not None else [])])
         return self._pack(tiles, layout.grid, layout.size, self.model.model.image_newline)
@@ -60,7 +68,7 @@ class LlavaImages(Images):
         done = run_processor(self.processor, image, image_grid_pinpoints=self._allowed(max_crops))
         return {"pixel_values": done["pixel_values"], "image_sizes": done["image_sizes"]}
 
-    def _layout(self, height: int, width: int, max_crops: int) -> Layout:
+    def layout(self, height: int, width: int, max_crops: int) -> ImageLayout:
         from transformers.image_processing_utils import select_best_resolution
 
         allowed = self._allowed(max_crops)
@@ -69,7 +77,7 @@ class LlavaImages(Images):
         # one channel of zeros is packed to count what packing leaves
         tiles = torch.zeros(1 + grid[0] * grid[1], self._tokens_per_tile, 1)
         count = len(self._pack(tiles, grid, (height, width), torch.zeros(1)))
-        return Layout((self._placeholder,) * count, grid=grid, size=(height, width))
+        return ImageLayout((self._placeholder,) * count, grid=grid, size=(height, width))
 
     def _tiles(self, point: Sequence[int]) -> int:
         return (point[0] // self._side) * (point[1] // self._side)
@@ -81,17 +89,6 @@ class LlavaImages(Images):
     def _pixels(self, image: Image.Image, pinpoints: list[list[int]]) -> torch.Tensor:
         done = run_processor(self.processor, image, image_grid_pinpoints=pinpoints)
         return done["pixel_values"][0]
-
-    def _features(self, tiles: torch.Tensor) -> torch.Tensor:
-        """Projected features of tiles ``[n, 3, H, W]`` -> ``[n, T, C]``, before packing."""
-        config, inner = self.model.config, self.model.model
-        hidden = inner.vision_tower(tiles.to(self.model.dtype), output_hidden_states=True).hidden_states
-        layers = config.vision_feature_layer
-        wanted = [layers] if isinstance(layers, int) else layers
-        selected = torch.cat([hidden[i] for i in wanted], dim=-1)
-        if config.vision_feature_select_strategy == "default":
-            selected = selected[:, 1:]
-        return inner.multi_modal_projector(selected)
 
     def _pack(
         self, tiles: torch.Tensor, grid: tuple[int, int], size: tuple[int, int], newline: torch.Tensor
@@ -119,5 +116,5 @@ class Llava(Family):
     model_types: ClassVar = ("llava_next", "llava_onevision")
     crop_meaning: ClassVar = "`image_grid_pinpoints` of at most so many tiles beside the overview tile"
 
-    def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> Images:
+    def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> LlavaImages:
         return LlavaImages(model, processor)

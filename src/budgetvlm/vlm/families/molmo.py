@@ -20,15 +20,16 @@ import torch
 from PIL import Image
 from torch import nn
 
+from budgetvlm._io import to_rgb
 from budgetvlm.errors import ConfigError
-from budgetvlm.vlm.families.base import Dial, Family, Images, Layout, Row, block_of, find_dials, refusals_in_words
-from budgetvlm.vlm.families.tiles import encode_tiles
-from budgetvlm.vlm.images import to_rgb
+from budgetvlm.vlm.decoding import block_of
+from budgetvlm.vlm.families.base import Dial, Family, TiledImages, find_dials, refusals_as_input_errors
+from budgetvlm.vlm.prompt import EmbeddedPrompt, ImageLayout
 
 _MARKS = ("<im_patch>", "<im_col>", "<im_start>", "<im_end>")
 
 
-class MolmoImages(Images):
+class MolmoImages(TiledImages):
     """The overview first, then overlapping tiles; the share of each patch that is image is the last channel.
 
     Pixels are ``[n, patches, channels + 1]``.
@@ -50,14 +51,11 @@ class MolmoImages(Images):
         crops, _, _, mask = self._processed(np.array(to_rgb(image)), max_crops)
         return torch.cat([_tensor(crops), _tensor(mask)[..., None]], dim=-1)
 
-    def encode(self, pixels: Sequence[torch.Tensor], layouts: Sequence[Layout]) -> list[torch.Tensor]:
-        def features(tiles: torch.Tensor) -> torch.Tensor:
-            values = tiles[..., :-1].to(self.model.dtype)
-            return self.model.model.vision_backbone(values[None], tiles[None, ..., -1])[0][0]
+    def encode_tiles(self, tiles: torch.Tensor) -> torch.Tensor:
+        values = tiles[..., :-1].to(self.model.dtype)
+        return self.model.model.vision_backbone(values[None], tiles[None, ..., -1])[0][0]
 
-        return encode_tiles(features, pixels, self.model.device)
-
-    def join(self, features: torch.Tensor | None, overview: torch.Tensor | None, layout: Layout) -> torch.Tensor:
+    def join(self, features: torch.Tensor | None, overview: torch.Tensor | None, layout: ImageLayout) -> torch.Tensor:
         assert features is not None and layout.order is not None
         tiles = layout.grid[0]
         if overview is not None and len(features) < tiles:
@@ -72,13 +70,13 @@ class MolmoImages(Images):
             "image_input_idx": torch.as_tensor(places).long()[None],
         }
 
-    def _layout(self, height: int, width: int, max_crops: int) -> Layout:
+    def layout(self, height: int, width: int, max_crops: int) -> ImageLayout:
         """The processor is asked about a black image of this size: it has no way to be asked about a size."""
         _, ids, places, _ = self._processed(np.zeros((height, width, 3), np.uint8), max_crops)
         tokens, flat = np.asarray(ids), np.asarray(places).reshape(-1)
         taken = np.flatnonzero(flat >= 0)
         order = taken[np.argsort(flat[taken], kind="stable")]
-        return Layout(
+        return ImageLayout(
             tuple(tokens.tolist()), tuple((tokens == self._marks[0]).tolist()), (len(places), 1), (height, width),
             tuple(order.tolist()),
         )  # fmt: skip
@@ -89,7 +87,7 @@ class MolmoImages(Images):
         A copy of the code in use elsewhere adds the grid of tiles.
         """
         height, width = pixels.shape[:2]
-        with refusals_in_words(width, height):
+        with refusals_as_input_errors(width, height):
             return self.processor.preprocess(pixels, *self._marks, max_crops=max_crops)[:4]
 
 
@@ -174,6 +172,7 @@ class Molmo(Family):
     model_types: ClassVar = ("molmo",)
     remote_code: ClassVar = True
     adds_features: ClassVar = True
+    cache_type: ClassVar = PairsOfBlocks
     crop_meaning: ClassVar = "`max_crops` of the image processor: tiles beside the overview tile, one at least"
 
     def language(self, model: Any) -> Any:
@@ -188,14 +187,11 @@ class Molmo(Family):
     def dials(self, model: Any) -> list[Dial]:
         return find_dials(model.model.transformer)
 
-    def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> Images:
+    def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> MolmoImages:
         return MolmoImages(model, processor, tokenizer)
 
-    def new_cache(self) -> Any:
-        return PairsOfBlocks()
-
-    def passed(self, hidden_states: torch.Tensor) -> Any:
-        """With a pair that is never read: such code insists on one."""
+    def skipped_output(self, hidden_states: torch.Tensor) -> Any:
+        """Return the hidden states with a pair that is never read: such code insists on one."""
         return hidden_states, (hidden_states, hidden_states)
 
     def template(self, model: Any, tokenizer: Any) -> str:
@@ -228,8 +224,8 @@ class Molmo(Family):
 
         return AutoImageProcessor.from_pretrained(directory, trust_remote_code=True, local_files_only=True)
 
-    def untouched_logits(self, model: Any, row: Row, inputs: Mapping[str, Any]) -> torch.Tensor:
+    def untouched_logits(self, model: Any, prompt: EmbeddedPrompt, inputs: Mapping[str, Any]) -> torch.Tensor:
         places = inputs["image_input_idx"]
-        moved = {**inputs, "image_input_idx": torch.where(places < 0, places, places + row.start)}
-        ids = torch.tensor([row.token_ids], device=model.device)
+        moved = {**inputs, "image_input_idx": torch.where(places < 0, places, places + prompt.start)}
+        ids = torch.tensor([prompt.token_ids], device=model.device)
         return model(input_ids=ids, use_cache=False, **moved).logits[0, -1]

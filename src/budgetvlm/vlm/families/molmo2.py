@@ -19,8 +19,9 @@ import torch
 from PIL import Image
 from torch.nn.functional import pad
 
-from budgetvlm.vlm.families.base import Family, Guide, Images, Layout, Row
+from budgetvlm.vlm.families.base import Family, WholeImages
 from budgetvlm.vlm.families.without_torchvision import read_more, read_processor, resized, to_pixels
+from budgetvlm.vlm.prompt import DecoderInputs, EmbeddedPrompt, ImageLayout
 
 _IMAGE = "<|image|>"
 _MARKS = ("<im_patch>", "<im_col>", "<im_start>", "<low_res_im_start>", "<im_end>")
@@ -144,10 +145,11 @@ class Crops:
         return tiles.unfold(2, p, p).unfold(3, p, p).permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
 
 
-class Molmo2Images(Images):
+class Molmo2Images(WholeImages):
     """The overview first, then the tiles. Pooled tokens reach over the tiles' edges, not over the overview's."""
 
     processor: Crops
+    overview_is_part = True
 
     def __init__(self, model: Any, processor: Crops, tokenizer: Any) -> None:
         super().__init__(model, processor)
@@ -157,18 +159,15 @@ class Molmo2Images(Images):
     def overview(self, image: Image.Image) -> torch.Tensor:
         return self.processor.overview(image)
 
-    def overview_layout(self, image: Image.Image) -> Layout:
-        return self.layout(image, 1)
-
     def beside(self, image: Image.Image, max_crops: int) -> torch.Tensor:
-        grid = self.layout(image, max_crops).grid
+        grid = self.processor.grid(image.height, image.width, max_crops)
         return torch.empty(0) if grid == (1, 1) else self.processor.tiles(image, grid)
 
     def all(self, image: Image.Image, max_crops: int) -> torch.Tensor:
         beside, overview = self.beside(image, max_crops), self.overview(image)
         return torch.cat([overview, beside]) if len(beside) else overview
 
-    def encode(self, pixels: Sequence[torch.Tensor], layouts: Sequence[Layout]) -> list[torch.Tensor]:
+    def encode(self, pixels: Sequence[torch.Tensor], layouts: Sequence[ImageLayout]) -> list[torch.Tensor]:
         return [self._encode(one, layout.grid) for one, layout in zip(pixels, layouts, strict=True)]
 
     def _encode(self, pixels: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
@@ -188,13 +187,13 @@ class Molmo2Images(Images):
         )
         return done.pooler_output[0]
 
-    def join(self, features: torch.Tensor | None, overview: torch.Tensor | None, layout: Layout) -> torch.Tensor:
+    def join(self, features: torch.Tensor | None, overview: torch.Tensor | None, layout: ImageLayout) -> torch.Tensor:
         parts = [part for part in (overview, features) if part is not None]
         return torch.cat(parts * 2 if layout.grid == (1, 1) else parts)
 
     def plain(self, image: Image.Image, max_crops: int) -> dict[str, Any]:
         """As the processor does it: the overview and all tiles, also where they are the same."""
-        p, grid = self.processor, self.layout(image, max_crops).grid
+        p, grid = self.processor, self.processor.grid(image.height, image.width, max_crops)
         low, high = p.low_pooling(), p.pooling_of(grid)
         moved = torch.where(high < 0, -1, high + p.patches**2)
         return {
@@ -203,7 +202,7 @@ class Molmo2Images(Images):
             "image_grids": torch.tensor([[*low.shape[:2], *high.shape[:2]]]),
         }
 
-    def _layout(self, height: int, width: int, max_crops: int) -> Layout:
+    def layout(self, height: int, width: int, max_crops: int) -> ImageLayout:
         p, grid = self.processor, self.processor.grid(height, width, max_crops)
         patch, column, start, low_start, end = self._marks.values()
 
@@ -213,35 +212,28 @@ class Molmo2Images(Images):
 
         low = lines(low_start if p.low_start else start, p.low_pooling(), p.low_columns)
         ids = (*low, *lines(start, p.pooling_of(grid), p.columns))
-        return Layout(ids, tuple(i == patch for i in ids), grid, (height, width))
+        return ImageLayout(ids, tuple(i == patch for i in ids), grid, (height, width))
 
 
-class WholeImageGuide(Guide):
+class WholeImageInputs(DecoderInputs):
     """All tokens of the image, marks included, see each other in both directions when the prompt is read."""
 
-    def __init__(self, rows: Sequence[Row], config: Any) -> None:
-        super().__init__(rows)
-        self._config = config
+    def __init__(self, prompts: Sequence[EmbeddedPrompt], model: Any) -> None:
+        super().__init__(prompts)
+        self._config = model.config.get_text_config()
 
     def prefill(self) -> dict[str, Any]:
         from transformers.masking_utils import create_causal_mask
 
         mask = create_causal_mask(
             config=self._config,
-            inputs_embeds=self.pad([row.embeddings for row in self.rows]),
+            inputs_embeds=self.embeddings(),
             attention_mask=self.mask if self.padded else None,
             past_key_values=None,
             position_ids=self.positions if self.padded else None,
-            block_sequence_ids=self.pad([of_image(row) for row in self.rows]) - 1,
+            block_sequence_ids=self.pad([prompt.image_mask().long() for prompt in self.prompts]) - 1,
         )
         return {**super().prefill(), "attention_mask": mask}
-
-
-def of_image(row: Row) -> torch.Tensor:
-    """1 at the image's tokens and their marks, 0 elsewhere, ``[T]``."""
-    inside = torch.zeros(len(row), dtype=torch.long, device=row.embeddings.device)
-    inside[row.start : row.start + len(row.layout.ids)] = 1
-    return inside
 
 
 class Molmo2(Family):
@@ -249,9 +241,10 @@ class Molmo2(Family):
     model_types: ClassVar = ("molmo2",)
     by_place: ClassVar = True
     adds_features: ClassVar = True
+    inputs_type: ClassVar = WholeImageInputs
     crop_meaning: ClassVar = "`max_crops` of the image processor: tiles beside the overview tile, one at least"
 
-    def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> Images:
+    def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> Molmo2Images:
         return Molmo2Images(model, processor, tokenizer)
 
     def placeholder(self, model: Any, tokenizer: Any) -> str:
@@ -265,8 +258,5 @@ class Molmo2(Family):
     def load_processor(self, directory: Path) -> Crops:
         return Crops.read(directory)
 
-    def guide(self, rows: Sequence[Row], model: Any) -> Guide:
-        return WholeImageGuide(rows, model.config.get_text_config())
-
-    def plain_arguments(self, row: Row, model: Any) -> dict[str, Any]:
-        return {"mm_token_type_ids": of_image(row)[None]}
+    def plain_arguments(self, prompt: EmbeddedPrompt, model: Any) -> dict[str, Any]:
+        return {"mm_token_type_ids": prompt.image_mask().long()[None]}

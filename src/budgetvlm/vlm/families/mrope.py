@@ -19,16 +19,16 @@ import torch
 from PIL import Image
 
 from budgetvlm.errors import InputError
-from budgetvlm.vlm.families.base import Family, Guide, Images, Layout, Row, run_processor
+from budgetvlm.vlm.families.base import Family, WholeImages, run_processor
+from budgetvlm.vlm.prompt import DecoderInputs, EmbeddedPrompt, ImageLayout
 
 TOKENS_PER_CROP = 256
 MOST_OBLONG = 200  # the processors refuse images of a larger aspect ratio
 
 
-class PatchImages(Images):
+class PatchImages(WholeImages):
     """Pixels are patches ``[n, P]``; the vision tower is told their grid."""
 
-    overview_is_part = False
     frames_count = False  # GLM counts a still image's two frames in its limits
 
     def __init__(self, model: Any, processor: Any, tokens_per_crop: int = TOKENS_PER_CROP) -> None:
@@ -45,24 +45,19 @@ class PatchImages(Images):
         return self.all(image, 1)
 
     def beside(self, image: Image.Image, max_crops: int) -> torch.Tensor:
-        same = self.layout(image, max_crops).grid == self.layout(image, 1).grid
+        same = self._resized(image.height, image.width, max_crops) == self._resized(image.height, image.width, 1)
         return torch.empty(0) if same else self.all(image, max_crops)
 
     def all(self, image: Image.Image, max_crops: int) -> torch.Tensor:
         return self.plain(image, max_crops)["pixel_values"]
 
-    def encode(self, pixels: Sequence[torch.Tensor], layouts: Sequence[Layout]) -> list[torch.Tensor]:
+    def encode(self, pixels: Sequence[torch.Tensor], layouts: Sequence[ImageLayout]) -> list[torch.Tensor]:
         grids = torch.tensor([[1, *layout.grid] for layout in layouts], device=self.model.device)
         patches = torch.cat(list(pixels)).to(self.model.device, self.model.dtype)
         done = self.model.model.get_image_features(patches, grids)
         levels = getattr(done, "deepstack_features", None) or []
         by_level = [done.pooler_output, *levels]
         return [torch.cat(parts, dim=-1) for parts in zip(*by_level, strict=True)]
-
-    def join(self, features: torch.Tensor | None, overview: torch.Tensor | None, layout: Layout) -> torch.Tensor:
-        found = features if features is not None else overview
-        assert found is not None
-        return found
 
     def plain(self, image: Image.Image, max_crops: int) -> dict[str, Any]:
         least, most = self._limits(max_crops)
@@ -75,10 +70,10 @@ class PatchImages(Images):
         most = self._most if max_crops >= self.most_crops else max_crops * self._crop_pixels
         return min(self._least, most), most
 
-    def _layout(self, height: int, width: int, max_crops: int) -> Layout:
+    def layout(self, height: int, width: int, max_crops: int) -> ImageLayout:
         rows, columns = (side // self._patch for side in self._resized(height, width, max_crops))
         count = rows * columns // self._merge**2
-        return Layout((self._placeholder,) * count, grid=(rows, columns), size=(height, width))
+        return ImageLayout((self._placeholder,) * count, grid=(rows, columns), size=(height, width))
 
     def _resized(self, height: int, width: int, max_crops: int) -> tuple[int, int]:
         """Height and width that the processor will give the image: multiples of a merged patch, within the limits."""
@@ -114,22 +109,23 @@ class Glm4vImages(PatchImages):
         return (int(height * scale), int(width * scale)) if scale > 1 else (height, width)
 
 
-class MRopeGuide(Guide):
+class MRopeInputs(DecoderInputs):
     """Positions of text are the same in all three dimensions; an image spans rows and columns at one time.
 
     Behind the image the text goes on after its longer side (Qwen2-VL, Wang et al., 2024, arXiv:2409.12191, 2.1).
     """
 
-    def __init__(self, rows: Sequence[Row], merge: int) -> None:
-        super().__init__(rows)
-        self._where = self.pad([self._positions(row, merge).T for row in rows]).permute(2, 0, 1)
+    def __init__(self, prompts: Sequence[EmbeddedPrompt], model: Any) -> None:
+        super().__init__(prompts)
+        merge = int(model.config.vision_config.spatial_merge_size)
+        self._where = self.pad([self._positions(prompt, merge).T for prompt in prompts]).permute(2, 0, 1)
         self._next = self._where.amax(dim=(0, 2))[None, :, None].expand(3, -1, -1)
 
     def prefill(self) -> dict[str, Any]:
-        levels = [row.deepstack for row in self.rows if row.deepstack is not None]
+        levels = [prompt.deepstack for prompt in self.prompts if prompt.deepstack is not None]
         told = {**super().prefill(), "position_ids": self._where}
         if levels:
-            told["visual_pos_masks"] = self.pad([row.visual_mask() for row in self.rows])
+            told["visual_pos_masks"] = self.pad([prompt.visual_mask() for prompt in self.prompts])
             told["deepstack_visual_embeds"] = list(torch.cat(levels).unbind(1))
         return told
 
@@ -137,32 +133,30 @@ class MRopeGuide(Guide):
         self._next = self._next + 1
         return {**super().step(token), "position_ids": self._next}
 
-    def _positions(self, row: Row, merge: int) -> torch.Tensor:
+    def _positions(self, prompt: EmbeddedPrompt, merge: int) -> torch.Tensor:
         """Time, row and column of each token, ``[3, T]``."""
-        height, width = (side // merge for side in row.layout.grid)
-        device = row.embeddings.device
-        text = torch.arange(len(row), device=device).expand(3, -1)
-        end = row.start + height * width
+        height, width = (side // merge for side in prompt.layout.grid)
+        device = prompt.embeddings.device
+        text = torch.arange(len(prompt), device=device).expand(3, -1)
+        end = prompt.start + height * width
         y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
-        image = row.start + torch.stack([torch.zeros_like(y), y, x]).flatten(1)
+        image = prompt.start + torch.stack([torch.zeros_like(y), y, x]).flatten(1)
         jump = max(height, width) - height * width
-        return torch.cat([text[:, : row.start], image, text[:, end:] + jump], dim=1)
+        return torch.cat([text[:, : prompt.start], image, text[:, end:] + jump], dim=1)
 
 
 class QwenVL(Family):
     name: ClassVar = "Qwen2-VL, Qwen2.5-VL"
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen2_5_vl")
+    inputs_type: ClassVar = MRopeInputs
     crop_meaning: ClassVar = f"`longest_edge` (max_pixels): {TOKENS_PER_CROP} visual tokens a crop"
     images_class: ClassVar[type[PatchImages]] = PatchImages
 
-    def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> Images:
+    def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> PatchImages:
         return self.images_class(model, processor, int(options.get("tokens_per_crop", TOKENS_PER_CROP)))
 
-    def guide(self, rows: Sequence[Row], model: Any) -> Guide:
-        return MRopeGuide(rows, int(model.config.vision_config.spatial_merge_size))
-
-    def plain_arguments(self, row: Row, model: Any) -> dict[str, Any]:
-        return {"mm_token_type_ids": row.visual_mask().long()[None]}
+    def plain_arguments(self, prompt: EmbeddedPrompt, model: Any) -> dict[str, Any]:
+        return {"mm_token_type_ids": prompt.visual_mask().long()[None]}
 
 
 class Qwen3VL(QwenVL):
@@ -185,37 +179,33 @@ class Glm4v(QwenVL):
     images_class: ClassVar[type[PatchImages]] = Glm4vImages
 
 
-class ErnieGuide(MRopeGuide):
+class ErnieInputs(MRopeInputs):
     """ERNIE sends visual tokens, and the marks around them, to experts of their own."""
 
-    def __init__(self, rows: Sequence[Row], merge: int, marks: frozenset[int]) -> None:
-        super().__init__(rows, merge)
-        self._kinds = self.pad([_among(row, marks) for row in rows])
+    def __init__(self, prompts: Sequence[EmbeddedPrompt], model: Any) -> None:
+        super().__init__(prompts, model)
+        self._kinds = self.pad([_marked(prompt, model.config) for prompt in prompts])
 
     def prefill(self) -> dict[str, Any]:
         return {**super().prefill(), "moe_mm_token_type_ids": self._kinds}
 
 
-def _among(row: Row, marks: frozenset[int]) -> torch.Tensor:
-    """1 where a token is one of the marks, ``[T]``; none in an answer, which is text whatever it says."""
-    around = range(row.start - 1, row.start + len(row.layout.ids) + 1)
-    kinds = [int(place in around and i in marks) for place, i in enumerate(row.token_ids)]
-    return torch.tensor(kinds, device=row.embeddings.device)
+def _marked(prompt: EmbeddedPrompt, config: Any) -> torch.Tensor:
+    """Return 1 at visual tokens and the marks around them, ``[T]``; an answer is text whatever it says."""
+    names = ("image_token_id", "image_start_token_id", "image_end_token_id")
+    marks = {int(getattr(config, name)) for name in names}
+    around = range(prompt.start - 1, prompt.start + len(prompt.layout.ids) + 1)
+    kinds = [int(place in around and i in marks) for place, i in enumerate(prompt.token_ids)]
+    return torch.tensor(kinds, device=prompt.embeddings.device)
 
 
 class ErnieVL(QwenVL):
     name: ClassVar = "ERNIE-4.5-VL"
     model_types: ClassVar = ("ernie4_5_vl_moe",)
+    inputs_type: ClassVar = ErnieInputs
 
-    def guide(self, rows: Sequence[Row], model: Any) -> Guide:
-        return ErnieGuide(rows, int(model.config.vision_config.spatial_merge_size), self._marks(model.config))
-
-    def plain_arguments(self, row: Row, model: Any) -> dict[str, Any]:
+    def plain_arguments(self, prompt: EmbeddedPrompt, model: Any) -> dict[str, Any]:
         return {
-            **super().plain_arguments(row, model),
-            "moe_mm_token_type_ids": _among(row, self._marks(model.config))[None],
+            **super().plain_arguments(prompt, model),
+            "moe_mm_token_type_ids": _marked(prompt, model.config)[None],
         }
-
-    def _marks(self, config: Any) -> frozenset[int]:
-        names = ("image_token_id", "image_start_token_id", "image_end_token_id")
-        return frozenset(int(getattr(config, name)) for name in names)

@@ -13,9 +13,8 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from budgetvlm._io import read_json
+from budgetvlm._io import read_json, to_rgb
 from budgetvlm.errors import ConfigError, DataError
-from budgetvlm.vlm.images import to_rgb
 
 BILINEAR = 2  # Pillow's number, as `resample` in preprocessor_config.json
 

@@ -1,0 +1,85 @@
+"""The knob values that a model can take: derived where none are given, checked where some are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from budgetvlm.errors import ConfigError
+from budgetvlm.knobs import KnobSpace
+from budgetvlm.vlm import blocks
+from budgetvlm.vlm.families.base import ATTENTION_KINDS, Family, Images, attention_kinds
+
+KNOBS = ("max_crops", "top_k", "num_active_blocks")
+
+
+def derive_knob_space(family: Family, model: Any, images: Images) -> KnobSpace:
+    """Make a knob space for a model that brings none: powers and the most of crops, shares of experts and of blocks.
+
+    A knob that the model lacks is left out; so is one that could take one value only.
+
+    Raises:
+        ConfigError: no knob is left.
+    """
+    holder, list_name = family.blocks(model)
+    num_blocks = len(getattr(holder, list_name))
+    knobs: dict[str, list[int]] = {"max_crops": images.crop_values()}
+    dials = family.dials(model)
+    if dials:
+        knobs["top_k"] = _shares(min(dial.get() for dial in dials), (0.25, 0.5, 1.0), least=1)
+    if attention_kinds(family.language(model)) <= ATTENTION_KINDS:
+        least = blocks.least_depth(num_blocks, family.fixed_blocks(model))
+        knobs["num_active_blocks"] = _shares(num_blocks, (0.5, 0.75, 1.0), least=least)
+    useful = {name: values for name, values in knobs.items() if len(values) > 1}
+    if not useful:
+        raise ConfigError(
+            f"this model has no knob to turn: its images have one size, {len(dials)} routers were found, and its "
+            f"{num_blocks} blocks cannot be skipped"
+        )
+    return KnobSpace(useful)
+
+
+def check_knobs(space: KnobSpace, family: Family, model: Any, name: str) -> None:
+    """Check that a model can take all values of a knob space.
+
+    Args:
+        name: what messages call the model.
+
+    Raises:
+        ConfigError: it cannot; all problems at once.
+    """
+    holder, list_name = family.blocks(model)
+    num_blocks = len(getattr(holder, list_name))
+    problems = list(_problems(space, family, model, num_blocks))
+    if problems:
+        raise ConfigError(f"the knobs of {name} do not fit the model: " + "; ".join(problems))
+    if depths(space)[:1] not in ([], [num_blocks]):
+        family.check_blocks(model)
+
+
+def depths(space: KnobSpace) -> list[int]:
+    """Return the values of num_active_blocks; none where it is no knob."""
+    return [int(n) for n in space.values("num_active_blocks")] if "num_active_blocks" in space.names else []
+
+
+def _problems(space: KnobSpace, family: Family, model: Any, num_blocks: int) -> Iterator[str]:
+    unknown = [name for name in space.names if name not in KNOBS]
+    if unknown:
+        yield f"it has no knob {', '.join(unknown)}, only {', '.join(KNOBS)}"
+    for name in set(space.names) & set(KNOBS):
+        if any(value != int(value) for value in space.values(name)):
+            yield f"{name} needs whole numbers: {list(space.values(name))}"
+    given = depths(space)
+    least = blocks.least_depth(num_blocks, family.fixed_blocks(model))
+    if given and (given[0] < least or given[-1] > num_blocks):
+        yield f"num_active_blocks={given} is outside {least} to {num_blocks}"
+    if "top_k" in space.names:
+        most = min((dial.most for dial in family.dials(model)), default=0)
+        if max(space.values("top_k")) > most:
+            yield f"top_k={list(space.values('top_k'))} exceeds the model's {most} experts"
+
+
+def _shares(whole: int, shares: Sequence[float], least: int) -> list[int]:
+    """Return shares of a whole, rounded up, at least ``least``, ascending."""
+    return sorted({max(least, math.ceil(share * whole)) for share in shares})
