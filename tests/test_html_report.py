@@ -131,6 +131,14 @@ def test_an_evaluation_is_read_back_as_it_was(folder):
     assert json.loads(json.dumps(read_evaluation(folder / "evaluation.json").to_dict())) == document
 
 
+def test_a_damaged_evaluation_names_what_is_missing(folder, tmp_path):
+    document = json.loads((folder / "evaluation.json").read_text())
+    del document["policies"][0]["at_budget"][0]["budget_ms"]
+    (tmp_path / "e.json").write_text(json.dumps(document))
+    with pytest.raises(DataError, match="is damaged: AtBudget lacks budget_ms"):
+        read_evaluation(tmp_path / "e.json")
+
+
 def test_a_comparison_of_any_shape_is_shown_or_left_out(folder, tmp_path):
     first = read_comparison(folder / "comparison.json")[0]
     assert first.name == "controller"

@@ -130,8 +130,7 @@ def _data_uri(sample: Sample) -> str:
     import io
 
     image = sample.load_image().convert("RGB")
-    if image.width > PICTURE_WIDTH:
-        image = image.resize((PICTURE_WIDTH, max(1, round(image.height * PICTURE_WIDTH / image.width))))
+    image.thumbnail((PICTURE_WIDTH, image.height))
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

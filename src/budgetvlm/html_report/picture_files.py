@@ -17,6 +17,7 @@ from budgetvlm.evaluation.policy_styles import DASHES, GREY, MARKERS
 from budgetvlm.html_report.report_chart import DARK, ReportChart
 
 FORMATS = ("png", "svg")
+PIXELS = 75  # of the page in an inch of a picture
 MOST_NAMES = 12  # names below upright bars; of more, every few are written
 
 
@@ -25,7 +26,7 @@ def save_pictures(chart: ReportChart, directory: Path) -> list[Path]:
     from matplotlib import rc_context
 
     kind = chart.figure.data[0].type if chart.figure.data else "scatter"
-    canvas = new_canvas(*_size(chart.figure), layout="constrained")
+    canvas = new_canvas(8.0, chart.figure.layout.height / PIXELS, layout="constrained")
     axes = canvas.subplots()
     _prepare(axes, chart)
     {"scatter": _draw_lines, "bar": _draw_bars, "heatmap": _draw_heat_map}[kind](axes, chart.figure)
@@ -35,16 +36,6 @@ def save_pictures(chart: ReportChart, directory: Path) -> list[Path]:
         for path, ending in zip(paths, FORMATS, strict=True):
             write_canvas(canvas, path, ending)
     return paths
-
-
-def _size(figure: Figure) -> tuple[float, float]:
-    """Width and height in inches, by the number of names that the figure shows."""
-    trace = figure.data[0] if figure.data else None
-    if trace is not None and trace.type == "heatmap":
-        return 2.6 + 0.75 * len(trace.x), 1.6 + 0.38 * len(trace.y)
-    if trace is not None and trace.orientation == "h":
-        return 8.0, 1.6 + 0.28 * len(trace.y)
-    return 8.0, 5.0
 
 
 def _prepare(axes: Any, chart: ReportChart) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from budgetvlm.errors import DataError, KnobSpaceError
@@ -73,12 +73,7 @@ def evaluated_rows(inputs: ReportInputs) -> ProfileTable:
 
 def options_of(evaluation: EvaluationReport) -> EvaluationOptions:
     """The options of an evaluation, as far as the controllers' choices depend on them."""
-    known = evaluation.options
-    default = EvaluationOptions()
-    return EvaluationOptions(
-        split=evaluation.split,
-        budget_shares=tuple(known.get("budget_shares", default.budget_shares)),
-        price=known.get("price", default.price),
-        guard_quantile=known.get("guard_quantile", default.guard_quantile),
-        resamples=1,
-    )
+    names = ("budget_shares", "price", "guard_quantile")
+    given: dict[str, Any] = {name: evaluation.options[name] for name in names if name in evaluation.options}
+    options = EvaluationOptions(split=evaluation.split, resamples=1, **given)
+    return replace(options, budget_shares=tuple(options.budget_shares))  # a list where they were read from JSON

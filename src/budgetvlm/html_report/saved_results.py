@@ -87,7 +87,7 @@ def read_evaluation(path: str | Path) -> EvaluationReport:
         )
     try:
         report: EvaluationReport = _build(EvaluationReport, document)
-    except (KeyError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise DataError(f"{path} is damaged: {error}. Evaluate again.") from None
     return report
 
@@ -99,20 +99,17 @@ def _build(kind: Any, value: Any) -> Any:
         options = [a for a in arguments if a is not type(None)]
         return None if value is None else _build(options[0], value) if len(options) == 1 else value
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        missing = [f.name for f in dataclasses.fields(kind) if f.name not in value and _required(f)]
+        needed = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
+        missing = [name for name in needed if name not in value]
         if missing:
-            raise KeyError(f"{kind.__name__} lacks {', '.join(missing)}")
+            raise ValueError(f"{kind.__name__} lacks {', '.join(missing)}")
+        hints = typing.get_type_hints(kind)
         return kind(**{name: _build(hint, value[name]) for name, hint in hints.items() if name in value})
     if origin is tuple:
         return tuple(_build(arguments[0], item) for item in value)
     if kind is float:
         return math.nan if value is None else float(value)
     return value
-
-
-def _required(field: dataclasses.Field[Any]) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def read_live(path: str | Path) -> dict[str, Any]:
@@ -164,20 +161,22 @@ def _has_results(row: Mapping[str, Any]) -> bool:
 
 
 def _compared(row: Mapping[str, Any]) -> ComparedPolicy:
-    room = row.get("room") or {}
-    gain = [_number((room.get("accuracy_gain") or {}).get(name)) for name in ("value", "low", "high")]
+    gain = [_number(row, "room", "accuracy_gain", name) for name in ("value", "low", "high")]
     return ComparedPolicy(
         name=f"{row['name']}{' (bound)' if row.get('role') == 'bound' else ''}",
         gain=None if None in gain else Estimate(*gain),  # type: ignore[arg-type]
-        late=_number((room.get("violation_rate") or {}).get("value")),
-        regret=_number(row.get("regret")),
-        fit_seconds=_number(row.get("fit_seconds")),
-        decision_us=_number(row.get("decision_us")),
+        late=_number(row, "room", "violation_rate", "value"),
+        regret=_number(row, "regret"),
+        fit_seconds=_number(row, "fit_seconds"),
+        decision_us=_number(row, "decision_us"),
     )
 
 
-def _number(value: Any) -> float | None:
-    return value if isinstance(value, float | int) else None
+def _number(document: Any, *path: str) -> float | None:
+    """The number at a path of nested fields; None where there is none."""
+    for name in path:
+        document = document.get(name) if isinstance(document, dict) else None
+    return document if isinstance(document, float | int) else None
 
 
 def read_run(checkpoint: Path, name: str) -> SavedRun:
