@@ -16,7 +16,7 @@ The control does not see the confidences: what it gains comes from picking one o
 In the tables, "passes" is the share of requests that start with one, "kept" of those that end with its answer, "late"
 of those over their budget; all are means over the budgets. Differences are paired, with 95% intervals over images.
 Recording 4,000 samples takes some minutes, and a seed about four; both are kept in --output_dir. Needs scikit-learn:
-pip install "budgetvlm[compare]".
+pip install "budgetvlm[explain]".
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from two_steps import FOLDS, Chosen, Material, Step, straight, train, two_steps
 
 from budgetvlm.errors import BudgetVLMError, ConfigError, KnobSpaceError
 from budgetvlm.evaluation.ceiling import CeilingMetrics
+from budgetvlm.evaluation.evaluation_data import EvaluationData, complete_rows
 from budgetvlm.evaluation.evaluation_options import EvaluationOptions
-from budgetvlm.evaluation.evaluator import evaluation_data
+from budgetvlm.evaluation.evaluator import sweep_prices, under_budgets
 from budgetvlm.evaluation.mean_budget import MeanBudgetMetrics
 from budgetvlm.evaluation.outcomes import GROUP, Contender
 from budgetvlm.evaluation.records import Estimate
-from budgetvlm.evaluation.task_properties import complete_rows
 from budgetvlm.policies import GroupLookup, LookupTable
 from budgetvlm.profiling.prepare.preparation import load_prepared
 
@@ -85,19 +85,19 @@ def compare(work: Material, seeds: Sequence[int]) -> dict[str, Any]:
     """All figures; those in rows are `Estimate`."""
     with tqdm(total=len(seeds) * (4 * (FOLDS + 1) + 2), file=sys.stderr, leave=False, unit="controller") as bar:
         runs, known = zip(*(policies(work, seed, bar) for seed in seeds), strict=True)
-    bench = evaluation_data(work.both, work.features, work.options)
-    simple = LookupTable(bench.expected), GroupLookup.fit(bench.train, expected=bench.expected)
+    data, options = EvaluationData.of(work.both, work.features, work.options), work.options
+    simple = LookupTable(data.means), GroupLookup.fit(data.train, means=data.means)
     contenders = [Contender(policy.name, "", (policy,), "", priced=True) for policy in simple]
     contenders += [Contender(same[0].name, "", same, "", priced=True) for same in zip(*runs, strict=True)]
-    budget = CeilingMetrics.measure(bench, contenders, work.options.budget_shares, work.options.price, lambda _: None)
-    price = MeanBudgetMetrics.measure(bench, contenders, work.options.prices, (AT,), lambda _: None)
+    budget = CeilingMetrics.measure(data, options.budget_shares, under_budgets(data, contenders, options))
+    price = MeanBudgetMetrics.measure(data, (AT,), sweep_prices(data, contenders, options))
     return {
         "first": dict(work.table.knob_space.settings[work.first]),
         "first_ms": float(work.table.latency_ms[:, work.first].mean()),
-        "first_accuracy": float(bench.test.accuracy[:, work.first].mean()),
+        "first_accuracy": float(data.test.accuracy[:, work.first].mean()),
         "reference_ms": work.reference_ms,
         "budget_shares": list(work.options.budget_shares),
-        "counts": bench.counts,
+        "counts": data.counts,
         "seeds": list(seeds),
         "area_under_roc": list(known),
         "rows": [row(work, budget, price, each.name) for each in contenders],

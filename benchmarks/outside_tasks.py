@@ -1,4 +1,4 @@
-"""Every policy on 11 tasks of others, with no tuning for any of them: where does GRPO stand?
+"""Compare GRPO with its rivals on 11 tasks of others, with no tuning for any of them.
 
     python benchmarks/outside_tasks.py [--tasks FERPLUS YELP ...] [--output_dir DIR --resume] [--json]
 
@@ -20,6 +20,9 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.rivals.entries import RIVALS
 from budgetvlm.comparison import CompareOptions, CompareReport, compare
 from budgetvlm.errors import BudgetVLMError, ConfigError
 from budgetvlm.evaluation.evaluation_options import EvaluationOptions
@@ -36,6 +39,7 @@ POLICIES = (
     "logistic", "trees", "predict", "predict_ensemble", "cross_entropy", "regret",
     "reinforce", "ppo", "dpo", "grpo_8", "grpo_8_group",
 )  # fmt: skip
+RIVAL_ENTRIES = {entry.key: entry for entry in RIVALS}
 
 
 def tasks(path: Path = DATA) -> list[str]:
@@ -72,15 +76,19 @@ def run(task: str, args: argparse.Namespace, bar: tqdm[Any]) -> CompareReport:
     evaluation = EvaluationOptions(
         budget_shares=tuple((JUST_ABOVE * prices / prices[-1]).tolist()), room_range=(0.0, np.inf)
     )
-    options = CompareOptions(
-        evaluation=evaluation, policies=tuple(args.policies), seeds=tuple(args.seeds), sections=("policies",)
-    )
+    policies = tuple(name for name in args.policies if name not in RIVAL_ENTRIES)
+    entries = [RIVAL_ENTRIES[name] for name in args.policies if name in RIVAL_ENTRIES]
+    options = CompareOptions(evaluation, policies, tuple(args.seeds), sections=("policies",))
     cells = args.output_dir and args.output_dir / task
     if cells and cells.exists() and not args.resume:
         raise ConfigError(
             f"{cells} holds an earlier comparison; add --resume to use it, or choose another --output_dir"
         )
-    return compare(table, features, options, cells, lambda done, total, what: bar.set_postfix_str(f"{task}: {what}"))
+
+    def show(done: int, total: int, what: str) -> None:
+        bar.set_postfix_str(f"{task}: {what}")
+
+    return compare(table, features, options, cells, show, entries)
 
 
 def summary(task: str, report: CompareReport, key: str) -> dict[str, Any]:
@@ -142,7 +150,7 @@ def points(number: Estimate | None) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=tasks(), default=tasks(), metavar="TASK")
-    parser.add_argument("--policies", nargs="+", default=list(POLICIES), metavar="NAME", help="see budgetvlm compare")
+    parser.add_argument("--policies", nargs="+", default=list(POLICIES), metavar="NAME", help="see compare_all.py")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2")
     parser.add_argument("--max_samples", type=int, default=8000, metavar="N", help="of each task (default: 8000)")
     parser.add_argument("--output_dir", type=Path, metavar="DIR", help="keep what is finished there")

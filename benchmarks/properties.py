@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from visible_room import visible_room
+
 from budgetvlm.errors import BudgetVLMError
-from budgetvlm.evaluation.task_properties import visible_room
 from budgetvlm.table import ProfileTable
 
 Row = tuple[str, float, float]

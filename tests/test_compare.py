@@ -9,23 +9,31 @@ import numpy as np
 import pytest
 from planted_tables import planted, tiny
 
+from benchmarks import compare_all
+from benchmarks.rivals.entries import RIVALS
 from budgetvlm import _extras as extras
 from budgetvlm import cli
 from budgetvlm.comparison import CompareOptions, compare
-from budgetvlm.comparison.fits import Cell, Spec
+from budgetvlm.comparison.comparison_tables import WIDTH, tables
+from budgetvlm.comparison.fits import Cell, CellSpec
 from budgetvlm.comparison.fitting_data import learning_part, viewed, with_splits
-from budgetvlm.comparison.roster import ROSTER
+from budgetvlm.comparison.gains_plot import plot_comparison
+from budgetvlm.comparison.roster import ROSTER, Entry
 from budgetvlm.comparison.runner import ORIGIN
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.evaluation.evaluation_options import EvaluationOptions
+from budgetvlm.evaluation.text_tables import plain_text
 from budgetvlm.features import Features
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.table import ProfileTable
 
 FEW = EvaluationOptions(budget_shares=(0.5, 0.85), prices=(0.0, 0.1, 1.0), resamples=50, accuracy_shares=(0.8,))
-BLIND = ("lookup", "full", "cheapest", "static", "random", "greedy")
-QUICK = CompareOptions(FEW, policies=(*BLIND, "grpo"), seeds=(0,), sections=("policies",), num_epochs=1, members=2)
-FEATURE_FREE = replace(QUICK, policies=BLIND)
+QUICK = CompareOptions(
+    FEW, policies=("lookup", "full", "grpo"), seeds=(0,), sections=("policies",), num_epochs=1, members=2
+)
+FEATURE_FREE = replace(QUICK, policies=("lookup", "full"))
+NAMED = {entry.key: entry for entry in RIVALS}
+BLIND = [NAMED[key] for key in ("cheapest", "static", "random", "greedy")]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +45,7 @@ def data():
 @pytest.fixture(scope="module")
 def report(data):
     sections = ("policies", "knobs", "features", "samples")
-    return compare(*data, replace(QUICK, sections=sections, sizes=(40,)))
+    return compare(*data, replace(QUICK, sections=sections, sizes=(40,)), entries=BLIND)
 
 
 def test_competitors_are_ranked_by_their_gain_and_bounds_come_last(report) -> None:
@@ -69,6 +77,41 @@ def test_the_best_is_compared_with_the_second_and_all_others_with_the_best(repor
     assert rows[1].vs_best_other.value == pytest.approx(rows[1].gain - rows[0].gain)
 
 
+def text_of(report) -> str:
+    return plain_text(tables(report), WIDTH)
+
+
+def test_the_blind_mix_has_a_mean_latency_and_no_rank(report) -> None:
+    mix = report.row("mix")
+    assert mix.room is None and not mix.competes and mix.at_accuracy[0].saved.value == 0.0
+    assert "best blind mix" in text_of(report)
+
+
+def test_further_entries_take_part(data) -> None:
+    second = Entry("second", "always the second", lambda fitting, seed: Second(), "", features=False, priced=False)
+    report = compare(*data, FEATURE_FREE, entries=[second])
+    assert report.row("second").at_budget[0].settings[0].share == 1.0
+    with pytest.raises(ConfigError, match="two policies of the comparison are called full"):
+        compare(*data, FEATURE_FREE, entries=[replace(second, key="full")])
+
+
+class Second:
+    name = "second"
+
+    def choose(self, states) -> np.ndarray:
+        return np.ones(len(states.price), dtype=np.int64)
+
+
+def test_every_rival_can_be_compared_with_one_command(files, capsys) -> None:
+    assert compare_all.main(["--policies", "help"]) == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert listed == [*ROSTER, *NAMED]
+    words = [*files, "--quick", "--policies", "greedy", "lookup", "--resamples", "20", "--json"]
+    assert compare_all.main(words) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert {row["key"] for row in rows} == {"greedy", "lookup", "group", "oracle", "mix"}
+
+
 def test_every_section_has_its_rows(report, data) -> None:
     knobs = data[0].knob_space.names
     assert {row.variant for row in report.section("knobs")} == {*knobs} | {
@@ -82,7 +125,7 @@ def test_every_section_has_its_rows(report, data) -> None:
 
 
 def test_the_printed_tables_name_every_policy_and_lose_nothing(report) -> None:
-    text = report.table()
+    text = text_of(report)
     assert all(row.name in text for row in report.section("policies"))
     assert "…" not in text
 
@@ -90,7 +133,7 @@ def test_the_printed_tables_name_every_policy_and_lose_nothing(report) -> None:
 def test_the_document_is_json_and_the_picture_is_drawn(report, tmp_path) -> None:
     document = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert {row["key"] for row in document["rows"]} >= {"grpo", "oracle"}
-    report.plot(tmp_path / "x.png")
+    plot_comparison(report, tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 10_000
 
 
@@ -100,19 +143,20 @@ def test_a_comparison_goes_on_where_it_stopped(data, tmp_path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        compare(*data, FEATURE_FREE, tmp_path, stop)
+        compare(*data, FEATURE_FREE, tmp_path, stop, BLIND)
     kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
     assert len(kept) == 4
-    resumed = compare(*data, FEATURE_FREE, tmp_path)
+    resumed = compare(*data, FEATURE_FREE, tmp_path, entries=BLIND)
     assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}.items()
-    undisturbed = compare(*data, FEATURE_FREE)
+    undisturbed = compare(*data, FEATURE_FREE, entries=BLIND)
     for one, two in zip(resumed.rows, undisturbed.rows, strict=True):
         assert (one.key, one.room, one.at_budget) == (two.key, two.room, two.at_budget)
 
 
 def test_more_policies_and_seeds_may_be_added_to_what_is_finished(data, tmp_path) -> None:
-    compare(*data, replace(FEATURE_FREE, policies=("random",)), tmp_path)
-    report = compare(*data, replace(FEATURE_FREE, policies=("random", "greedy"), seeds=(0, 1)), tmp_path)
+    compare(*data, FEATURE_FREE, tmp_path, entries=[NAMED["random"]])
+    entries = [NAMED["random"], NAMED["greedy"]]
+    report = compare(*data, replace(FEATURE_FREE, seeds=(0, 1)), tmp_path, entries=entries)
     assert report.row("random").runs == 2 and report.row("greedy").runs == 1
 
 
@@ -130,32 +174,32 @@ def test_cells_of_other_data_or_options_are_refused(data, tmp_path) -> None:
 
 def test_a_damaged_cell_is_named(data, tmp_path) -> None:
     compare(*data, FEATURE_FREE, tmp_path)
-    (tmp_path / Spec("greedy", 0).file).write_bytes(b"nonsense")
-    with pytest.raises(DataError, match=r"greedy\.0\.safetensors is damaged"):
+    (tmp_path / CellSpec(ROSTER["full"]).file).write_bytes(b"nonsense")
+    with pytest.raises(DataError, match=r"full\.0\.safetensors is damaged"):
         compare(*data, FEATURE_FREE, tmp_path)
 
 
 def test_cells_come_back_as_they_were_saved(tmp_path) -> None:
-    spec = Spec("grpo", 3, knobs=("top_k",))
+    spec = CellSpec(ROSTER["grpo"], 3, knobs=("top_k",))
     choices = np.arange(6, dtype=np.int16).reshape(2, 3)
     Cell(spec, "ok", "a note", 1.5, 20.0, choices, choices + 1, choices[:, :0]).save(tmp_path)
     loaded = Cell.load(spec, tmp_path)
     assert loaded.note == "a note" and loaded.fit_seconds == 1.5
     assert np.array_equal(loaded.prices, choices + 1) and loaded.tuning_prices.shape == (2, 0)
-    assert Cell.load(Spec("grpo", 4), tmp_path) is None
+    assert Cell.load(CellSpec(ROSTER["grpo"], 4), tmp_path) is None
 
 
 def test_what_is_not_installed_is_a_row_and_no_crash(data, monkeypatch) -> None:
     monkeypatch.setattr(extras, "installed", lambda module: False)
-    report = compare(*data, replace(FEATURE_FREE, policies=("knn", "bandit")))
-    assert {report.row(key).status for key in ("knn", "bandit")} == {"not installed"}
-    assert "not installed" in report.table() and "pip install 'budgetvlm[vw]'" in report.table().replace("\n", " ")
+    report = compare(*data, FEATURE_FREE, entries=[NAMED["logistic"], NAMED["bandit"]])
+    assert {report.row(key).status for key in ("logistic", "bandit")} == {"not installed"}
+    assert "not installed" in text_of(report) and "pip install vowpalwabbit" in text_of(report).replace("\n", " ")
 
 
 def test_without_features_only_blind_policies_are_compared(data) -> None:
     report = compare(data[0], None, replace(QUICK, sections=("policies", "features", "samples"), sizes=(40,)))
-    assert report.row("grpo").status == "needs features" and report.row("greedy").status == "ok"
-    assert "no features" in report.table()
+    assert report.row("grpo").status == "needs features" and report.row("full").status == "ok"
+    assert "no features" in text_of(report)
 
 
 def test_without_labels_there_is_no_group_lookup(data) -> None:
@@ -196,18 +240,22 @@ def table_of(accuracy, latency, space=None, split=None) -> tuple[ProfileTable, F
 EVERY = replace(QUICK, policies=tuple(ROSTER))
 
 
+def compare_every(table, features, options=EVERY):
+    return compare(table, features, options, entries=RIVALS)
+
+
 def checked(report) -> None:
     """Every row has figures or a reason, and all of it can be written and printed."""
     json.dumps(report.to_dict(), allow_nan=False)
-    assert "…" not in report.table()
+    assert "…" not in text_of(report)
     assert {row.status for row in report.rows} <= {"ok", "needs labels", "not installed"}
 
 
 def test_a_table_with_one_setting() -> None:
     rng = np.random.default_rng(0)
-    report = compare(*table_of(rng.random((80, 1)) < 0.5, np.full((80, 1), 20.0)), EVERY)
+    report = compare_every(*table_of(rng.random((80, 1)) < 0.5, np.full((80, 1), 20.0)))
     checked(report)
-    assert {row.gain for row in report.rows if row.status == "ok"} == {0.0}
+    assert {row.gain for row in report.rows if row.room is not None} == {0.0}
     assert report.row("grpo").room.room_closed is None
 
 
@@ -217,7 +265,7 @@ def test_columns_without_any_measurement() -> None:
     accuracy = accuracy.astype(float)
     accuracy[:, 1] = np.nan
     latency[:, 2] = np.nan
-    report = compare(*table_of(accuracy, latency), EVERY)
+    report = compare_every(*table_of(accuracy, latency))
     checked(report)
     for row in report.rows:
         chosen = {entry.setting["tiles"] for at in row.at_budget for entry in at.settings}
@@ -236,15 +284,15 @@ def test_a_table_without_the_full_setting_or_without_anything() -> None:
 
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
 def test_constant_accuracy(value: float) -> None:
-    report = compare(*table_of(np.full((80, 3), value), np.tile([10.0, 20, 40], (80, 1))), EVERY)
+    report = compare_every(*table_of(np.full((80, 3), value), np.tile([10.0, 20, 40], (80, 1))))
     checked(report)
-    assert {row.gain for row in report.rows if row.status == "ok"} == {0.0}
+    assert {row.gain for row in report.rows if row.room is not None} == {0.0}
     assert report.row("oracle").room.room_closed is None
 
 
 def test_fewer_samples_than_anything_needs() -> None:
     split = ["train", "train", "validation", "test"]
-    report = compare(*table_of(np.eye(4)[:, :3], np.tile([10.0, 20, 40], (4, 1)), split=split), EVERY)
+    report = compare_every(*table_of(np.eye(4)[:, :3], np.tile([10.0, 20, 40], (4, 1)), split=split))
     checked(report)
 
 
@@ -263,7 +311,7 @@ def test_one_image_cannot_be_held_out_from() -> None:
 def test_budgets_below_every_latency() -> None:
     rng = np.random.default_rng(0)
     options = replace(EVERY, evaluation=replace(FEW, budget_shares=(0.001, 0.01)))
-    report = compare(*table_of(rng.random((80, 3)) < [0.2, 0.5, 0.8], np.tile([10.0, 20, 40], (80, 1))), options)
+    report = compare_every(*table_of(rng.random((80, 3)) < [0.2, 0.5, 0.8], np.tile([10.0, 20, 40], (80, 1))), options)
     checked(report)
     guarded = [row for row in report.rows if row.status == "ok" and row.key not in ("full", "static")]
     assert {at.settings[0].setting["tiles"] for row in guarded for at in row.at_budget} == {1}
@@ -297,10 +345,10 @@ def files(data, tmp_path):
 
 
 def test_the_command_writes_and_resumes_and_refuses(files, tmp_path, capsys) -> None:
-    words = ["compare", *files, "--quick", "--policies", "greedy", "random", "--resamples", "20"]
+    words = ["compare", *files, "--quick", "--policies", "full", "lookup", "--resamples", "20"]
     words += ["--output_dir", str(tmp_path / "o")]
     assert cli.main(words) == 0
-    assert "greedy" in capsys.readouterr().out
+    assert "full setting" in capsys.readouterr().out
     assert {path.name for path in (tmp_path / "o").iterdir()} == {"comparison.json", "comparison.png", "cells"}
     assert cli.main(words) == 2
     assert "--resume" in capsys.readouterr().err
@@ -316,7 +364,7 @@ def test_the_command_reads_a_table_alone(files, capsys) -> None:
 
 def test_the_command_lists_policies_and_refuses_mistakes(files, capsys) -> None:
     assert cli.main(["compare", "--policies", "help"]) == 0
-    assert "grpo_8_group" in capsys.readouterr().out
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(ROSTER)
     for words in (["--features", "x"], [*files, "--resume"], [*files, "--policies", "magic"]):
         assert cli.main(["compare", *words]) == 2
         assert capsys.readouterr().err.startswith("error: ")

@@ -22,7 +22,9 @@ from budgetvlm.errors import ConfigError, DataError, OutputError
 from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 from budgetvlm.evaluation.evaluator import evaluate
 from budgetvlm.evaluation.outcomes import Contender, outcomes
+from budgetvlm.evaluation.plots import plot_evaluation
 from budgetvlm.evaluation.records import AtBudget, EvaluationReport, PolicyResult
+from budgetvlm.evaluation.text_tables import plain_text, tables
 from budgetvlm.features import Features
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.policies import States
@@ -162,7 +164,7 @@ def test_an_accuracy_that_is_not_reached_is_none() -> None:
     report = evaluate(table, features_of(table), {"stuck": Stuck()}, QUICK)
     target = result(report, "controller").at_accuracy[0]
     assert target.latency_ms is None and target.saved is None and target.reached_share == 0.0
-    assert "not reached" in report.table()
+    assert "not reached" in plain_text(tables(report))
 
 
 def test_runs_are_averaged() -> None:
@@ -187,8 +189,8 @@ def test_hindsight_pays_expected_latency() -> None:
     noisy = replace(table, latency_ms=latency)
     always_one = type("One", (), {"name": "one", "choose": lambda self, s: np.ones(len(s.price), dtype=np.int64)})()
     request = States(noisy, None, np.arange(4), np.full(4, 99.0), np.ones((4, 4), dtype=bool), np.zeros(4))
-    paid = outcomes(Contender("x", "bound", (always_one,), "", charged_expected=True), noisy, [request])
-    measured = outcomes(Contender("x", "policy", (always_one,), ""), noisy, [request])
+    paid = outcomes(Contender("x", "bound", (always_one,), "", charged_expected=True), [request])
+    measured = outcomes(Contender("x", "policy", (always_one,), ""), [request])
     assert paid.latency_ms[0, 0].tolist() == [25.0] * 4
     assert measured.latency_ms[0, 0].tolist() == [10.0, 20.0, 30.0, 40.0]
 
@@ -220,7 +222,7 @@ def test_violations_are_counted_over_timed_samples() -> None:
     report = evaluate(table, features_of(table), {}, QUICK)
     assert report.counts["evaluated_timed"] == 20
     assert at(report, "lookup table", 1.0).violation_rate.value == 0.5  # ten of the twenty
-    assert "Latency of 20 samples is predicted" in report.table()
+    assert "Latency of 20 samples is predicted" in plain_text(tables(report))
 
 
 def test_a_setting_that_was_never_measured_is_never_chosen() -> None:
@@ -266,16 +268,16 @@ def test_document_and_text(report: EvaluationReport) -> None:
     document = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert document["schema_version"] == 1 and document["knobs"] == SPACE.to_dict()
     assert {"budgetvlm", "numpy", "torch", "python"} <= set(document["versions"])
-    text = report.table()
+    text = plain_text(tables(report))
     assert "100.0 ±0.0" in text and "19.8 ms" in text and "…" not in text and "\x1b" not in text
 
 
 def test_picture_is_written_whole_or_not_at_all(report: EvaluationReport, tmp_path: Path) -> None:
-    report.plot(tmp_path / "deep" / "evaluation.png")
+    plot_evaluation(report, tmp_path / "deep" / "evaluation.png")
     assert (tmp_path / "deep" / "evaluation.png").read_bytes().startswith(b"\x89PNG")
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):
-        report.plot(tmp_path / "file" / "evaluation.png")
+        plot_evaluation(report, tmp_path / "file" / "evaluation.png")
 
 
 def test_options_say_all_that_is_wrong_at_once() -> None:

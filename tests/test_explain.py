@@ -15,7 +15,9 @@ from budgetvlm._io import write_json
 from budgetvlm.cli import main
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.errors import DataError
-from budgetvlm.explanation.explainer import Explainer, Situation, explain
+from budgetvlm.explanation.explainer import Explainer, explain
+from budgetvlm.explanation.explanation_records import BudgetContext
+from budgetvlm.explanation.nearest_cases import nearest_cases
 from budgetvlm.explanation.surrogate import surrogate
 from budgetvlm.features import Features
 from budgetvlm.knobs import KnobSpace
@@ -25,7 +27,7 @@ from budgetvlm.table import ProfileTable
 
 SPACE = KnobSpace({"max_crops": [1, 4], "num_active_blocks": [2, 4]})
 BOUNDS = [10.0, 20.0, 30.0, 40.0]
-EVERYTHING = Situation(100.0, 100.0, np.array(BOUNDS))
+EVERYTHING = BudgetContext(100.0, 100.0, np.array(BOUNDS))
 
 
 def controller(image=3, language=2, **changes):
@@ -54,7 +56,7 @@ def looks_at_the_image():
 
 def test_the_choice_comes_first_then_its_rivals_then_what_is_not_allowed():
     explainer = Explainer(controller(), np.zeros(3), np.zeros(2))
-    options = explainer.options(Situation(35.0, 35.0, np.array(BOUNDS)))
+    options = explainer.ranked(BudgetContext(35.0, 35.0, np.array(BOUNDS)))
     assert [option.index for option in options] == [2, 1, 0, 3]
     assert [option.allowed for option in options] == [True, True, True, False]
     assert options[0].predicted_accuracy == pytest.approx(0.6, abs=1e-6)
@@ -63,7 +65,9 @@ def test_the_choice_comes_first_then_its_rivals_then_what_is_not_allowed():
 
 def test_where_nothing_is_allowed_the_fastest_is_first():
     explainer = Explainer(controller(), np.zeros(3), np.zeros(2))
-    found = explain(explainer, {f: Situation(5.0 * f, 5.0 * f, np.array(BOUNDS)) for f in (0.8, 1.0, 1.2)}, EVERYTHING)
+    found = explain(
+        explainer, {f: BudgetContext(5.0 * f, 5.0 * f, np.array(BOUNDS)) for f in (0.8, 1.0, 1.2)}, EVERYTHING
+    )
     assert (found.choice.index, found.feasible, found.allowed, found.next_best) == (0, False, 0, ())
     assert found.parts is None and found.without["no limit"].index == 3
     json.dumps(found.to_dict(), allow_nan=False)
@@ -71,7 +75,7 @@ def test_where_nothing_is_allowed_the_fastest_is_first():
 
 def test_other_budgets_change_what_they_change():
     explainer = Explainer(controller(), np.zeros(3), np.zeros(2))
-    situations = {f: Situation(35.0 * f, 35.0 * f, np.array(BOUNDS)) for f in (0.8, 1.0, 1.2)}
+    situations = {f: BudgetContext(35.0 * f, 35.0 * f, np.array(BOUNDS)) for f in (0.8, 1.0, 1.2)}
     found = explain(explainer, situations, EVERYTHING)
     assert {f: option.index for f, option in found.budgets.items()} == {0.8: 1, 1.2: 3}
     assert [b["budget_ms"] for b in found.to_dict()["budgets"]] == pytest.approx([28.0, 42.0])
@@ -79,7 +83,7 @@ def test_other_budgets_change_what_they_change():
 
 def test_the_part_that_the_controller_looks_at_is_the_one_that_mattered():
     explainer = Explainer(looks_at_the_image(), np.array([2.0, 1.0, 0.0]), np.ones(2))
-    parts = explainer.parts(EVERYTHING)
+    parts = explainer.attribution(EVERYTHING)
     assert parts.shares == pytest.approx({"image": 1.0, "question": 0.0, "budget": 0.0}, abs=1e-4)
     assert parts.image > 0 and abs(parts.gap) < 1e-3
     assert parts.baseline == pytest.approx(0.9 - (0.2 + 0.4 + 0.6) / 3, abs=1e-5)
@@ -89,7 +93,7 @@ def test_without_a_part_the_choice_may_be_another():
     made = looks_at_the_image()
     made.start_from([0.2, 0.4, 0.95, 0.9])
     explainer = Explainer(made, np.array([2.0, 0.0, 0.0]), np.zeros(2))
-    assert explainer.options(EVERYTHING)[0].index == 3
+    assert explainer.ranked(EVERYTHING)[0].index == 3
     without = explainer.without(EVERYTHING, EVERYTHING)
     assert [without[f"an average {part}"].index for part in ("image", "question")] == [2, 3]
 
@@ -105,14 +109,13 @@ def test_the_nearest_training_case_is_the_same_input():
     rng = np.random.default_rng(0)
     features = Features([f"s{i}" for i in range(20)], rng.normal(size=(20, 3)), rng.normal(size=(20, 2)))
     table = table_of(features, np.tile([0.0, 1.0, 0.0, 1.0], (20, 1)), ["train"] * 10 + ["validation"] * 10)
-    explainer = Explainer(controller(), features.image[4], features.language[4])
-    first, *others = explainer.nearest(table, features, chosen=3)
+    first, *others = nearest_cases(table, features, features.image[4], features.language[4], chosen=3)
     assert first.sample_id == "s4" and first.similarity == pytest.approx(1.0, abs=1e-5)
     assert first.labels == {"kind": "a"} and first.accuracy == 1.0
     assert first.cheapest_right == {"max_crops": 1, "num_active_blocks": 4}
     assert len(others) == 4 and all(case.sample_id in {f"s{i}" for i in range(10)} for case in others)
     with pytest.raises(DataError, match="the data has 3 image and 2 language features"):
-        Explainer(controller(5, 2), np.zeros(5), np.zeros(2)).nearest(table, features, 0)
+        nearest_cases(table, features, np.zeros(5), np.zeros(2), 0)
 
 
 def test_a_prediction_is_held_against_what_was_measured():
@@ -121,7 +124,7 @@ def test_a_prediction_is_held_against_what_was_measured():
     accuracy = np.tile([[0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]], (20, 1))
     table = table_of(features, accuracy, ["train"] * 20 + ["validation"] * 20)
     explainer = Explainer(controller(), np.zeros(3), np.zeros(2))
-    option = explainer.options(EVERYTHING)[0]
+    option = explainer.ranked(EVERYTHING)[0]
     assert option.measured_accuracy is None
     assert explainer.checked(option, EVERYTHING, (table, features)).measured_accuracy == 0.5
 
@@ -211,7 +214,7 @@ def test_bad_input_is_refused_with_what_to_do(folder, tmp_path, capsys, monkeypa
         assert main(words(folder, *more)) == 2
         return capsys.readouterr().err
 
-    assert "a request needs --image, --question and --budget-ms" in refused("--image", folder / "a.png")
+    assert "a request needs --image, --question and --budget_ms" in refused("--image", folder / "a.png")
     assert "a request needs" in refused()
     assert "give --data" in refused("--tree")
     assert "not a positive number" in refused(*request(folder, -1))

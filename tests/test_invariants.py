@@ -57,9 +57,9 @@ def test_no_file_speaks_of_the_machine_it_was_written_on():
 @pytest.mark.parametrize(
     ("folder", "extra"),
     [
-        ("src", ("compare", "data", "explain", "lmms", "vw")),
+        ("src", ("data", "explain", "lmms")),
         ("experiments", ()),
-        ("tests", ("dev", "compare", "data", "explain")),
+        ("tests", ("dev", "data", "explain")),
     ],
 )
 def test_every_package_that_is_imported_is_declared(folder, extra):

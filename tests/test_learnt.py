@@ -1,4 +1,4 @@
-"""Policies that other libraries learn: they find what the features tell, and say how to install what is missing."""
+"""Rivals and neighbours: they find what the features tell, and say how to install what is missing."""
 
 from __future__ import annotations
 
@@ -8,21 +8,26 @@ import numpy as np
 import pytest
 from test_policies import SPACE, features_of, states, two_kinds
 
+from benchmarks.rivals.bandit import ContextualBandit, _examples
+from benchmarks.rivals.simple import BestStatic, Greedy
+from benchmarks.rivals.supervised import boosted_trees, logistic
 from budgetvlm import _extras as extras
 from budgetvlm.errors import KnobSpaceError, MissingExtraError
 from budgetvlm.features import Features
 from budgetvlm.guard.static import StaticGuard
-from budgetvlm.policies import BestStatic, Greedy, LookupTable, Restricted, free_settings
+from budgetvlm.policies import LookupTable, Restricted, free_settings
+from budgetvlm.policies.feature_scaler import FeatureScaler
+from budgetvlm.policies.nearest import fit_nearest, nearest
 from budgetvlm.policies.setting_means import SettingMeans
-from budgetvlm.policies.supervised import boosted_trees, knn, logistic
 from budgetvlm.table import ProfileTable
 
-METHODS = [knn, logistic, boosted_trees]
+METHODS = [fit_nearest, logistic, boosted_trees]
 
 
 @pytest.fixture(params=METHODS, ids=lambda method: method.__name__)
 def method(request):
-    pytest.importorskip("sklearn")
+    if request.param is not fit_nearest:
+        pytest.importorskip("sklearn")
     return request.param
 
 
@@ -59,6 +64,15 @@ def test_three_samples_are_enough_for_an_answer(method) -> None:
     assert chosen.shape == (3,)
 
 
+def test_the_nearest_come_first_also_in_blocks(monkeypatch) -> None:
+    rng = np.random.default_rng(0)
+    x, examples = rng.normal(size=(50, 4)), rng.normal(size=(30, 4))
+    distances = np.linalg.norm(x[:, None] - examples[None], axis=2)
+    assert np.array_equal(nearest(x, examples, 7), distances.argsort(axis=1)[:, :7])
+    monkeypatch.setattr("budgetvlm.policies.nearest.BLOCK_DISTANCES", 100)
+    assert np.array_equal(nearest(x, examples, 30), distances.argsort(axis=1))
+
+
 def test_each_distinct_sample_is_predicted_once() -> None:
     table = two_kinds(4)
     request = states(table, 30.0, features=features_of(table))
@@ -79,14 +93,14 @@ def test_each_distinct_sample_is_predicted_once() -> None:
 def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch) -> None:
     monkeypatch.setattr(extras, "installed", lambda module: False)
     table = two_kinds(10)
-    with pytest.raises(MissingExtraError, match=r"scikit-learn is not installed.*pip install 'budgetvlm\[compare\]'"):
-        knn(table, features_of(table), table, features_of(table))
+    with pytest.raises(MissingExtraError, match=r"scikit-learn is not installed.*pip install 'budgetvlm\[explain\]'"):
+        logistic(table, features_of(table), table, features_of(table))
+    with pytest.raises(MissingExtraError, match=r"pip install vowpalwabbit"):
+        ContextualBandit.fit(table, features_of(table))
 
 
 def test_the_bandit_learns_from_one_answer_a_sample() -> None:
     pytest.importorskip("vowpalwabbit")
-    from budgetvlm.policies.bandit import ContextualBandit
-
     table, test = two_kinds(400), two_kinds(40)
     policy = ContextualBandit.fit(table, features_of(table), seed=0)
     chosen = policy.choose(states(test, 30.0, features=features_of(test)))
@@ -94,8 +108,6 @@ def test_the_bandit_learns_from_one_answer_a_sample() -> None:
 
 
 def test_the_bandit_never_tries_what_was_not_measured() -> None:
-    from budgetvlm.policies.bandit import _examples
-
     table = two_kinds(10)
     accuracy = table.accuracy.copy()
     accuracy[:, 2] = np.nan
@@ -145,7 +157,5 @@ def test_a_restricted_policy_of_an_unknown_knob_is_refused() -> None:
 
 
 def test_features_that_never_vary_do_not_blow_up() -> None:
-    from budgetvlm.policies.inputs import Inputs
-
     features = Features(("a", "b"), np.ones((2, 3)), np.array([[1.0], [3.0]]))
-    assert Inputs.fit(features).of(features).tolist() == [[0, 0, 0, -1], [0, 0, 0, 1]]
+    assert FeatureScaler.fit(features).of(features).tolist() == [[0, 0, 0, -1], [0, 0, 0, 1]]

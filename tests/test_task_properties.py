@@ -11,8 +11,8 @@ import json
 import numpy as np
 import pytest
 
+from benchmarks.visible_room import visible_room
 from budgetvlm.errors import DataError
-from budgetvlm.evaluation.task_properties import visible_room
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.table import ProfileTable
 

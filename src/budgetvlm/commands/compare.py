@@ -1,7 +1,7 @@
-"""Compare every policy, simple and strong, on one table: identical splits, budgets and guard, paired intervals.
+"""Compare the controller with simple and strong policies on one table: identical splits, budgets and guard.
 
-What is finished is kept in --output_dir, one file a policy and seed, so that --resume goes on after an interruption.
-Without features only policies that read no input are compared.
+What is finished is kept in --output_dir, one file for each policy and seed, so that --resume goes on after an
+interruption. Without features only policies that read no input are compared.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from budgetvlm.commands.data_arguments import add_data_arguments, read_table
-from budgetvlm.commands.showing import show_report, write_report
-from budgetvlm.errors import ConfigError, OutputError
+from budgetvlm.commands.showing import check_output, show_report, write_report
+from budgetvlm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from budgetvlm.comparison import CompareOptions, CompareReport
+    from budgetvlm.comparison import CompareOptions, CompareReport, Entry
     from budgetvlm.features import Features
     from budgetvlm.table import ProfileTable
 
@@ -60,44 +61,56 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier comparison in --output_dir")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Read, compare, report."""
-    from budgetvlm.comparison.comparison_tables import WIDTH, renderable
+def run(args: argparse.Namespace, rivals: Sequence[Entry] = ()) -> int:
+    """Read, compare, report; ``rivals`` are further policies that --policies may name."""
+    from budgetvlm.comparison import ROSTER
+    from budgetvlm.comparison.comparison_tables import WIDTH, tables
+    from budgetvlm.comparison.gains_plot import plot_comparison
 
+    known = [*ROSTER.values(), *rivals]
     if args.policies == ["help"]:
-        return _list_policies()
-    options = _options(args)
+        return _list_policies(known)
+    keys = _chosen_keys(args, known)
+    options = _options(args, tuple(key for key in keys if key in ROSTER))
     _open_output(args)
     table, features = read_table(args)
-    report = _compare(table, features, options, args.output_dir)
-    written = write_report(report, args.output_dir, REPORT, PICTURE)
-    show_report(report, lambda: renderable(report), WIDTH, args.json, written)
+    entries = [entry for entry in rivals if entry.key in keys]
+    report = _compare(table, features, options, args.output_dir, entries)
+    written = write_report(report, lambda path: plot_comparison(report, path), args.output_dir, REPORT, PICTURE)
+    show_report(report, tables(report), WIDTH, args.json, written)
     return 0
 
 
-def _list_policies() -> int:
-    from budgetvlm.comparison.roster import ROSTER
-
-    width = max(map(len, ROSTER))
-    for key, entry in ROSTER.items():
-        print(f"{key:<{width}}  {entry.name}: {entry.note}")
+def _list_policies(known: Sequence[Entry]) -> int:
+    width = max(len(entry.key) for entry in known)
+    for entry in known:
+        print(f"{entry.key:<{width}}  {entry.name}: {entry.note}")
     return 0
 
 
-def _options(args: argparse.Namespace) -> CompareOptions:
+def _chosen_keys(args: argparse.Namespace, known: Sequence[Entry]) -> list[str]:
+    """The keys of the policies asked for. Raises ConfigError for one that does not exist."""
+    if args.policies is None:
+        return [entry.key for entry in known if entry.quick or not args.quick]
+    keys = [entry.key for entry in known]
+    unknown = [name for name in args.policies if name not in keys]
+    if unknown:
+        raise ConfigError(f"there is no policy {', '.join(unknown)}; choose from {', '.join(keys)}")
+    return list(args.policies)
+
+
+def _options(args: argparse.Namespace, policies: tuple[str, ...]) -> CompareOptions:
     from budgetvlm.comparison import CompareOptions
-    from budgetvlm.comparison.roster import QUICK
     from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 
     evaluation = EvaluationOptions(split=args.split, labels=tuple(args.labels), resamples=args.resamples)
     if args.budgets:
         evaluation = replace(evaluation, budget_shares=tuple(sorted(set(args.budgets))))
-    options = CompareOptions(evaluation=evaluation, members=args.members)
+    options = CompareOptions(evaluation=evaluation, policies=policies, members=args.members)
     if args.quick:
-        options = replace(options, policies=QUICK, seeds=(0,), sections=("policies",), num_epochs=QUICK_EPOCHS)
+        options = replace(options, seeds=(0,), sections=("policies",), num_epochs=QUICK_EPOCHS)
     return replace(
         options,
-        policies=options.policies if args.policies is None else tuple(dict.fromkeys(args.policies)),
         seeds=options.seeds if args.seeds is None else tuple(dict.fromkeys(args.seeds)),
         sections=options.sections if args.sections is None else tuple(dict.fromkeys(args.sections)),
         num_epochs=options.num_epochs if args.num_epochs is None else args.num_epochs,
@@ -109,26 +122,25 @@ def _open_output(args: argparse.Namespace) -> None:
     directory: Path | None = args.output_dir
     if args.resume and args.overwrite:
         raise ConfigError("--resume continues what lies in --output_dir and --overwrite replaces it; give one")
-    if directory is None:
-        if args.resume or args.overwrite:
-            raise ConfigError("--resume and --overwrite speak of an earlier comparison in --output_dir; give it too")
-        return
-    present = [name for name in (REPORT, PICTURE, CELLS) if (directory / name).exists()]
-    if present and not (args.resume or args.overwrite):
-        raise OutputError(
-            f"{directory} already holds {', '.join(present)}; add --resume to use what is finished there, --overwrite "
-            "to replace it, or choose another --output_dir"
-        )
-    if args.overwrite:
+    if directory is None and (args.resume or args.overwrite):
+        raise ConfigError("--resume and --overwrite speak of an earlier comparison in --output_dir; give it too")
+    if not (args.resume or args.overwrite):
+        remedy = "add --resume to use what is finished there, --overwrite to replace it, or choose another --output_dir"
+        check_output(directory, [REPORT, PICTURE, CELLS], remedy)
+    if directory is not None and args.overwrite:
         (directory / REPORT).unlink(missing_ok=True)
         (directory / PICTURE).unlink(missing_ok=True)
         shutil.rmtree(directory / CELLS, ignore_errors=True)
 
 
 def _compare(
-    table: ProfileTable, features: Features | None, options: CompareOptions, directory: Path | None
+    table: ProfileTable,
+    features: Features | None,
+    options: CompareOptions,
+    directory: Path | None,
+    entries: Sequence[Entry],
 ) -> CompareReport:
-    """Compare with a bar on a terminal's standard error."""
+    """Compare with a progress bar on a terminal's standard error."""
     from tqdm import tqdm
 
     from budgetvlm.comparison import compare
@@ -140,4 +152,4 @@ def _compare(
             bar.set_postfix_str(what, refresh=False)
             bar.update(done - bar.n)
 
-        return compare(table, features, options, directory and directory / CELLS, show)
+        return compare(table, features, options, directory and directory / CELLS, show, entries)

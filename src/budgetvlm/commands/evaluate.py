@@ -1,6 +1,6 @@
 """Compare a controller with simple policies on held-out samples, under a budget and at equal accuracy.
 
-Several checkpoints (one a seed) are reported as their mean and one by one; without a checkpoint only the simple
+Several checkpoints (one for each seed) are reported as their mean and one by one; without a checkpoint only the simple
 policies and the bounds are reported.
 """
 
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from budgetvlm.commands import live
 from budgetvlm.commands.data_arguments import add_data_arguments, read_data
-from budgetvlm.commands.showing import show_report, write_report
-from budgetvlm.errors import CheckpointError, ConfigError, KnobSpaceError, OutputError
+from budgetvlm.commands.showing import check_output, show_report, write_report
+from budgetvlm.errors import CheckpointError, ConfigError, KnobSpaceError
 
 if TYPE_CHECKING:
     from budgetvlm.evaluation.evaluation_options import EvaluationOptions
@@ -58,17 +58,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read, evaluate, report."""
-    from budgetvlm.evaluation.text_tables import WIDTH, renderable
-
     if args.live:
         return live.run(args)
+    from budgetvlm.evaluation.plots import plot_evaluation
+    from budgetvlm.evaluation.text_tables import WIDTH, tables
+
     options = _options(args)
-    _check_output(args.output_dir, args.overwrite)
+    if not args.overwrite:
+        remedy = "add --overwrite to replace them, or choose another --output_dir"
+        check_output(args.output_dir, [REPORT, PICTURE], remedy)
     table, features = read_data(args)
     policies = read_controllers(args.checkpoint, table, features)
     report = evaluate_with_progress(table, features, policies, options)
-    written = write_report(report, args.output_dir, REPORT, PICTURE)
-    show_report(report, lambda: renderable(report), WIDTH, args.json, written)
+    written = write_report(report, lambda path: plot_evaluation(report, path), args.output_dir, REPORT, PICTURE)
+    show_report(report, tables(report), WIDTH, args.json, written)
     return 0
 
 
@@ -77,10 +80,9 @@ def _options(args: argparse.Namespace) -> EvaluationOptions:
 
     if args.split == "train":
         raise ConfigError("--split train is what the controller was trained on; report test or validation")
-    default = EvaluationOptions.budget_shares
     return EvaluationOptions(
         split=args.split,
-        budget_shares=tuple(sorted(set(args.budgets))) if args.budgets else default,
+        budget_shares=tuple(sorted(set(args.budgets))) if args.budgets else EvaluationOptions.budget_shares,
         price=args.price,
         labels=tuple(args.labels),
         resamples=args.resamples,
@@ -88,21 +90,11 @@ def _options(args: argparse.Namespace) -> EvaluationOptions:
     )
 
 
-def _check_output(directory: Path | None, overwrite: bool) -> None:
-    """Raise OutputError before any work is done."""
-    present = [name for name in (REPORT, PICTURE) if directory is not None and (directory / name).exists()]
-    if present and not overwrite:
-        raise OutputError(
-            f"{directory} already holds {' and '.join(present)}; add --overwrite to replace them, or choose another "
-            "--output_dir"
-        )
-
-
 def read_controllers(paths: list[Path], table: ProfileTable, features: Features) -> dict[str, Policy]:
-    """One policy a checkpoint, named after its path.
+    """One policy for each checkpoint, named after its path.
 
     Raises:
-        CheckpointError, KnobSpaceError: a checkpoint that cannot be read or does not fit the data.
+        CheckpointError, KnobSpaceError: a checkpoint cannot be read or does not fit the data.
     """
     policies: dict[str, Policy] = {}
     for path, name in zip(paths, checkpoint_names(paths), strict=True):

@@ -1,6 +1,6 @@
 """Say why a setting is chosen for an image, a question and a budget; the model does not answer.
 
-Shown are the choice and its rivals, what a fifth more or less time would change, and which part of the input mattered;
+It shows the choice and its rivals, what a fifth more or less time would change, and which part of the input mattered;
 with --data also the nearest training cases, and with --tree a small tree that imitates the whole policy.
 """
 
@@ -16,7 +16,7 @@ from budgetvlm.errors import ConfigError
 
 if TYPE_CHECKING:
     from budgetvlm.controller.network import GRPOController
-    from budgetvlm.explanation.explainer import Explanation, Option
+    from budgetvlm.explanation.explanation_records import Explanation
     from budgetvlm.explanation.surrogate import Surrogate
     from budgetvlm.features import Features
     from budgetvlm.table import ProfileTable
@@ -55,8 +55,10 @@ def run(args: argparse.Namespace) -> int:
         document: dict[str, Any] = explanation.to_dict() if explanation is not None else {}
         print(json.dumps(document | ({"tree": asdict(tree)} if tree is not None else {}), ensure_ascii=False))
         return 0
-    parts = [describe(explanation)] if explanation is not None else []
-    print("\n\n".join([*parts, *([describe_tree(tree)] if tree is not None else [])]))
+    from budgetvlm.explanation.explanation_text import explanation_text, tree_text
+
+    parts = [explanation_text(explanation)] if explanation is not None else []
+    print("\n\n".join([*parts, *([tree_text(tree)] if tree is not None else [])]))
     return 0
 
 
@@ -94,7 +96,8 @@ def _explain(
 ) -> Explanation:
     """Look at the request as `budgetvlm ask` would, without an answer."""
     from budgetvlm._io import open_image
-    from budgetvlm.explanation.explainer import Explainer, Situation, explain
+    from budgetvlm.explanation.explainer import Explainer, explain
+    from budgetvlm.explanation.explanation_records import BudgetContext
     from budgetvlm.runtime import AdaptiveVLM, load_guard
 
     image = open_image(args.image)
@@ -102,100 +105,18 @@ def _explain(
         args.model_path, controller, guard=load_guard(args.checkpoint), device=args.device, num_threads=args.num_threads
     )
 
-    def situation(budget_ms: float) -> Situation:
+    def context(budget_ms: float) -> BudgetContext:
         bounds = model.look(image, args.question, budget_ms).bounds
-        return Situation(budget_ms, model.seen_budget_ms(bounds, budget_ms), bounds.bounds_ms)
+        return BudgetContext(budget_ms, model.seen_budget_ms(bounds, budget_ms), bounds.bounds_ms)
 
     overview = model.vlm.encode_overview(image)
     language = model.vlm.question_feature(args.question)
     explainer = Explainer(controller, overview.feature, language, args.price)
-    situations = {factor: situation(factor * args.budget_ms) for factor in FACTORS}
-    return explain(explainer, situations, situation(math.inf), data)
+    contexts = {factor: context(factor * args.budget_ms) for factor in FACTORS}
+    return explain(explainer, contexts, context(math.inf), data)
 
 
 def _tree(controller: GRPOController, data: tuple[ProfileTable, Features]) -> Surrogate:
     from budgetvlm.explanation.surrogate import surrogate
 
     return surrogate(controller, *data)
-
-
-def describe(found: Explanation) -> str:
-    """A page for people."""
-    choice = found.choice
-    kept = f"{found.allowed} of {found.settings} settings are expected to keep it"
-    lines = [
-        f"budget       {found.budget_ms:g} ms; {kept if found.feasible else 'no setting is expected to keep it'}",
-        f"choice       {_option(choice)}" + ("" if found.feasible else " (the fastest)"),
-        *(f"next best    {_option(option)}" for option in found.next_best),
-    ]
-    for factor, option in found.budgets.items():
-        name = f"{abs(factor - 1):.0%} {'less' if factor < 1 else 'more'}"
-        lines.append(f"{name:12} {_other(choice, option)}")
-    lines += ["", *_what_mattered(found)]
-    if found.nearest:
-        lines += ["", "nearest training cases (mean cosine of the standardised features)"]
-        lines += [f"  {line}" for line in _cases(found)]
-    return "\n".join(lines)
-
-
-def _option(option: Option) -> str:
-    bound = "" if option.bound_ms is None else f", at most {option.bound_ms:.1f} ms"
-    like = "" if option.measured_accuracy is None else f" (measured on like cases: {option.measured_accuracy:.0%})"
-    return f"{_short(option.setting)}: predicted accuracy {option.predicted_accuracy:.0%}{like}{bound}"
-
-
-def _short(setting: dict[str, float]) -> str:
-    return ", ".join(f"{name}={value:g}" for name, value in setting.items())
-
-
-def _other(choice: Option, option: Option) -> str:
-    """What another budget would change."""
-    if not option.allowed:
-        return f"no setting is expected to keep it; the fastest is {_short(option.setting)}"
-    if option.index == choice.index:
-        return "the same setting"
-    points = 100 * (option.predicted_accuracy - choice.predicted_accuracy)
-    return f"{_option(option)} ({points:+.1f} points)"
-
-
-def _what_mattered(found: Explanation) -> list[str]:
-    if found.parts is None:
-        which = "one setting" if found.allowed == 1 else "no setting"
-        lines = [f"what mattered: the budget alone, which leaves {which}"]
-    else:
-        shares = ", ".join(f"{name} {share:.0%}" for name, share in found.parts.shares.items())
-        signed = f"{100 * found.parts.image:+.1f}, {100 * found.parts.question:+.1f}, {100 * found.parts.budget:+.1f}"
-        lines = [
-            f"what mattered among the settings that the budget allows: {shares}",
-            f"  points by which they set the choice apart from the others: {signed}; {100 * found.parts.baseline:+.1f} "
-            "for an average input",
-        ]
-    for name, option in found.without.items():
-        same = "the same setting" if option.index == found.choice.index else _short(option.setting)
-        lines.append(f"  with {name}: {same}")
-    return lines
-
-
-def _cases(found: Explanation) -> list[str]:
-    lines = []
-    for case in found.nearest:
-        labels = ", ".join(case.labels.values())
-        right = (
-            "right at no setting" if case.cheapest_right is None else f"cheapest right: {_short(case.cheapest_right)}"
-        )
-        here = "not measured" if case.accuracy is None else f"{case.accuracy:.0%} right"
-        lines.append(f"{case.similarity:+.2f}  {case.sample_id}  {labels}  {right}; the choice: {here}")
-    return lines
-
-
-def describe_tree(tree: Surrogate) -> str:
-    """The tree and what it is worth."""
-    return "\n".join(
-        [
-            f"a tree of {tree.leaves} leaves that imitates the policy; budgets as shares of the full setting's time",
-            tree.text,
-            f"on the {tree.split} samples it chooses the controller's own setting for {tree.fidelity:.0%} of the "
-            f"requests (the most frequent setting of each budget: {tree.one_setting:.0%});",
-            f"accuracy {tree.accuracy:.1%}, the controller's {tree.controller_accuracy:.1%}",
-        ]
-    )

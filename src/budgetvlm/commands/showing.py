@@ -6,36 +6,42 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from budgetvlm.errors import OutputError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 
-class Report(Protocol):
-    """What can be shown and written."""
+class JsonReport(Protocol):
+    """A report that can be written as one JSON document."""
 
     def to_dict(self) -> dict[str, Any]: ...
 
-    def table(self) -> str: ...
 
-    def plot(self, path: str | Path) -> None: ...
+def check_output(directory: Path | None, names: list[str], remedy: str) -> None:
+    """Raise OutputError where a directory already holds one of the files; ``remedy`` says what to do instead."""
+    present = [name for name in names if directory is not None and (directory / name).exists()]
+    if present:
+        raise OutputError(f"{directory} already holds {' and '.join(present)}; {remedy}")
 
 
-def write_report(report: Report, directory: Path | None, document: str, picture: str) -> list[Path]:
-    """Write the document and the picture into a directory; their paths."""
+def write_report(
+    report: JsonReport, draw: Callable[[Path], None], directory: Path | None, document: str, picture: str
+) -> list[Path]:
+    """Write the document and the picture (with ``draw``) into a directory; their paths."""
     if directory is None:
         return []
     from budgetvlm._io import write_json
 
     write_json(directory / document, report.to_dict())
-    report.plot(directory / picture)
+    draw(directory / picture)
     return [directory / document, directory / picture]
 
 
-def show_report(report: Report, renderable: Callable[[], Any], width: int, as_json: bool, written: list[Path]) -> None:
-    """Print a report and the paths that were written.
-
-    Args:
-        renderable: makes rich's form of it; called for a terminal only. width: that it needs there.
-    """
+def show_report(report: JsonReport, tables: RenderableType, width: int, as_json: bool, written: list[Path]) -> None:
+    """Print a report, as one JSON document or as tables that need a ``width``, and the paths that were written."""
     if as_json:
         print(json.dumps(report.to_dict(), allow_nan=False, ensure_ascii=False))
         return
@@ -44,8 +50,10 @@ def show_report(report: Report, renderable: Callable[[], Any], width: int, as_js
 
         console = Console()
         console.width = max(console.width, width)
-        console.print(renderable())
+        console.print(tables)
     else:
-        sys.stdout.write(report.table())
+        from budgetvlm.evaluation.text_tables import plain_text
+
+        sys.stdout.write(plain_text(tables, width))
     for path in written:
         print(path)

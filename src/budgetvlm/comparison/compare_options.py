@@ -1,4 +1,4 @@
-"""What is compared."""
+"""What a comparison compares, checked before anything is read."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ class CompareOptions:
     """Options of a comparison.
 
     Attributes:
-        evaluation: split, budgets, prices, labels, guard and resamples, see `evaluation.evaluator.EvaluationOptions`.
-        policies: keys of `ROSTER`; the lookup table and the bounds are always there.
-        seeds: policies that are learnt at random are learnt once for each.
-        sections: of `SECTIONS`: "policies" compares them; "knobs", "features" and "samples" leave some of these out.
-        sizes: training and validation samples of the section "samples", those that the table has.
-        members: of the ensembles. num_epochs: at most so many for every policy that the trainer learns.
+        evaluation: split, budgets, prices, labels, guard and resamples, see `EvaluationOptions`.
+        policies: keys of `ROSTER`; the lookup table, the blind mix and the bounds are always compared.
+        seeds: a policy that is learnt at random is learnt once for each of them.
+        sections: some of `SECTIONS`: "policies" compares the policies as they are; "knobs", "features" and "samples"
+            leave some of these out.
+        sizes: numbers of training and validation samples in the section "samples", as far as the table has them.
+        members: number of controllers in an ensemble.
+        num_epochs: most epochs of any policy that the trainer learns.
 
     Raises:
-        ConfigError: anything of it cannot work; all problems at once.
+        ConfigError: some options cannot work; the message lists all of them.
     """
 
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)

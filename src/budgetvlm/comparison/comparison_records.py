@@ -1,10 +1,9 @@
-"""What a comparison found: frozen records, one JSON document. Accuracies are shares; times are ms if not named."""
+"""What a comparison found, as frozen records that become one JSON document; times are in ms if not named otherwise."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from budgetvlm.evaluation.records import AtAccuracy, AtBudget, Estimate, Room, plain
@@ -14,16 +13,18 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One policy, in full or with something left out; means over its seeds.
+    """One policy, in full or with something left out; its figures are means over its seeds.
 
     Attributes:
-        key: in the roster. variant: what is left out, "" for nothing. section: see `CompareOptions`.
-        status, note: "ok", or why there are no figures.
-        at_budget, room, at_accuracy: see `budgetvlm.evaluation.records`.
+        key: of its entry. variant: what is left out, "" for nothing. section: see `CompareOptions`.
+        status, note: "ok" and what the policy does, or why there are no figures.
+        at_budget, room, at_accuracy: see `budgetvlm.evaluation.records`; empty or None where the policy keeps no
+            budget for each request.
+        comparable: whether it breaks no more budgets than the lookup table, see `CeilingMetrics.comparable`.
         regret: accuracy that the oracle has more, mean over the room budgets.
-        best_other, vs_best_other: the best competitor but this one, and the paired difference in accuracy from it.
-        fastest_other, faster: the same for mean latency at the first accuracy target; one minus its ratio.
-        fit_seconds: of one seed's learning; decision_us: median of single decisions.
+        best_other, vs_best_other: the best competitor besides it, and the paired difference in accuracy from that.
+        fastest_other, faster: the same for mean latency at the first accuracy target; one minus the ratio.
+        fit_seconds: time to fit one seed. decision_us: median time of a single decision in microseconds.
     """
 
     key: str
@@ -53,21 +54,24 @@ class ComparisonRow:
 
     @property
     def competes(self) -> bool:
-        """Whether it may be called the best: no bound, and within the budgets as the lookup table is."""
+        """Whether it may be called the best: it is no bound, and breaks no more budgets than the lookup table."""
         return self.status == "ok" and self.role != "bound" and self.comparable
 
     @property
     def latency_ms(self) -> float | None:
-        """Mean latency at the first accuracy target, where it is reached."""
+        """Mean latency at the first accuracy target, where that is reached."""
         found = self.at_accuracy[0].latency_ms if self.at_accuracy else None
         return found.value if found else None
 
 
 @dataclass(frozen=True)
 class CompareReport:
-    """The whole comparison; ``rows`` of section "policies" from best to worst, then the others.
+    """The whole comparison.
 
-    Attributes: as of `budgetvlm.evaluation.records.EvaluationReport`; ``notes`` are sentences about what is missing.
+    Attributes:
+        rows: those of the section "policies" from best to worst, then the others.
+        notes: sentences about what is missing.
+        split, counts, latency_reference_ms, full_accuracy, room_budget_shares: as of `EvaluationReport`.
     """
 
     split: str
@@ -95,18 +99,6 @@ class CompareReport:
         return order.index(key) + 1 if key in order else None
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON document; NaN becomes None."""
+        """The JSON document; NaN becomes None."""
         document: dict[str, Any] = plain(dataclasses.asdict(self))
         return document
-
-    def table(self) -> str:
-        """All tables as plain text."""
-        from budgetvlm.comparison.comparison_tables import plain_text
-
-        return plain_text(self)
-
-    def plot(self, path: str | Path) -> None:
-        """Draw the ranking into a PNG file. Raises OutputError."""
-        from budgetvlm.comparison.gains_plot import plot_comparison
-
-        plot_comparison(self, path)

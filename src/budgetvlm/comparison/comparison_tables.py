@@ -2,68 +2,48 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from budgetvlm.comparison.comparison_records import CompareReport, ComparisonRow
 from budgetvlm.evaluation.records import Estimate
+from budgetvlm.evaluation.text_tables import half_width, new_table, sample_counts
 
 WIDTH = 144  # what the widest table needs; a narrower terminal wraps lines rather than losing digits
 VIEW_NAMES = {"": "image and question", "labels": "true labels instead"}
 
 
-def plain_text(report: CompareReport, width: int = WIDTH) -> str:
-    """All tables without colours, for files and pipes."""
-    console = Console(file=io.StringIO(), width=width, color_system=None)
-    console.print(renderable(report))
-    assert isinstance(console.file, io.StringIO)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
-
-
-def renderable(report: CompareReport) -> RenderableType:
+def tables(report: CompareReport) -> RenderableType:
     """All tables, one below the other."""
     parts: list[RenderableType] = [_heading(report), ranking_table(report), detail_table(report)]
-    if report.section("knobs"):
-        parts.append(knobs_table(report))
-    if report.section("features"):
-        parts.append(features_table(report))
-    if report.section("samples"):
-        parts.append(samples_table(report))
-    return Group(*parts)
+    by_section = {"knobs": knobs_table, "features": features_table, "samples": samples_table}
+    return Group(*parts, *(table(report) for section, table in by_section.items() if report.section(section)))
 
 
 def _heading(report: CompareReport) -> Text:
     counts = report.counts
-    predicted = counts["evaluated_samples"] - counts["evaluated_timed"]
     lines = [
-        f"{counts['evaluated_samples']} samples of {counts['evaluated_images']} images, split {report.split}; "
-        f"{counts['settings']} settings. Full setting: accuracy {100 * report.full_accuracy:.1f}%, median "
-        f"{report.latency_reference_ms:.1f} ms. Seeds: {', '.join(map(str, report.options['seeds']))}. "
-        f"±: half of the {100 * report.options['evaluation']['level']:g}% interval, over images.",
+        f"{sample_counts(counts, report.split, report.full_accuracy, report.latency_reference_ms)} Seeds: "
+        f"{', '.join(map(str, report.options['seeds']))}. ±: half of the "
+        f"{100 * report.options['evaluation']['level']:g}% interval, over images."
     ]
-    if predicted and counts["evaluated_timed"]:
+    if 0 < counts["evaluated_timed"] < counts["evaluated_samples"]:
         lines.append(f"Late requests are counted over the {counts['evaluated_timed']} samples that were timed.")
     return Text("\n".join([*lines, *report.notes, ""]))  # no markup: notes name extras in brackets
 
 
 def ranking_table(report: CompareReport) -> Table:
-    """Both faces, each against the lookup table and against the best other policy."""
+    """Accuracy against the lookup table and the best other policy, and mean latency against the fastest other."""
     shares = ", ".join(f"{share:g}" for share in report.room_budget_shares)
-    target = 100 * report.options["evaluation"]["accuracy_shares"][0]
-    table = _table(f"Mean over the budgets {shares} x full, and mean latency at {target:g}% of the full accuracy")
-    table.add_column("", justify="right")
-    table.add_column("policy", no_wrap=True)
-    for title in ("points over\nlookup table", "points over\nbest other", "visible\nroom", "hindsight\nroom", "late"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column(f"ms at\n{target:g}%", justify="right", no_wrap=True)
-    table.add_column("latency over\nfastest other", justify="right", no_wrap=True)
-    rows = report.section("policies")
-    rank = 0
+    target = f"{100 * report.options['evaluation']['accuracy_shares'][0]:g}%"
+    columns = ["points over\nlookup table", "points over\nbest other", "visible\nroom", "hindsight\nroom", "late"]
+    title = f"Mean over the budgets {shares} x full, and mean latency at {target} of the full accuracy"
+    table = new_table(title, [], ["", "policy", *columns, f"ms at\n{target}", "latency over\nfastest other"])
+    table.columns[1].justify = "left"
+    rows, rank = report.section("policies"), 0
     for row, following in zip(rows, [*rows[1:], None], strict=True):
         rank += row.competes
         table.add_row(
@@ -74,29 +54,22 @@ def ranking_table(report: CompareReport) -> Table:
 
 
 def _ranking_cells(row: ComparisonRow) -> list[str]:
-    if row.room is None:
+    room, bound = row.room, row.role == "bound"
+    if room is None and not row.at_accuracy:
         return [row.status, *[""] * 6]
-    room = row.room
-    return [
-        _points(room.accuracy_gain),
-        _points(row.vs_best_other) if row.role != "bound" else "",
-        _share(room.visible_room_closed),
-        _share(room.room_closed),
-        f"{100 * room.violation_rate.value:.1f}%",
-        _ms(row),
-        _relative(row.faster) if row.role != "bound" else "",
-    ]
+    under = ["-", "", "", "", "-"] if room is None else [
+        _points(room.accuracy_gain), "" if bound else _points(row.vs_best_other), _share(room.visible_room_closed),
+        _share(room.room_closed), f"{100 * room.violation_rate.value:.1f}%",
+    ]  # fmt: skip
+    return [*under, _ms(row), "" if bound else _relative(row.faster)]
 
 
 def detail_table(report: CompareReport) -> Table:
     """Accuracy by budget, regret, and what a policy costs."""
     rows = [row for row in report.section("policies") if row.at_budget]
-    table = _table("Accuracy (%) under a budget; regret: points that hindsight has more; time to learn and to decide")
-    table.add_column("policy", no_wrap=True)
-    for at in rows[0].at_budget:
-        table.add_column(f"{at.budget_ms:.4g} ms\n{at.budget_share:.3g} x", justify="right", no_wrap=True)
-    for title in ("regret", "learnt\nin s", "decision\nin µs"):
-        table.add_column(title, justify="right", no_wrap=True)
+    title = "Accuracy (%) under a budget; regret: points that hindsight has more; time to learn and to decide"
+    budgets = [f"{at.budget_ms:.4g} ms\n{at.budget_share:.3g} x" for at in rows[0].at_budget]
+    table = new_table(title, ["policy"], [*budgets, "regret", "learnt\nin s", "decision\nin µs"])
     for row in rows:
         accuracies = [f"{100 * at.accuracy.value:.1f}" for at in row.at_budget]
         regret = "" if row.regret is None else f"{100 * row.regret:.1f}"
@@ -106,12 +79,10 @@ def detail_table(report: CompareReport) -> Table:
 
 
 def knobs_table(report: CompareReport) -> Table:
-    """What each set of knobs gives, all others at their largest value."""
-    names = {row.variant: len(row.variant.split("+")) for row in report.section("knobs")}
-    variants = [*sorted(names, key=lambda name: names[name]), ""]
+    """What each set of knobs gives while all others stay at their largest value."""
+    variants = sorted({row.variant: 0 for row in report.section("knobs")}, key=lambda name: len(name.split("+")))
     title = "Knobs that may move: points over the lookup table with all knobs, and ms at equal accuracy"
-    every = "all knobs"
-    return _by_variant(report, title, "knobs", variants, lambda variant: variant or every)
+    return _by_variant(report, title, "knobs", [*variants, ""], lambda variant: variant or "all knobs")
 
 
 def features_table(report: CompareReport) -> Table:
@@ -129,32 +100,25 @@ def samples_table(report: CompareReport) -> Table:
 
 
 def _by_variant(
-    report: CompareReport, title: str, first: str, variants: Sequence[str], label: Callable[[str], str]
+    report: CompareReport, title: str, section: str, variants: Sequence[str], label: Callable[[str], str]
 ) -> Table:
-    """A row a variant, two columns a policy."""
-    section = report.section(first)
-    keys = list(dict.fromkeys(row.key for row in section))
-    named = {row.key: row.name.partition(" [")[0] for row in section}
-    table = _table(title)
-    table.add_column(first, no_wrap=True)
-    priced = {row.key for row in section if row.at_accuracy}
-    for key in keys:
-        table.add_column(f"{named[key]}\npoints", justify="right", no_wrap=True)
-        if key in priced:
-            table.add_column("\nms", justify="right", no_wrap=True)
+    """One row for each variant; one column for each policy, two where it takes a price."""
+    rows = report.section(section)
+    named = {row.key: row.name.partition(" [")[0] for row in rows}
+    priced = {row.key for row in rows if row.at_accuracy}
+    columns = []
+    for key, name in named.items():
+        columns += [f"{name}\npoints", "\nms"] if key in priced else [f"{name}\npoints"]
+    table = new_table(title, [section], columns)
     for variant in variants:
         cells = []
-        for key in keys:
+        for key in named:
             row = report.row(key, variant)
             cells.append("" if row is None else _points(row.room.accuracy_gain) if row.room else row.status)
             if key in priced:
                 cells.append("-" if row is None else _ms(row))
         table.add_row(label(variant), *cells)
     return table
-
-
-def _table(title: str) -> Table:
-    return Table(title=title, box=SIMPLE_HEAD, title_justify="left", padding=(0, 1))
 
 
 def _group(row: ComparisonRow) -> tuple[bool, bool]:
@@ -172,14 +136,12 @@ def _style(row: ComparisonRow) -> str:
 def _points(number: Estimate | None) -> str:
     if number is None or number.low == number.high == 0:
         return "-"
-    return f"{100 * number.value:+.1f} ±{50 * (number.high - number.low):.1f}"
+    return f"{100 * number.value:+.1f} ±{half_width(number):.1f}"
 
 
 def _relative(saved: Estimate | None) -> str:
     """A saving as the change in latency that it is."""
-    if saved is None:
-        return "-"
-    return f"{-100 * saved.value:+.0f}% ±{50 * (saved.high - saved.low):.0f}"
+    return "-" if saved is None else f"{-100 * saved.value:+.0f}% ±{half_width(saved):.0f}"
 
 
 def _ms(row: ComparisonRow) -> str:

@@ -17,23 +17,26 @@ from budgetvlm.policies.setting_means import SettingMeans
 from budgetvlm.table import ProfileTable
 
 HELD_OUT = 0.15  # of the training images, where the table has no validation split
-VIEWS = ("image", "question", "neither", "labels")  # of the features, in their place
+VIEWS = ("image", "question", "neither", "labels")  # what is read in place of all features
 SPLITS = {"train": 0.6, "validation": 0.15, "test": 0.25}  # drawn where a table has none
 
 
 @dataclass(frozen=True, eq=False)
 class FittingData:
-    """One comparison's data, seen from the side of learning.
+    """What the entries of a comparison are fitted on.
 
     Attributes:
-        table: training and validation samples, told apart by their split. features: of all samples, or None.
-        expected, guard: of the training samples. budgets_ms: ``[P]``. labels: that make a group.
+        table: training and validation samples, told apart by their split.
+        features: of all samples, or None.
+        means, guard: of the training samples.
+        budgets_ms: the budgets of the evaluation, ``[P]``.
+        labels: the labels that define a group; empty where the table has none of them.
         members, num_epochs: see `CompareOptions`.
     """
 
     table: ProfileTable
     features: Features | None
-    expected: SettingMeans
+    means: SettingMeans
     guard: StaticGuard
     budgets_ms: np.ndarray
     labels: tuple[str, ...]
@@ -55,30 +58,33 @@ class FittingData:
             raise DataError("this policy reads features and none were given")
         return self.features
 
+    @property
+    def sides(self) -> tuple[ProfileTable, Features, ProfileTable, Features]:
+        """Training samples with their features, then validation samples with theirs."""
+        train, validation = self.train, self.validation
+        return train, self.given.aligned(train.sample_ids), validation, self.given.aligned(validation.sample_ids)
+
     def only_knobs(self, knobs: tuple[str, ...]) -> FittingData:
-        """As if only the settings had been profiled in which all other knobs have their largest value."""
+        """The data as if only the settings had been profiled in which all other knobs have their largest value."""
         held = ~free_settings(self.table.knob_space, knobs)
         accuracy, latency = self.table.accuracy.copy(), self.table.latency_ms.copy()
         accuracy[:, held], latency[:, held] = np.nan, np.nan
-        table = replace(self.table, accuracy=accuracy, latency_ms=latency, stages_ms={}, tokens={})
-        return replace(self, table=table, expected=SettingMeans.fit(table.subset("train")))
+        return self._of(replace(self.table, accuracy=accuracy, latency_ms=latency, stages_ms={}, tokens={}))
 
     def only_samples(self, count: int, seed: int) -> FittingData:
-        """As if so many samples had been profiled, four fifths of them for training."""
+        """The data as if ``count`` samples had been profiled, four fifths of them for training."""
         rows = np.sort(np.random.default_rng(seed).permutation(self.table.num_samples)[:count])
-        table = self.table.subset(rows).with_splits({"train": 0.8, "validation": 0.2}, seed)
-        return replace(self, table=table, expected=SettingMeans.fit(table.subset("train")))
+        return self._of(self.table.subset(rows).with_splits({"train": 0.8, "validation": 0.2}, seed))
 
-    def seeing(self, features: Features) -> FittingData:
-        """The same with other features."""
-        return replace(self, features=features)
+    def _of(self, table: ProfileTable) -> FittingData:
+        return replace(self, table=table, means=SettingMeans.fit(table.subset("train")))
 
 
 def with_splits(table: ProfileTable, seed: int = 0) -> ProfileTable:
-    """A table's own splits, or drawn ones (60 / 15 / 25%) where it has none.
+    """The table with its own splits, or with drawn ones (60 / 15 / 25%) where it has none.
 
     Raises:
-        DataError: too few samples for three sides.
+        DataError: there are too few samples for three sides.
     """
     if table.split is not None:
         return table
@@ -92,7 +98,7 @@ def learning_part(table: ProfileTable, seed: int = 0) -> ProfileTable:
     """Training and validation samples; the latter are taken from the training images where there are none.
 
     Raises:
-        DataError: no training samples, or a single image.
+        DataError: there are no training samples, or they share a single image.
     """
     split = np.array(table.split)
     train = table.subset("train")
@@ -108,13 +114,14 @@ def learning_part(table: ProfileTable, seed: int = 0) -> ProfileTable:
 
 
 def viewed(features: Features, view: str, table: ProfileTable, labels: tuple[str, ...]) -> Features:
-    """Features with a part left out, or replaced by the true labels: what a perfect reader of the input would know.
+    """Features with a part left out, or replaced by the true labels, which a perfect reader of the input would know.
 
     Args:
-        view: of `VIEWS`. table: all samples, for their labels.
+        view: one of `VIEWS`.
+        table: all samples, for their labels.
 
     Raises:
-        DataError: "labels", and the table lacks one.
+        DataError: the view is "labels" and the table lacks one of them.
     """
     nothing = np.zeros((features.num_samples, 1), dtype=np.float32)
     if view == "labels":

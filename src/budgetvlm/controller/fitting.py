@@ -33,7 +33,7 @@ def fit_controller(
     """Train on the table's "train" split and keep the best epoch on "validation", as `training.train` does.
 
     Args:
-        make_loss: from the untrained controller to a loss in place of GRPO's, see `budgetvlm.controller.losses`.
+        make_loss: from the untrained controller to a loss in place of GRPO's, see `budgetvlm.controller.policy_loss`.
         on_epoch: called with the number of each finished epoch.
 
     Raises:

@@ -135,7 +135,7 @@ def exact_policy(
     Args:
         raw: heads side by side, the joint term last, ``[B, sum(sizes) + K]``.
         places: which of the heads' columns a setting is the sum of, int64 ``[K, N]``.
-        scale: of the logits. offset, rewards: see `budgetvlm.controller.losses.Batch`.
+        scale: of the logits. offset, rewards: see `budgetvlm.controller.policy_loss.Batch`.
         gradient: is written into, of raw's shape.
     """
     count, settings = offset.shape

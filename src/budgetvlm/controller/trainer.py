@@ -55,7 +55,7 @@ class GRPOTrainer:
         weights: of the guide's reward; used by the objective "reward" alone.
         seed: of everything random.
         rows: which rows of the features the samples are, int64 ``[S]``; None: all, in the same order.
-        policy_loss: in place of GRPO's, see `budgetvlm.controller.losses`; KL and entropy terms are added to either.
+        policy_loss: in place of GRPO's, see `policy_loss.PolicyLoss`; KL and entropy terms are added to either.
     """
 
     def __init__(

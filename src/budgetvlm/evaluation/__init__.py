@@ -1,1 +1,1 @@
-"""What a policy is worth on held-out samples: under a ceiling, under a mean budget, with intervals."""
+"""What a policy is worth on held-out samples: accuracy under a budget, and mean latency at equal accuracy."""

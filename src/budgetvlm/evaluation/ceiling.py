@@ -1,64 +1,48 @@
-"""The first face: accuracy, latency and violations under a budget for each request.
+"""Accuracy, latency and violations when each request has a latency ceiling, its budget.
 
 Shapes: S samples, P budgets, U runs, R resamples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from budgetvlm.evaluation.outcomes import GROUP, LOOKUP, ORACLE, PREDICT, Contender, EvaluationData, Outcomes, outcomes
+from budgetvlm.evaluation.evaluation_data import EvaluationData
+from budgetvlm.evaluation.intervals import Resampled
+from budgetvlm.evaluation.outcomes import GROUP, LOOKUP, ORACLE, PREDICT, Outcomes
 from budgetvlm.evaluation.records import AtBudget, Estimate, Room, SettingShare
-from budgetvlm.policies import States
 
 LEAST_ROOM = 1e-3  # below a tenth of a point of accuracy a share of the room means nothing
 
 
 @dataclass(frozen=True, eq=False)
 class CeilingMetrics:
-    """Per contender: its outcomes, and the resampled means of accuracy, latency and violations, ``[R, P]`` each."""
+    """For each contender by name: its outcomes, and its mean accuracy, latency (ms) and violation rate ``[P]``."""
 
-    bench: EvaluationData
+    data: EvaluationData
     shares: tuple[float, ...]
-    found: dict[str, Outcomes]
-    accuracy_RP: dict[str, np.ndarray]
-    latency_RP: dict[str, np.ndarray]
-    violations_RP: dict[str, np.ndarray]
+    found: Mapping[str, Outcomes]
+    accuracy: dict[str, Resampled]
+    latency_ms: dict[str, Resampled]
+    violations: dict[str, Resampled]
 
     @classmethod
-    def measure(
-        cls,
-        bench: EvaluationData,
-        contenders: Sequence[Contender],
-        shares: Sequence[float],
-        price: float,
-        progress: Callable[[str], None],
-    ) -> CeilingMetrics:
-        """Let every contender choose for every evaluated sample under every budget."""
-        budgets = np.array(shares) * bench.expected.reference_ms
-        requests = [States.under_budget(bench.test, bench.test_features, bench.guard, b, price) for b in budgets]
-        found, accuracy, latency, violations = {}, {}, {}, {}
-        timed_R = np.maximum(bench.bootstrap.means(bench.timed), 1e-9)[:, None]
-        for contender in contenders:
-            progress(f"under a budget: {contender.name}")
-            result = outcomes(contender, bench.test, requests)
-            found[contender.name] = result
-            accuracy[contender.name] = bench.bootstrap.means(result.sample_accuracy)
-            latency[contender.name] = bench.bootstrap.means(result.sample_latency)
-            over = result.sample_violations(budgets) * bench.timed[:, None]
-            violations[contender.name] = bench.bootstrap.means(over) / timed_R
-        return cls(bench, tuple(shares), found, accuracy, latency, violations)
-
-    @property
-    def budgets_ms(self) -> np.ndarray:
-        """``[P]``."""
-        return np.array(self.shares) * self.bench.expected.reference_ms
+    def measure(cls, data: EvaluationData, shares: Sequence[float], found: Mapping[str, Outcomes]) -> CeilingMetrics:
+        """Average what the contenders chose under every budget (`EvaluationData.under_budgets`)."""
+        mean, budgets_ms = data.bootstrap.mean, data.budgets_ms(shares)
+        timed = data.timed[:, None].astype(np.float64)
+        accuracy, latency, violations = {}, {}, {}
+        for name, outcomes in found.items():
+            accuracy[name] = mean(outcomes.sample_accuracy)
+            latency[name] = mean(outcomes.sample_latency)
+            violations[name] = mean(outcomes.sample_violations(budgets_ms) * timed) / mean(timed)
+        return cls(data, tuple(shares), found, accuracy, latency, violations)
 
     def at_budgets(self, name: str) -> tuple[AtBudget, ...]:
-        """One record a budget."""
+        """One record for each budget."""
         return tuple(self._at_budget(name, p) for p in range(len(self.shares)))
 
     def room(self, name: str, room_shares: Sequence[float]) -> Room:
@@ -67,75 +51,60 @@ class CeilingMetrics:
         There is no such share for a policy that breaks more budgets than the lookup table by more than the guard
         tolerates: its gain was bought with violations.
         """
-        columns = np.array([self.shares.index(share) for share in room_shares])
-        gain = self._difference(name, LOOKUP, columns)
-        violations = self._violations(name)[columns].mean()
+        estimate = self.data.bootstrap.estimate
+        gain = self._difference(name, LOOKUP, room_shares)
+        late, lookup_late = (self._over(self.violations[n], room_shares) for n in (name, LOOKUP))
         comparable = self.comparable(name, room_shares)
-        violations_R = self.violations_RP[name][:, columns].mean(axis=1)
-        lookup_R = self.violations_RP[LOOKUP][:, columns].mean(axis=1)
-        lookup = self._violations(LOOKUP)[columns].mean()
         return Room(
-            accuracy_gain=self._estimate(*gain),
-            room_closed=self._share(gain, ORACLE, columns) if comparable else None,
-            visible_room_closed=self._share(gain, GROUP, columns) if comparable else None,
-            vs_predict=self._estimate(*self._difference(name, PREDICT, columns)) if PREDICT in self.found else None,
-            violation_rate=self._estimate(violations, violations_R),
-            violations_vs_lookup=self._estimate(violations - lookup, violations_R - lookup_R),
+            accuracy_gain=estimate(gain),
+            room_closed=self._share(gain, ORACLE, room_shares) if comparable else None,
+            visible_room_closed=self._share(gain, GROUP, room_shares) if comparable else None,
+            vs_predict=self.gain(name, PREDICT, room_shares) if PREDICT in self.found else None,
+            violation_rate=estimate(late),
+            violations_vs_lookup=estimate(late - lookup_late),
         )
 
     def comparable(self, name: str, room_shares: Sequence[float]) -> bool:
         """Whether a policy breaks at most as many budgets as the lookup table, plus what the guard tolerates."""
-        columns = np.array([self.shares.index(share) for share in room_shares])
-        late, lookup = (self._violations(n)[columns].mean() for n in (name, LOOKUP))
-        return bool(late <= lookup + 1 - self.bench.guard.quantile)
+        late, lookup_late = (self._over(self.violations[n], room_shares).value for n in (name, LOOKUP))
+        return bool(late <= lookup_late + 1 - self.data.guard.quantile)
 
     def gain(self, name: str, other: str, room_shares: Sequence[float]) -> Estimate:
         """Paired difference in accuracy, mean over the named budgets."""
-        return self._estimate(*self._difference(name, other, np.array([self.shares.index(s) for s in room_shares])))
+        return self.data.bootstrap.estimate(self._difference(name, other, room_shares))
 
     def _at_budget(self, name: str, p: int) -> AtBudget:
-        result = self.found[name]
-        latency = result.latency_ms[:, p]
-        p50, p95 = np.quantile(latency, [0.5, 0.95])
+        estimate, found = self.data.bootstrap.estimate, self.found[name]
+        p50, p95 = np.quantile(found.latency_ms[:, p], [0.5, 0.95])
         return AtBudget(
             budget_share=self.shares[p],
-            budget_ms=float(self.budgets_ms[p]),
-            accuracy=self._estimate(self._accuracy(name)[p], self.accuracy_RP[name][:, p]),
-            vs_lookup=self._estimate(*self._difference(name, LOOKUP, np.array([p]))),
-            mean_ms=self._estimate(latency.mean(), self.latency_RP[name][:, p]),
+            budget_ms=float(self.data.budgets_ms(self.shares)[p]),
+            accuracy=estimate(self.accuracy[name][p]),
+            vs_lookup=estimate(self.accuracy[name][p] - self.accuracy[LOOKUP][p]),
+            mean_ms=estimate(self.latency_ms[name][p]),
             p50_ms=float(p50),
             p95_ms=float(p95),
-            violation_rate=self._estimate(self._violations(name)[p], self.violations_RP[name][:, p]),
-            settings=self._settings(result.chosen[:, p]),
+            violation_rate=estimate(self.violations[name][p]),
+            settings=self._settings(found.chosen[:, p]),
         )
 
-    def _accuracy(self, name: str) -> np.ndarray:
-        return self.found[name].accuracy.mean(axis=(0, 2))
+    def _over(self, number: Resampled, room_shares: Sequence[float]) -> Resampled:
+        """The mean over the named budgets."""
+        return number[np.array([self.shares.index(share) for share in room_shares])].mean()
 
-    def _violations(self, name: str) -> np.ndarray:
-        return self.found[name].sample_violations(self.budgets_ms)[self.bench.timed].mean(axis=0)
+    def _difference(self, name: str, other: str, room_shares: Sequence[float]) -> Resampled:
+        return self._over(self.accuracy[name] - self.accuracy[other], room_shares)
 
-    def _difference(self, name: str, other: str, columns: np.ndarray) -> tuple[float, np.ndarray]:
-        """Paired difference in accuracy, mean over some budgets: the number and its resamples ``[R]``."""
-        value = (self._accuracy(name) - self._accuracy(other))[columns].mean()
-        return float(value), (self.accuracy_RP[name] - self.accuracy_RP[other])[:, columns].mean(axis=1)
-
-    def _share(self, gain: tuple[float, np.ndarray], bound: str, columns: np.ndarray) -> Estimate | None:
+    def _share(self, gain: Resampled, bound: str, room_shares: Sequence[float]) -> Estimate | None:
         """A gain over the lookup table as a share of a bound's; None where the bound gains next to nothing."""
         if bound not in self.found:
             return None
-        room, room_R = self._difference(bound, LOOKUP, columns)
-        if room < LEAST_ROOM:
-            return None
-        return self._estimate(gain[0] / room, gain[1] / np.where(room_R > 0, room_R, np.nan))
-
-    def _estimate(self, value: float, resampled: np.ndarray) -> Estimate:
-        low, high = self.bench.bootstrap.interval(resampled)
-        return Estimate(float(value), float(low), float(high))
+        room = self._difference(bound, LOOKUP, room_shares)
+        return self.data.bootstrap.estimate(gain / room) if room.value >= LEAST_ROOM else None
 
     def _settings(self, chosen: np.ndarray) -> tuple[SettingShare, ...]:
         """Settings chosen, the most frequent first."""
-        space = self.bench.test.knob_space
+        space = self.data.test.knob_space
         count = np.bincount(chosen.reshape(-1), minlength=space.num_settings)
         order = [k for k in np.argsort(-count, kind="stable") if count[k]]
         return tuple(SettingShare(dict(space.settings[k]), float(count[k] / chosen.size)) for k in order)

@@ -1,4 +1,4 @@
-"""What is evaluated."""
+"""What an evaluation measures, checked before anything is read."""
 
 from __future__ import annotations
 
@@ -8,36 +8,37 @@ from dataclasses import dataclass
 import numpy as np
 
 from budgetvlm.errors import ConfigError
+from budgetvlm.policies.states import BUDGET_SHARES
 from budgetvlm.table import SPLITS
 
-PRICES = (0.0, *np.geomspace(0.005, 10.0, 40).tolist())
+PRICE_SWEEP = (0.0, *np.geomspace(0.005, 10.0, 40).tolist())
 
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What is evaluated.
+    """Options of an evaluation.
 
     Attributes:
         split: the split that is reported.
         budget_shares: budgets as shares of the full setting's median latency on the training samples.
-        room_range: budgets within it are averaged into one number (room closed).
-        price: of latency while under a budget, in accuracy per reference latency; the same for all policies.
-        prices: the sweep without a budget.
-        accuracy_shares: targets of the second face, as shares of the full setting's accuracy.
-        labels: group labels of the group lookup; it is left out where the table lacks one.
-        guard_quantile: of the training latencies, the bound of each setting.
-        resamples, level: of the bootstrap intervals.
-        seed: of the predictor, the random policy and the bootstrap.
+        room_range: the budgets within this range are averaged into one number (room closed).
+        price: the price of latency under a budget, in accuracy per reference latency; the same for all policies.
+        prices: the prices that are swept without a budget.
+        accuracy_shares: targets for the mean latency at equal accuracy, as shares of the full setting's accuracy.
+        labels: the labels that define the groups of the group lookup; it is left out where the table lacks one.
+        guard_quantile: the quantile of the training latencies that bounds each setting.
+        resamples, level: the number of bootstrap resamples and the level of their intervals.
+        seed: seeds the predictor, the random policy and the bootstrap.
 
     Raises:
-        ConfigError: anything of it cannot work; all problems at once.
+        ConfigError: some options cannot work; the message lists all of them.
     """
 
     split: str = "test"
-    budget_shares: tuple[float, ...] = (0.35, 0.5, 0.6, 0.7, 0.85, 1.0)
+    budget_shares: tuple[float, ...] = BUDGET_SHARES
     room_range: tuple[float, float] = (0.5, 0.85)
     price: float = 0.01
-    prices: tuple[float, ...] = PRICES
+    prices: tuple[float, ...] = PRICE_SWEEP
     accuracy_shares: tuple[float, ...] = (0.98, 0.95, 0.9)
     labels: tuple[str, ...] = ("kind", "difficulty")
     guard_quantile: float = 0.95
@@ -52,9 +53,14 @@ class EvaluationOptions:
 
     @property
     def room_shares(self) -> tuple[float, ...]:
-        """The budgets that are averaged: those within `room_range`, or all where there is none."""
+        """The budgets that are averaged: those within `room_range`, or all of them if none is."""
         low, high = self.room_range
         return tuple(share for share in self.budget_shares if low <= share <= high) or self.budget_shares
+
+    @property
+    def swept(self) -> tuple[float, ...]:
+        """The prices that are swept, from high to low."""
+        return tuple(sorted(self.prices, reverse=True))
 
 
 def _problems(options: EvaluationOptions) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The second face: which mean latency buys which mean accuracy, by mixing choices at random.
+"""Which mean latency buys which mean accuracy when choices are mixed at random.
 
 Drawing between two points (mean latency, mean accuracy) at random gives every point on the line between them, so a
 set of choices is worth its upper concave hull. The hull's vertices are picked on one split and measured on another;
@@ -30,17 +30,17 @@ def upper_hull(latency_ms: np.ndarray, accuracy: np.ndarray) -> np.ndarray:
 
 
 def mixing_path(latency_ms: np.ndarray, accuracy: np.ndarray) -> np.ndarray:
-    """The hull's vertices, and after them the dearest point that is nearly as accurate as the last, int64 ``[V]``.
+    """The hull's vertices, then the slowest point that is nearly as accurate as the last of them, int64 ``[V]``.
 
-    The last vertex is the most accurate point of the samples that it was picked on; on others the dearer one may be,
-    and without it the path could stop just short of an accuracy that the policy reaches.
+    The last vertex is the most accurate point on the samples that it was picked on. On other samples a slower point
+    may be, and without it the path could stop just short of an accuracy that the policy reaches.
     """
     hull = upper_hull(latency_ms, accuracy)
     if not len(hull):
         return hull
     last = hull[-1]
-    dearer = np.flatnonzero((latency_ms > latency_ms[last]) & (accuracy >= accuracy[last] - NEARLY))
-    return np.append(hull, dearer[latency_ms[dearer].argmax()]) if len(dearer) else hull
+    slower = np.flatnonzero((latency_ms > latency_ms[last]) & (accuracy >= accuracy[last] - NEARLY))
+    return np.append(hull, slower[latency_ms[slower].argmax()]) if len(slower) else hull
 
 
 def _turns_right(a: int, b: int, c: int, x: np.ndarray, y: np.ndarray) -> bool:

@@ -1,6 +1,6 @@
 """Bootstrap intervals over images: samples that share an image are drawn together.
 
-Shapes: S samples, I images, R resamples, P quantities.
+Shapes: S samples, I images, R resamples; "..." stands for any number of quantities.
 """
 
 from __future__ import annotations
@@ -10,15 +10,48 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from budgetvlm.evaluation.records import Estimate
+
+
+@dataclass(frozen=True, eq=False)
+class Resampled:
+    """Numbers ``[...]`` and what each of them is in every resample ``[R, ...]``; arithmetic is paired by resample."""
+
+    value: np.ndarray
+    resamples: np.ndarray
+
+    def __getitem__(self, index: int | np.ndarray) -> Resampled:
+        return Resampled(self.value[index], self.resamples[:, index])
+
+    def __sub__(self, other: Resampled) -> Resampled:
+        return Resampled(self.value - other.value, self.resamples - other.resamples)
+
+    def __rmul__(self, factor: float) -> Resampled:
+        return Resampled(factor * self.value, factor * self.resamples)
+
+    def __truediv__(self, other: Resampled) -> Resampled:
+        """The ratio; NaN in a resample in which the other number is not positive."""
+        positive = np.where(other.resamples > 0, other.resamples, np.nan)
+        return Resampled(self.value / other.value, self.resamples / positive)
+
+    def mean(self) -> Resampled:
+        """The mean over the quantities."""
+        return Resampled(self.value.mean(), self.resamples.mean(axis=1))
+
+    def saved_over(self, other: Resampled) -> Resampled:
+        """One minus the ratio to another number."""
+        ratio = self / other
+        return Resampled(1 - ratio.value, 1 - ratio.resamples)
+
 
 @dataclass(frozen=True, eq=False)
 class Bootstrap:
-    """R resamples of I images, drawn once, so that all that is computed with them is paired.
+    """R resamples of I images, drawn once, so that everything that is computed with them is paired.
 
     Attributes:
-        image: number of each sample's image, int64 ``[S]``.
+        image: the number of each sample's image, int64 ``[S]``.
         weights: how often each image was drawn, float64 ``[R, I]``.
-        level: of the intervals, in (0, 1).
+        level: the level of the intervals, in (0, 1).
     """
 
     image: np.ndarray
@@ -46,12 +79,21 @@ class Bootstrap:
         means = (self.weights @ sums) / (self.weights @ size)[:, None]
         return means.reshape(len(self.weights), *values.shape[1:])
 
+    def mean(self, values: np.ndarray) -> Resampled:
+        """Mean over the samples ``[S, ...]``, overall and in each resample."""
+        return Resampled(values.mean(axis=0, dtype=np.float64), self.means(values))
+
     def interval(self, resampled: np.ndarray) -> np.ndarray:
         """Percentile interval over the first axis, ``[R, ...]`` -> ``[2, ...]``; NaN resamples are left out.
 
-        NaN where every resample is NaN.
+        It is NaN where every resample is NaN.
         """
         tail = (1 - self.level) / 2
         known = ~np.isnan(resampled).all(axis=0)
         filled = np.where(known, resampled, 0.0)
         return np.where(known, np.nanquantile(filled, [tail, 1 - tail], axis=0), np.nan)
+
+    def estimate(self, number: Resampled) -> Estimate:
+        """A single number with its interval."""
+        low, high = self.interval(number.resamples)
+        return Estimate(float(number.value), float(low), float(high))

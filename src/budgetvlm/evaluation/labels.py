@@ -1,4 +1,4 @@
-"""Labels of samples that people can read: few values, and about the sample rather than about how it was measured."""
+"""Labels that tell people about a sample: they have few values and do not record how the sample was measured."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MOST_VALUES = 12  # that can be told apart in a picture
 
 
 def readable_labels(table: ProfileTable) -> dict[str, tuple[str, ...]]:
-    """Label -> its values, for labels with 2 to `MOST_VALUES` of them; numbers in order of size, then words."""
+    """The values of every label that has 2 to `MOST_VALUES` of them, numbers in order of size before words."""
     found = {}
     for label, values in table.groups.items():
         names = tuple(sorted(set(values), key=natural))
@@ -20,5 +20,5 @@ def readable_labels(table: ProfileTable) -> dict[str, tuple[str, ...]]:
 
 
 def natural(name: str) -> tuple[float, str]:
-    """Sorts numbers by size, and words after them."""
+    """A sort key that puts numbers in order of size and words after them."""
     return (float(name), name) if name.replace(".", "", 1).isdecimal() else (float("inf"), name)

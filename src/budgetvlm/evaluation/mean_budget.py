@@ -1,177 +1,144 @@
-"""The second face: mean latency at equal accuracy, without a budget, against the best input-blind mix of settings.
+"""Mean latency at equal accuracy, without a budget for each request, against the best input-blind mix of settings.
 
-Each price gives a point (mean latency, mean accuracy); drawing between neighbouring prices at random gives the line
-between them. Which prices are worth drawing from (the hull's vertices) is picked on the tuning split, and for the
-blind mix of settings on the training split; what they give is measured on the evaluated split.
+Each price gives a point (mean latency, mean accuracy), and choosing at random between neighbouring prices gives the
+line between their points. Which prices are worth choosing from (the hull's vertices) is picked on the tuning split,
+for the blind mix of settings on the training split; what they give is measured on the evaluated split.
 Shapes: S samples, P prices or settings, V vertices, R resamples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from budgetvlm.evaluation.evaluation_data import EvaluationData
 from budgetvlm.evaluation.frontier import latency_at, mixing_path
-from budgetvlm.evaluation.outcomes import BLIND, GROUP, PREDICT, Contender, EvaluationData, Outcomes, outcomes
+from budgetvlm.evaluation.intervals import Bootstrap, Resampled
+from budgetvlm.evaluation.outcomes import BLIND, GROUP, PREDICT, Outcomes
 from budgetvlm.evaluation.records import AtAccuracy, Estimate, FrontierPoint
-from budgetvlm.features import Features
-from budgetvlm.policies import States
-from budgetvlm.table import ProfileTable
+
+LEAST_SAVING = 1e-3  # of a bound, below which a share of it means nothing
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a contender's choices at P prices, from high to low, gave on the tuning and on the evaluated samples."""
+
+    prices: tuple[float, ...]
+    tuning: Outcomes
+    test: Outcomes
 
 
 @dataclass(frozen=True, eq=False)
-class Path:
-    """One frontier: points ``[P]`` on the evaluated split, the hull's vertices among them, and these resampled."""
+class Frontier:
+    """Points ``[P]`` on the evaluated split (None: a setting without a price), and the vertices ``[V]`` among them."""
 
     prices: tuple[float | None, ...]
-    latency_ms: np.ndarray
-    accuracy: np.ndarray
+    latency_ms: Resampled
+    accuracy: Resampled
     vertices: np.ndarray
-    latency_RV: np.ndarray
-    accuracy_RV: np.ndarray
 
-    def latency_at(self, target: float, target_R: np.ndarray) -> tuple[float, np.ndarray]:
-        """Mean latency at an accuracy, and in each resample at the resample's accuracy ``[R]``; NaN: not reached."""
-        value = latency_at(self.latency_ms[self.vertices], self.accuracy[self.vertices], target)
-        return float(value), latency_at(self.latency_RV, self.accuracy_RV, target_R)
+    @classmethod
+    def of(
+        cls,
+        bootstrap: Bootstrap,
+        prices: Sequence[float | None],
+        latency_ms: np.ndarray,
+        accuracy: np.ndarray,
+        vertices: np.ndarray,
+    ) -> Frontier:
+        """The frontier from accuracy and latency of each evaluated sample ``[S, P]``."""
+        return cls(tuple(prices), bootstrap.mean(latency_ms), bootstrap.mean(accuracy), vertices)
+
+    def latency_at(self, target: Resampled) -> Resampled:
+        """Mean latency at an accuracy, in each resample at the resample's own; NaN where it is not reached."""
+        ms, accuracy = self.latency_ms[self.vertices], self.accuracy[self.vertices]
+        return Resampled(
+            latency_at(ms.value, accuracy.value, target.value),
+            latency_at(ms.resamples, accuracy.resamples, target.resamples),
+        )
+
+    def points(self, reference_ms: float) -> tuple[FrontierPoint, ...]:
+        """All points in the order of the prices; a price is also given in points of accuracy per ms."""
+        rank = {int(p): place for place, p in enumerate(self.vertices)}
+        found = zip(self.prices, self.latency_ms.value.tolist(), self.accuracy.value.tolist(), strict=True)
+        return tuple(
+            FrontierPoint(price, None if price is None else price * 100.0 / reference_ms, ms, accuracy, rank.get(p))
+            for p, (price, ms, accuracy) in enumerate(found)
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class MeanBudgetMetrics:
-    """The frontiers of all priced contenders and of the blind mix."""
+    """The frontiers of all contenders that take a price, and of the blind mix."""
 
-    bench: EvaluationData
-    paths: dict[str, Path]
+    data: EvaluationData
+    frontiers: dict[str, Frontier]
     accuracy_shares: tuple[float, ...]
-    full_accuracy: float
-    full_accuracy_R: np.ndarray
+    full_accuracy: Resampled
 
     @classmethod
     def measure(
-        cls,
-        bench: EvaluationData,
-        contenders: Sequence[Contender],
-        prices: Sequence[float],
-        accuracy_shares: Sequence[float],
-        progress: Callable[[str], None],
+        cls, data: EvaluationData, accuracy_shares: Sequence[float], sweeps: Mapping[str, Sweep]
     ) -> MeanBudgetMetrics:
-        """Sweep the prices with every priced contender."""
-        paths = {BLIND: _blind(bench)}
-        for contender in contenders:
-            if contender.priced:
-                progress(f"without a budget: {contender.name}")
-                paths[contender.name] = _swept(bench, contender, sorted(prices, reverse=True))
-        full = bench.test.accuracy[:, -1].astype(np.float64)
-        return cls(bench, paths, tuple(accuracy_shares), float(full.mean()), bench.bootstrap.means(full))
+        """The frontiers of what the contenders chose without a budget (`EvaluationData.at_prices`)."""
+        frontiers = {BLIND: _blind(data)} | {name: _swept(data, sweep) for name, sweep in sweeps.items()}
+        full = data.bootstrap.mean(data.test.accuracy[:, -1].astype(np.float64))
+        return cls(data, frontiers, tuple(accuracy_shares), full)
 
     def frontier(self, name: str) -> tuple[FrontierPoint, ...]:
         """All points, by price from high to low, or for the blind mix its vertices by latency."""
-        path = self.paths.get(name)
-        if path is None:
-            return ()
-        rank = {int(p): place for place, p in enumerate(path.vertices)}
-        per_ms = 100.0 / self.bench.expected.reference_ms
-        return tuple(
-            FrontierPoint(
-                price,
-                None if price is None else price * per_ms,
-                float(path.latency_ms[p]),
-                float(path.accuracy[p]),
-                rank.get(p),
-            )
-            for p, price in enumerate(path.prices)
-        )
+        return self.frontiers[name].points(self.data.means.reference_ms) if name in self.frontiers else ()
 
     def at_accuracy(self, name: str) -> tuple[AtAccuracy, ...]:
-        """One record a target; nothing for a contender without a frontier."""
-        if name not in self.paths:
-            return ()
-        return tuple(self._at(name, share) for share in self.accuracy_shares)
-
-    def _at(self, name: str, share: float) -> AtAccuracy:
-        mine = self._latency(name, share)
-        assert mine is not None
-        saved = self._saved(mine, self._latency(BLIND, share))
-        visible = self._ratio(saved, self._saved(self._latency(GROUP, share), self._latency(BLIND, share)))
-        return AtAccuracy(
-            accuracy_share=share,
-            target_accuracy=share * self.full_accuracy,
-            latency_ms=self._estimate(mine),
-            reached_share=float(np.isfinite(mine[1]).mean()),
-            saved=self._estimate(saved),
-            visible_saving_closed=self._estimate(visible),
-            saved_vs_predict=self._estimate(self._saved(mine, self._latency(PREDICT, share))),
-        )
+        """One record for each target; none for a contender without a frontier."""
+        return tuple(self._at(name, share) for share in self.accuracy_shares) if name in self.frontiers else ()
 
     def faster(self, name: str, other: str, share: float) -> Estimate | None:
         """One minus mean latency / another's, where both reach a share of the full setting's accuracy."""
-        return self._estimate(self._saved(self._latency(name, share), self._latency(other, share)))
+        return self._estimate(self._saved(name, other, share))
 
-    def _latency(self, name: str, share: float) -> tuple[float, np.ndarray] | None:
-        path = self.paths.get(name)
-        return path.latency_at(share * self.full_accuracy, share * self.full_accuracy_R) if path else None
+    def _at(self, name: str, share: float) -> AtAccuracy:
+        latency = self._latency(name, share)
+        saved, visible = self._saved(name, BLIND, share), self._saved(GROUP, BLIND, share)
+        closed = saved / visible if saved and visible and visible.value > LEAST_SAVING else None
+        return AtAccuracy(
+            accuracy_share=share,
+            target_accuracy=share * float(self.full_accuracy.value),
+            latency_ms=self._estimate(latency),
+            reached_share=float(np.isfinite(latency.resamples).mean()),
+            saved=self._estimate(saved),
+            visible_saving_closed=self._estimate(closed),
+            saved_vs_predict=self.faster(name, PREDICT, share),
+        )
 
-    @staticmethod
-    def _saved(
-        mine: tuple[float, np.ndarray] | None, other: tuple[float, np.ndarray] | None
-    ) -> tuple[float, np.ndarray] | None:
-        """One minus mine / other, paired by resample."""
-        return (1 - mine[0] / other[0], 1 - mine[1] / other[1]) if mine and other else None
+    def _latency(self, name: str, share: float) -> Resampled:
+        return self.frontiers[name].latency_at(share * self.full_accuracy)
 
-    @staticmethod
-    def _ratio(
-        part: tuple[float, np.ndarray] | None, whole: tuple[float, np.ndarray] | None
-    ) -> tuple[float, np.ndarray] | None:
-        """A saving as a share of another; None where the other saves next to nothing."""
-        if part is None or whole is None or not whole[0] > 1e-3:
+    def _saved(self, name: str, other: str, share: float) -> Resampled | None:
+        """One minus the ratio of two contenders' latencies; None where one has no frontier."""
+        if not {name, other} <= set(self.frontiers):
             return None
-        return part[0] / whole[0], part[1] / np.where(whole[1] > 0, whole[1], np.nan)
+        return self._latency(name, share).saved_over(self._latency(other, share))
 
-    def _estimate(self, number: tuple[float, np.ndarray] | None) -> Estimate | None:
+    def _estimate(self, number: Resampled | None) -> Estimate | None:
         """None where the number is not defined or the target was not reached."""
-        if number is None or not np.isfinite(number[0]):
+        if number is None or not np.isfinite(number.value):
             return None
-        low, high = self.bench.bootstrap.interval(number[1])
-        return Estimate(number[0], float(low), float(high))
+        return self.data.bootstrap.estimate(number)
 
 
-def _blind(bench: EvaluationData) -> Path:
+def _blind(data: EvaluationData) -> Frontier:
     """The settings on the hull of the training means, as measured on the evaluated split."""
-    hull = mixing_path(bench.expected.latency_ms, bench.expected.accuracy)
-    accuracy, latency = bench.test.accuracy[:, hull], bench.test.latency_ms[:, hull].astype(np.float64)
-    return _path(bench, (None,) * len(hull), accuracy.astype(np.float64), latency, np.arange(len(hull)))
+    hull = mixing_path(data.means.latency_ms, data.means.accuracy)
+    latency, accuracy = data.test.latency_ms[:, hull], data.test.accuracy[:, hull]
+    return Frontier.of(data.bootstrap, (None,) * len(hull), latency, accuracy, np.arange(len(hull)))
 
 
-def _swept(bench: EvaluationData, contender: Contender, prices: Sequence[float]) -> Path:
-    """A contender at every price; vertices picked on the tuning split."""
-    tuned = _sweep(bench, contender, bench.tuning, bench.tuning_features, prices)
-    latency, accuracy = tuned.sample_latency.mean(axis=0), tuned.sample_accuracy.mean(axis=0)
-    found = _sweep(bench, contender, bench.test, bench.test_features, prices)
-    vertices = mixing_path(latency, accuracy)
-    return _path(bench, tuple(prices), found.sample_accuracy, found.sample_latency, vertices)
-
-
-def _sweep(
-    bench: EvaluationData, contender: Contender, table: ProfileTable, features: Features | None, prices: Sequence[float]
-) -> Outcomes:
-    return outcomes(contender, table, [States.unlimited(table, features, bench.guard, price) for price in prices])
-
-
-def _path(
-    bench: EvaluationData,
-    prices: tuple[float | None, ...],
-    accuracy: np.ndarray,
-    latency_ms: np.ndarray,
-    vertices: np.ndarray,
-) -> Path:
-    """From accuracy and latency of each sample ``[S, P]`` to a frontier."""
-    return Path(
-        prices,
-        latency_ms.mean(axis=0),
-        accuracy.mean(axis=0),
-        vertices,
-        bench.bootstrap.means(latency_ms[:, vertices]),
-        bench.bootstrap.means(accuracy[:, vertices]),
-    )
+def _swept(data: EvaluationData, sweep: Sweep) -> Frontier:
+    """A contender at every price; the vertices are picked on the tuning split."""
+    tuned, found = sweep.tuning, sweep.test
+    vertices = mixing_path(tuned.sample_latency.mean(axis=0), tuned.sample_accuracy.mean(axis=0))
+    return Frontier.of(data.bootstrap, sweep.prices, found.sample_latency, found.sample_accuracy, vertices)

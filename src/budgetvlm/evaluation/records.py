@@ -1,6 +1,6 @@
-"""What an evaluation found: frozen records, one JSON document, tables for people.
+"""What an evaluation found, as frozen records that become one JSON document.
 
-All accuracies are shares (0 to 1), all times ms. "Not reached" and "not defined" are None.
+All accuracies are shares (0 to 1), all times are in ms. What is not reached or not defined is None.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 SCHEMA_VERSION = 1
@@ -48,14 +47,14 @@ class AtBudget:
 
 @dataclass(frozen=True)
 class Room:
-    """One policy over the budgets where adapting can pay, as means over them.
+    """What one policy gains, averaged over the budgets where adapting can pay.
 
     Attributes:
         accuracy_gain: accuracy minus the lookup table's.
         room_closed: the gain as a share of the oracle's (hindsight, partly luck).
         visible_room_closed: the gain as a share of the group lookup's.
         vs_predict: accuracy minus that of predict + argmax.
-        violation_rate, violations_vs_lookup: latency above the budget.
+        violation_rate: share of the requests over their budget. violations_vs_lookup: that minus the lookup table's.
     """
 
     accuracy_gain: Estimate
@@ -68,7 +67,10 @@ class Room:
 
 @dataclass(frozen=True)
 class FrontierPoint:
-    """One price, without a budget. ``vertex``: its place on the path picked on the tuning split, None if not on it."""
+    """What a policy does at one price, without a budget.
+
+    ``vertex`` is its place on the path that was picked on the tuning split; None where it does not lie on it.
+    """
 
     price: float | None
     price_points_per_ms: float | None
@@ -99,7 +101,7 @@ class AtAccuracy:
 
 @dataclass(frozen=True)
 class PolicyResult:
-    """All that was found of one policy. ``role``: "controller", "run" (one of several), "baseline" or "bound"."""
+    """Everything that was found about one policy; see `Contender` for its role."""
 
     name: str
     role: str
@@ -112,7 +114,7 @@ class PolicyResult:
 
     @property
     def vertices(self) -> tuple[FrontierPoint, ...]:
-        """The path of the frontier, from cheap to dear on the tuning split."""
+        """The path of the frontier, from the lowest latency to the highest accuracy on the tuning split."""
         on_path = (point for point in self.frontier if point.vertex is not None)
         return tuple(sorted(on_path, key=lambda point: point.vertex or 0))
 
@@ -122,9 +124,9 @@ class EvaluationReport:
     """The whole evaluation.
 
     Attributes:
-        split, tuning_split: where policies were measured, and where hulls were picked and training was stopped.
-        counts: samples and images by split, how many evaluated samples were left out as incomplete, and how many were
-            timed; violations are counted over these (over all if none was), the rest has predicted latencies.
+        split: where policies were measured. tuning_split: where hulls were picked and training was stopped.
+        counts: numbers of samples by split and of images, of evaluated samples left out as incomplete, and of those
+            that were timed; violations are counted over the timed ones (over all if none was).
         latency_reference_ms: the full setting's median latency on the training samples.
         full_accuracy: of the full setting on the evaluated split.
         room_budget_shares: the budgets that `Room` averages over.
@@ -154,21 +156,9 @@ class EvaluationReport:
         document: dict[str, Any] = plain(dataclasses.asdict(self))
         return document
 
-    def table(self) -> str:
-        """All tables as plain text."""
-        from budgetvlm.evaluation.text_tables import plain_text
-
-        return plain_text(self)
-
-    def plot(self, path: str | Path) -> None:
-        """Draw both faces into a PNG file. Raises OutputError if it cannot be written."""
-        from budgetvlm.evaluation.plots import plot_evaluation
-
-        plot_evaluation(self, path)
-
 
 def plain(value: Any) -> Any:
-    """A value with tuples as lists, keys as strings and None for NaN and infinity: what JSON can hold."""
+    """The value as JSON can hold it: tuples become lists, keys strings, and NaN and infinity None."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

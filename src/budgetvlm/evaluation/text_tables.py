@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Iterable, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
@@ -11,26 +12,43 @@ from rich.table import Table
 from budgetvlm.evaluation.records import AtAccuracy, AtBudget, Estimate, EvaluationReport, PolicyResult
 
 MAX_SETTINGS = 3
-
-
 WIDTH = 128  # what the widest table needs; a narrower terminal wraps lines rather than losing digits
 
 
-def plain_text(report: EvaluationReport, width: int = WIDTH) -> str:
-    """All tables without colours, for files and pipes."""
+def plain_text(content: RenderableType, width: int = WIDTH) -> str:
+    """Tables without colours, for files and pipes."""
     console = Console(file=io.StringIO(), width=width, color_system=None)
-    console.print(renderable(report))
+    console.print(content)
     assert isinstance(console.file, io.StringIO)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
 
 
-def renderable(report: EvaluationReport) -> RenderableType:
+def new_table(title: str, first: Iterable[str], numbers: Iterable[str], caption: str | None = None) -> Table:
+    """An empty table: columns of words on the left, columns of numbers on the right."""
+    table = Table(title=title, caption=caption, box=SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    for column in first:
+        table.add_column(column, no_wrap=True)
+    for column in numbers:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def sample_counts(counts: dict[str, int], split: str, full_accuracy: float, reference_ms: float) -> str:
+    """One sentence about the evaluated samples and one about the full setting."""
+    return (
+        f"{counts['evaluated_samples']} samples of {counts['evaluated_images']} images, split {split}; "
+        f"{counts['settings']} settings. Full setting: accuracy {100 * full_accuracy:.1f}%, median {reference_ms:.1f} "
+        "ms."
+    )
+
+
+def tables(report: EvaluationReport) -> RenderableType:
     """All tables, one below the other."""
     return Group(
         _heading(report),
-        accuracy_table(report),
-        latency_table(report),
-        violations_table(report),
+        _by_budget("Accuracy under a budget (%)", report, lambda at: _percent(at.accuracy)),
+        _by_budget("Latency under a budget: mean / P50 / P95 (ms)", report, _latency),
+        _by_budget("Requests over the budget (%)", report, lambda at: _percent(at.violation_rate)),
         room_table(report),
         equal_accuracy_table(report),
         settings_table(report),
@@ -41,128 +59,67 @@ def _heading(report: EvaluationReport) -> str:
     counts = report.counts
     predicted = counts["evaluated_samples"] - counts["evaluated_timed"]
     over = f"the {counts['evaluated_timed']} that were timed" if counts["evaluated_timed"] else "predicted latencies"
-    note = (
-        f"Latency of {predicted} samples is predicted, not timed; violations are those of {over}.\n"
-        if predicted
-        else ""
-    )
-    return (
-        f"{counts['evaluated_samples']} samples of {counts['evaluated_images']} images, split {report.split}; "
-        f"{counts['settings']} settings. Full setting: accuracy {100 * report.full_accuracy:.1f}%, median "
-        f"{report.latency_reference_ms:.1f} ms. Intervals: {100 * report.options['level']:.0f}%, over images.\n{note}"
-    )
+    note = f"Latency of {predicted} samples is predicted, not timed; violations are those of {over}.\n"
+    said = sample_counts(counts, report.split, report.full_accuracy, report.latency_reference_ms)
+    level = f"Intervals: {100 * report.options['level']:.0f}%, over images."
+    return f"{said} {level}\n{note if predicted else ''}"
 
 
-def accuracy_table(report: EvaluationReport) -> Table:
-    """Accuracy in % with half the interval's width."""
-    table = _table("Accuracy under a budget (%)", report)
+def _by_budget(title: str, report: EvaluationReport, cell: Callable[[AtBudget], str]) -> Table:
+    """One row for each policy, one column for each budget; ± is half of the interval's width."""
+    table = new_table(title, ["policy"], map(_budget, report.policies[0].at_budget))
     for result in _with_budgets(report):
-        table.add_row(_name(result), *(_percent(at.accuracy) for at in result.at_budget), style=_style(result))
-    return table
-
-
-def latency_table(report: EvaluationReport) -> Table:
-    """Mean / P50 / P95 in ms."""
-    table = _table("Latency under a budget: mean / P50 / P95 (ms)", report)
-    for result in _with_budgets(report):
-        table.add_row(_name(result), *(_latency(at) for at in result.at_budget), style=_style(result))
-    return table
-
-
-def violations_table(report: EvaluationReport) -> Table:
-    """Violation rate in % with half the interval's width."""
-    table = _table("Requests over the budget (%)", report)
-    for result in _with_budgets(report):
-        table.add_row(_name(result), *(_percent(at.violation_rate) for at in result.at_budget), style=_style(result))
+        table.add_row(_name(result), *map(cell, result.at_budget), style=_style(result))
     return table
 
 
 def room_table(report: EvaluationReport) -> Table:
     """The means over the room budgets."""
     shares = ", ".join(f"{share:g}" for share in report.room_budget_shares)
-    table = Table(title=f"Mean over the budgets {shares}", box=SIMPLE_HEAD, title_justify="left")
-    table.add_column("policy", no_wrap=True)
-    columns = (
-        "points over\nlookup",
-        "share of the\nvisible room",
-        "share of the\nhindsight room",
-        "points over\npredict",
-    )
-    for column in (*columns, "over\nbudget"):
-        table.add_column(column, justify="right", no_wrap=True)
+    columns = ["points over\nlookup", "share of the\nvisible room", "share of the\nhindsight room"]
+    table = new_table(f"Mean over the budgets {shares}", ["policy"], [*columns, "points over\npredict", "over\nbudget"])
     for result in _with_budgets(report):
-        room = result.room
-        if room is None:
-            continue
-        table.add_row(
-            _name(result),
-            _points(room.accuracy_gain),
-            _share(room.visible_room_closed),
-            _share(room.room_closed),
-            _points(room.vs_predict),
-            f"{100 * room.violation_rate.value:.1f}%",
-            style=_style(result),
-        )
+        if room := result.room:
+            table.add_row(
+                _name(result), _points(room.accuracy_gain), _share(room.visible_room_closed), _share(room.room_closed),
+                _points(room.vs_predict), f"{100 * room.violation_rate.value:.1f}%", style=_style(result),
+            )  # fmt: skip
     return table
 
 
 def equal_accuracy_table(report: EvaluationReport) -> Table:
     """Mean latency where each policy reaches a share of the full setting's accuracy, and what it saves."""
     title = "Mean latency at equal accuracy, without a budget, and its difference from the best blind mix's"
-    table = Table(
-        title=title,
-        caption="* at the first of these accuracies",
-        box=SIMPLE_HEAD,
-        title_justify="left",
-        caption_justify="left",
-    )
-    table.add_column("policy", no_wrap=True)
     results = [result for result in report.policies if result.at_accuracy]
-    for at in results[0].at_accuracy if results else ():
-        title = f"{100 * at.accuracy_share:g}% of full\n(accuracy {100 * at.target_accuracy:.1f}%)"
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("share of the\nvisible saving*", justify="right")
-    table.add_column("saved over\npredict*", justify="right")
+    targets = results[0].at_accuracy if results else ()
+    columns = [f"{100 * at.accuracy_share:g}% of full\n(accuracy {100 * at.target_accuracy:.1f}%)" for at in targets]
+    columns += ["share of the\nvisible saving*", "saved over\npredict*"]
+    table = new_table(title, ["policy"], columns, caption="* at the first of these accuracies")
     for result in results:
         first = result.at_accuracy[0]
-        cells = [_at_accuracy(at) for at in result.at_accuracy]
-        table.add_row(
-            _name(result),
-            *cells,
-            _share(first.visible_saving_closed),
-            _share(first.saved_vs_predict),
-            style=_style(result),
-        )
+        cells = [*map(_at_accuracy, result.at_accuracy), _share(first.visible_saving_closed)]
+        table.add_row(_name(result), *cells, _share(first.saved_vs_predict), style=_style(result))
     return table
 
 
 def settings_table(report: EvaluationReport) -> Table:
     """The settings that the controller (or the first policy) chose most often."""
     result = report.policies[0]
-    knobs = " / ".join(report.knobs)
-    table = Table(title=f"What the {result.name} chooses most often ({knobs})", box=SIMPLE_HEAD, title_justify="left")
-    for at in result.at_budget:
-        table.add_column(_budget(at), justify="right")
+    title = f"What the {result.name} chooses most often ({' / '.join(report.knobs)})"
+    table = new_table(title, [], map(_budget, result.at_budget))
     for rank in range(MAX_SETTINGS):
-        cells = []
-        for at in result.at_budget:
-            chosen = at.settings[rank] if rank < len(at.settings) else None
-            values = "/".join(f"{value:g}" for value in chosen.setting.values()) if chosen else ""
-            cells.append(f"{values} {100 * chosen.share:.0f}%" if chosen else "")
-        table.add_row(*cells)
+        table.add_row(*(_setting(at, rank) for at in result.at_budget))
     return table
 
 
-def _table(title: str, report: EvaluationReport) -> Table:
-    """An empty table with one column a budget."""
-    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
-    table.add_column("policy", no_wrap=True)
-    for at in report.policies[0].at_budget:
-        table.add_column(_budget(at), justify="right", no_wrap=True)
-    return table
+def _setting(at: AtBudget, rank: int) -> str:
+    if rank >= len(at.settings):
+        return ""
+    chosen = at.settings[rank]
+    return f"{'/'.join(f'{value:g}' for value in chosen.setting.values())} {100 * chosen.share:.0f}%"
 
 
-def _with_budgets(report: EvaluationReport) -> list[PolicyResult]:
+def _with_budgets(report: EvaluationReport) -> Sequence[PolicyResult]:
     return [result for result in report.policies if result.at_budget]
 
 
@@ -178,8 +135,13 @@ def _style(result: PolicyResult) -> str:
     return {"controller": "bold green", "bound": "dim", "run": "dim green"}.get(result.role, "")
 
 
+def half_width(number: Estimate) -> float:
+    """Half of the interval's width, in percent."""
+    return 50 * (number.high - number.low)
+
+
 def _percent(number: Estimate) -> str:
-    return f"{100 * number.value:.1f} ±{50 * (number.high - number.low):.1f}"
+    return f"{100 * number.value:.1f} ±{half_width(number):.1f}"
 
 
 def _points(number: Estimate | None) -> str:
@@ -207,4 +169,4 @@ def _at_accuracy(at: AtAccuracy) -> str:
     text = f"{at.latency_ms.value:.1f} ms"
     if at.saved is None or at.saved.low == at.saved.high:
         return text
-    return f"{text} {-100 * at.saved.value:+.0f}% ±{50 * (at.saved.high - at.saved.low):.0f}"
+    return f"{text} {-100 * at.saved.value:+.0f}% ±{half_width(at.saved):.0f}"

@@ -1,7 +1,7 @@
-"""A small decision tree that imitates a controller: the whole policy at a glance, with how faithful it is.
+"""A small decision tree that imitates a controller: it shows the whole policy at a glance, and how faithful it is.
 
 The tree sees the budget and the table's readable labels (which the controller never sees as such), or, where there are
-none, the first principal components of its features. Shapes: S samples, P budgets, K settings.
+none, the first principal components of its features. Shapes: S samples, P budgets, F inputs of the tree.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy as np
 from budgetvlm._extras import require
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.policy import ControllerPolicy
-from budgetvlm.controller.validation import BUDGET_SHARES
 from budgetvlm.errors import DataError
+from budgetvlm.evaluation.evaluation_data import complete_rows
 from budgetvlm.evaluation.labels import readable_labels
-from budgetvlm.evaluation.task_properties import complete_rows
 from budgetvlm.features import Features
 from budgetvlm.guard.static import StaticGuard
 from budgetvlm.policies import States
 from budgetvlm.policies.setting_means import SettingMeans
+from budgetvlm.policies.states import BUDGET_SHARES
 from budgetvlm.table import ProfileTable
 
 COMPONENTS = 4  # of each feature, where there are no labels
@@ -31,14 +31,14 @@ LEAVES = 16
 
 @dataclass(frozen=True)
 class Surrogate:
-    """The tree and what it is worth.
+    """The tree and how faithful it is.
 
     Attributes:
-        text: one line a node. leaves: their number. inputs: what the tree sees.
-        split: held-out samples that the rest is measured on, over all budgets.
+        text: one line for each node. leaves: the number of leaves. inputs: what the tree sees.
+        split: the held-out samples on which the rest is measured, over all budgets.
         fidelity: share of the requests for which the tree chooses the same setting as the controller.
-        one_setting: the same for the controller's most frequent choice at each budget.
-        accuracy, controller_accuracy: measured, of both choices.
+        one_setting: the same share for the controller's most frequent choice at each budget.
+        accuracy, controller_accuracy: measured accuracy of the tree's and of the controller's choices.
     """
 
     text: str
@@ -54,42 +54,49 @@ class Surrogate:
 def surrogate(
     controller: GRPOController, table: ProfileTable, features: Features, *, leaves: int = LEAVES, seed: int = 0
 ) -> Surrogate:
-    """Fit the tree on the training split's choices, measure it on "test" (or "validation").
+    """Fit the tree on the controller's choices for the training split, and measure it on "test" (or "validation").
 
     Raises:
         ConfigError: scikit-learn is not installed.
-        DataError: no training or held-out samples, or nothing measured on them.
+        DataError: there are no training or held-out samples, or nothing was measured on them.
     """
     require("sklearn", "explain", "surrogate tree")
-    from sklearn.tree import DecisionTreeClassifier, export_text
+    from sklearn.tree import DecisionTreeClassifier
 
-    if table.split is None or not {"test", "validation"} & set(table.split):
-        raise DataError(
-            "a surrogate tree is measured on held-out samples, and the data has no test or validation split"
-        )
-    side = "test" if "test" in table.split else "validation"
+    # Choices of the controller on the training and on the held-out samples.
+    side = _held_out_split(table)
     train = table.subset("train")
     guard, reference_ms = StaticGuard.fit_table(train), SettingMeans.fit(train).reference_ms
     rest = complete_rows(table.subset(side), guard.measured)
+    fitted, held_out = (_choices(controller, part, features, guard, reference_ms) for part in (train, rest))
+    # The tree learns the former and is measured on the latter.
     names, inputs = _inputs(train, rest, features.aligned(train.sample_ids), features.aligned(rest.sample_ids))
-    chosen = [_choices(controller, part, features, guard, reference_ms) for part in (train, rest)]
     tree = DecisionTreeClassifier(max_leaf_nodes=leaves, random_state=seed)
-    tree.fit(_with_budgets(inputs[0]), chosen[0].reshape(-1))
-    guess = tree.predict(_with_budgets(inputs[1])).reshape(chosen[1].shape)
-    rows = np.arange(rest.num_samples)
-    frequent = np.stack([np.full_like(row, np.bincount(row).argmax()) for row in chosen[0]])[:, :1]
-    classes = [_short(table, int(k)) for k in tree.classes_]
-    text = export_text(tree, feature_names=["budget", *names], class_names=classes, decimals=2, max_depth=leaves)
+    tree.fit(_with_budgets(inputs[0]), fitted.reshape(-1))
+    guess = tree.predict(_with_budgets(inputs[1])).reshape(held_out.shape)
+    frequent = np.stack([np.bincount(row).argmax() for row in fitted])[:, None]
     return Surrogate(
-        text=_readable(text, names),
+        text=_readable(tree, names, [_short(table, int(k)) for k in tree.classes_], leaves),
         leaves=int(tree.get_n_leaves()),
         inputs=("budget (× full)", *names),
         split=side,
-        fidelity=float((guess == chosen[1]).mean()),
-        one_setting=float((frequent == chosen[1]).mean()),
-        accuracy=float(np.mean([rest.accuracy[rows, g].mean() for g in guess])),
-        controller_accuracy=float(np.mean([rest.accuracy[rows, c].mean() for c in chosen[1]])),
+        fidelity=float((guess == held_out).mean()),
+        one_setting=float((frequent == held_out).mean()),
+        accuracy=_accuracy(rest, guess),
+        controller_accuracy=_accuracy(rest, held_out),
     )
+
+
+def _held_out_split(table: ProfileTable) -> str:
+    for side in ("test", "validation"):
+        if side in (table.split or ()):
+            return side
+    raise DataError("a surrogate tree is measured on held-out samples, and the data has no test or validation split")
+
+
+def _accuracy(table: ProfileTable, chosen: np.ndarray) -> float:
+    """Mean accuracy of the settings chosen ``[P, S]``."""
+    return float(table.accuracy[np.arange(table.num_samples), chosen].mean(axis=1).mean())
 
 
 def _choices(
@@ -145,8 +152,11 @@ def _short(table: ProfileTable, index: int) -> str:
     return " / ".join(f"{value:g}" for value in table.knob_space.settings[index].values())
 
 
-def _readable(text: str, names: Sequence[str]) -> str:
-    """scikit-learn's text with "kind=read" and "not kind=read" in place of comparisons with a half."""
+def _readable(tree: Any, names: Sequence[str], classes: Sequence[str], depth: int) -> str:
+    """The tree with "kind=read" and "not kind=read" in place of comparisons with a half."""
+    from sklearn.tree import export_text
+
+    text = export_text(tree, feature_names=["budget", *names], class_names=classes, decimals=2, max_depth=depth)
     for name in names:
         text = text.replace(f"{name} <= 0.50", f"not {name}").replace(f"{name} >  0.50", name)
-    return text.replace("class: ", "→ ").rstrip()
+    return str(text.replace("class: ", "→ ").rstrip())

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from budgetvlm.evaluation.evaluation_data import EvaluationData
 from budgetvlm.evaluation.evaluation_options import EvaluationOptions
-from budgetvlm.evaluation.evaluator import evaluation_data
 from budgetvlm.evaluation.labels import readable_labels
 from budgetvlm.evaluation.outcomes import Contender, Outcomes, outcomes
 from budgetvlm.features import Features
-from budgetvlm.policies import Policy, States
+from budgetvlm.policies import Policy
 from budgetvlm.table import ProfileTable
 
 
@@ -49,19 +49,16 @@ def choices_of(
     table: ProfileTable, features: Features, policies: Mapping[str, Policy], options: EvaluationOptions
 ) -> ControllerChoices:
     """Let controllers choose as in `budgetvlm.evaluation.evaluator`."""
-    data = evaluation_data(table, features, options)
-    budgets = np.array(options.budget_shares) * data.expected.reference_ms
-    requests = [
-        States.under_budget(data.test, data.test_features, data.guard, float(b), options.price) for b in budgets
-    ]
+    data = EvaluationData.of(table, features, options)
     contender = Contender("controller", "controller", tuple(policies.values()), "")
     groups = {
         f"{label}: {name}": np.array(data.test.groups[label]) == name
         for label, names in readable_labels(data.test).items()
         for name in names
     }
-    chosen = outcomes(contender, data.test, requests)
-    return ControllerChoices(data.test, options.budget_shares, budgets, chosen, data.timed, groups)
+    shares = options.budget_shares
+    chosen = outcomes(contender, data.under_budgets(shares, options.price))
+    return ControllerChoices(data.test, shares, data.budgets_ms(shares), chosen, data.timed, groups)
 
 
 def mean_accuracy(choices: ControllerChoices, rows: np.ndarray) -> list[float]:

@@ -1,16 +1,13 @@
-"""Policies: from states to settings. What the controller is measured against, and the bounds on what is possible.
+"""Policies besides the controller: simple ones, predictors, and bounds on what is possible.
 
-Shapes: B states, K settings, S samples of the evaluated table. Every policy chooses among the same feasible settings.
-`GroupLookup` and `Oracle` look at the evaluated table itself (labels, outcomes): they are bounds, never competitors.
-Those that are learnt with other libraries import these only to fit them.
+Every policy chooses among the same feasible settings. `GroupLookup` and `Oracle` read the labels or outcomes of the
+evaluated table itself, so they are bounds and never competitors.
 """
 
 from budgetvlm.policies.hindsight import GroupLookup, Oracle, group_keys
 from budgetvlm.policies.simple import (
-    BestStatic,
     Cheapest,
     Full,
-    Greedy,
     LookupTable,
     RandomFeasible,
     Restricted,
@@ -19,10 +16,8 @@ from budgetvlm.policies.simple import (
 from budgetvlm.policies.states import Policy, States
 
 __all__ = [
-    "BestStatic",
     "Cheapest",
     "Full",
-    "Greedy",
     "GroupLookup",
     "LookupTable",
     "Oracle",

@@ -1,4 +1,4 @@
-"""Bounds on what is possible: they look at the evaluated table itself (labels, outcomes) and never compete."""
+"""Bounds on what is possible: they read the labels or outcomes of the evaluated table itself and never compete."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from budgetvlm.table import ProfileTable
 
 @dataclass(frozen=True, eq=False)
 class GroupLookup:
-    """A lookup table for each group of samples: knows the true group, so it bounds what is visible.
+    """Has a lookup table for each group of samples; it knows the true group, so it bounds what the input can tell.
 
     Attributes:
-        labels: names of the labels that make a group, for example ("kind", "difficulty").
+        labels: names of the labels that define a group, for example ("kind", "difficulty").
         accuracy: mean training accuracy of each group, ``[number of groups, K]``, drawn towards the overall means by a
             few pseudo-samples; the last row, for groups not seen in training, is the overall means.
     """
 
-    expected: SettingMeans
+    means: SettingMeans
     labels: tuple[str, ...]
     keys: tuple[tuple[str, ...], ...]
     accuracy: np.ndarray
@@ -33,7 +33,7 @@ class GroupLookup:
         cls,
         table: ProfileTable,
         labels: tuple[str, ...] = ("kind", "difficulty"),
-        expected: SettingMeans | None = None,
+        means: SettingMeans | None = None,
         pseudo_samples: float = 4.0,
     ) -> GroupLookup:
         """Group means of a training table.
@@ -41,16 +41,16 @@ class GroupLookup:
         Raises:
             DataError: the table lacks one of the labels.
         """
-        expected = expected or SettingMeans.fit(table)
+        means = means or SettingMeans.fit(table)
         rows = group_keys(table, labels)
         keys = tuple(sorted(set(rows)))
         number = _numbers(rows, keys)
-        means = [_shrunk(table.accuracy[number == g], expected.accuracy, pseudo_samples) for g in range(len(keys))]
-        return cls(expected, tuple(labels), keys, np.stack([*means, expected.accuracy]))
+        groups = [_shrunk(table.accuracy[number == g], means.accuracy, pseudo_samples) for g in range(len(keys))]
+        return cls(means, tuple(labels), keys, np.stack([*groups, means.accuracy]))
 
     def choose(self, states: States) -> np.ndarray:
         number = _numbers(group_keys(states.table, self.labels), self.keys)[states.sample_index]
-        return self.expected.choose(self.accuracy[number], states.feasible, states.price)
+        return self.means.choose(self.accuracy[number], states.feasible, states.price)
 
 
 def group_keys(table: ProfileTable, labels: tuple[str, ...]) -> list[tuple[str, ...]]:
@@ -69,13 +69,13 @@ def group_keys(table: ProfileTable, labels: tuple[str, ...]) -> list[tuple[str, 
 
 
 def _numbers(rows: list[tuple[str, ...]], keys: tuple[tuple[str, ...], ...]) -> np.ndarray:
-    """Number of each row's key, int64 ``[S]``; an unknown key gets ``len(keys)``."""
+    """The number of each row's key, int64 ``[S]``; an unknown key gets ``len(keys)``."""
     number = {key: index for index, key in enumerate(keys)}
     return np.array([number.get(row, len(keys)) for row in rows], dtype=np.int64)
 
 
 def _shrunk(accuracy: np.ndarray, prior: np.ndarray, pseudo_samples: float) -> np.ndarray:
-    """Mean of ``[n, K]`` over measured cells, drawn towards ``prior [K]`` by a number of pseudo-samples."""
+    """The mean over the measured cells of ``[n, K]``, drawn towards ``prior [K]`` by a number of pseudo-samples."""
     count = (~np.isnan(accuracy)).sum(axis=0)
     mean = np.nan_to_num(column_means(accuracy))
     weight = count / np.maximum(count + pseudo_samples, 1e-9)
@@ -84,10 +84,10 @@ def _shrunk(accuracy: np.ndarray, prior: np.ndarray, pseudo_samples: float) -> n
 
 @dataclass(frozen=True, eq=False)
 class Oracle:
-    """The best setting for each sample with hindsight: a bound. Costs are expected latencies, not measured ones."""
+    """Chooses the best setting for each sample with hindsight, at mean latencies instead of measured ones: a bound."""
 
-    expected: SettingMeans
+    means: SettingMeans
     name: str = "oracle"
 
     def choose(self, states: States) -> np.ndarray:
-        return self.expected.choose(states.table.accuracy[states.sample_index], states.feasible, states.price)
+        return self.means.choose(states.table.accuracy[states.sample_index], states.feasible, states.price)

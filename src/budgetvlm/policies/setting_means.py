@@ -1,7 +1,7 @@
-"""What is known of each setting on average, and the choice that follows from a score.
+"""The mean accuracy and latency of each setting, and the choice that follows from a score.
 
-Shapes: S samples, K settings, B requests. The averages come from the training split; a price is in accuracy per unit
-of latency / reference, the reference being the full setting's median latency there.
+The means come from the training split. A price is in accuracy for one reference latency, which is the full setting's
+median latency there. Shapes: S samples, K settings, B states.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class SettingMeans:
         """The feasible setting with the largest ``accuracy - price * mean latency / reference``, int64 ``[B]``.
 
         Args:
-            accuracy: ``[K]`` or ``[B, K]``, what is thought or known of each setting's accuracy.
+            accuracy: predicted or known accuracy of each setting, ``[K]`` or ``[B, K]``.
             feasible: bool ``[B, K]``.
             price: number or ``[B]``.
         """
@@ -69,10 +69,12 @@ class SettingMeans:
 
 
 def argmax_cheapest(score: np.ndarray, feasible: np.ndarray, latency_ms: np.ndarray) -> np.ndarray:
-    """Column of the largest feasible score of each row, int64 ``[B]``; the cheapest (``latency_ms [K]``) wins a tie.
+    """The column of the largest feasible score in each row, int64 ``[B]``; in a tie the one with the least latency.
 
-    ``score`` and ``feasible`` are ``[B, K]``. NaN scores are never chosen. A row in which no feasible setting has a
-    score gets the cheapest one.
+    Args:
+        score: ``[B, K]``; a NaN is never chosen, and a row without a feasible score gets the cheapest setting of all.
+        feasible: bool ``[B, K]``.
+        latency_ms: ``[K]``.
     """
     order = np.argsort(latency_ms, kind="stable")
     masked = np.where(feasible & ~np.isnan(score), score, -np.inf)[:, order]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -12,6 +12,10 @@ from budgetvlm.errors import DataError
 from budgetvlm.features import Features
 from budgetvlm.guard.static import StaticGuard
 from budgetvlm.table import ProfileTable
+
+BUDGET_SHARES = (0.35, 0.5, 0.6, 0.7, 0.85, 1.0)  # budgets that policies are judged at, of the full median latency
+
+PER_STATE = ("sample_index", "budget_ms", "feasible", "price")
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +26,9 @@ class States:
         table: the evaluated table; only the bounds may look at it.
         features: image ``[S, Di]`` and language ``[S, Dl]`` features of its samples, or None.
         sample_index: row of each state in the table, int64 ``[B]``.
-        budget_ms: ``[B]``. feasible: bool ``[B, K]``, at least one a row. price: ``[B]``, see `policies.setting_means`.
+        budget_ms: ``[B]``.
+        feasible: the settings allowed, bool ``[B, K]``, at least one in each row.
+        price: ``[B]``, see `policies.setting_means`.
     """
 
     table: ProfileTable
@@ -47,6 +53,17 @@ class States:
         """Every sample once, with no budget (infinity): every measured setting is allowed."""
         return cls.under_budget(table, features, guard, np.inf, price)
 
+    @classmethod
+    def joined(cls, parts: Sequence[States]) -> States:
+        """Several lists of requests about one table as one list."""
+        arrays: dict[str, Any] = {name: np.concatenate([getattr(p, name) for p in parts]) for name in PER_STATE}
+        return replace(parts[0], **arrays)
+
+    def rows(self, rows: slice | np.ndarray) -> States:
+        """Some of the requests, in the order given."""
+        arrays: dict[str, Any] = {name: getattr(self, name)[rows] for name in PER_STATE}
+        return replace(self, **arrays)
+
     def allowing(self, feasible: np.ndarray) -> States:
         """The same requests with another mask ``[B, K]``."""
         return replace(self, feasible=feasible)
@@ -62,7 +79,7 @@ class States:
         return self._features.language[self.sample_index]
 
     def by_sample(self, predict: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
-        """What ``predict(image, language)`` makes of each distinct sample, computed once, for every state, ``[B, K]``.
+        """The rows of ``predict(image, language)`` for every state, ``[B, K]``, computed once for each distinct sample.
 
         Raises DataError without features.
         """
@@ -78,11 +95,11 @@ class States:
 
 
 class Policy(Protocol):
-    """Anything that chooses a setting for each state."""
+    """Chooses a setting for each state."""
 
     @property
     def name(self) -> str: ...
 
     def choose(self, states: States) -> np.ndarray:
-        """Setting number for each state, int64 ``[B]``."""
+        """The number of a setting for each state, int64 ``[B]``."""
         ...

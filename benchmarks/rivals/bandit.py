@@ -1,8 +1,8 @@
-"""Vowpal Wabbit's contextual bandit: learns from the answer of the one setting that was tried, as a live system would.
+"""Vowpal Wabbit's contextual bandit: it learns from the answer of the one setting tried, as a live system would.
 
 Each pass over the training samples tries one setting a sample at random, and the bandit sees its cost and the
 probability of trying it alone. Mathematics: Bietti, Agarwal and Langford 2021, "A Contextual Bandit Bake-off"
-(importance-weighted regression). Shapes: B states, K settings, D inputs.
+(importance-weighted regression). Needs `pip install vowpalwabbit`. Shapes: B states, K settings, D inputs.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from budgetvlm._extras import require
+from budgetvlm import _extras
+from budgetvlm.errors import MissingExtraError
 from budgetvlm.features import Features
-from budgetvlm.policies.inputs import Inputs
+from budgetvlm.policies import States
+from budgetvlm.policies.feature_scaler import FeatureScaler
 from budgetvlm.policies.setting_means import SettingMeans
-from budgetvlm.policies.states import States
 from budgetvlm.table import ProfileTable
 
 PASSES = 4  # settings tried for each sample
@@ -26,10 +27,10 @@ COMMAND = "--cb_adf --cb_type mtr --interactions ca --quiet --noconstant -b 20"
 
 @dataclass(frozen=True, eq=False)
 class ContextualBandit:
-    """Least predicted cost (one minus accuracy) plus price times mean latency, among the feasible settings."""
+    """Chooses the feasible setting with the least predicted cost (one minus accuracy) plus price times mean latency."""
 
-    expected: SettingMeans
-    inputs: Inputs
+    means: SettingMeans
+    scaler: FeatureScaler
     workspace: Any
     tried: np.ndarray
     name: str = "contextual bandit"
@@ -37,30 +38,33 @@ class ContextualBandit:
     @classmethod
     def fit(cls, train: ProfileTable, features: Features, seed: int = 0) -> ContextualBandit:
         """Learn online, in random order. Raises MissingExtraError without vowpalwabbit."""
-        require("vowpalwabbit", "vw", "such policy")
+        if not _extras.installed("vowpalwabbit"):
+            raise MissingExtraError(
+                "vowpalwabbit is not installed, and without it there is no such policy; pip install vowpalwabbit"
+            )
         from vowpalwabbit import Workspace
 
-        expected, inputs = SettingMeans.fit(train), Inputs.fit(features)
-        settings = np.flatnonzero(np.isfinite(expected.accuracy))
+        means, scaler = SettingMeans.fit(train), FeatureScaler.fit(features)
+        settings = np.flatnonzero(np.isfinite(means.accuracy))
         workspace = Workspace(f"{COMMAND} --random_seed {seed}")
-        for lines in _examples(train, _context(inputs.of(features)), settings, seed):
+        for lines in _examples(train, _context(scaler.of(features)), settings, seed):
             workspace.learn(lines)
-        return cls(expected, inputs, workspace, settings)
+        return cls(means, scaler, workspace, settings)
 
     def choose(self, states: States) -> np.ndarray:
-        return self.expected.choose(-states.by_sample(self._costs), states.feasible, states.price)
+        return self.means.choose(-states.by_sample(self._costs), states.feasible, states.price)
 
     def _costs(self, image: np.ndarray, language: np.ndarray) -> np.ndarray:
         """Features ``[B, Di]``, ``[B, Dl]`` -> predicted costs ``[B, K]``, NaN for settings never tried."""
         actions = _actions(self.tried)
-        costs = np.full((len(image), len(self.expected.accuracy)), np.nan)
-        for row, context in enumerate(_context(self.inputs(image, language))):
+        costs = np.full((len(image), len(self.means.accuracy)), np.nan)
+        for row, context in enumerate(_context(self.scaler(image, language))):
             costs[row, self.tried] = self.workspace.predict([context, *actions])
         return costs
 
 
 def _examples(train: ProfileTable, contexts: list[str], settings: np.ndarray, seed: int) -> Iterator[list[str]]:
-    """One multi-line example a sample and pass: the context, and every setting, one of them with its cost."""
+    """One multi-line example for each pass and sample: the context and every setting, one of them with its cost."""
     rng = np.random.default_rng(seed)
     lines = _actions(settings)
     for _ in range(PASSES):

@@ -1,7 +1,7 @@
-"""What a profile table offers a controller: how much each knob matters, and how much room can be seen from outside.
+"""What a profile table offers a controller: how much each knob matters, and how much room the input shows.
 
-Computed from a table alone, without features or a controller. Hindsight is partly luck, so the room is measured by a
-lookup by group labels (question kind and difficulty), which knows all that can be known before the answer.
+All of it is computed from a table alone, without features or a controller. Hindsight is partly luck, so the room is
+measured by a lookup by group labels (question kind and difficulty), which knows all that can be known beforehand.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from budgetvlm.errors import DataError
-from budgetvlm.evaluation.evaluation_options import PRICES
+from budgetvlm.evaluation.evaluation_data import complete_rows
+from budgetvlm.evaluation.evaluation_options import PRICE_SWEEP
 from budgetvlm.evaluation.frontier import latency_at, mixing_path
 from budgetvlm.guard.static import StaticGuard
 from budgetvlm.knobs import KnobSpace
@@ -20,29 +20,13 @@ from budgetvlm.policies import GroupLookup, LookupTable, Oracle, Policy, States
 from budgetvlm.policies.setting_means import SettingMeans, column_means
 from budgetvlm.table import ProfileTable
 
-BUDGET_SHARES = (0.5, 0.6, 0.7, 0.85)
-
-
-def complete_rows(table: ProfileTable, measured: np.ndarray) -> ProfileTable:
-    """The samples on which all settings of ``measured`` (bool ``[K]``) were measured: a fair comparison needs them.
-
-    Raises:
-        DataError: there is none.
-    """
-    known = np.isfinite(table.accuracy) & np.isfinite(table.latency_ms)
-    rows = known[:, measured].all(axis=1)
-    if not rows.any():
-        raise DataError(
-            f"none of the {table.num_samples} samples has all {int(measured.sum())} settings measured, so policies "
-            "cannot be compared; profile the missing settings"
-        )
-    return table if rows.all() else table.subset(rows)
+ROOM_SHARES = (0.5, 0.6, 0.7, 0.85)
 
 
 def visible_room(
     table: ProfileTable,
     labels: tuple[str, ...] = ("kind", "difficulty"),
-    shares: Sequence[float] = BUDGET_SHARES,
+    shares: Sequence[float] = ROOM_SHARES,
     accuracy_share: float = 0.98,
     guard_quantile: float = 0.95,
 ) -> dict[str, Any]:
@@ -50,9 +34,9 @@ def visible_room(
 
     Args:
         table: a profile table with splits and the labels.
-        labels: the labels that make a group; the first one is the kind of question.
+        labels: the labels that define a group; the first one is the kind of question.
         shares: budgets as shares of the full setting's median latency on the training samples.
-        accuracy_share: the target of the second face, as a share of the full setting's accuracy.
+        accuracy_share: the target for the mean latency at equal accuracy, as a share of the full setting's accuracy.
 
     Returns:
         a JSON-able dict: "full", "cheapest", "latency_ratio", "accuracy_by", "knobs", "budgets", "group_gain" (mean
@@ -161,7 +145,7 @@ def _sweep(
 ) -> list[tuple[ProfileTable, np.ndarray]]:
     """What a policy chooses on the complete samples of a table at each price, without a budget."""
     rows = complete_rows(table, expected.measured & guard.measured)
-    return [(rows, policy.choose(States.unlimited(rows, None, guard, price))) for price in PRICES]
+    return [(rows, policy.choose(States.unlimited(rows, None, guard, price))) for price in PRICE_SWEEP]
 
 
 def _known(number: float) -> float | None:

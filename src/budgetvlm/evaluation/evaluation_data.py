@@ -1,0 +1,151 @@
+"""The samples, averages, guard and resamples that all contenders of an evaluation share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from budgetvlm.errors import DataError
+from budgetvlm.evaluation.evaluation_options import EvaluationOptions
+from budgetvlm.evaluation.intervals import Bootstrap
+from budgetvlm.features import Features
+from budgetvlm.guard.static import StaticGuard, timed_rows
+from budgetvlm.policies import States
+from budgetvlm.policies.setting_means import SettingMeans
+from budgetvlm.table import ProfileTable
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationData:
+    """One table, split into the parts that an evaluation needs.
+
+    Without features only policies that read none can choose.
+
+    Attributes:
+        train: the samples that policies are fitted on. test: the evaluated ones, measured at every setting.
+        tuning: the samples that hulls are picked and early stopping is done on, measured at every setting; they are
+            the validation split, or the training split where there is none or it is the evaluated one.
+        left_out: number of evaluated samples that lack a measurement.
+        means, guard: of the training samples; the guard allows no setting without both measurements.
+    """
+
+    train: ProfileTable
+    tuning: ProfileTable
+    test: ProfileTable
+    train_features: Features | None
+    tuning_features: Features | None
+    test_features: Features | None
+    tuning_split: str
+    left_out: int
+    means: SettingMeans
+    guard: StaticGuard
+    bootstrap: Bootstrap
+
+    @classmethod
+    def of(cls, table: ProfileTable, features: Features | None, options: EvaluationOptions) -> EvaluationData:
+        """Split a table.
+
+        Raises:
+            DataError: a split or the features of a sample are missing, or no sample was measured at every setting.
+        """
+        tuning_split = _tuning_split(table, options.split)
+        train = table.subset("train")
+        means = SettingMeans.fit(train)
+        guard = _guard_of_measured(means, StaticGuard.fit_table(train, options.guard_quantile))
+        evaluated = table.subset(options.split)
+        test = complete_rows(evaluated, guard.measured)
+        tuning = complete_rows(table.subset(tuning_split), guard.measured)
+        images = test.groups.get("image_id", test.sample_ids)
+        return cls(
+            train=train,
+            tuning=tuning,
+            test=test,
+            train_features=features and features.aligned(train.sample_ids),
+            tuning_features=features and features.aligned(tuning.sample_ids),
+            test_features=features and features.aligned(test.sample_ids),
+            tuning_split=tuning_split,
+            left_out=evaluated.num_samples - test.num_samples,
+            means=means,
+            guard=guard,
+            bootstrap=Bootstrap.draw(images, options.resamples, options.level, options.seed),
+        )
+
+    @cached_property
+    def test_means(self) -> SettingMeans:
+        """Means of each setting on the evaluated samples."""
+        return SettingMeans.fit(self.test)
+
+    @property
+    def full_accuracy(self) -> float:
+        """Accuracy of the full setting on the evaluated samples."""
+        return float(self.test_means.accuracy[-1])
+
+    @cached_property
+    def timed(self) -> np.ndarray:
+        """Evaluated samples whose violations are counted, bool ``[S]``: those that were timed, or all if none was."""
+        timed = timed_rows(self.test)
+        return timed if timed.any() else np.ones_like(timed)
+
+    def budgets_ms(self, shares: Sequence[float]) -> np.ndarray:
+        """Budgets in ms from shares of the full setting's median latency, ``[P]``."""
+        return np.array(shares) * self.means.reference_ms
+
+    def under_budgets(self, shares: Sequence[float], price: float) -> list[States]:
+        """Every evaluated sample once under each budget, P lists of requests."""
+        table, features, guard = self.test, self.test_features, self.guard
+        return [States.under_budget(table, features, guard, b, price) for b in self.budgets_ms(shares)]
+
+    def at_prices(self, prices: Sequence[float], *, tuning: bool = False) -> list[States]:
+        """Every evaluated (or tuning) sample once at each price, without a budget, P lists of requests."""
+        table, features = (self.tuning, self.tuning_features) if tuning else (self.test, self.test_features)
+        return [States.unlimited(table, features, self.guard, price) for price in prices]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Numbers of samples, images and settings."""
+        return {
+            "train_samples": self.train.num_samples,
+            "tuning_samples": self.tuning.num_samples,
+            "evaluated_samples": self.test.num_samples,
+            "evaluated_timed": int(timed_rows(self.test).sum()),
+            "evaluated_images": self.bootstrap.num_images,
+            "left_out_incomplete": self.left_out,
+            "settings": int(self.guard.measured.sum()),
+        }
+
+
+def complete_rows(table: ProfileTable, measured: np.ndarray) -> ProfileTable:
+    """The samples at which all settings of ``measured`` (bool ``[K]``) were measured: a fair comparison needs them.
+
+    Raises:
+        DataError: there is none.
+    """
+    known = np.isfinite(table.accuracy) & np.isfinite(table.latency_ms)
+    rows = known[:, measured].all(axis=1)
+    if not rows.any():
+        raise DataError(
+            f"none of the {table.num_samples} samples has all {int(measured.sum())} settings measured, so policies "
+            "cannot be compared; profile the missing settings"
+        )
+    return table if rows.all() else table.subset(rows)
+
+
+def _tuning_split(table: ProfileTable, split: str) -> str:
+    present = table.split or ()
+    if table.split is not None and split not in present:
+        sides = ", ".join(sorted(set(present)))
+        raise DataError(f"no {split} samples to evaluate on; this table has: {sides}. Choose another split.")
+    return "validation" if "validation" in present and split != "validation" else "train"
+
+
+def _guard_of_measured(means: SettingMeans, guard: StaticGuard) -> StaticGuard:
+    """The guard without the settings that lack an accuracy."""
+    measured = means.measured & guard.measured
+    if not measured.any():
+        raise DataError(
+            "no setting has both accuracy and latency measured on the training samples; profile both and prepare again"
+        )
+    return StaticGuard(np.where(measured, guard.bounds_ms, np.inf), guard.quantile)
