@@ -9,14 +9,16 @@ import pytest
 import torch
 from test_latency import SPACE, machine, measured
 
-from budgetvlm.controller.decision import Decider, best_within
+from budgetvlm import decide
 from budgetvlm.controller.network import GRPOController
+from budgetvlm.controller.value_network import ValueNetwork
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.guard.adaptive import AdaptiveGuard
 from budgetvlm.guard.answer_length import LengthModel
-from budgetvlm.guard.bounds import Bounds, Request, Spent
+from budgetvlm.guard.bounds import Bounds, Outcome, Request, Spent
 from budgetvlm.guard.latency_model import LatencyModel
 from budgetvlm.guard.margin import Margin
+from budgetvlm.guard.rule import Rule
 from budgetvlm.guard.speed import StageSpeed
 from budgetvlm.vlm import Deadline, Quicker
 from budgetvlm.vlm.decoding import Pace
@@ -25,24 +27,35 @@ LATENCY = LatencyModel.fit(measured(noise=0.05))
 TOKENS, STAGES = machine(SPACE, 2000, seed=9)
 # The first feature tells how long answers are, give or take one token.
 FEATURES = np.column_stack([TOKENS["output"][:, 0] + np.random.default_rng(0).integers(-1, 2, 2000), np.ones(2000)])
+FEATURES = FEATURES.astype(np.float32)
 LENGTHS = LengthModel.fit(FEATURES, TOKENS["output"][:, 0])
 IMAGE = np.array([0.5, -1.0, 2.0], dtype=np.float32)
+NOTHING = Spent()
+ALL = np.ones(len(SPACE), dtype=bool)
 KNOWN = np.arange(len(SPACE)) % 5 > 0
 
 
 def guard(alpha=0.05, factor=None, hurries=True) -> AdaptiveGuard:
     scores = 0.08 * np.random.default_rng(3).standard_t(4, 500)
     margin = Margin.start(alpha, {"overview": scores, "image": scores}, math.log(factor) if factor else None)
-    return AdaptiveGuard(LATENCY, LENGTHS, margin, other_ms=0.5, hurries=hurries)
+    return AdaptiveGuard(LATENCY, LENGTHS, margin, own_ms=0.5, rule=Rule(hurries=hurries))
 
 
-def decider() -> Decider:
+def network() -> ValueNetwork:
     """Of a controller that was trained on nothing."""
     torch.manual_seed(0)
     options = {"latency_ms": range(1, len(SPACE) + 1), "latency_reference_ms": 60.0}
     made = GRPOController(len(IMAGE), 2, knob_values=SPACE.to_dict(), hidden_dim=16, **options)
     torch.nn.init.normal_(made.heads.weight)
-    return Decider(made.eval())
+    return ValueNetwork(made.eval())
+
+
+def bounded(made: AdaptiveGuard, request: Request, budget_ms: float, spent=NOTHING, known=ALL) -> Bounds:
+    return made.bounds_at_choice(request, budget_ms, spent, known)
+
+
+def revised(made: AdaptiveGuard, chosen: Bounds, index: int, spent: Spent, known=ALL) -> Bounds:
+    return made.bounds_at_revision(chosen, index, spent, known)
 
 
 def asked(row: int) -> Request:
@@ -63,27 +76,29 @@ def requests(made: AdaptiveGuard, speed, seed=1, noise=0.08):
         budget = rng.uniform(20, 130) * speed(row)
         slow = speed(row) * math.exp(noise * rng.standard_t(4))
         overview = slow * (STAGES["preprocess"][row, 0] + STAGES["vision"][row, 0])
-        looks = [made.bounds(request, budget, Spent(overview, overview))]
+        looks = [bounded(made, request, budget, Spent(overview, overview))]
         k, promised = dearest(looks[0], budget), bool(looks[0].allowed(budget).any())
         if promised:
             image = slow * (STAGES["preprocess"][row, k] + STAGES["vision"][row, k])
-            looks.append(made.revised(looks[0], k, Spent(image + 0.5, image)))
+            looks.append(revised(made, looks[0], k, Spent(image + 0.5, image)))
             k = dearest(looks[1], budget)
         stages = {name: slow * times[row, k] for name, times in STAGES.items()}
         output, saved_ms = int(TOKENS["output"][row, k]), {}
-        if made.hurries and promised:
+        if made.rule.hurries and promised:
             began = stages["preprocess"] + stages["vision"] + 0.5
             stages |= hurried(pace := pace_of(made, looks[-1], k, budget), k, row, slow, began, output)
             saved_ms = pace.saved_ms
         total = sum(stages.values()) + 0.5
-        made.update(looks, k, stages, output, total, late=total > budget, promised=promised, saved_ms=saved_ms)
+        made.update(request, k, looks, Outcome(stages, output, total, total > budget, False, promised, saved_ms))
         yield total > budget, total / budget, promised
 
 
 def pace_of(made, look, k, budget):
     """That of an answer whose every token is made, late or not."""
-    quicker = [Quicker(SPACE.settings[q], look.step_ms[q], look.read_ms[q]) for q in made.quicker(k)]
-    deadline = Deadline(budget / 1e3, look.step_ms[k], look.lengths[1], tuple(quicker), False, look.read_ms[k])
+    quicker = [Quicker(SPACE.settings[q], look.step_ms[q], look.read_ms[q]) for q in made.faster_settings(k)]
+    deadline = Deadline(
+        budget / 1e3, look.step_ms[k], int(look.forecast.long_tokens), tuple(quicker), False, look.read_ms[k]
+    )
     return Pace(deadline, [range(setting["num_active_blocks"]) for setting in (SPACE.settings[k], *deadline.settings)])
 
 
@@ -146,12 +161,12 @@ def test_what_is_learnt_under_a_load_stays_with_it():
     made = guard()
     run = requests(made, lambda row: 4.0 if 300 <= row < 1500 else 1.0, noise=0.3)
     before = [next(run) for _ in range(300)]
-    parts = dict(made.margin.parts)
+    parts = dict(made.margin.group_offsets)
     for _ in range(1200 - 1):
         next(run)
-    slowed = {name: part for name, part in made.margin.parts.items() if name.endswith("slowed down")}
+    slowed = {name: part for name, part in made.margin.group_offsets.items() if name.endswith("slowed down")}
     assert min(slowed.values()) < 0
-    changed = [abs(part - made.margin.parts[name]) for name, part in parts.items()]
+    changed = [abs(part - made.margin.group_offsets[name]) for name, part in parts.items()]
     assert max(changed) < 0.05 and np.mean([promised for *_, promised in before]) > 0.8
     after = list(run)[20:]
     assert violation_rate(after) <= 0.07
@@ -162,44 +177,39 @@ def test_a_slower_machine_is_seen_as_one():
     made = guard()
     list(requests(made, lambda row: 1.5))
     request = Request(TOKENS["vision"][0], TOKENS["language"][0, 0], FEATURES[0])
-    assert made.bounds(request, 60.0).slowdown == pytest.approx(1.5, rel=0.1)
+    assert bounded(made, request, 60.0).slowdown == pytest.approx(1.5, rel=0.1)
     assert StageSpeed(LATENCY.stages, made.speed.log_scale).drift == {}
 
 
-def test_choosing_in_one_call_is_bounding_and_choosing():
-    made, chooses = guard(), decider()
+def test_choosing_is_bounding_and_choosing():
+    made, chooses = guard(), network()
     list(requests(made, lambda row: 1.5))
     for row, (budget, waited, price, known) in enumerate(
-        itertools.product((40.0, 90.0), (0.0, 15.0), (None, 0.5), (None, KNOWN))
+        itertools.product((40.0, 90.0), (0.0, 15.0), (None, 0.5), (ALL, KNOWN))
     ):
-        spent = Spent(waited + 4.0, 3.5)
-        bounds, values, best = made.choose(chooses, asked(row), IMAGE, budget, spent, price, waited, known)
-        wanted = made.bounds(asked(row), budget, spent, known)
-        assert_same(bounds, wanted)
-        seen = (budget - waited - made.other_ms) / wanted.slowdown
-        states = IMAGE, asked(row).feature, seen, price, wanted.bounds_ms, budget
-        index, expected = chooses.best(*states)
-        np.testing.assert_allclose(values, expected, rtol=1e-6)
-        assert best == index >= 0
+        spent = Spent(waited + 4.0, 3.5, waited_ms=waited)
+        first = decide.specified_choice(made, chooses, asked(row), IMAGE, budget, spent, known, price)
+        wanted = bounded(made, asked(row), budget, spent, known)
+        seen = (budget - waited - made.own_ms) / wanted.slowdown
+        np.testing.assert_allclose(first.values, chooses.values(IMAGE, asked(row).feature, seen, price))
+        allowed = np.flatnonzero(wanted.allowed(budget))
+        assert first.best == allowed[first.values[allowed].argmax()] and first.feasible
         spent = Spent(waited + 20.0, 18.0)
-        later, best = made.choose_again(bounds, best, values, budget, spent, known)
-        assert_same(later, wanted := made.revised(wanted, index, spent, known))
-        assert best == best_within(expected, wanted.bounds_ms, budget)
-
-
-def assert_same(found: Bounds, wanted: Bounds) -> None:
-    for one, other in zip(found, wanted, strict=True):
-        np.testing.assert_array_equal(one, other)
+        again = decide.specified_revision(made, first, first.best, budget, spent, known)
+        later = revised(made, wanted, first.best, spent, known)
+        np.testing.assert_array_equal(again.bounds.times, later.times)
+        allowed = np.flatnonzero(later.allowed(budget))
+        assert again.best == (allowed[first.values[allowed].argmax()] if len(allowed) else -1)
 
 
 def test_what_was_learnt_survives_json():
     made = guard()
     list(requests(made, lambda row: 1.3))
-    made.speed.mood = 0.0  # it is over before a document could be read
+    made.speed.recent_slowdown = 0.0  # it is over before a document could be read
     again = AdaptiveGuard.from_dict(json.loads(json.dumps(made.to_dict())))
     for row in range(20):
         request = Request(TOKENS["vision"][row], TOKENS["language"][row, 0], FEATURES[row])
-        np.testing.assert_allclose(again.bounds(request, 60.0).bounds_ms, made.bounds(request, 60.0).bounds_ms)
+        np.testing.assert_allclose(bounded(again, request, 60.0).bounds_ms, bounded(made, request, 60.0).bounds_ms)
     with pytest.raises(DataError, match="lacks the field margin"):
         AdaptiveGuard.from_dict({k: v for k, v in made.to_dict().items() if k != "margin"})
     with pytest.raises(DataError, match="schema version 7"):
@@ -210,10 +220,10 @@ def test_what_was_learnt_survives_json():
 
 def test_an_overview_that_took_long_warns_of_the_rest():
     made, request = guard(hurries=False), Request(TOKENS["vision"][0], TOKENS["language"][0, 0], FEATURES[0])
-    made.revises = False
+    made = made.replaced(rule=Rule(revises=False, hurries=False))
     usual = STAGES["preprocess"][0, 0] + STAGES["vision"][0, 0]
-    quick, slow = (made.bounds(request, 60.0, Spent(1.5 * usual, took)) for took in (usual, 1.5 * usual))
-    before = made.bounds(request, 60.0)
+    quick, slow = (bounded(made, request, 60.0, Spent(1.5 * usual, took)) for took in (usual, 1.5 * usual))
+    before = bounded(made, request, 60.0)
     assert (slow.rest_ms > 1.1 * quick.rest_ms).all()
     # What is spent is known: only the rest is multiplied by the margin.
     factor = before.bounds_ms / before.rest_ms
@@ -223,34 +233,32 @@ def test_an_overview_that_took_long_warns_of_the_rest():
 
 def test_what_a_large_image_takes_to_prepare_is_expected_again_where_tiles_are_cut():
     made, request = guard(hurries=False), Request(TOKENS["vision"][0], TOKENS["language"][0, 0], FEATURES[0])
-    made.revises = False
+    made = made.replaced(rule=Rule(revises=False, hurries=False))
     prepared, encoded = STAGES["preprocess"][0, 0], STAGES["vision"][0, 0]
-    usual = made.bounds(request, 60.0, Spent(prepared + encoded, prepared + encoded, prepared))
+    usual = bounded(made, request, 60.0, Spent(prepared + encoded, prepared + encoded, prepared))
     took = prepared + 30.0 + encoded
-    large = made.bounds(request, 60.0, Spent(took, took, prepared + 30.0))
-    assert large.large and not usual.large
+    large = bounded(made, request, 60.0, Spent(took, took, prepared + 30.0))
+    assert large.forecast.large and not usual.forecast.large
     tiled = TOKENS["vision"][0] > TOKENS["vision"][0].min()
     assert tiled.any() and not tiled.all()
     np.testing.assert_allclose(large.rest_ms - usual.rest_ms, np.where(tiled, 30.0, 0.0), atol=1.0)
     assert large.slowdown == pytest.approx(usual.slowdown, rel=0.05)  # the machine is as fast as before
     before = made.speed.to_dict()
     stages = {name: float(times[0, -1]) for name, times in STAGES.items()} | {"preprocess": 70.0}
-    made.update([large], len(SPACE) - 1, stages, 4, 200.0, late=False)
+    made.update(request, len(SPACE) - 1, [large], Outcome(stages, 4, 200.0, False))
     place = made.latency.stages.index("preprocess")
     changed = np.array(made.speed.to_dict()["log_scale"]) != np.array(before["log_scale"])
     assert not changed[place] and changed.sum() == len(changed) - 1
-    made.follow(request, len(SPACE) - 1, stages, 4, large=True)
+    made.follow(request, len(SPACE) - 1, made.speed.by_stage(stages), 4, large=True)
     assert made.speed.log_scale[place] == before["log_scale"][place]
-    made.update([usual], len(SPACE) - 1, stages, 4, 200.0, late=False)
+    made.update(request, len(SPACE) - 1, [usual], Outcome(stages, 4, 200.0, False))
     assert made.speed.log_scale[place] > before["log_scale"][place]
 
 
 def test_an_answer_that_may_be_hurried_is_allowed_where_it_is_only_expected_to_be_in_time():
     request = Request(TOKENS["vision"][0], TOKENS["language"][0, 0], FEATURES[0])
-    guards = guard(factor=1.2), guard(factor=1.2, hurries=False)
-    for made in guards:
-        made.revises = False
-    looks = [made.bounds(request, 60.0) for made in guards]
+    guards = [guard(factor=1.2).replaced(rule=Rule(revises=False, hurries=hurries)) for hurries in (True, False)]
+    looks = [bounded(made, request, 60.0) for made in guards]
     hurried, planned = (look.bounds_ms for look in looks)
     likely = math.sqrt(1.2) * (looks[1].rest_ms - looks[1].longer_ms)
     assert (hurried <= planned + 1e-9).all() and (hurried >= likely - 1e-9).all()
@@ -265,8 +273,8 @@ def test_an_answer_that_was_hurried_teaches_what_it_would_have_taken():
     for saved_ms in ({}, {"prefill": 3.0, "decode": 8.0}):
         made = guard()
         stages = {name: float(times[0, full]) - saved_ms.get(name, 0.0) for name, times in STAGES.items()}
-        looks, total = [made.bounds(request, 200.0)], sum(stages.values())
-        made.update(looks, full, stages, 5, total, late=False, saved_ms=saved_ms)
+        looks, total = [bounded(made, request, 200.0)], sum(stages.values())
+        made.update(request, full, looks, Outcome(stages, 5, total, False, saved_ms=saved_ms))
         learnt.append(made.to_dict())
     assert learnt[0]["speed"] == learnt[1]["speed"]
     assert learnt[0]["margin"]["scores"]["overview"] == pytest.approx(learnt[1]["margin"]["scores"]["overview"])
@@ -274,9 +282,9 @@ def test_an_answer_that_was_hurried_teaches_what_it_would_have_taken():
 
 def test_a_setting_is_aimed_at_where_a_cheaper_one_with_its_image_is_safe():
     made, request = guard(hurries=False), Request(TOKENS["vision"][0], TOKENS["language"][0, 0], FEATURES[0])
-    with_recourse = made.bounds(request, 60.0)
-    made.revises = False
-    without = made.bounds(request, 60.0)
+    with_recourse = bounded(made, request, 60.0)
+    made = made.replaced(rule=Rule(revises=False, hurries=False))
+    without = bounded(made, request, 60.0)
     assert (with_recourse.bounds_ms <= without.bounds_ms).all()
     cheapest, full = SPACE.index(SPACE.cheapest), SPACE.index(SPACE.full)
     assert with_recourse.bounds_ms[cheapest] == without.bounds_ms[cheapest]  # it has nothing to fall back on
@@ -286,30 +294,30 @@ def test_a_setting_is_aimed_at_where_a_cheaper_one_with_its_image_is_safe():
 
 def test_what_the_image_took_moves_the_bounds_of_the_settings_that_share_it():
     made, request = guard(), Request(TOKENS["vision"][0], TOKENS["language"][0, 0], FEATURES[0])
-    bounds, full = made.bounds(request, 60.0), SPACE.index(SPACE.full)
+    bounds, full = bounded(made, request, 60.0), SPACE.index(SPACE.full)
     usual = STAGES["preprocess"][0, full] + STAGES["vision"][0, full]
-    quick, slow = (made.revised(bounds, full, Spent(took, took)) for took in (usual, 1.3 * usual))
+    quick, slow = (revised(made, bounds, full, Spent(took, took)) for took in (usual, 1.3 * usual))
     same = np.array([setting["max_crops"] == 12 for setting in SPACE.settings])
     np.testing.assert_array_equal(np.isfinite(quick.bounds_ms), same)
     assert (slow.bounds_ms[same] > quick.bounds_ms[same] + 0.3 * usual).all()
     assert (slow.rest_ms[same] > 1.1 * quick.rest_ms[same]).all()
     known = same & (np.arange(len(SPACE)) != full)
-    assert not np.isfinite(made.revised(bounds, full, Spent(usual, usual), known).bounds_ms[full])
+    assert not np.isfinite(revised(made, bounds, full, Spent(usual, usual), known).bounds_ms[full])
 
 
 @pytest.mark.parametrize("ms", [-1.0, math.nan, math.inf])
 def test_a_clock_that_jumps_teaches_nothing(ms):
     made = guard()
     request = Request(TOKENS["vision"][0], TOKENS["language"][0, 0], FEATURES[0])
-    bounds = made.bounds(request, 60.0)
+    bounds = bounded(made, request, 60.0)
     with pytest.raises(DataError, match="clock"):
-        made.update([bounds], 0, {"prefill": ms}, 1, 5.0, late=False)
+        made.update(request, 0, [bounds], Outcome({"prefill": ms}, 1, 5.0, False))
     with pytest.raises(DataError, match="clock"):
-        made.update([bounds], 0, {"prefill": 5.0}, 1, ms, late=False)
-    np.testing.assert_array_equal(made.bounds(request, 60.0).bounds_ms, bounds.bounds_ms)
+        made.update(request, 0, [bounds], Outcome({"prefill": 5.0}, 1, ms, False))
+    np.testing.assert_array_equal(bounded(made, request, 60.0).bounds_ms, bounds.bounds_ms)
 
 
-@pytest.mark.parametrize("options", [{"margin": Margin(0.05, level=0.1), "other_ms": -1.0}, {"other_ms": math.nan}])
+@pytest.mark.parametrize("options", [{"margin": Margin(0.05, level=0.1), "own_ms": -1.0}, {"own_ms": math.nan}])
 def test_options_that_cannot_work(options):
     with pytest.raises(ConfigError):
         AdaptiveGuard(LATENCY, LENGTHS, **options)
@@ -318,18 +326,18 @@ def test_options_that_cannot_work(options):
 def test_settings_that_are_not_known_are_never_allowed():
     made, known = guard(), np.arange(len(SPACE)) % 5 > 0
     request = Request(TOKENS["vision"][0], TOKENS["language"][0, 0], FEATURES[0])
-    bounds = made.bounds(request, 1e6, Spent(3.0, 2.5), known)
+    bounds = bounded(made, request, 1e6, Spent(3.0, 2.5), known)
     assert bounds.allowed(1e6).tolist() == known.tolist()
-    assert not made.revised(bounds, 1, Spent(6.0, 5.5), known).allowed(1e6)[~known].any()
+    assert not revised(made, bounds, 1, Spent(6.0, 5.5), known).allowed(1e6)[~known].any()
 
 
 def test_a_size_that_comes_again_has_the_bounds_it_would_have_alone():
     """What is remembered of a size does not know the machine's speed, which changes in between."""
     made = guard()
     request = Request(TOKENS["vision"][0], TOKENS["language"][0, 0], FEATURES[0])
-    before = made.bounds(request, 60.0)
+    before = bounded(made, request, 60.0)
     list(requests(made, lambda row: 1.5))
     again = AdaptiveGuard.from_dict(made.to_dict())
-    again.speed.mood = made.speed.mood
-    np.testing.assert_allclose(made.bounds(request, 60.0).bounds_ms, again.bounds(request, 60.0).bounds_ms)
-    assert made.bounds(request, 60.0).slowdown > 1.2 * before.slowdown
+    again.speed.recent_slowdown = made.speed.recent_slowdown
+    np.testing.assert_allclose(bounded(made, request, 60.0).bounds_ms, bounded(again, request, 60.0).bounds_ms)
+    assert bounded(made, request, 60.0).slowdown > 1.2 * before.slowdown

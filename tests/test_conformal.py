@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from budgetvlm.errors import ConfigError, DataError
-from budgetvlm.guard.conformal import FACTORS, Revising, choose_factor, losses, samples_needed
+from budgetvlm.guard.conformal import FACTORS, Calls, Revising, choose_factor, losses, samples_needed
 from budgetvlm.guard.recourse import SameImage
 from budgetvlm.knobs import KnobSpace
 
@@ -77,13 +77,17 @@ def revised_violation_rate(saved, factor, values, predicted, measured, budgets, 
     return late / budgets.size
 
 
+def losses_of(values, predicted, measured, budgets, spent=0.0, revising=None, saving_ms=0.0, **cut):
+    return losses(Calls(values, budgets, predicted, spent, saving_ms, 0.0, revising), measured, **cut)
+
+
 @pytest.mark.parametrize(("tail", "saved"), [(2, 0.0), (5, 0.0), (2, 0.3)])
 def test_the_promise_holds_over_200_seeds_when_choices_are_revised_and_answers_hurried(tail, saved):
     rates = []
     for seed in range(200):
         rng = np.random.default_rng([tail, seed])
         known = requests_in_two_parts(60, rng, tail, saved)
-        factor = choose_factor(losses(*known, saving_ms=saved * np.tile(ANSWER, (60, 1))), ALPHA)
+        factor = choose_factor(losses_of(*known, saving_ms=saved * np.tile(ANSWER, (60, 1))), ALPHA)
         rates.append(revised_violation_rate(saved, factor, *requests_in_two_parts(80, rng, tail, saved)))
     assert np.mean(rates) <= ALPHA + 2 * np.std(rates) / np.sqrt(len(rates))
     assert np.mean(rates) > ALPHA / 4
@@ -94,7 +98,7 @@ def test_the_promise_holds_over_200_seeds(tail, times):
     rates = []
     for seed in range(200):
         rng = np.random.default_rng([tail, seed])
-        factor = choose_factor(losses(*requests(60, rng, tail, times)), ALPHA)
+        factor = choose_factor(losses_of(*requests(60, rng, tail, times)), ALPHA)
         rates.append(violation_rate(factor, *requests(400, rng, tail, times)))
     standard_error = np.std(rates) / np.sqrt(len(rates))
     assert np.mean(rates) <= ALPHA + 2 * standard_error
@@ -114,7 +118,7 @@ def test_losses_of_one_request_by_hand():
 
     It is allowed up to a factor of 1.5; after that the first is chosen, which keeps the budget.
     """
-    loss = losses(
+    loss = losses_of(
         np.array([[[0.1, 0.9]]]), np.array([[10.0, 20.0]]), np.array([[10.0, 40.0]]), np.array([[30.0]])
     )  # fmt: skip
     np.testing.assert_array_equal(loss[0], FACTORS <= 1.5)
@@ -123,7 +127,7 @@ def test_losses_of_one_request_by_hand():
 @pytest.mark.parametrize(("first_ms", "cost"), [(29.0, 0.2), (31.0, 1.0)])
 def test_an_answer_that_is_cut_short_costs_less_than_one_that_is_late(first_ms, cost):
     """As above; up to its first token the slow setting takes 29 ms, which is in time, or 31 ms."""
-    loss = losses(
+    loss = losses_of(
         np.array([[[0.1, 0.9]]]), np.array([[10.0, 20.0]]), np.array([[10.0, 40.0]]), np.array([[30.0]]),
         first_ms=np.array([[5.0, first_ms]]), cut_cost=0.2,
     )  # fmt: skip
@@ -132,7 +136,7 @@ def test_an_answer_that_is_cut_short_costs_less_than_one_that_is_late(first_ms, 
 
 def test_a_loss_never_grows_with_the_factor_even_if_violations_come_back():
     """At a large factor only the cheap setting is left, and it is the one that breaks the budget."""
-    loss = losses(np.array([[[0.1, 0.9]]]), np.array([[10.0, 20.0]]), np.array([[99.0, 20.0]]), np.array([[30.0]]))
+    loss = losses_of(np.array([[[0.1, 0.9]]]), np.array([[10.0, 20.0]]), np.array([[99.0, 20.0]]), np.array([[30.0]]))
     np.testing.assert_array_equal(loss[0], FACTORS <= 3.0)
 
 

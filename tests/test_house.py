@@ -46,6 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     "live": LEARNING | {"answer", "decide", "runtime", "tasks", "vlm"},
     "integrations": {"answer", "profiling", "runtime", "vlm"},
     "commands": LEARNING
+    | {"decide"}
     | {"answer", "comparison", "explanation", "html_report", "importing", "integrations", "live", "profiling"}
     | {"runtime", "tasks", "vlm"},
     "cli": {"commands"},

@@ -7,7 +7,6 @@ import pytest
 
 from budgetvlm.errors import DataError, KnobSpaceError
 from budgetvlm.guard.latency_model import LatencyModel, Sizes, relative_errors
-from budgetvlm.guard.request_latency import QuickLatency
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.table import ProfileTable
 
@@ -84,10 +83,7 @@ def test_stages_add_up_and_a_request_alone_takes_what_it_takes_in_a_table():
     model, sizes = LatencyModel.fit(table), Sizes.of_table(table)
     total = model.predict(sizes)
     assert set(model.stages) == {"preprocess", "vision", "prefill", "decode"}
-    quick = QuickLatency(model)
     for row in (0, 7):
-        alone = quick.total(sizes.vision[row], sizes.language[row, 0], sizes.output[row, 0])
-        np.testing.assert_allclose(alone, total[row])
         by_stage = model.stages_of(5, sizes.vision[row], sizes.language[row, 0], sizes.output[row, 0])
         np.testing.assert_allclose(by_stage.sum(), total[row, 5])
 

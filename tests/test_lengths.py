@@ -1,12 +1,15 @@
 """The distribution of an answer's length."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from budgetvlm.errors import DataError
-from budgetvlm.guard.answer_length import MOST_LENGTHS, LengthModel, outlook
+from budgetvlm.guard.answer_length import MOST_LENGTHS, LengthModel
+from budgetvlm.guard.kernels import length_forecast
+from budgetvlm.guard.specification import expected_length
 
 
 def questions(samples=600, seed=0):
@@ -67,9 +70,11 @@ def test_lengths_that_are_none(tokens):
 def test_a_request_alone_has_the_lengths_of_many_and_another_width_is_named():
     features, tokens = questions()
     model = LengthModel.fit(features, tokens)
+    weights, bias, lengths = model.folded
+    state = SimpleNamespace(length_weights=weights, length_bias=bias, lengths=lengths, alpha=0.2)
     for row in features[:20].astype(np.float32):
-        expected, number = outlook(row, 0.9, *model.folded)
-        assert expected == pytest.approx(float(model.expected(row)), rel=1e-4)
-        assert model.lengths[number] == model.quantile(row, 0.9)
+        for expected, number in (expected_length(state, row), length_forecast(row, state)):
+            assert expected == pytest.approx(float(model.expected(row)), rel=1e-4)
+            assert model.lengths[number] == model.quantile(row, 0.9)
     with pytest.raises(DataError, match=r"has 2 numbers.*learnt from 3"):
         model.check(features[0, :2])

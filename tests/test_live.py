@@ -12,18 +12,21 @@ import pytest
 import torch
 from tiny_vlm import write_tiny_model
 
+from budgetvlm import decide
 from budgetvlm.cli import main
-from budgetvlm.controller.decision import best_within
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.errors import ConfigError, DataError, InputError, KnobSpaceError
 from budgetvlm.features import Features
 from budgetvlm.guard.adaptive import AdaptiveGuard
+from budgetvlm.guard.bounds import Spent
 from budgetvlm.guard.margin import Margin
+from budgetvlm.guard.rule import Rule
+from budgetvlm.guard.saved import load_guard
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.live.calibration import calibrated, measure, requests_needed, typical
 from budgetvlm.live.live_evaluation import LiveRecord, price_of_guarantee, run_live, summary
 from budgetvlm.live.replay import replay
-from budgetvlm.runtime import AdaptiveVLM, load_guard
+from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.table import ProfileTable
 from budgetvlm.tasks import load_task
 from budgetvlm.vlm import Deadline, Quicker, load_vlm
@@ -32,6 +35,7 @@ from budgetvlm.vlm.decoding import LONG_AGO_S, Pace
 SPACE = KnobSpace({"max_crops": [1, 4], "top_k": [4], "num_active_blocks": [2, 4]})
 TASK = load_task("signs")
 REQUESTS = 30
+ALL = np.ones(len(SPACE), dtype=bool)
 
 
 def controller(reference_ms=20.0, **changes):
@@ -74,6 +78,11 @@ def guard(measured):
     return AdaptiveGuard.fit(table, features)
 
 
+def bounded(guard, request, budget_ms):
+    """Bounds before anything has run."""
+    return guard.bounds_at_choice(request, budget_ms, Spent(), ALL)
+
+
 @pytest.fixture
 def system(vlm, guard, measured):
     reference_ms = float(np.median(measured.latency_ms[:, -1]))
@@ -89,12 +98,12 @@ def test_measured_is_what_the_requests_are(measured):
 
 
 def test_calibration_refits_this_machines_speed_and_needs_enough_requests(system, guard, measured):
-    twice = {name: 2 * ms for name, ms in measured.stages_ms.items()}
-    slower = replace(measured, latency_ms=2 * measured.latency_ms, stages_ms=twice)
+    twice = {name: 2 * getattr(measured, name) for name in ("latency_ms", "overview_ms", "prepared_ms")}
+    slower = replace(measured, **twice, stages_ms={name: 2 * ms for name, ms in measured.stages_ms.items()})
     here, found = calibrated(system, guard, measured, 0.05), calibrated(system, guard, slower, 0.05)
     np.testing.assert_allclose(np.exp(found.speed.normal - here.speed.normal), 2.0)
     request = measured.requests[0]
-    assert found.bounds(request, 50.0).slowdown == pytest.approx(2 * here.bounds(request, 50.0).slowdown)
+    assert bounded(found, request, 50.0).slowdown == pytest.approx(2 * bounded(here, request, 50.0).slowdown)
     assert found.speed.drift == {} and found.calibrated_on == REQUESTS
     assert (requests_needed(0.05), requests_needed(0.01)) == (28, 148)
     with pytest.raises(DataError, match=r"30 requests cannot calibrate a violation rate of 0\.01: that takes 148"):
@@ -119,28 +128,27 @@ def test_requests_are_bounded_and_learnt_from(system, measured):
     ample = system.generate(sample.load_image(), sample.question, budget_ms=1e5, max_new_tokens=4)
     assert ample.feasible and ample.budget_met and ample.setting == SPACE.full
     assert 0 < ample.predicted_ms < 1e5
-    assert len(system.guard.margin.parts) == 4  # that of all, its image's, its length's and its budget's
-    before = system.guard.bounds(measured.requests[0], 1e5).bounds_ms
+    assert len(system.guard.margin.group_offsets) == 4  # that of all, its image's, its length's and its budget's
+    before = bounded(system.guard, measured.requests[0], 1e5).bounds_ms
     system.generate(sample.load_image(), sample.question, budget_ms=1e5, max_new_tokens=4)
-    assert (system.guard.bounds(measured.requests[0], 1e5).bounds_ms != before).any()
+    assert (bounded(system.guard, measured.requests[0], 1e5).bounds_ms != before).any()
 
 
 @pytest.mark.parametrize("warm_up", [True, False])
 def test_a_guard_keeps_nothing_of_a_rehearsal_but_what_was_added_to_it(system, warm_up):
     guard = system.guard.copy()
-    guard.other_ms, before = 0.0, {**guard.to_dict(), "other_ms": 0.0}
+    guard.own_ms, before = 0.0, {**guard.to_dict(), "other_ms": 0.0}
     made = AdaptiveVLM(system.vlm, system.controller, guard, warm_up=warm_up)
-    assert made.guard is guard and (made.controller_ms > 0) == warm_up
-    assert guard.to_dict() == {**before, "other_ms": made.controller_ms}
+    assert made.guard is guard and (made.own_ms > 0) == warm_up
+    assert guard.to_dict() == {**before, "other_ms": made.own_ms}
 
 
 def test_what_was_learnt_is_saved_beside_the_controller(system, tmp_path):
     sample = next(TASK.samples("train", 2))
     system.generate(sample.load_image(), sample.question, budget_ms=1e5, max_new_tokens=4)
     assert load_guard(system.save_guard(tmp_path).parent).to_dict() == system.guard.to_dict()
-    system.guard = None
     with pytest.raises(ConfigError, match="no guard"):
-        system.save_guard(tmp_path)
+        AdaptiveVLM(system.vlm, system.controller, warm_up=False).save_guard(tmp_path)
 
 
 def test_a_setting_that_the_controller_never_learnt_is_never_chosen(vlm, guard):
@@ -168,9 +176,9 @@ def test_best_effort_takes_what_keeps_the_budget_on_average(system):
     """Bounds are far above what is expected, so nothing is promised; every setting is still likely to fit."""
     sample = next(TASK.samples("train", 2))
     request = sample.load_image(), sample.question
-    budget = 1.5 * system.look(*request).bounds.predicted_ms.max()
+    budget = 1.5 * system.preview(*request).bounds.predicted_ms.max()
     for when, setting in (("best_effort", SPACE.full), ("fastest", SPACE.cheapest)):
-        system.guard.margin = flat(0.05, np.log(1e4))
+        system.guard = system.guard.replaced(margin=flat(0.05, np.log(1e4)))
         answer = system.generate(*request, budget_ms=budget, max_new_tokens=2, when_infeasible=when)
         assert not answer.feasible and answer.setting == setting
 
@@ -179,21 +187,22 @@ def test_a_choice_is_revised_once_the_image_is_encoded(system, monkeypatch):
     """The image takes long: of the settings that share it only the cheaper one still keeps the budget."""
     sample = next(TASK.samples("train", 2))
     request, asked = (sample.load_image(), sample.question), []
-    choose_again = system.guard.choose_again
+    choose_again = decide.choose_again
 
-    def after_a_slow_image(bounds, index, values, budget_ms, spent, known):
+    def after_a_slow_image(guard, chosen, index, budget_ms, spent, known):
         asked.append(index)
-        found, _ = choose_again(bounds, index, values, budget_ms, spent, known)
-        found.bounds_ms[index] = np.inf
-        return found, best_within(values, found.bounds_ms, budget_ms)
+        found = choose_again(guard, chosen, index, budget_ms, spent, known)
+        found.bounds.bounds_ms[index] = np.inf
+        best = decide.best_allowed(found.values, found.bounds.bounds_ms, budget_ms)
+        return decide.Decision(found.bounds, found.values, int(best))
 
-    monkeypatch.setattr(system.guard, "choose_again", after_a_slow_image)
+    monkeypatch.setattr(decide, "choose_again", after_a_slow_image)
     answer = system.generate(*request, budget_ms=1e5, max_new_tokens=2)
     assert asked == [SPACE.index(SPACE.full)]
     assert answer.setting != SPACE.full and answer.setting["max_crops"] == SPACE.full["max_crops"]
     alone = system.vlm.generate(*request, answer.setting, max_new_tokens=2)
     assert answer.answer == alone.text and answer.feasible
-    system.guard.revises = False
+    system.guard = system.guard.replaced(rule=Rule(revises=False))
     assert system.generate(*request, budget_ms=1e5, max_new_tokens=2).setting == SPACE.full and len(asked) == 1
 
 
@@ -346,7 +355,7 @@ def test_both_systems_get_the_same_requests(system, measured):
 
 def test_the_price_of_the_guarantee_by_hand(system, measured):
     """Only the dearest setting is right. It takes 30 ms of the budget's 40, which the guard's bound does not allow."""
-    system.guard.margin = flat(0.05, np.log(10.0))
+    system.guard = system.guard.replaced(margin=flat(0.05, np.log(10.0)))
     right = np.tile([0.0, 0.0, 0.0, 1.0], (REQUESTS, 1))
     scale = 30.0 / measured.latency_ms[:, -1:]
     known = replace(measured, accuracy=right, latency_ms=measured.latency_ms * 0 + scale * measured.latency_ms[:, -1:])
@@ -396,9 +405,8 @@ class Asked:
 @pytest.mark.parametrize(("budget_ms", "made"), [(60.0, None), (45.0, 4), (35.0, 3), (5.0, 1)])
 def test_a_replayed_answer_is_cut_where_its_deadline_would_cut_it(system, measured, monkeypatch, budget_ms, made):
     """Five tokens in 50 ms. One that is cut is made by the model, to see whether it is right."""
-    system.controller_ms, asked = 0.0, Asked(system, monkeypatch)
-    system.guard.hurries = False
-    system.guard.margin = flat(0.05, np.log(0.8))
+    system.own_ms, asked = 0.0, Asked(system, monkeypatch)
+    system.guard = system.guard.replaced(margin=flat(0.05, np.log(0.8)), rule=Rule(hurries=False))
     given = of_one_length(measured, 50.0, 5)
     (found,) = replay(system, asked, given, reference_ms=budget_ms, budget_shares=(1.0,), num_requests=1)
     assert (found.accuracy, found.cut, found.hurried) == ((0.25, True, False) if made else (1.0, False, False))
@@ -418,8 +426,8 @@ def test_a_replayed_answer_is_hurried_where_its_deadline_would_hurry_it(
     Where the prompt may be read in a hurry, in .4 s in place of 1, all five are there in 2.
     The tiny model is expected to take milliseconds, so the full setting is chosen whatever else runs here.
     """
-    system.controller_ms, quicker = 0.0, SPACE.setting(max_crops=4, top_k=4, num_active_blocks=2)
-    system.guard.margin = flat(0.05, np.log(0.8))
+    system.own_ms, quicker = 0.0, SPACE.setting(max_crops=4, top_k=4, num_active_blocks=2)
+    system.guard = system.guard.replaced(margin=flat(0.05, np.log(0.8)))
     steps = (Quicker(quicker, 400.0, 400.0),)
     monkeypatch.setattr(
         system, "deadline", lambda look, index, at_s, cut: Deadline(at_s, 1000.0, 5, steps, cut, read_ms)
@@ -461,16 +469,16 @@ def test_a_replay_learns_as_it_would_live(system, measured):
     given = as_predicted(measured, system.guard.latency)
     options = {"budget_shares": (0.5, 1.0), "num_requests": 90, "reference_ms": float(np.median(given.latency_ms))}
     replay(system, TASK, given, speed=lambda number: 2.0, **options)
-    assert system.guard.bounds(measured.requests[0], 1e5).slowdown == pytest.approx(2.0, rel=0.02)
+    assert bounded(system.guard, measured.requests[0], 1e5).slowdown == pytest.approx(2.0, rel=0.02)
     replay(system, TASK, given, **options)
-    assert system.guard.bounds(measured.requests[0], 1e5).slowdown == pytest.approx(1.0, rel=0.02)
+    assert bounded(system.guard, measured.requests[0], 1e5).slowdown == pytest.approx(1.0, rel=0.02)
 
 
 def test_a_replay_follows_the_speed_of_all_runs_of_a_request(system, measured):
     """Eight settings were run one after the other: more than it takes to see that all of them were slow."""
     given = as_predicted(measured, system.guard.latency)
     replay(system, TASK, given, speed=lambda number: 2.0, budget_shares=(1.0,), num_requests=1, reference_ms=1e5)
-    assert system.guard.bounds(measured.requests[0], 1e5).slowdown == pytest.approx(2.0, rel=0.02)
+    assert bounded(system.guard, measured.requests[0], 1e5).slowdown == pytest.approx(2.0, rel=0.02)
 
 
 def record(number, violated, promised=True, **changes):
@@ -514,7 +522,7 @@ def test_the_commands(system, directory, tmp_path, capsys):
     assert set(document["stages"]) == {"preprocess", "vision", "prefill", "decode"} and document["alpha"] == 0.05
     assert document["hurries"]
     assert main(["calibrate", *where, "--samples", "28", "--no_hurry"]) == 0
-    assert not load_guard(tmp_path / "controller").hurries
+    assert not load_guard(tmp_path / "controller").rule.hurries
     capsys.readouterr()
     live = ["evaluate", "--live", *where, "--num_requests", "10", "--output_dir", str(tmp_path / "out")]
     assert main([*live, "--truth", "3", "--truth_repeats", "2"]) == 0

@@ -7,17 +7,18 @@ import math
 import numpy as np
 import pytest
 
-from budgetvlm.guard.margin import LEAST_Q, MOST_GROUPS, MOST_Q, Margin
+from budgetvlm.guard.kernels import HIGHEST_LOG_MARGIN, LOWEST_LOG_MARGIN
+from budgetvlm.guard.margin import MAX_GROUPS, Margin
 
 GROUPS = ("short", "tight")
 
 
 def q(margin, groups=GROUPS, moment="overview"):
-    return margin.q([margin.number(group) for group in groups], moment)
+    return margin.log_margin([margin.number(group) for group in groups], moment)
 
 
 def judge(margin, missed, target=0.05):
-    margin.learn(tuple(margin.number(group) for group in GROUPS), missed=float(missed), target=target)
+    margin.learn(tuple(margin.number(group) for group in GROUPS), {}, float(missed), target)
 
 
 def scores(count=1000, spread=0.1, seed=0):
@@ -31,14 +32,14 @@ def started(alpha, given, q=None):
 @pytest.mark.parametrize("alpha", [0.01, 0.05, 0.2])
 def test_it_begins_with_the_quantile_of_the_scores(alpha):
     given = scores(5000)
-    assert started(alpha, given).q() == pytest.approx(np.quantile(given, 1 - alpha), abs=0.03)
+    assert started(alpha, given).log_margin() == pytest.approx(np.quantile(given, 1 - alpha), abs=0.03)
 
 
 @pytest.mark.parametrize("q", [-0.1, 0.05, 0.15, 0.3, 0.8])
 def test_it_begins_with_the_q_that_calibration_found(q):
     margin = started(0.05, scores(), q)
     least = np.quantile(scores(), 1 - 8 * 0.05)  # more than eight times alpha of the scores are never above
-    assert margin.q() == pytest.approx(max(q, least), abs=0.01)
+    assert margin.log_margin() == pytest.approx(max(q, least), abs=0.01)
 
 
 def test_misses_raise_it_and_hits_lower_it_for_their_groups_alone():
@@ -57,10 +58,10 @@ def test_misses_raise_it_also_beyond_all_scores_up_to_a_limit_from_which_it_come
         judge(margin, True)
         found.append(q(margin))
     assert all(later >= earlier for earlier, later in itertools.pairwise(found))
-    assert found[-1] == MOST_Q
+    assert found[-1] == HIGHEST_LOG_MARGIN
     for _ in range(50):
         judge(margin, False)
-    assert q(margin) < MOST_Q
+    assert q(margin) < HIGHEST_LOG_MARGIN
 
 
 def test_hits_lower_it_down_to_a_limit_from_which_it_comes_back():
@@ -68,29 +69,29 @@ def test_hits_lower_it_down_to_a_limit_from_which_it_comes_back():
     for _ in range(5000):
         judge(margin, False)
     low = q(margin)
-    assert low > LEAST_Q
+    assert low > LOWEST_LOG_MARGIN
     judge(margin, True)
     assert q(margin) > low
 
 
 def test_a_noisy_spell_is_followed_and_forgotten():
     margin = started(0.05, scores())
-    before = margin.q()
+    before = margin.log_margin()
     for score in scores(200, 0.6, seed=1):
         margin.add(score)
-    assert margin.q() > 4 * before
+    assert margin.log_margin() > 4 * before
     for score in scores(100, 0.1, seed=2):
         margin.add(score)
-    assert margin.q() == pytest.approx(before, rel=0.4)
+    assert margin.log_margin() == pytest.approx(before, rel=0.4)
 
 
 def test_scores_that_told_of_another_speed_are_dropped():
     margin = started(0.05, scores())
-    before = margin.q()
+    before = margin.log_margin()
     for _ in range(4):
         margin.add(2.3)
     margin.forget(4)
-    assert margin.q() == pytest.approx(before, abs=0.02)
+    assert margin.log_margin() == pytest.approx(before, abs=0.02)
 
 
 def test_each_moment_has_scores_of_its_own_and_the_level_in_common():
@@ -146,11 +147,11 @@ def test_answers_cut_short_count_less_where_hardly_any_may_be_late(alpha, cost):
 
 def test_a_group_keeps_its_number_and_very_many_share_the_last():
     margin = Margin(0.05)
-    numbers = [margin.number(str(number)) for number in range(MOST_GROUPS + 5)]
-    assert numbers == [*range(MOST_GROUPS), *[MOST_GROUPS - 1] * 5]
+    numbers = [margin.number(str(number)) for number in range(MAX_GROUPS + 5)]
+    assert numbers == [*range(MAX_GROUPS), *[MAX_GROUPS - 1] * 5]
     assert margin.number("7") == 7
-    margin.learn(tuple(numbers[-2:]), missed=1.0, target=0.05)
-    assert set(margin.parts) == {str(number) for number in range(MOST_GROUPS - 1, MOST_GROUPS + 5)}
+    margin.learn(tuple(numbers[-2:]), {}, 1.0, 0.05)
+    assert set(margin.group_offsets) == {str(number) for number in range(MAX_GROUPS - 1, MAX_GROUPS + 5)}
 
 
 def test_it_survives_json():

@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 
 from budgetvlm.errors import DataError
-from budgetvlm.guard.speed import AGREEING, StageSpeed, pace_after
+from budgetvlm.guard.kernels import pace_after
+from budgetvlm.guard.speed import NUM_AGREEING, StageSpeed
 
 STAGES = ("vision", "decode")
-TIMES = np.array([[10.0], [20.0], [0.0], [0.0]])  # of a request without further tokens
+PREDICTED = np.array([10.0, 20.0])
 
 
 def run(speed, vision, decode, count=1):
     """Whether a jump was seen."""
-    return sum(speed.follow(TIMES, 0, 1, {"vision": 10 * vision, "decode": 20 * decode}) for _ in range(count)) > 0
+    return sum(speed.follow(PREDICTED, np.array([10 * vision, 20 * decode])) for _ in range(count)) > 0
 
 
 def test_a_slow_drift_is_followed_without_a_jump():
@@ -26,10 +27,10 @@ def test_a_slow_drift_is_followed_without_a_jump():
 
 def test_a_jump_is_believed_once_requests_agree():
     speed = StageSpeed(STAGES)
-    assert not run(speed, 1.0, 10.0, AGREEING - 1)
+    assert not run(speed, 1.0, 10.0, NUM_AGREEING - 1)
     assert run(speed, 1.0, 10.0)
     np.testing.assert_allclose(np.exp(speed.log_scale), [1.0, 10.0], rtol=0.05)
-    assert run(speed, 1.0, 1.0, AGREEING)
+    assert run(speed, 1.0, 1.0, NUM_AGREEING)
     assert speed.drift == {}
 
 
@@ -46,17 +47,23 @@ def test_noise_is_no_jump_and_no_drift():
     assert jumps == 0 and speed.drift == {}
 
 
-def test_the_mood_follows_the_last_requests_and_the_overview():
+def test_the_recent_slowdown_follows_the_last_requests_and_the_overview():
     speed = StageSpeed(STAGES)
     run(speed, 1.2, 1.2, 3)
-    assert 1.08 < math.exp(speed.mood) < 1.2
+    assert 1.08 < math.exp(speed.recent_slowdown) < 1.2
     assert np.exp(speed.log_scale).max() < 1.03
-    assert pace_after(speed.mood, 10.0, 12.0) > math.exp(speed.mood) > pace_after(speed.mood, 10.0, 10.0)
-    assert pace_after(speed.mood, 10.0, 0.0) == pytest.approx(math.exp(speed.mood))  # no part is over
+    assert (
+        pace_after(speed.recent_slowdown, 10.0, 12.0)
+        > math.exp(speed.recent_slowdown)
+        > pace_after(speed.recent_slowdown, 10.0, 10.0)
+    )
+    slowdown = speed.recent_slowdown
+    assert pace_after(slowdown, 10.0, 12.0) > math.exp(slowdown) > pace_after(slowdown, 10.0, 10.0)
+    assert pace_after(slowdown, 10.0, 0.0) == pytest.approx(math.exp(slowdown))  # no part is over
     run(speed, 1.0, 1.0, 20)
-    assert math.exp(speed.mood) == pytest.approx(1.0, abs=0.02)
-    run(speed, 10.0, 10.0, AGREEING)
-    assert speed.mood == 0.0  # the scales have taken it over
+    assert math.exp(speed.recent_slowdown) == pytest.approx(1.0, abs=0.02)
+    run(speed, 10.0, 10.0, NUM_AGREEING)
+    assert speed.recent_slowdown == 0.0  # the scales have taken it over
 
 
 def test_the_slowdown_is_against_the_normal_speed_of_this_machine():
@@ -64,16 +71,16 @@ def test_the_slowdown_is_against_the_normal_speed_of_this_machine():
     assert speed.slowdown == 1.0
     run(speed, 2.0, 2.0, 5)
     assert speed.slowdown == pytest.approx(1.0)
-    run(speed, 6.0, 6.0, AGREEING)
+    run(speed, 6.0, 6.0, NUM_AGREEING)
     assert speed.slowdown == pytest.approx(3.0)
-    run(speed, 2.0, 6.0, AGREEING)  # a third of the time at its normal speed, the rest three times slower
+    run(speed, 2.0, 6.0, NUM_AGREEING)  # a third of the time at its normal speed, the rest three times slower
     assert speed.slowdown == pytest.approx((1 + 2 * 3) / 3)
-    assert not speed.follow(TIMES, 0, 1, {}) and speed.slowdown == pytest.approx((1 + 2 * 3) / 3)
+    assert not speed.follow(PREDICTED, np.zeros(2)) and speed.slowdown == pytest.approx((1 + 2 * 3) / 3)
 
 
 def test_stages_that_took_nothing_teach_nothing():
     speed = StageSpeed(STAGES)
-    assert not any(speed.follow(TIMES, 0, 1, {"vision": 0.0, "other": 5.0}) for _ in range(20))
+    assert not any(speed.follow(PREDICTED, speed.by_stage({"vision": 0.0, "other": 5.0})) for _ in range(20))
     assert speed.log_scale.tolist() == [0.0, 0.0]
 
 

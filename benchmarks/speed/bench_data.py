@@ -93,7 +93,7 @@ class Material:
         """Model, controller and guard."""
         if self.options.checkpoint is not None:
             from budgetvlm.controller.checkpoint import load_controller
-            from budgetvlm.runtime import load_guard
+            from budgetvlm.guard.saved import load_guard
 
             controller, guard = load_controller(self.options.checkpoint), load_guard(self.options.checkpoint)
             return AdaptiveVLM(self.vlm, controller, guard or self._fresh_guard())

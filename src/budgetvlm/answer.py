@@ -8,10 +8,10 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from budgetvlm.errors import InputError
 from budgetvlm.guard.bounds import BOUND, Bounds
+from budgetvlm.guard.rule import Infeasible
 from budgetvlm.knobs import Setting
 from budgetvlm.vlm import Generation
 
-Infeasible = Literal["fastest", "reject", "best_effort"]
 Cut = Literal["always", "needed"]
 _NUMBERS = int, float
 _KNOWN = ("when_infeasible", get_args(Infeasible)), ("cut", get_args(Cut))
@@ -29,7 +29,7 @@ class Answer(NamedTuple):
         predicted_ms: the bound on the latency that the choice relied on; None where the controller has no bounds.
         budget_ms: what was asked for.
         budget_met: whether ``latency_ms`` kept it.
-        feasible: whether any setting was expected to keep it. If not, this is the best effort.
+        feasible: whether any setting was sure to keep it, by the bounds. If not, this is the best effort.
         finish_reason: "stop" (the answer ended), "length" (it was cut at max_new_tokens) or "budget" (it was cut where
             the budget would not have held another token).
         num_vision_tokens, num_language_tokens, num_output_tokens: counts.
@@ -53,7 +53,7 @@ class Answer(NamedTuple):
 
     @property
     def best_effort(self) -> bool:
-        """The budget is below what the cheapest setting is expected to take."""
+        """No setting was sure to keep the budget, so nothing was promised."""
         return not self.feasible
 
     @property
@@ -67,7 +67,7 @@ class Answer(NamedTuple):
 
     def __str__(self) -> str:
         met = "met" if self.budget_met else "missed"
-        effort = ", best effort: below the cheapest setting's time" if self.best_effort else ""
+        effort = " (best effort: no setting was sure to keep it)" if self.best_effort else ""
         return (
             f"{self.answer!r} in {self.latency_ms:.1f} ms, budget {self.budget_ms:.1f} ms {met}{effort}; "
             f"{self.setting}; controller {self.controller_ms:.1f} ms"
@@ -88,6 +88,15 @@ class Choice:
         """The bound on its latency, None where the controller has no bounds."""
         bound: float = self.bounds.times.item(BOUND, self.index)
         return bound if 0 < bound < math.inf else None
+
+
+def cuts(cut: Cut, promised: bool, may_be_late: bool) -> bool:
+    """Whether an answer is cut before a token that would be late. Where nothing was promised none may be late.
+
+    Args:
+        promised: a setting was sure to keep the budget. may_be_late: see `AdaptiveGuard.may_be_late`.
+    """
+    return cut == "always" or not (promised and may_be_late)
 
 
 def check_request(

@@ -1,55 +1,154 @@
-"""A setting for a request in one compiled call at each moment: the guard's bounds, the controller's values, the best.
+"""The one decision: the guard's bounds, the controller's values, and the best setting that the bounds allow.
 
-Between two moments the model runs and empties the caches; then a call costs some 10 microseconds before it does
-anything, and so does every other thing that is done for the first time. Shapes: K settings. Times in ms.
+`specified_choice` and `specified_revision` say what it is, in NumPy; calibration, replays and evaluation use them. A
+request takes the same decision by the compiled loops of `budgetvlm.guard.kernels` once these are there
+(`start_compiling`): between two runs of the model they take a fifth of the time. Shapes: K settings. Times in ms.
 """
 
 from __future__ import annotations
 
-from inspect import signature
-from typing import Any
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 
-from budgetvlm._compiled import compiled
-from budgetvlm.controller.decision import best_within, values_of
-from budgetvlm.guard.bounds import Groups, look, look_again
+from budgetvlm._compiled import InBackground, compile_module
+from budgetvlm.controller.value_network import ValueNetwork
+from budgetvlm.guard import kernels
+from budgetvlm.guard.adaptive import AdaptiveGuard
+from budgetvlm.guard.bounds import Bounds, Request, Spent
+from budgetvlm.guard.fixed import Guard
+from budgetvlm.guard.rule import Infeasible
+from budgetvlm.guard.specification import best_allowed
 
-_ARGUMENTS = tuple(signature(look).parameters)[1:]  # beside the budget
-LOOKS_AT, ACCOUNT = len(_ARGUMENTS), _ARGUMENTS.index("account")
+SMALLEST_BUDGET_MS = 1e-3  # that a controller is told of
 
 
-@compiled
+class Decision(NamedTuple):
+    """What was decided, and by what.
+
+    Attributes:
+        bounds: the guard's. values: the controller's, of every setting ``[K]``.
+        best: number of the best setting that the bounds allow; -1 if they allow none.
+    """
+
+    bounds: Bounds
+    values: np.ndarray
+    best: int
+
+    @property
+    def feasible(self) -> bool:
+        """Whether the bounds allow any setting."""
+        return self.best >= 0
+
+    def settled(self, budget_ms: float, when_infeasible: Infeasible = "fastest") -> int:
+        """The number of the setting that is taken: the best one, or what is to be done where none is allowed."""
+        index = self.best
+        if index < 0 and when_infeasible == "best_effort":
+            index = int(best_allowed(self.values, self.bounds.predicted_ms, budget_ms))
+        return index if index >= 0 else self.bounds.fastest
+
+
 def choose(
-    image: np.ndarray, language: np.ndarray, budget_ms: float, waited_ms: float, *others: Any
-) -> tuple[np.ndarray, float, int, tuple[float, int], Groups, np.ndarray, bool, np.ndarray, int]:
-    """What `look` says, then the values of a controller ``[K]`` and the best setting by both, as `best_within`.
+    guard: Guard, network: ValueNetwork, request: Request, image: np.ndarray, budget_ms: float, spent: Spent,
+    known: np.ndarray, price: float | None = None,
+) -> Decision:  # fmt: skip
+    """Choose a setting for a request.
 
     Args:
-        image, language: as `values_of` takes them.
-        waited_ms: of the budget, before the request began.
-        others: what `look` takes beside the budget, and then what `values_of` takes beside a state and a budget; side
-            by side, because arrays in tuples take longer to pass.
+        image: the overview's feature ``[Di]``, float32.
+        spent: on the request so far, waiting included.
+        known: settings that may be chosen, bool ``[K]``.
+        price: see `ValueNetwork.values`.
     """
-    times, slowdown, fastest, lengths, groups, terms, large = look(budget_ms, *others[:LOOKS_AT])
-    seen = seen_ms(budget_ms - waited_ms, others[ACCOUNT][0], slowdown)
-    values = values_of(image, language, seen, *others[LOOKS_AT:])
-    return times, slowdown, fastest, lengths, groups, terms, large, values, best_within(values, times[0], budget_ms)
+    loops = _LOOPS.get()
+    if loops is None or not isinstance(guard, AdaptiveGuard):
+        return specified_choice(guard, network, request, image, budget_ms, spent, known, price)
+    groups, features = guard.image_groups(request), network.inputs(image, request.feature)
+    times, fastest, forecast, values, index = loops.choose(
+        guard.state, request, groups, known, budget_ms, spent, network.weights(price), *features
+    )
+    return Decision(Bounds(times, fastest, forecast, spent), values, index)
 
 
-@compiled
-def choose_again(values: np.ndarray, budget_ms: float, *others: Any) -> tuple[np.ndarray, int, int]:
-    """What `look_again` says of the others, and then the best setting for these values ``[K]``."""
-    times, fastest = look_again(*others)
-    return times, fastest, best_within(values, times[0], budget_ms)
-
-
-@compiled
-def seen_ms(left_ms: float, own_ms: float, slowdown: float) -> float:
-    """What a controller is told of a budget: as it would be on the machine that was profiled, for the model.
+def choose_again(
+    guard: Guard, chosen: Decision, index: int, budget_ms: float, spent: Spent, known: np.ndarray
+) -> Decision:
+    """Choose anew among the settings with the image of setting ``index``, which is encoded.
 
     Args:
-        left_ms: of the budget. own_ms: what comes beside the model's own stages.
-        slowdown: see `Bounds`.
+        chosen: the decision that setting was chosen by; the controller's values stay what they were.
+        spent: with the whole image's encoding.
     """
-    return max((left_ms - own_ms) / slowdown, 1e-3)
+    loops = _LOOPS.get()
+    if loops is None or not isinstance(guard, AdaptiveGuard):
+        return specified_revision(guard, chosen, index, budget_ms, spent, known)
+    forecast = chosen.bounds.forecast
+    times, fastest, best = loops.choose_again(guard.state, forecast, index, known, spent, chosen.values, budget_ms)
+    return Decision(Bounds(times, fastest, forecast, spent, "image"), chosen.values, best)
+
+
+def specified_choice(
+    guard: Guard, network: ValueNetwork, request: Request, image: np.ndarray, budget_ms: float, spent: Spent,
+    known: np.ndarray, price: float | None = None,
+) -> Decision:  # fmt: skip
+    """What `choose` is, in NumPy."""
+    bounds = guard.bounds_at_choice(request, budget_ms, spent, known)
+    seen_ms = seen_budget_ms(budget_ms - spent.waited_ms, guard.own_ms, bounds.slowdown)
+    values = network.values(image, request.feature, seen_ms, price)
+    return Decision(bounds, values, int(best_allowed(values, bounds.bounds_ms, budget_ms)))
+
+
+def specified_revision(
+    guard: Guard, chosen: Decision, index: int, budget_ms: float, spent: Spent, known: np.ndarray
+) -> Decision:
+    """What `choose_again` is, in NumPy."""
+    bounds = guard.bounds_at_revision(chosen.bounds, index, spent, known)
+    return Decision(bounds, chosen.values, int(best_allowed(chosen.values, bounds.bounds_ms, budget_ms)))
+
+
+def seen_budget_ms(left_ms: float, own_ms: float, slowdown: float) -> float:
+    """What a controller is told of a budget: as it would be on the machine that was profiled, for the model alone.
+
+    Args:
+        left_ms: of the budget. own_ms: what comes beside the model's stages.
+        slowdown: see `budgetvlm.guard.bounds.Forecast`.
+    """
+    return max((left_ms - own_ms) / slowdown, SMALLEST_BUDGET_MS)
+
+
+# --- Compiled loops ---------------------------------------------------------------------------------------------------
+
+
+def start_compiling(guard: Guard, network: ValueNetwork) -> None:
+    """Begin to compile the loops, or to load them, beside what else is done; until then the specification decides."""
+    if isinstance(guard, AdaptiveGuard):
+        _LOOPS.start(lambda: _compiled_by_example(guard.copy(), network))
+
+
+def wait_for_compiled(seconds: float | None = None) -> bool:
+    """Wait until the compiled loops are there (None: as long as it takes), and say whether they are.
+
+    Raises what compiling them raised, where the end of it was waited for.
+    """
+    return _LOOPS.wait(seconds) is not None
+
+
+def _compiled_by_example(guard: AdaptiveGuard, network: ValueNetwork) -> SimpleNamespace:
+    """The loops, called once, so that they are compiled for the types of every later call."""
+    state, weights = guard.state, network.weights(None)
+    request = Request(np.ones(state.size_weights.shape[2]), 1.0, np.zeros(state.length_weights.shape[1], np.float32))
+    image = np.zeros(len(weights.mean), np.float32)
+    known, spent, groups = (
+        np.ones(len(request.vision), dtype=bool),
+        Spent(1.0, 1.0, 0.0, 0.0),
+        guard.image_groups(request),
+    )
+    loops = compile_module(kernels)
+    nothing = image[:0]
+    _, _, forecast, values, _ = loops.choose(state, request, groups, known, 1.0, spent, weights, image, nothing)
+    loops.choose_again(state, forecast, 0, known, spent, values, 1.0)
+    return loops
+
+
+_LOOPS = InBackground()

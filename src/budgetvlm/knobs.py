@@ -161,6 +161,14 @@ class KnobSpace:
         if self != other:
             raise KnobSpaceError(f"{what} has another knob space: {other} instead of {self}")
 
+    def require_contains(self, other: KnobSpace, what: str) -> None:
+        """Raise `KnobSpaceError` unless every setting of a controller's space is one of this space of ``what``."""
+        if self.names != other.names or any(set(other.values(n)) - set(self.values(n)) for n in self.names):
+            raise KnobSpaceError(
+                f"the controller chooses among {other}, but {what} has {self}. Use the controller that was trained on "
+                "this model's profiles, or train one."
+            )
+
     def to_dict(self) -> dict[str, list[Value]]:
         """Knob name -> values; `KnobSpace` takes it back."""
         return {name: list(values) for name, values in self.knobs}

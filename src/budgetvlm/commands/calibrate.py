@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from budgetvlm.live.calibrate_here import calibrate, require_enough
 
     require_enough(args.samples, args.alpha)
-    model, task = open_system(args)
+    model, _, task = open_system(args)
     guard = calibrate(
         model, task, args.samples, alpha=args.alpha, split=args.split, used=profiled_ids(args.data),
         hurries=not args.no_hurry, seed=args.seed,
@@ -59,13 +59,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def open_system(args: argparse.Namespace) -> tuple[AdaptiveVLM, Task]:
+def open_system(args: argparse.Namespace) -> tuple[AdaptiveVLM, AdaptiveGuard, Task]:
     """Model, controller and guard, and the task.
 
     Raises:
         ConfigError: several checkpoints.
         CheckpointError: no guard lies beside the controller.
     """
+    from budgetvlm.decide import wait_for_compiled
+    from budgetvlm.guard.adaptive import AdaptiveGuard
     from budgetvlm.runtime import AdaptiveVLM
 
     task = open_task(args)
@@ -73,12 +75,13 @@ def open_system(args: argparse.Namespace) -> tuple[AdaptiveVLM, Task]:
         raise ConfigError(f"{len(args.checkpoint)} checkpoints were given; one system runs at a time, so give one")
     path = args.checkpoint[0]
     model = AdaptiveVLM.from_pretrained(args.model_path, path, device=args.device, num_threads=args.num_threads)
-    if model.guard is None:
+    if not isinstance(model.guard, AdaptiveGuard):
         raise CheckpointError(
             f"no guard.json lies beside the controller in {directory_of(path)}; train again, `budgetvlm train` "
             "writes it"
         )
-    return model, task
+    wait_for_compiled()  # what is measured is what comes later
+    return model, model.guard, task
 
 
 def directory_of(checkpoint: Path) -> Path:
@@ -105,11 +108,11 @@ def _document(guard: AdaptiveGuard, path: Path, samples: int) -> str:
         {
             "guard": str(path),
             "alpha": guard.alpha,
-            "factor": math.exp(guard.margin.q()),
+            "factor": math.exp(guard.margin.log_margin()),
             "stages": _stage_factors(guard),
             "samples": samples,
-            "other_ms": guard.other_ms,
-            "hurries": guard.hurries,
+            "other_ms": guard.own_ms,
+            "hurries": guard.rule.hurries,
         }
     )
 
@@ -118,7 +121,7 @@ def describe(guard: AdaptiveGuard, path: Path, samples: int) -> str:
     """What was found, in a few lines for people."""
     stages = ", ".join(f"{stage} x {factor:.2f}" for stage, factor in _stage_factors(guard).items())
     return (
-        f"this machine against the profile: {stages}; controller and guard {guard.other_ms:.2f} ms\n"
-        f"bounds are {math.exp(guard.margin.q()):.2f} x the predicted time of a long answer: at most "
+        f"this machine against the profile: {stages}; controller and guard {guard.own_ms:.2f} ms\n"
+        f"bounds are {math.exp(guard.margin.log_margin()):.2f} x the predicted time of a long answer: at most "
         f"{guard.alpha:.1%} of the requests late, from {samples} requests\nwrote {path}"
     )

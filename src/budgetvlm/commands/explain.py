@@ -96,9 +96,11 @@ def _explain(
 ) -> Explanation:
     """Look at the request as `budgetvlm ask` would, without an answer."""
     from budgetvlm._io import open_image
+    from budgetvlm.decide import seen_budget_ms
     from budgetvlm.explanation.explainer import Explainer, explain
     from budgetvlm.explanation.explanation_records import BudgetContext
-    from budgetvlm.runtime import AdaptiveVLM, load_guard
+    from budgetvlm.guard.saved import load_guard
+    from budgetvlm.runtime import AdaptiveVLM
 
     image = open_image(args.image)
     model = AdaptiveVLM.from_pretrained(
@@ -106,8 +108,9 @@ def _explain(
     )
 
     def context(budget_ms: float) -> BudgetContext:
-        bounds = model.look(image, args.question, budget_ms).bounds
-        return BudgetContext(budget_ms, model.seen_budget_ms(bounds, budget_ms), bounds.bounds_ms)
+        bounds = model.preview(image, args.question, budget_ms).bounds
+        seen_ms = seen_budget_ms(budget_ms, model.guard.own_ms, bounds.slowdown)
+        return BudgetContext(budget_ms, seen_ms, bounds.bounds_ms)
 
     overview = model.vlm.encode_overview(image)
     language = model.vlm.question_feature(args.question)

@@ -57,9 +57,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.checkpoint:
         raise ConfigError("--live needs a trained controller; give --checkpoint DIR")
     _check(args)
-    model, task = open_system(args)
-    guard = model.guard
-    assert guard is not None
+    model, guard, task = open_system(args)
     available = min(args.num_requests, task.num_samples(args.split))
     samples = fresh_samples(task, args.split, available, args.seed, profiled_ids(args.data), enough=1)
     reference_ms = reference_on_this_machine(model, samples)
@@ -114,7 +112,7 @@ def reference_on_this_machine(model: AdaptiveVLM, samples: list[Sample]) -> floa
     """The full setting's time here: that of the profile times how much slower this machine runs it now."""
     import numpy as np
 
-    slowdown = [model.look(s.load_image(), s.question).bounds.slowdown for s in samples[:20]]
+    slowdown = [model.preview(s.load_image(), s.question).bounds.slowdown for s in samples[:20]]
     return float(model.controller.latency_reference_ms) * float(np.median(slowdown))
 
 

@@ -169,13 +169,12 @@ def _one_by_one(policy: Policy) -> Callable[[States], object]:
     """How one request is decided; by a controller in the way that serves requests."""
     if not isinstance(policy, ControllerPolicy):
         return policy.choose
-    from budgetvlm.controller.decision import Decider
+    from budgetvlm.controller.value_network import ValueNetwork
 
-    decider = Decider(policy.controller)
+    network = ValueNetwork(policy.controller)
 
     def decide(one: States) -> int:
-        return decider.choose(
-            one.image[0], one.language[0], float(one.budget_ms[0]), float(one.price[0]), one.feasible[0]
-        )
+        values = network.values(one.image[0], one.language[0], float(one.budget_ms[0]), float(one.price[0]))
+        return int(np.where(one.feasible[0], values, -np.inf).argmax())
 
     return decide

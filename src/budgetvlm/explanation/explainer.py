@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from budgetvlm._extras import require
-from budgetvlm.controller.decision import Decider
 from budgetvlm.controller.network import GRPOController
+from budgetvlm.controller.value_network import ValueNetwork
 from budgetvlm.explanation.explanation_records import Attribution, BudgetContext, Explanation, RankedSetting
 from budgetvlm.explanation.nearest_cases import nearest_cases
 from budgetvlm.features import Features
@@ -75,7 +75,7 @@ class Explainer:
     def __init__(
         self, controller: GRPOController, image: np.ndarray, language: np.ndarray, price: float | None = None
     ) -> None:
-        self.controller, self.decider = controller, Decider(controller)
+        self.controller, self.network = controller, ValueNetwork(controller)
         self.image, self.language = (np.asarray(part, dtype=np.float32) for part in (image, language))
         self.price = float(controller.default_price) if price is None else price
 
@@ -85,7 +85,7 @@ class Explainer:
         """All settings: the chosen one first, then the other allowed ones by value, then the rest by bound."""
         image = _mean(self.controller.image_input) if average_image else self.image
         language = _mean(self.controller.lang_input) if average_question else self.language
-        values = self.decider.values(image, language, context.seen_ms, self.price)
+        values = self.network.values(image, language, context.seen_ms, self.price)
         accuracy = values + self._paid()
         allowed, bounds = context.allowed, context.bounds_ms
         order = sorted(range(len(values)), key=lambda k: (not allowed[k], -values[k] if allowed[k] else bounds[k]))
@@ -117,7 +117,7 @@ class Explainer:
         table = data[0].subset("validation")
         features = data[1].aligned(table.sample_ids)
         values = [
-            self.decider.values(image, language, context.seen_ms, self.price)[ranked.index]
+            self.network.values(image, language, context.seen_ms, self.price)[ranked.index]
             for image, language in zip(features.image, features.language, strict=True)
         ]
         predicted = np.clip(np.array(values) + self._paid()[ranked.index], 0.0, 1.0)

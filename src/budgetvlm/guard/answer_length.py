@@ -6,7 +6,6 @@ wanted is a quantile as well as the mean. Shapes: B requests, L lengths, Dl lang
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +15,6 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
-from budgetvlm._compiled import compiled
 from budgetvlm.errors import DataError
 
 MOST_LENGTHS = 24  # longer lists of lengths are put into bins, each named by its longest
@@ -77,7 +75,7 @@ class LengthModel:
         """Weights ``[L, Dl]`` and biases that take raw features, and the lengths."""
         weight = self.weight / self.std[:, None]
         bias = self.bias - self.mean @ weight
-        return np.ascontiguousarray(weight.T, dtype=np.float32), bias, self.lengths.astype(np.float64)
+        return np.ascontiguousarray(weight.T, dtype=np.float64), bias, self.lengths.astype(np.float64)
 
     def check(self, language: np.ndarray) -> None:
         """Raise DataError if a request's feature ``[Dl]`` has another width."""
@@ -98,33 +96,6 @@ class LengthModel:
             return cls(*(np.array(document[name]) for name in ("lengths", "mean", "std", "weight", "bias")))
         except KeyError as error:
             raise DataError(f"the length model lacks the field {error.args[0]}; train again") from None
-
-
-@compiled
-def outlook(
-    language: np.ndarray, level: float, weight: np.ndarray, bias: np.ndarray, lengths: np.ndarray
-) -> tuple[float, int]:
-    """`LengthModel.expected` and the number of its `LengthModel.quantile` among the lengths, for one request.
-
-    Args:
-        language: float32 ``[Dl]``. weight, bias, lengths: `LengthModel.folded`.
-    """
-    shares = np.empty(len(lengths))
-    top, total, mean = -np.inf, 0.0, 0.0
-    for i in range(len(lengths)):
-        shares[i] = bias[i]
-        for j in range(len(language)):
-            shares[i] += weight[i, j] * language[j]
-        top = max(top, shares[i])
-    for i in range(len(lengths)):
-        shares[i] = math.exp(shares[i] - top)
-        total += shares[i]
-        mean += shares[i] * lengths[i]
-    number, below = 0, shares[0]
-    while below < (level - 1e-12) * total and number < len(lengths) - 1:
-        number += 1
-        below += shares[number]
-    return mean / total, number
 
 
 def _bins(tokens: np.ndarray) -> np.ndarray:

@@ -31,7 +31,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from budgetvlm.errors import ConfigError, DataError
-from budgetvlm.guard.recourse import SameImage, bound_of
+from budgetvlm.guard.recourse import SameImage
+from budgetvlm.guard.specification import best_allowed, reachable, upper_bound
 
 FACTORS = np.geomspace(0.25, 64.0, 401)  # 1.4% apart
 
@@ -54,7 +55,7 @@ class Revising:
     Attributes:
         answer_ms: how long answering from the encoded image is predicted to take, at the first choice.
         spent_ms: what was taken when the image was encoded. rest_ms: what is predicted of the rest then.
-        saving_ms, longer_ms: of that, see `budgetvlm.guard.recourse.bound_of`; at the first choice as well.
+        saving_ms, longer_ms: of that rest, see `budgetvlm.guard.specification.upper_bound`.
         factors: on ``rest_ms``, one for each of `FACTORS`, ``[F]``.
     """
 
@@ -67,60 +68,76 @@ class Revising:
     longer_ms: np.ndarray | float = 0.0
 
 
+@dataclass(frozen=True, eq=False)
+class Calls:
+    """Calibration requests: what the policy prefers, and what was predicted when a setting is chosen.
+
+    Attributes:
+        values: what the policy prefers, ``[n, P, K]``: it takes the largest of the allowed ones.
+        budget_ms: ``[n, P]``.
+        rest_ms: the predicted rest of every setting, ``[n, K]``. spent_ms: what was known to be taken, ``[n, K]``.
+        saving_ms, longer_ms: of the rest, see `budgetvlm.guard.specification.upper_bound`, ``[n, K]``.
+        revising: None: the choice stays.
+    """
+
+    values: np.ndarray
+    budget_ms: np.ndarray
+    rest_ms: np.ndarray
+    spent_ms: np.ndarray | float = 0.0
+    saving_ms: np.ndarray | float = 0.0
+    longer_ms: np.ndarray | float = 0.0
+    revising: Revising | None = None
+
+    def chosen(self, f: int) -> tuple[np.ndarray, np.ndarray]:
+        """The setting that each request ends up with at factor number f, ``[n, P]``, and whether any was allowed.
+
+        Where none is allowed the setting means nothing. These are the decisions of `budgetvlm.decide`.
+        """
+        bounds_ms = self.spent_ms + upper_bound(FACTORS[f], self.rest_ms, self.saving_ms, self.longer_ms)
+        if self.revising is not None:
+            bounds_ms = self._reachable(bounds_ms, self.revising, f)
+        first = best_allowed(self.values, bounds_ms[:, None, :], self.budget_ms)
+        chosen = np.maximum(first, 0)
+        return chosen if self.revising is None else self._revised(chosen, self.revising, f), first >= 0
+
+    def _reachable(self, bounds_ms: np.ndarray, later: Revising, f: int) -> np.ndarray:
+        answer_ms = upper_bound(later.factors[f], later.answer_ms, self.saving_ms, self.longer_ms)
+        aimed_ms = self.spent_ms + (self.rest_ms - later.answer_ms) + answer_ms
+        return reachable(bounds_ms, aimed_ms, later.same_image.members)
+
+    def _revised(self, chosen: np.ndarray, later: Revising, f: int) -> np.ndarray:
+        """The choices ``[n, P]`` after the image is encoded; where nothing is allowed, the fastest is taken."""
+        rest_ms = upper_bound(later.factors[f], later.rest_ms, later.saving_ms, later.longer_ms)
+        here = later.same_image.of(chosen)
+        bounds_ms = np.where(here, (later.spent_ms + rest_ms)[:, None, :], np.inf)
+        best = best_allowed(self.values, bounds_ms, self.budget_ms)
+        fastest = np.where(here, later.rest_ms[:, None, :], np.inf).argmin(axis=2)
+        return np.where(best >= 0, best, fastest)
+
+
 def losses(
-    values: np.ndarray,
-    predicted_ms: np.ndarray,
-    latency_ms: np.ndarray,
-    budget_ms: np.ndarray,
-    spent_ms: np.ndarray | float = 0.0,
-    revising: Revising | None = None,
-    first_ms: np.ndarray | None = None,
-    cut_cost: float = 1.0,
-    saving_ms: np.ndarray | float = 0.0,
-    longer_ms: np.ndarray | float = 0.0,
+    calls: Calls, latency_ms: np.ndarray, first_ms: np.ndarray | None = None, cut_cost: float = 1.0
 ) -> np.ndarray:
     """loss_i(f) of every request at every factor of `FACTORS`, ``[n, F]``.
 
     Args:
-        values: what the policy prefers, ``[n, P, K]``: it takes the largest of the allowed ones.
-        predicted_ms, latency_ms: of every setting, ``[n, K]``; the latency in a hurry, where answers may be hurried.
-        budget_ms: ``[n, P]``.
-        spent_ms: a part of the latency that is known when the setting is chosen; what is predicted is the rest.
-        revising: None: the choice stays.
+        latency_ms: of every setting, ``[n, K]``; in a hurry, where answers may be hurried.
         first_ms: until the answer's first token, ``[n, K]``: where that is in time, the answer is cut short and not
             late. None: answers are never cut.
         cut_cost: what a cut answer counts, from 0 to 1.
-        saving_ms, longer_ms: of ``predicted_ms``, see `budgetvlm.guard.recourse.bound_of`, ``[n, K]``.
     """
-    over = (latency_ms[:, None, :] > budget_ms[:, :, None]).astype(np.float64)
+    budget_ms = calls.budget_ms[:, :, None]
+    over = (latency_ms[:, None, :] > budget_ms).astype(np.float64)
     if first_ms is not None:
-        over[(over > 0) & (first_ms[:, None, :] <= budget_ms[:, :, None])] = cut_cost
+        over[(over > 0) & (first_ms[:, None, :] <= budget_ms)] = cut_cost
     worst = np.zeros(over.shape[:2])
-    out = np.empty((len(values), len(FACTORS)))
-    for f in range(len(FACTORS) - 1, -1, -1):
-        bounds = spent_ms + bound_of(FACTORS[f], predicted_ms, saving_ms, longer_ms)
-        if revising is not None:
-            image_ms = predicted_ms - revising.answer_ms
-            aimed = spent_ms + image_ms + bound_of(revising.factors[f], revising.answer_ms, saving_ms, longer_ms)
-            bounds = revising.same_image.reachable(bounds, aimed)
-        allowed = bounds[:, None, :] <= budget_ms[:, :, None]
-        chosen = np.where(allowed, values, -np.inf).argmax(axis=2)
-        if revising is not None:
-            chosen = _revised(chosen, values, budget_ms, revising, f)
-        missed = np.take_along_axis(over, chosen[:, :, None], axis=2)[:, :, 0] * allowed.any(axis=2)
+    out = np.empty((len(over), len(FACTORS)))
+    for f in range(len(FACTORS) - 1, -1, -1):  # a loss counts the worst of all larger factors
+        chosen, allowed = calls.chosen(f)
+        missed = np.take_along_axis(over, chosen[:, :, None], axis=2)[:, :, 0] * allowed
         worst = np.maximum(worst, missed)
         out[:, f] = worst.mean(axis=1)
     return out
-
-
-def _revised(chosen: np.ndarray, values: np.ndarray, budget_ms: np.ndarray, revising: Revising, f: int) -> np.ndarray:
-    """The choices ``[n, P]`` after the image is encoded; where nothing is allowed, the fastest is taken."""
-    rest_ms = bound_of(revising.factors[f], revising.rest_ms, revising.saving_ms, revising.longer_ms)
-    bounds = (revising.spent_ms + rest_ms)[:, None, :]
-    here = revising.same_image.of(chosen)
-    allowed = here & (bounds <= budget_ms[:, :, None])
-    fastest = np.where(here, revising.rest_ms[:, None, :], np.inf).argmin(axis=2)
-    return np.where(allowed.any(axis=2), np.where(allowed, values, -np.inf).argmax(axis=2), fastest)
 
 
 def choose_factor(loss: np.ndarray, alpha: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from budgetvlm.decide import wait_for_compiled
 from budgetvlm.errors import CheckpointError, ConfigError
 from budgetvlm.guard.adaptive import AdaptiveGuard
 from budgetvlm.live.calibration import calibrated, measure, requests_needed
@@ -47,12 +48,13 @@ def calibrate(
         CheckpointError: the model has no guard to start from.
     """
     require_enough(samples, alpha)
-    if model.guard is None:
+    if not isinstance(model.guard, AdaptiveGuard):
         raise CheckpointError("this model has no guard to start from; train again, `budgetvlm train` writes one")
+    wait_for_compiled()  # what is measured is what comes later
     task = load_task(task) if isinstance(task, str) else task
     measured = measure(model, task, fresh_samples(task, split, samples, seed, used), seed, progress)
-    model.guard = calibrated(model, model.guard, measured, alpha, hurries=hurries)
-    return model.guard
+    guard = model.guard = calibrated(model, model.guard, measured, alpha, hurries=hurries)
+    return guard
 
 
 def require_enough(samples: int, alpha: float) -> None:

@@ -19,12 +19,14 @@ from tqdm import tqdm
 
 from budgetvlm.controller.validation import BUDGET_SHARES
 from budgetvlm.errors import DataError
-from budgetvlm.guard.adaptive import IMAGE_STAGES, AdaptiveGuard
-from budgetvlm.guard.bounds import Request, Spent
-from budgetvlm.guard.conformal import FACTORS, Revising, choose_factor, losses, samples_needed
-from budgetvlm.guard.margin import MOMENTS, Margin, Moment
+from budgetvlm.guard.adaptive import AdaptiveGuard
+from budgetvlm.guard.bounds import MOMENTS, Bounds, Moment, Request, Spent
+from budgetvlm.guard.conformal import FACTORS, Calls, Revising, choose_factor, losses, samples_needed
+from budgetvlm.guard.margin import Margin
 from budgetvlm.guard.recourse import SameImage
+from budgetvlm.guard.rule import Rule
 from budgetvlm.guard.speed import StageSpeed
+from budgetvlm.guard.state import IMAGE_STAGES
 from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.tasks import Sample, Task
 from budgetvlm.vlm import Deadline
@@ -93,7 +95,7 @@ def measure(
     steps: list[list[np.ndarray]] = []
     for row, sample in enumerate(tqdm(samples, desc="all settings", unit="request", disable=not progress)):
         image = sample.load_image()
-        requests.append(model.look(image, sample.question).request)
+        requests.append(model.request(image, sample.question))
         images.append(model.vlm.encode_overview(image).feature)
         steps.append([np.empty(0)] * shape[1])
         for k in order[row]:
@@ -145,7 +147,7 @@ def calibrated(
 
     Args:
         guard: its latency model and lengths are kept, what it learnt is not.
-        hurries: see `AdaptiveGuard`.
+        hurries: see `budgetvlm.guard.rule.Rule`.
 
     Raises:
         DataError: too few requests for this alpha.
@@ -156,47 +158,55 @@ def calibrated(
             f"{len(measured)} requests cannot calibrate a violation rate of {alpha:g}: that takes {needed}. Give "
             f"--samples {needed} or more, or a larger --alpha."
         )
-    count = _for_scales(len(measured))
+    # A part of the requests tells how fast the stages are here, and how far predictions scatter.
+    count, rule = _for_scales(len(measured)), Rule(hurries=hurries)
     speed = StageSpeed(guard.latency.stages, _log_scales(guard, measured, range(count)))
-    fresh = AdaptiveGuard(guard.latency, guard.lengths, Margin(alpha), speed, model.controller_ms, hurries=hurries)
-    first = _predictions(fresh, measured, range(count), model.controller_ms)
-    pairs = Margin.start(alpha, first.scores(model.known))
-    rest = range(count, len(measured))
-    slowdown = np.array([fresh.bounds(measured.requests[row], math.inf).slowdown for row in rest])
-    reference_ms = float(model.controller.latency_reference_ms)
-    profiled_budgets = reference_ms * np.tile(np.array(BUDGET_SHARES), (len(rest), 1))
-    values = np.stack([preferences(model, measured, row, profiled_budgets[0]) for row in rest])
-    found = _predictions(fresh, measured, rest, model.controller_ms)
-    loss = losses(
-        values,
-        np.where(model.known, found.rest_ms, np.inf),
-        found.latency_ms - found.saved_ms,
-        profiled_budgets * slowdown[:, None],
-        found.overview_ms,
-        Revising(
-            SameImage(guard.latency.knob_space),
-            found.answer_ms,
-            found.image_ms,
-            np.where(model.known, found.later_rest_ms, np.inf),
-            pairs.image_factors(FACTORS),
-            found.later_saving_ms,
-            found.later_longer_ms,
-        ),
-        found.first_ms,
-        pairs.cut_cost,
-        found.saving_ms,
-        found.longer_ms,
-    )
+    fresh = AdaptiveGuard(guard.latency, guard.lengths, Margin(alpha), speed, model.own_ms, rule=rule)
+    scores = _predictions(fresh, measured, range(count)).scores(model.known)
+    pairs = Margin.start(alpha, scores)
+    # The others give the factor, with every choice made as it will be at run time.
+    found = _predictions(fresh, measured, range(count, len(measured)))
+    calls = calibration_calls(model, measured, found, pairs.image_factors(FACTORS))
+    loss = losses(calls, found.latency_ms - found.saved_ms, found.first_ms, pairs.cut_cost)
     margin = Margin.start(alpha, found.scores(model.known), math.log(choose_factor(loss, alpha)))
     speed = StageSpeed(speed.stages, speed.log_scale)
-    return AdaptiveGuard(guard.latency, guard.lengths, margin, speed, model.controller_ms, len(measured), hurries)
+    return AdaptiveGuard(guard.latency, guard.lengths, margin, speed, model.own_ms, len(measured), rule)
+
+
+def calibration_calls(model: AdaptiveVLM, measured: Measured, found: Predictions, image_factors: np.ndarray) -> Calls:
+    """The requests as the procedure that is calibrated sees them, each at several budgets.
+
+    Budgets are shares of the reference latency as the controller sees them (`decide.seen_budget_ms`), so that on a
+    slower machine they are as tight as on the one that was profiled.
+    """
+    seen_ms = float(model.controller.latency_reference_ms) * np.array(BUDGET_SHARES)
+    budgets_ms = seen_ms * found.slowdown[:, None] + found.own_ms
+    return Calls(
+        values=np.stack([preferences(model, measured, row, seen_ms) for row in found.rows]),
+        budget_ms=budgets_ms,
+        rest_ms=np.where(model.known, found.rest_ms, np.inf),
+        spent_ms=found.overview_ms,
+        saving_ms=found.saving_ms,
+        longer_ms=found.longer_ms,
+        revising=Revising(
+            same_image=SameImage(model.controller.knob_space),
+            answer_ms=found.answer_ms,
+            spent_ms=found.image_ms,
+            rest_ms=np.where(model.known, found.later_rest_ms, np.inf),
+            factors=image_factors,
+            saving_ms=found.later_saving_ms,
+            longer_ms=found.later_longer_ms,
+        ),
+    )
 
 
 @dataclass(frozen=True, eq=False)
-class _Predictions:
-    """What the guard predicts of each run, having seen those before it, and what it took, ``[n, K]`` each.
+class Predictions:
+    """What the guard predicts of each run, having seen those before it, and what it took, ``[n, K]`` if not named.
 
     Attributes:
+        rows: which requests these are. own_ms: the controller's time beside the model, a number.
+        slowdown: of each request's first run, ``[n]``.
         rest_ms: when the setting is chosen; of it answer_ms from the encoded image on. overview_ms: spent by then.
         later_rest_ms: when the image is encoded. image_ms: spent by then.
         saving_ms, later_saving_ms: what hurrying would save of the two rests.
@@ -205,6 +215,9 @@ class _Predictions:
         saved_ms: what hurrying once the image is encoded would have saved, by the stages' predicted times.
     """
 
+    rows: range
+    own_ms: float
+    slowdown: np.ndarray
     rest_ms: np.ndarray
     answer_ms: np.ndarray
     overview_ms: np.ndarray
@@ -227,43 +240,54 @@ class _Predictions:
         return {moment: np.log(times[moment][:, known]).ravel() for moment in MOMENTS}
 
 
-def _predictions(guard: AdaptiveGuard, measured: Measured, rows: range, own_ms: float) -> _Predictions:
-    """Of these rows, in the order in which they were run; ``own_ms``: the controller's time beside the model's."""
-    out = {field.name: np.zeros((len(rows), measured.latency_ms.shape[1])) for field in fields(_Predictions)}
+def _predictions(guard: AdaptiveGuard, measured: Measured, rows: range) -> Predictions:
+    """Of these rows, in the order in which they were run; the guard follows the machine's speed."""
+    settings, own_ms = measured.latency_ms.shape[1], guard.own_ms
+    names = [field.name for field in fields(Predictions)][3:]
+    out = {name: np.zeros((len(rows), settings)) for name in names}
+    slowdown = np.zeros(len(rows))
     for place, row in enumerate(rows):
-        request = measured.requests[row]
-        for k in measured.order[row].tolist():
-            overview_ms, model_ms = float(measured.overview_ms[row, k]), float(measured.image_ms[row, k])
-            image_ms, total_ms = model_ms + own_ms, float(measured.latency_ms[row, k]) + own_ms
-            spent = Spent(overview_ms, overview_ms, float(measured.prepared_ms[row, k]))
-            first = guard.bounds(request, math.inf, spent)
-            later = guard.revised(first, k, Spent(model_ms, model_ms))
-            stages = {name: float(times[row, k]) for name, times in measured.stages_ms.items()}
-            hurried = (guard.quicker(k) or (k,))[-1]
-            read_saved = stages["prefill"] * _share(later.read_ms, k, hurried)
-            found = {
-                "overview_ms": overview_ms,
-                "image_ms": image_ms,
-                "latency_ms": total_ms,
-                "first_ms": total_ms - stages["decode"] - read_saved,
-                "saved_ms": read_saved + stages["decode"] * _share(later.step_ms, k, hurried),
-                "rest_ms": first.rest_ms[k],
-                "answer_ms": first.answer_ms[k],
-                "saving_ms": first.saving_ms[k],
-                "longer_ms": first.longer_ms[k],
-                "later_rest_ms": later.rest_ms[k],
-                "later_saving_ms": later.saving_ms[k],
-                "later_longer_ms": later.longer_ms[k],
-            }
+        for number, k in enumerate(measured.order[row].tolist()):
+            first, found = _predicted_run(guard, measured, row, k)
             for name, ms in found.items():
                 out[name][place, k] = ms
-            guard.follow(request, k, stages, float(measured.output[row, k]), first.large)
-    return _Predictions(**out)
+            if number == 0:
+                slowdown[place] = first.slowdown
+            took_ms = guard.speed.by_stage({name: times[row, k] for name, times in measured.stages_ms.items()})
+            guard.follow(measured.requests[row], k, took_ms, measured.output[row, k], first.forecast.large)
+    return Predictions(rows, own_ms, slowdown, **out)
 
 
-def _share(predicted_ms: np.ndarray, index: int, quicker: int) -> float:
-    """Which share of a setting's time a quicker one would have saved."""
-    return float(max(1 - predicted_ms[quicker] / max(predicted_ms[index], 1e-9), 0.0))
+def _predicted_run(guard: AdaptiveGuard, measured: Measured, row: int, k: int) -> tuple[Bounds, dict[str, float]]:
+    """The bounds when setting k of a row is chosen, and the numbers of `Predictions` about this run."""
+    own_ms, all_settings = guard.own_ms, np.ones(measured.latency_ms.shape[1], dtype=bool)
+    overview_ms, model_ms = float(measured.overview_ms[row, k]), float(measured.image_ms[row, k])
+    total_ms = float(measured.latency_ms[row, k]) + own_ms
+    spent = Spent(overview_ms, overview_ms, float(measured.prepared_ms[row, k]))
+    first = guard.bounds_at_choice(measured.requests[row], math.inf, spent, all_settings)
+    later = guard.bounds_at_revision(first, k, Spent(model_ms, model_ms), all_settings)
+    stages = {name: float(times[row, k]) for name, times in measured.stages_ms.items()}
+    hurried = (guard.faster_settings(k) or (k,))[-1]
+    read_saved = stages["prefill"] * _share(later.read_ms, k, hurried)
+    return first, {
+        "overview_ms": overview_ms,
+        "image_ms": model_ms + own_ms,
+        "latency_ms": total_ms,
+        "first_ms": total_ms - stages["decode"] - read_saved,
+        "saved_ms": read_saved + stages["decode"] * _share(later.step_ms, k, hurried),
+        "rest_ms": first.rest_ms[k],
+        "answer_ms": first.answer_ms[k],
+        "saving_ms": first.saving_ms[k],
+        "longer_ms": first.longer_ms[k],
+        "later_rest_ms": later.rest_ms[k],
+        "later_saving_ms": later.saving_ms[k],
+        "later_longer_ms": later.longer_ms[k],
+    }
+
+
+def _share(predicted_ms: np.ndarray, index: int, faster: int) -> float:
+    """Which share of a setting's time a faster one would have saved."""
+    return float(max(1 - predicted_ms[faster] / max(predicted_ms[index], 1e-9), 0.0))
 
 
 def _for_scales(count: int) -> int:
@@ -273,7 +297,7 @@ def _for_scales(count: int) -> int:
 def preferences(model: AdaptiveVLM, measured: Measured, row: int, budgets_ms: np.ndarray) -> np.ndarray:
     """What the controller prefers for one request at each budget of the profiled machine, ``[P, K]``."""
     image, language = measured.image[row], measured.requests[row].feature
-    return np.stack([model.decider.values(image, language, budget, None) for budget in budgets_ms])
+    return np.stack([model.network.values(image, language, budget, None) for budget in budgets_ms])
 
 
 def _log_scales(guard: AdaptiveGuard, measured: Measured, rows: range) -> np.ndarray:

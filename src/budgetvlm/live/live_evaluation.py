@@ -20,11 +20,9 @@ from scipy.stats import binomtest
 from tqdm import tqdm
 
 from budgetvlm.answer import Answer, Cut
-from budgetvlm.controller.decision import Decider
 from budgetvlm.controller.validation import BUDGET_SHARES
-from budgetvlm.decide import seen_ms
 from budgetvlm.guard.adaptive import AdaptiveGuard
-from budgetvlm.guard.bounds import Bounds, Request, Spent
+from budgetvlm.guard.rule import UNGUARDED
 from budgetvlm.live.calibration import Measured
 from budgetvlm.live.replay import replay
 from budgetvlm.runtime import AdaptiveVLM
@@ -34,33 +32,6 @@ System = Literal["guarded", "unguarded"]
 Phase = Literal["before", "loaded", "after"]
 LEAST_GROUP = 200  # requests that a group needs to be judged alone
 STARTING_S = 60.0  # that a busy process may take to start
-
-
-class Unguarded(AdaptiveGuard):
-    """Allows what is expected to keep the budget on average, never cuts, and learns nothing."""
-
-    cuts = revises = False
-
-    def bounds(
-        self, request: Request, budget_ms: float, spent: Spent | None = None, known: np.ndarray | None = None
-    ) -> Bounds:
-        """As the guard's, but the expected times are the bounds."""
-        bounds = super().bounds(request, budget_ms, spent, known)
-        bounds.bounds_ms[:] = bounds.predicted_ms
-        return bounds._replace(fastest=int(bounds.predicted_ms.argmin()))
-
-    def choose(
-        self, decider: Decider, request: Request, image: np.ndarray, budget_ms: float, spent: Spent,
-        price: float | None = None, waited_ms: float = 0.0, known: np.ndarray | None = None,
-    ) -> tuple[Bounds, np.ndarray, int]:  # fmt: skip
-        """By these bounds."""
-        bounds = self.bounds(request, budget_ms, spent, known)
-        seen = seen_ms(budget_ms - waited_ms, self.other_ms, bounds.slowdown)
-        index, values = decider.best(image, request.feature, seen, price, bounds.bounds_ms, budget_ms)
-        return bounds, values, index
-
-    def update(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing."""
 
 
 @dataclass(frozen=True)
@@ -113,12 +84,12 @@ def run_live(
         load: busy processes beside the middle third.
         cut: see `AdaptiveVLM.generate`.
     """
-    assert guarded.guard is not None
+    assert isinstance(guarded.guard, AdaptiveGuard)
     rng = np.random.default_rng(seed)
-    frozen = Unguarded.from_dict(guarded.guard.to_dict())
+    unguarded = guarded.guard.copy().replaced(rule=UNGUARDED)
     systems: dict[System, AdaptiveVLM] = {
         "guarded": guarded,
-        "unguarded": AdaptiveVLM(guarded.vlm, guarded.controller, frozen),
+        "unguarded": AdaptiveVLM(guarded.vlm, guarded.controller, unguarded),
     }
     order = np.concatenate([rng.permutation(len(samples)) for _ in range(-(-num_requests // len(samples)))])
     records = []
@@ -129,7 +100,7 @@ def run_live(
             busy.set(phase == "loaded")
             sample, share = samples[order[number]], float(rng.choice(np.asarray(budget_shares)))
             image = sample.load_image()
-            most_tokens = str(int(guarded.look(image, sample.question).request.vision.max()))
+            most_tokens = str(int(guarded.request(image, sample.question).vision.max()))
             for name in rng.permutation(list(systems)):
                 system = systems[name]
                 budget_ms = share * reference_ms

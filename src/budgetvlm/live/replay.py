@@ -12,7 +12,6 @@ Shapes: n requests, K settings. Times in ms.
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,14 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from budgetvlm.answer import Cut
-from budgetvlm.controller.decision import best_within
+from budgetvlm.answer import Cut, cuts
+from budgetvlm.decide import seen_budget_ms
 from budgetvlm.guard.adaptive import AdaptiveGuard
-from budgetvlm.guard.bounds import Bounds, Spent
-from budgetvlm.guard.speed import StageSpeed
+from budgetvlm.guard.bounds import Bounds, Outcome, Spent
+from budgetvlm.guard.specification import best_allowed
+from budgetvlm.guard.speed import SpeedSnapshot
 from budgetvlm.knobs import Setting
 from budgetvlm.live.calibration import Measured
-from budgetvlm.runtime import AdaptiveVLM, cuts
+from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.tasks import Sample, Task
 from budgetvlm.vlm import VLM, Deadline
 from budgetvlm.vlm.decoding import Pace
@@ -89,7 +89,7 @@ class _Replay:
     """One replay: a model whose guard learns on, and what was measured."""
 
     def __init__(self, model: AdaptiveVLM, task: Task, measured: Measured, cut: Cut) -> None:
-        assert model.guard is not None
+        assert isinstance(model.guard, AdaptiveGuard)
         self._model, self._guard, self._measured, self._cut = model, model.guard, measured, cut
         self._again = _Again(model.vlm, task, measured.samples)
 
@@ -97,19 +97,21 @@ class _Replay:
         """One request, from which the guard learns."""
         guard, measured, budget_ms = self._guard, self._measured, share * reference_ms
         # Each setting was run at its own moment, of whose speed its own overview and the runs before it told.
-        speeds, last = _speeds(guard, measured, row, speed)
-        chosen = self._choose(row, budget_ms, speed, speeds)
+        moments = self._moments(row, budget_ms, speed)
+        chosen = self._choose(row, budget_ms, speed, moments)
         answered = self._answer(row, chosen, budget_ms, speed)
         late, cut = answered.total_ms > budget_ms, answered.tokens < int(measured.output[row, chosen.index])
-        guard.speed = speeds[chosen.index]
-        guard.update(
-            chosen.looks, chosen.index, answered.stages_ms, answered.tokens, answered.total_ms,
-            late=late, cut=cut, promised=chosen.promised, saved_ms=answered.saved_ms,
-        )  # fmt: skip
-        guard.speed = last
+        outcome = Outcome(
+            answered.stages_ms, answered.tokens, answered.total_ms, late, cut, chosen.promised, answered.saved_ms
+        )
+        now = guard.speed.snapshot()
+        guard.speed.restore(moments[chosen.index].speed)
+        guard.update(measured.requests[row], chosen.index, chosen.decided_by, outcome)
+        guard.speed.restore(now)
         accuracy = float(measured.accuracy[row, chosen.index])
         if answered.deadline and (cut or answered.hurried):
-            accuracy = self._again.accuracy(row, self._setting(chosen.index), answered.deadline, answered.readings)
+            setting = self._model.setting(chosen.index)
+            accuracy = self._again.accuracy(row, setting, answered.deadline, answered.readings)
         return Replayed(
             row=row,
             budget_share=share,
@@ -122,35 +124,56 @@ class _Replay:
             latency_ms=answered.total_ms,
         )
 
-    def _choose(self, row: int, budget_ms: float, speed: float, speeds: Sequence[StageSpeed]) -> _Chosen:
+    def _moments(self, row: int, budget_ms: float, speed: float) -> list[_Moment]:
+        """What the guard knew and said when each setting of a row was run; its speed follows through all runs."""
+        model, guard, measured = self._model, self._guard, self._measured
+        request, own_ms = measured.requests[row], speed * model.own_ms
+        found: dict[int, _Moment] = {}
+        for k in measured.order[row].tolist():
+            times = measured.overview_ms, measured.prepared_ms, measured.image_ms
+            overview_ms, prepared_ms, image_ms = (speed * float(ms[row, k]) for ms in times)
+            spent = Spent(overview_ms, overview_ms, prepared_ms)
+            bounds = guard.bounds_at_choice(request, budget_ms, spent, model.known)
+            revised = guard.bounds_at_revision(bounds, k, Spent(own_ms + image_ms, image_ms), model.known)
+            found[k] = _Moment(guard.speed.snapshot(), bounds, revised)
+            stages = {name: speed * float(ms[row, k]) for name, ms in measured.stages_ms.items()}
+            predicted_ms = guard.latency.stages_of(k, request.vision, request.language, float(measured.output[row, k]))
+            guard.speed.follow(predicted_ms, guard.speed.by_stage(stages))
+        return [found[k] for k in range(len(found))]
+
+    def _choose(self, row: int, budget_ms: float, speed: float, moments: Sequence[_Moment]) -> _Chosen:
         """As `AdaptiveVLM.generate` does, where every setting's bounds are of the moment at which it was run."""
         model, guard, measured = self._model, self._guard, self._measured
         request = measured.requests[row]
-        moments, revised = _looks(model, measured, row, budget_ms, speed, speeds)
-        bounds_ms, rest_ms = _own(moments)
-        seen_ms = model.seen_budget_ms(guard.bounds(request, budget_ms), budget_ms)
-        values = model.decider.values(measured.image[row], request.feature, seen_ms, None)
+        # The bounds of each setting, as its own moment has them, and what the controller is told of the budget.
+        bounds_ms, rest_ms = _own([moment.bounds for moment in moments])
+        slowdown = moments[measured.order[row][0]].bounds.slowdown
+        seen_ms = seen_budget_ms(budget_ms, guard.own_ms, slowdown)
+        values = model.network.values(measured.image[row], request.feature, seen_ms, None)
         index = _best(values, bounds_ms, budget_ms, rest_ms)
-        true_ms = np.where(model.known, speed * (measured.latency_ms[row] + model.controller_ms), np.inf)
-        true_index = _best(values, true_ms, budget_ms, rest_ms)
         promised = bool((bounds_ms <= budget_ms).any())
-        if not (guard.revises and promised):
-            return _Chosen(index, [moments[index]], promised, true_index)
-        here, (later_ms, later_rest_ms) = np.isfinite(revised[index].bounds_ms), _own(revised)
-        index = _best(values, np.where(here, later_ms, np.inf), budget_ms, later_rest_ms)
-        return _Chosen(index, [moments[index], revised[index]], promised, true_index)
+        # The choice of a guard that knows every time.
+        true_ms = np.where(model.known, speed * (measured.latency_ms[row] + model.own_ms), np.inf)
+        true_index = _best(values, true_ms, budget_ms, rest_ms)
+        decided_by = [moments[index].bounds]
+        if guard.rule.revises and promised:
+            here = np.isfinite(moments[index].revised.bounds_ms)
+            later_ms, later_rest_ms = _own([moment.revised for moment in moments])
+            index = _best(values, np.where(here, later_ms, np.inf), budget_ms, later_rest_ms)
+            decided_by = [moments[index].bounds, moments[index].revised]
+        return _Chosen(index, decided_by, promised, true_index)
 
     def _answer(self, row: int, chosen: _Chosen, budget_ms: float, speed: float) -> _Answered:
         """Read and decode by the clock of the replay."""
         model, measured, index = self._model, self._measured, chosen.index
-        setting = self._setting(index)
+        setting = model.setting(index)
         stages = {name: speed * float(times[row, index]) for name, times in measured.stages_ms.items()}
         depth = int(setting.get("num_active_blocks", model.vlm.num_total_blocks))
         blocks_ms, tokens_ms = (speed * took for took in _steps_ms(measured, row, index, depth))
-        before_ms = speed * model.controller_ms + sum(stages.values()) - stages["prefill"] - stages["decode"]
+        before_ms = speed * model.own_ms + sum(stages.values()) - stages["prefill"] - stages["decode"]
         clock = _Clock(before_ms)
-        cut = cuts(self._guard, self._cut, chosen.promised)
-        deadline = model.deadline(chosen.looks[-1], index, budget_ms / 1e3, cut=cut)
+        cut = cuts(self._cut, chosen.promised, self._guard.may_be_late)
+        deadline = model.deadline(chosen.decided_by[-1], index, budget_ms / 1e3, cut=cut)
         pace = Pace.of(model.vlm, setting, deadline._replace(clock=clock.read)) if deadline else None
         if pace and deadline and deadline.read_ms:
             clock.now_ms += stages["prefill"] - float(blocks_ms.sum())  # before the first block
@@ -163,8 +186,14 @@ class _Replay:
         hurried, saved_ms = (bool(pace.hurried), pace.saved_ms) if pace else (False, {})
         return _Answered(stages, tokens, clock.now_ms, hurried, saved_ms, deadline, clock.readings)
 
-    def _setting(self, index: int) -> Setting:
-        return self._model.controller.knob_space.settings[index]
+
+@dataclass(frozen=True)
+class _Moment:
+    """When one setting was run: the machine's speed as the guard knew it, and the bounds, also with its image."""
+
+    speed: SpeedSnapshot
+    bounds: Bounds
+    revised: Bounds
 
 
 @dataclass(frozen=True)
@@ -172,7 +201,7 @@ class _Chosen:
     """Which setting, by which bounds, whether any was allowed, and which one had the guard known every time."""
 
     index: int
-    looks: list[Bounds]
+    decided_by: list[Bounds]
     promised: bool
     true_index: int
 
@@ -190,44 +219,16 @@ class _Answered:
     readings: list[float]
 
 
-def _own(looks: Sequence[Bounds]) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds and predicted rests of every setting, each as its own look has them, ``[K]``."""
-    bounds, rests = ([getattr(look, name)[k] for k, look in enumerate(looks)] for name in ("bounds_ms", "rest_ms"))
+def _own(moments: Sequence[Bounds]) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds and predicted rests of every setting, each as its own moment has them, ``[K]``."""
+    bounds, rests = ([getattr(one, name)[k] for k, one in enumerate(moments)] for name in ("bounds_ms", "rest_ms"))
     return np.array(bounds), np.array(rests)
 
 
 def _best(values: np.ndarray, bounds_ms: np.ndarray, budget_ms: float, rest_ms: np.ndarray) -> int:
     """The most valuable setting whose bound keeps the budget, or the fastest of those that may be chosen."""
-    best = best_within(values, bounds_ms, budget_ms)
+    best = int(best_allowed(values, bounds_ms, budget_ms))
     return best if best >= 0 else int(np.where(np.isfinite(bounds_ms), rest_ms, np.inf).argmin())
-
-
-def _speeds(guard: AdaptiveGuard, measured: Measured, row: int, speed: float) -> tuple[list[StageSpeed], StageSpeed]:
-    """The machine's speed when each of a row's settings was run, as all runs before it tell, and after the last one."""
-    now, profiled = copy.deepcopy(guard.speed), guard.profiled(measured.requests[row])
-    found = [now] * measured.latency_ms.shape[1]
-    for k in measured.order[row].tolist():
-        found[k] = copy.deepcopy(now)
-        stages = {name: speed * float(times[row, k]) for name, times in measured.stages_ms.items()}
-        now.follow(profiled, k, float(measured.output[row, k]), stages)
-    return found, now
-
-
-def _looks(
-    model: AdaptiveVLM, measured: Measured, row: int, budget_ms: float, speed: float, speeds: Sequence[StageSpeed]
-) -> tuple[list[Bounds], list[Bounds]]:
-    """What the guard says of a request when each setting was run: as it is chosen, and with its image encoded."""
-    guard, own_ms = model.guard, speed * model.controller_ms
-    assert guard is not None
-    moments, revised, usual = [], [], guard.speed
-    for k, guard.speed in enumerate(speeds):
-        times = measured.overview_ms, measured.prepared_ms, measured.image_ms
-        overview_ms, prepared_ms, image_ms = (speed * float(ms[row, k]) for ms in times)
-        spent = Spent(overview_ms, overview_ms, prepared_ms)
-        moments.append(guard.bounds(measured.requests[row], budget_ms, spent, model.known))
-        revised.append(guard.revised(moments[k], k, Spent(own_ms + image_ms, image_ms), model.known))
-    guard.speed = usual
-    return moments, revised
 
 
 def _steps_ms(measured: Measured, row: int, index: int, blocks: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
 """From an image and a question to what the model and the controller read.
 
 The controller reads a handful of vectors, for which starting tensor operations takes longer than the sums; plain arrays
-in main memory are pooled by compiled loops. What comes out is an array: nothing that reads it needs PyTorch.
+in main memory are pooled by NumPy. What comes out is an array: nothing that reads it needs PyTorch.
 Shapes: n tiles, T tokens, V visual tokens, C channels.
 """
 
@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from torch import nn
 
-from budgetvlm._compiled import compiled
 from budgetvlm.vlm.families.base import AnyImages, TiledImages
 from budgetvlm.vlm.prompt import ImageLayout
 from budgetvlm.vlm.protocol import Overview
@@ -66,7 +65,8 @@ class ImageEncoder:
 def pool(tokens: torch.Tensor) -> np.ndarray:
     """Return the controller's view of visual tokens ``[T, C]``: mean and maximum over them, float32 ``[2 * C]``."""
     if _plain(tokens):
-        return _mean_and_most(tokens.numpy())
+        rows = tokens.numpy()
+        return np.concatenate([rows.mean(0), rows.max(0)])
     tokens = tokens.float()
     pooled: np.ndarray = torch.cat([tokens.mean(0), tokens.amax(0)]).cpu().numpy()
     return pooled
@@ -86,7 +86,8 @@ class WordMeans:
 
     def __call__(self, ids: np.ndarray) -> np.ndarray:
         """Return the mean of the embeddings of these tokens, int64 ``[T]``, float32 ``[C]``."""
-        if self._rows is not None and len(out := _mean_of(self._rows, ids)):
+        if self._rows is not None:
+            out: np.ndarray = self._rows[ids].mean(0)
             return out
         device = next(self._table.parameters()).device
         with torch.inference_mode():
@@ -96,38 +97,3 @@ class WordMeans:
 
 def _plain(tensor: torch.Tensor) -> bool:
     return tensor.is_cpu and tensor.dtype is torch.float32 and tensor.is_contiguous()
-
-
-# Loops make the arrays that they return: between two runs of the model `numpy.empty` takes as long as all of this.
-
-
-@compiled
-def _mean_and_most(tokens: np.ndarray) -> np.ndarray:
-    count, width = tokens.shape
-    out = np.empty(2 * width, np.float32)
-    mean, most = out[:width], out[width:]
-    mean[:] = tokens[0]
-    most[:] = tokens[0]
-    for i in range(1, count):
-        for j in range(width):
-            x = tokens[i, j]
-            mean[j] += x
-            most[j] = x if x > most[j] else most[j]
-    for j in range(width):
-        mean[j] /= np.float32(count)
-    return out
-
-
-@compiled
-def _mean_of(rows: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Average rows; return an empty array where a number is beyond them: the table itself raises IndexError then."""
-    out = np.zeros(rows.shape[1], np.float32)
-    for number in numbers:
-        if not 0 <= number < len(rows):
-            return out[:0]
-        row = rows[number]
-        for j in range(len(out)):
-            out[j] += row[j]
-    for j in range(len(out)):
-        out[j] /= np.float32(len(numbers))
-    return out

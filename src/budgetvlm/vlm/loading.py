@@ -73,6 +73,17 @@ def model_directory(model_path: str, *, trust_remote_code: bool = False) -> Path
     return directory
 
 
+def bundled_controller(model_path: str) -> Path:
+    """The directory of the controller that a model brings. Raises ConfigError."""
+    directory = model_directory(model_path) / "controller"
+    if not directory.is_dir():
+        raise ConfigError(
+            f"no controller was given, and the model {model_path!r} brings none. Train one: `budgetvlm quickstart`, or "
+            "`budgetvlm profile`, `prepare` and `train --output_dir DIR`; then give DIR (--checkpoint DIR)"
+        )
+    return directory
+
+
 def read_family(directory: Path, *, trust_remote_code: bool = False) -> Family:
     """The family of a model's directory.
 

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -51,9 +50,6 @@ class Quicker(NamedTuple):
     setting: Setting
     step_ms: float
     read_ms: float = 0.0
-
-
-quick_quicker = partial(tuple.__new__, Quicker)  # from a tuple of its fields; see `budgetvlm.guard.bounds.quick_spent`
 
 
 class Deadline(NamedTuple):
