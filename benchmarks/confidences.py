@@ -20,8 +20,8 @@ from budgetvlm.errors import DataError
 from budgetvlm.knobs import Setting
 from budgetvlm.profiling.measure.journal import Journal
 from budgetvlm.profiling.prepare.document import read_document
-from budgetvlm.profiling.prepare.feature_extraction import locate
 from budgetvlm.profiling.prepare.splits import TASK_SPLIT
+from budgetvlm.profiling.prepare.task_samples import find_samples
 from budgetvlm.table import ProfileTable
 from budgetvlm.tasks import load_task
 from budgetvlm.vlm import load_vlm
@@ -75,7 +75,7 @@ def record(data: Path, table: ProfileTable, first: int, path: Path) -> list[Pass
         done = sum(len(batch) for batch in journal.entries)
         if done < len(table):
             vlm, task = load_vlm(source["model_path"]), load_task(source["dataset_name"])
-            places = locate(task, table.sample_ids, sorted(set(table.groups[TASK_SPLIT])))
+            places = find_samples(task, table.sample_ids, sorted(set(table.groups[TASK_SPLIT])))
             length = int(table.metadata["exp5_config"]["max_new_tokens"])
             with tqdm(total=len(table), initial=done, desc="first pass", unit="answer", file=sys.stderr) as bar:
                 for start in range(done, len(table), BATCH):

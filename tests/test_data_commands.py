@@ -144,8 +144,8 @@ def test_the_guides_script_hands_the_flags_on(monkeypatch, tmp_path):
 
     given = {}
 
-    def prepare(*args, **options):
-        given.update(options)
+    def prepare(options, **_):
+        given.update(vars(options))
         raise DataError("enough")
 
     monkeypatch.setattr(module, "prepare", prepare)

@@ -30,10 +30,10 @@ def prepared(monkeypatch, tmp_path):
 
     calls = []
 
-    def prepare(**options):
-        calls.append(options)
+    def prepare(options, *, force_recompute):
+        calls.append({**vars(options), "dataset_name": options.dataset_name, "force_recompute": force_recompute})
         table, features = tiny()
-        return module.PreparedData(table, features, Path(options["output_data_path"]))
+        return module.PreparedData(table, features, options.output_data_path)
 
     monkeypatch.setattr(module, "prepare", prepare)
     return calls
@@ -62,7 +62,7 @@ def test_without_output_dir_it_prepares_and_prints_the_command_that_trains(scrip
     assert (options["exp5_dir"], options["exp6_dir"]) == (tmp_path / "exp5", tmp_path / "exp6")
     assert (options["dataset_name"], options["model_path"]) == ("text_vqa", "my model")
     assert options["output_data_path"] == tmp_path / "d.json"
-    assert options["force_recompute"] is True and "seed" not in options and options["train_split"] == 0.8
+    assert options["force_recompute"] is True and options["seed"] == 0 and options["train_split"] == 0.8
     printed = capsys.readouterr().out
     command = printed[printed.index("python experiments") :].replace("\\\n", " ")
     words = shlex.split(command)

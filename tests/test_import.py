@@ -17,7 +17,7 @@ from tiny_vlm import write_tiny_model
 from budgetvlm.cli import main
 from budgetvlm.features import Features
 from budgetvlm.importing.finish import FinishOptions, finish
-from budgetvlm.importing.lmms_logs import Run
+from budgetvlm.importing.lmms_logs import LoggedRun
 from budgetvlm.profiling.prepare.backend import Backend
 from budgetvlm.table import ProfileTable
 from budgetvlm.tasks import load_task
@@ -449,10 +449,10 @@ def test_runs_that_cannot_be_used(tmp_path, capsys, words, message):
 
 
 def test_a_run_is_a_setting_and_a_path():
-    assert Run.parse("max_crops=4,top_k=8=logs/a=b") == Run(
-        Run.parse("logs/a=b").path, (("max_crops", 4), ("top_k", 8))
+    assert LoggedRun.parse("max_crops=4,top_k=8=logs/a=b") == LoggedRun(
+        LoggedRun.parse("logs/a=b").path, (("max_crops", 4), ("top_k", 8))
     )
-    assert Run.parse("logs").setting is None
+    assert LoggedRun.parse("logs").setting is None
 
 
 # -- exp5 and exp6 without a model -------------------------------------------------------------------------------------

@@ -17,10 +17,12 @@ from budgetvlm.errors import ConfigError, DataError, KnobSpaceError, OutputError
 from budgetvlm.features import Features
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.profiling.measure.cell_sampling import draw_cells
+from budgetvlm.profiling.measure.machine import model_fingerprint
 from budgetvlm.profiling.prepare.backend import Backend
-from budgetvlm.profiling.prepare.feature_extraction import extract_features, in_batches, model_fingerprint
+from budgetvlm.profiling.prepare.feature_extraction import extract_features, in_batches
 from budgetvlm.profiling.prepare.fill import predict_times
 from budgetvlm.profiling.prepare.preparation import PreparedData, load_prepared, prepare
+from budgetvlm.profiling.prepare.prepare_options import PrepareOptions
 from budgetvlm.profiling.results.result_files import (
     AccuracyRecord,
     LatencyRecord,
@@ -28,7 +30,7 @@ from budgetvlm.profiling.results.result_files import (
     write_latency_result,
 )
 from budgetvlm.table import ProfileTable
-from budgetvlm.tasks import Sample
+from budgetvlm.tasks import Sample, TaskOptions
 from budgetvlm.vlm import Overview
 
 SPACE = KnobSpace({"max_crops": [1, 4], "top_k": [2], "num_active_blocks": [3, 6]})
@@ -114,8 +116,16 @@ class Prepared:
 
     def __call__(self, **options):
         backend = Backend(lambda name: self.task, lambda path, device: self.vlm, lambda path: self.version)
-        paths = [self.root / "exp5", self.root / "exp6", "toy", "toy-model", self.root / "data" / "d.json"]
-        return prepare(*paths, backend=backend, say=self.said.append, **options)
+        force = options.pop("force_recompute", False)
+        paths = [self.root / "exp5", self.root / "exp6"]
+        where = {
+            "task": TaskOptions("toy"),
+            "model_path": "toy-model",
+            "output_data_path": self.root / "data" / "d.json",
+        }
+        return prepare(
+            PrepareOptions(*paths, **where | options), force_recompute=force, backend=backend, say=self.said.append
+        )
 
 
 @pytest.fixture
@@ -599,10 +609,12 @@ def test_the_command_hands_over_its_flags(monkeypatch, tmp_path):
 
     given = {}
     monkeypatch.setattr(
-        module, "prepare", lambda **options: given.update(options) or PreparedData(None, None, tmp_path)
+        module,
+        "prepare",
+        lambda options, **more: given.update(more, options=options) or PreparedData(None, None, tmp_path),
     )
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     assert command.run(parser.parse_args(["--dataset_name", "text_vqa", "--force_recompute"])) == 0
-    assert given.keys() <= inspect.signature(prepare).parameters.keys()
-    assert (given["dataset_name"], given["force_recompute"], given["train_split"]) == ("text_vqa", True, 0.8)
+    assert given.keys() <= inspect.signature(prepare).parameters.keys() and given["force_recompute"]
+    assert (given["options"].dataset_name, given["options"].train_split) == ("text_vqa", 0.8)

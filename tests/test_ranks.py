@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from budgetvlm.errors import DataError
-from budgetvlm.profiling.prepare.feature_extraction import locate_by_index
 from budgetvlm.profiling.prepare.preparation import load_prepared
+from budgetvlm.profiling.prepare.task_samples import find_samples_by_index
 from budgetvlm.profiling.results.result_files import read_results
 from budgetvlm.tasks import load_task
 
@@ -150,10 +150,10 @@ def test_a_merged_file_that_hides_where_a_rank_begins_is_refused(tmp_path):
 
 def test_an_index_beyond_the_split_is_refused_unless_it_only_evens_out_the_ranks():
     task, size = load_task("signs"), load_task("signs").num_samples("validation")
-    found = locate_by_index(task, [3, size], "validation", world_size=3)
+    found = find_samples_by_index(task, [3, size], "validation", world_size=3)
     assert {number: place.sample.sample_id for number, place in found.items()} == {3: "validation-00001-1"}
     with pytest.raises(DataError, match=rf"sample_id {size} is a number .* has {size} samples"):
-        locate_by_index(task, [3, size], "validation", world_size=2)
+        find_samples_by_index(task, [3, size], "validation", world_size=2)
 
 
 def test_the_guides_command_trains_on_a_tree_of_unmerged_ranks(tmp_path, run_script):

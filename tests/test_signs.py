@@ -8,6 +8,7 @@ import pytest
 
 from budgetvlm.errors import ConfigError
 from budgetvlm.tasks import SPLITS, load_task, signs
+from budgetvlm.tasks.signs_task import SPLIT_SIZES
 
 
 def test_the_same_seed_draws_the_same_picture_and_question():
@@ -22,8 +23,8 @@ def test_pictures_are_rgb_of_the_documented_size():
 
 
 def test_splits_share_no_image():
-    seeds = {s: {signs.scene_seed(s, i) for i in range(signs.SPLIT_SIZES[s] // 2)} for s in SPLITS}
-    assert all(len(seeds[s]) == signs.SPLIT_SIZES[s] // 2 for s in SPLITS)
+    seeds = {s: {signs.scene_seed(s, i) for i in range(SPLIT_SIZES[s] // 2)} for s in SPLITS}
+    assert all(len(seeds[s]) == SPLIT_SIZES[s] // 2 for s in SPLITS)
     assert all(not seeds[a] & seeds[b] for a, b in itertools.combinations(SPLITS, 2))
 
 

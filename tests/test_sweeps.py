@@ -24,7 +24,7 @@ from budgetvlm.profiling.measure.journal import Journal
 from budgetvlm.profiling.measure.latency_sweep import profile_latency
 from budgetvlm.profiling.measure.sweep import collect
 from budgetvlm.profiling.measure.sweep_options import SweepOptions
-from budgetvlm.profiling.prepare.join import read_accuracy_side
+from budgetvlm.profiling.prepare.columns import read_accuracy
 from budgetvlm.profiling.results.result_files import LatencyRecord, read_results
 from budgetvlm.tasks import Sample
 from budgetvlm.vlm import STAGES, Generation, Overview
@@ -562,7 +562,7 @@ def test_settings_measured_later_skip_what_the_earlier_ones_skipped(tmp_path):
     sweep_of("accuracy", tmp_path, Corrupt("test-2"))
     results = read_results(tmp_path, "fake_task", "accuracy")
     assert [len(result.records) for result in results] == [15] * 3 + [14] * 5
-    side = read_accuracy_side(tmp_path, "fake_task")
+    side = read_accuracy(tmp_path, "fake_task")
     assert len(side.sample_ids) == 14 and side.scores.shape == (14, 8)
     assert set(side.config["skipped"]) == {"train-1", "test-2"}
 
@@ -570,7 +570,7 @@ def test_settings_measured_later_skip_what_the_earlier_ones_skipped(tmp_path):
 def test_ranks_skip_each_their_own(tmp_path):
     for rank in (0, 1):
         sweep_of("accuracy", tmp_path, Corrupt("train-1", "train-2"), rank=rank, world_size=2)
-    side = read_accuracy_side(tmp_path, "fake_task")
+    side = read_accuracy(tmp_path, "fake_task")
     assert len(side.sample_ids) == 14 and set(side.config["skipped"]) == {"train-1", "train-2"}
 
 

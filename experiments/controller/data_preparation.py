@@ -16,6 +16,8 @@ from budgetvlm.commands import prepare as command
 from budgetvlm.commands.parser import Parser
 from budgetvlm.errors import BudgetVLMError
 from budgetvlm.profiling.prepare.preparation import PreparedData, load_prepared, prepare
+from budgetvlm.profiling.prepare.prepare_options import PrepareOptions
+from budgetvlm.tasks import TaskOptions
 
 __all__ = ["ControllerDataPreparation", "PreparedData", "load_prepared", "main", "prepare"]
 
@@ -24,7 +26,7 @@ __all__ = ["ControllerDataPreparation", "PreparedData", "load_prepared", "main",
 class ControllerDataPreparation:
     """The profiles of one model on one data set, and where their training data goes.
 
-    See `budgetvlm.profiling.prepare.preparation.prepare` for the arguments and the errors.
+    See `budgetvlm.profiling.prepare.prepare_options.PrepareOptions` for the arguments and the errors.
     """
 
     exp5_dir: str | Path
@@ -38,17 +40,17 @@ class ControllerDataPreparation:
 
     def prepare(self, force_recompute: bool = False) -> PreparedData:
         """Make the data, or take what is there."""
-        return prepare(
-            self.exp5_dir,
-            self.exp6_dir,
-            self.dataset_name,
+        options = PrepareOptions(
+            Path(self.exp5_dir),
+            Path(self.exp6_dir),
+            TaskOptions(self.dataset_name),
             self.model_path,
-            self.output_data_path,
+            Path(self.output_data_path),
             train_split=self.train_split,
             test_split=self.test_split,
             seed=self.seed,
-            force_recompute=force_recompute,
         )
+        return prepare(options, force_recompute=force_recompute)
 
     def load(self) -> PreparedData:
         """The data that was made before."""

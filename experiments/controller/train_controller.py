@@ -39,20 +39,20 @@ def run(args: argparse.Namespace) -> int:
     """Check the flags, prepare, train."""
     from budgetvlm.controller.run_directory import open_output
     from budgetvlm.profiling.prepare.preparation import prepare
+    from budgetvlm.profiling.prepare.prepare_options import PrepareOptions
 
     config = training_config(args)
     if args.output_dir is None and (args.resume or args.overwrite):
         raise ConfigError("--resume and --overwrite speak of an earlier run in --output_dir; give --output_dir too")
     if args.output_dir is not None:
         open_output(args.output_dir, resume=args.resume, overwrite=args.overwrite, remove=False)
-    prepared = prepare(
+    options = PrepareOptions(
         **WHERE.read(args),
-        dataset_name=args.dataset_name,
         train_split=args.train_split,
-        force_recompute=args.force_recompute,
         task=task_options(args),
         device=args.device,  # the seed is training's alone: runs with several seeds share one split
     )
+    prepared = prepare(options, force_recompute=args.force_recompute)
     if args.output_dir is None:
         print(f"the data is ready; train with:\n\n{training_command(args)}\n")
         return 0

@@ -54,6 +54,25 @@ def write_json(path: str | Path, document: Any) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
+def header_text(header: Any, what: str) -> str:
+    """Return a file's header as JSON.
+
+    Raises:
+        DataError: it is not JSON, which only the metadata of ``what`` can cause.
+    """
+    try:
+        return json.dumps(header, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"the metadata of the {what} cannot be stored as JSON: {error}") from None
+
+
+def check_schema(path: Path, header: Any, version: int) -> None:
+    """Raise DataError unless a file's header has the schema version that this version reads."""
+    found = header.get("schema_version")
+    if found != version:
+        raise DataError(f"{path} has schema version {found}; this version reads {version}. Make it again.")
+
+
 def read_json(path: str | Path) -> Any:
     """Read a JSON document.
 

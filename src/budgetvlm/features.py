@@ -16,11 +16,12 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
-from budgetvlm._io import atomic_path
+from budgetvlm._io import atomic_path, check_schema, header_text
 from budgetvlm.errors import DataError
 from budgetvlm.table import first_few
 
 SCHEMA_VERSION = 1
+_HEADER = "budgetvlm.features"
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,12 +88,8 @@ class Features:
             DataError: the metadata is not JSON.
         """
         header = {"schema_version": SCHEMA_VERSION, "sample_ids": self.sample_ids, "metadata": self.metadata}
-        try:
-            text = json.dumps(header, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"the features' metadata cannot be stored as JSON: {error}") from None
         tensors = {"image": np.ascontiguousarray(self.image), "language": np.ascontiguousarray(self.language)}
-        data = to_bytes(tensors, metadata={"budgetvlm.features": text})
+        data = to_bytes(tensors, metadata={_HEADER: header_text(header, "features")})
         with atomic_path(path) as temporary:
             temporary.write_bytes(data)
 
@@ -109,11 +106,7 @@ class Features:
                 f"{path} does not exist; features are the .safetensors file that `budgetvlm prepare` writes"
             )
         header, tensors = _read(path)
-        if header.get("schema_version") != SCHEMA_VERSION:
-            raise DataError(
-                f"{path} has schema version {header.get('schema_version')}; this version reads {SCHEMA_VERSION}. "
-                "Make it again."
-            )
+        check_schema(path, header, SCHEMA_VERSION)
         try:
             return cls(tuple(header["sample_ids"]), tensors["image"], tensors["language"], header["metadata"])
         except (KeyError, DataError) as error:
@@ -137,7 +130,7 @@ def _problems(features: Features) -> Iterator[str]:
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     try:
         with safe_open(path, framework="numpy") as file:
-            text = (file.metadata() or {}).get("budgetvlm.features")
+            text = (file.metadata() or {}).get(_HEADER)
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (no mapping)
         tensors = _tensors(path, shapes)
     except (SafetensorError, OSError) as error:

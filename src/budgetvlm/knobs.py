@@ -98,9 +98,9 @@ class KnobSpace:
         return tuple(Setting(tuple(zip(self.names, values, strict=True))) for values in product)
 
     @cached_property
-    def _numbers(self) -> dict[int, int]:
-        """Number of each of ``settings``, by its identity; of no use in a copy, whose settings are others."""
-        return {id(setting): number for number, setting in enumerate(self.settings)}
+    def _numbers(self) -> dict[Setting, int]:
+        """The number of each of ``settings``."""
+        return {setting: number for number, setting in enumerate(self.settings)}
 
     @cached_property
     def value_indices(self) -> np.ndarray:
@@ -141,8 +141,8 @@ class KnobSpace:
         Raises:
             KnobSpaceError: a knob is missing or unknown, or a value is outside the space; never a nearest match.
         """
-        known = self._numbers.get(id(setting))
-        if known is not None and self.settings[known] is setting:
+        known = self._numbers.get(setting) if isinstance(setting, Setting) else None
+        if known is not None:
             return known
         if set(setting) != set(self.names):
             given = ", ".join(map(str, setting)) or "none"

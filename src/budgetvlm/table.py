@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from budgetvlm._io import atomic_path
+from budgetvlm._io import atomic_path, check_schema, header_text
 from budgetvlm.errors import ConfigError, DataError, KnobSpaceError
 from budgetvlm.knobs import KnobSpace
 
@@ -111,7 +111,7 @@ class ProfileTable:
         Raises:
             DataError: no split is stored, that side is empty, or the rows do not exist.
         """
-        rows = self._split_rows(which) if isinstance(which, str) else self._rows(np.asarray(which))
+        rows = self.rows_of(which) if isinstance(which, str) else self._rows(np.asarray(which))
         return replace(
             self,
             sample_ids=_take(self.sample_ids, rows),
@@ -129,8 +129,18 @@ class ProfileTable:
         return self if count <= most else self.subset(np.linspace(0, count - 1, most).astype(np.int64))
 
     def rows_of(self, split: str) -> np.ndarray:
-        """Which rows a split has, int64, ascending. Raises DataError: no split is stored, or that side is empty."""
-        return self._split_rows(split)
+        """Return which rows a split has, int64, ascending.
+
+        Raises:
+            DataError: no split is stored, or that side is empty.
+        """
+        if self.split is None:
+            raise DataError(f"no {split!r} rows: the table stores no splits. Give it some with with_splits().")
+        rows = np.flatnonzero(np.array(self.split) == split)
+        if not len(rows):
+            sides = ", ".join(sorted(set(self.split)))
+            raise DataError(f"split {split!r} is empty; this table has: {sides}. Split it anew with with_splits().")
+        return rows
 
     def with_splits(self, fractions: Mapping[str, float], seed: int = 0, by: str = "image_id") -> ProfileTable:
         """The same table with new splits, drawn over the groups ``by`` so that no group is on two sides.
@@ -177,15 +187,6 @@ class ProfileTable:
         del arrow
         pa.default_memory_pool().release_unused()  # it would keep twice what the table takes
         return table
-
-    def _split_rows(self, name: str) -> np.ndarray:
-        if self.split is None:
-            raise DataError(f"no {name!r} rows: the table stores no splits. Give it some with with_splits().")
-        rows = np.flatnonzero(np.array(self.split) == name)
-        if not len(rows):
-            sides = ", ".join(sorted(set(self.split)))
-            raise DataError(f"split {name!r} is empty; this table has: {sides}. Split it anew with with_splits().")
-        return rows
 
     def _rows(self, which: np.ndarray) -> np.ndarray:
         if which.dtype == bool:
@@ -303,11 +304,7 @@ def _to_arrow(table: ProfileTable) -> pa.Table:
     for name, values in matrices.items():
         columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), table.num_settings)
     header = {"schema_version": SCHEMA_VERSION, "knobs": table.knob_space.to_dict(), "metadata": table.metadata}
-    try:
-        text = json.dumps(header, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"the table's metadata cannot be stored as JSON: {error}") from None
-    return pa.table(columns).replace_schema_metadata({_HEADER: text.encode()})
+    return pa.table(columns).replace_schema_metadata({_HEADER: header_text(header, "table").encode()})
 
 
 def _read_arrow(path: Path) -> pa.Table:
@@ -324,9 +321,7 @@ def _read_header(path: Path, arrow: pa.Table) -> dict[str, Any]:
     if text is None:
         raise DataError(f"{path} is a Parquet file but no profile table; write one with ProfileTable.save()")
     header: dict[str, Any] = json.loads(text)
-    if header.get("schema_version") != SCHEMA_VERSION:
-        found = header.get("schema_version")
-        raise DataError(f"{path} has schema version {found}; this version reads {SCHEMA_VERSION}. Make it again.")
+    check_schema(path, header, SCHEMA_VERSION)
     return header
 
 

@@ -152,10 +152,10 @@ def _from_lmms(args: argparse.Namespace, say: Any) -> tuple[ProfileTable, bool]:
     from pathlib import Path
 
     from budgetvlm.importing.flat_tables import read_flat
-    from budgetvlm.importing.lmms_logs import Run, read_manifest, read_runs
+    from budgetvlm.importing.lmms_logs import LoggedRun, read_manifest, read_runs
     from budgetvlm.importing.measured_rows import to_table, with_latencies
 
-    runs = [Run.parse(text) for text in args.runs]
+    runs = [LoggedRun.parse(text) for text in args.runs]
     runs += read_manifest(Path(args.manifest)) if args.manifest else []
     cells = read_runs(
         runs, metric=args.metric, task=args.task, score_scale=args.score_scale, latency_field=args.latency_field,

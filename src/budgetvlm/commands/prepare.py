@@ -31,12 +31,7 @@ def run(args: argparse.Namespace) -> int:
     """Prepare the data and say how to go on."""
     from budgetvlm.profiling.prepare.preparation import prepare
 
-    prepared = prepare(
-        **WHERE.read(args),
-        **HOW.read(args),
-        dataset_name=args.dataset_name,
-        task=task_options(args),
-        force_recompute=args.force_recompute,
-    )
+    options = PrepareOptions(**WHERE.read(args), **HOW.read(args), task=task_options(args))
+    prepared = prepare(options, force_recompute=args.force_recompute)
     print(f"next: budgetvlm train --data {shlex.quote(str(prepared.path))} --output_dir ./checkpoints/controller")
     return 0

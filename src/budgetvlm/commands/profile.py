@@ -91,7 +91,7 @@ def run_sweep(args: argparse.Namespace, kind: str) -> int:
 
 def sweep_options(args: argparse.Namespace) -> SweepOptions:
     """The checked options, from parsed flags."""
-    from budgetvlm.profiling.prepare.feature_extraction import model_fingerprint
+    from budgetvlm.profiling.measure.machine import model_fingerprint
     from budgetvlm.vlm.loading import model_directory
 
     return SweepOptions(

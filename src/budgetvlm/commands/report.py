@@ -106,7 +106,7 @@ def _pictures(args: argparse.Namespace, inputs: ReportInputs) -> dict[str, Sampl
     """Pictures and questions of the samples to show, by sample id; none if the data set cannot be opened."""
     from budgetvlm.html_report.report_inputs import SamplePicture
     from budgetvlm.html_report.sample_cards import pick_samples
-    from budgetvlm.profiling.prepare.feature_extraction import locate
+    from budgetvlm.profiling.prepare.task_samples import find_samples
     from budgetvlm.tasks import SPLITS, load_task
 
     name = args.dataset_name or inputs.source.get("dataset_name")
@@ -115,7 +115,7 @@ def _pictures(args: argparse.Namespace, inputs: ReportInputs) -> dict[str, Sampl
     shown = inputs.choices.table
     ids = [shown.sample_ids[picked.row] for picked in pick_samples(shown)]
     try:
-        samples = [place.sample for place in locate(load_task(name), ids, SPLITS)]
+        samples = [place.sample for place in find_samples(load_task(name), ids, SPLITS)]
     except (ConfigError, DataError) as error:
         if args.dataset_name is not None:
             raise

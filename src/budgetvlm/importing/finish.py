@@ -8,21 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from budgetvlm._version import __version__
 from budgetvlm.errors import ConfigError, DataError, OutputError
 from budgetvlm.features import Features
 from budgetvlm.profiling.prepare.backend import Backend
-from budgetvlm.profiling.prepare.feature_extraction import (
-    Located,
-    extract_features,
-    locate,
-    require_known_values,
-    with_the_tasks_ids,
-)
+from budgetvlm.profiling.prepare.feature_extraction import features_of_table
 from budgetvlm.profiling.prepare.join import split_names
-from budgetvlm.profiling.prepare.splits import TASK_SPLIT, assign_splits
+from budgetvlm.profiling.prepare.splits import assign_splits
+from budgetvlm.profiling.prepare.task_samples import find_samples, sample_labels, with_task_ids
 from budgetvlm.table import SPLITS, ProfileTable
-from budgetvlm.tasks import TaskOptions
+from budgetvlm.tasks import SplitSample, TaskOptions
 
 Say = Callable[[str], None]
 READING = ("data_files", "columns", "prompt", "repository", "split")
@@ -107,12 +101,15 @@ def finish(
             there already or cannot be written.
     """
     options.require_free()
-    features, located = None, list[Located]()
+    features, samples = None, list[SplitSample]()
     backend = backend or Backend()
     if options.task is not None:
-        table, located = _of_the_data_set(table, options, options.task, by_index, backend, say)
+        table, samples = _of_data_set(table, options, options.task, by_index, backend, say)
     if options.model_path is not None:
-        features = _extracted(table, located, options, backend, say)
+        features = features_of_table(
+            table, samples, options.model_path, backend, device=options.device, batch_size=options.feature_batch_size,
+            metadata={"model_path": options.model_path, "dataset_name": options.dataset_name}, say=say,
+        )  # fmt: skip
     elif options.features is not None:
         features = read_features(options.features).aligned(table.sample_ids)
     table = assign_splits(table, options.train_split, options.test_split, options.seed)
@@ -145,10 +142,10 @@ def read_features(path: Path) -> Features:
     return Features(tuple(map(str, found["sample_ids"].tolist())), found["image"], found["language"])
 
 
-def _of_the_data_set(
+def _of_data_set(
     table: ProfileTable, options: FinishOptions, asked: TaskOptions, by_index: bool, backend: Backend, say: Say
-) -> tuple[ProfileTable, list[Located]]:
-    """The table with the data set's own ids and labels, and where its samples are."""
+) -> tuple[ProfileTable, list[SplitSample]]:
+    """Give the table the data set's own ids and labels; return its samples as well."""
     config = table.metadata.get("exp5_config", {})
     task = backend.open_task(asked.remembered(config["task"]) if "task" in config else asked)
     splits = (options.split,) if options.split else tuple(getattr(task, "splits", SPLITS))
@@ -159,15 +156,11 @@ def _of_the_data_set(
                 f"samples are numbered, and a number is an index in the split; say of which split of {asked.name} with "
                 "--split"
             )
-        table, located = with_the_tasks_ids(task, table, said[0], config.get("world_size"), say)
+        table, samples = with_task_ids(task, table, said[0], config.get("world_size"), say)
     else:
-        located = locate(task, _whole_ids(table.sample_ids, options.split), splits)
-    labels = {
-        "image_id": tuple(place.sample.image_id for place in located),
-        TASK_SPLIT: tuple(place.split for place in located),
-    }
-    ids = tuple(place.sample.sample_id for place in located)
-    return replace(table, sample_ids=ids, groups={**table.groups, **labels}), located
+        samples = find_samples(task, _whole_ids(table.sample_ids, options.split), splits)
+    ids = tuple(one.sample.sample_id for one in samples)
+    return replace(table, sample_ids=ids, groups={**table.groups, **sample_labels(samples)}), samples
 
 
 def _whole_ids(sample_ids: Sequence[str], split: str | None) -> list[str]:
@@ -176,19 +169,3 @@ def _whole_ids(sample_ids: Sequence[str], split: str | None) -> list[str]:
         return list(sample_ids)
     start = f"{split}-"
     return [name if name.startswith(start) or f"/{start}" in name else start + name for name in sample_ids]
-
-
-def _extracted(
-    table: ProfileTable, located: Sequence[Located], options: FinishOptions, backend: Backend, say: Say
-) -> Features:
-    """The samples' features from the model."""
-    assert options.model_path is not None
-    vlm = backend.open_vlm(options.model_path, options.device)
-    require_known_values(table.knob_space, vlm, options.model_path)
-    return extract_features(
-        vlm,
-        [place.sample for place in located],
-        batch_size=options.feature_batch_size,
-        metadata={"budgetvlm": __version__, "model_path": options.model_path, "dataset_name": options.dataset_name},
-        say=say,
-    )

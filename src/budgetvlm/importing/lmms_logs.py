@@ -32,14 +32,14 @@ _RUN = re.compile(r"(?P<setting>[A-Za-z_]\w*=[^=,]+(?:,[A-Za-z_]\w*=[^=,]+)*)=(?
 
 
 @dataclass(frozen=True)
-class Run:
+class LoggedRun:
     """A log (a file, or a directory with several) and its setting; None: the log itself says it, line by line."""
 
     path: Path
     setting: tuple[tuple[str, float], ...] | None
 
     @classmethod
-    def parse(cls, text: str) -> Run:
+    def parse(cls, text: str) -> LoggedRun:
         """From "max_crops=4,top_k=8=PATH", or from a path alone.
 
         Raises:
@@ -52,7 +52,7 @@ class Run:
         return cls(Path(match["path"]), _setting(dict(words), f"--run {text}"))
 
 
-def read_manifest(path: Path) -> list[Run]:
+def read_manifest(path: Path) -> list[LoggedRun]:
     """Runs from a JSON file: [{"setting": {"max_crops": 4, ...}, "path": "logs/a"}, ...]; paths are relative to it.
 
     Raises:
@@ -66,7 +66,7 @@ def read_manifest(path: Path) -> list[Run]:
         raise DataError(f'{path} has to be a list of {{"setting": {{"max_crops": 4, ...}}, "path": "..."}}')
     try:
         return [
-            Run(path.parent / run["path"], _setting(run["setting"], str(path)) if run.get("setting") else None)
+            LoggedRun(path.parent / run["path"], _setting(run["setting"], str(path)) if run.get("setting") else None)
             for run in runs
         ]
     except (AttributeError, ConfigError) as error:
@@ -74,7 +74,7 @@ def read_manifest(path: Path) -> list[Run]:
 
 
 def read_runs(
-    runs: Sequence[Run],
+    runs: Sequence[LoggedRun],
     *,
     metric: str | None = None,
     task: str | None = None,
@@ -129,7 +129,7 @@ def _setting(words: Mapping[str, Any], where: str) -> tuple[tuple[str, float], .
         raise ConfigError(f"{where}: the values of a setting have to be numbers; given {dict(words)}") from None
 
 
-def _logs(run: Run, task: str | None) -> list[tuple[str, Path]]:
+def _logs(run: LoggedRun, task: str | None) -> list[tuple[str, Path]]:
     """The logs of a run with their tasks; one a task."""
     if run.path.is_file():
         match = LOG_NAME.fullmatch(run.path.name)
@@ -218,7 +218,7 @@ def _row(
     path: Path,
     line: Mapping[str, Any],
     number: int,
-    run: Run,
+    run: LoggedRun,
     task: str,
     several: bool,
     metric: str,
@@ -257,7 +257,7 @@ def _is_path(media: Any) -> bool:
     return isinstance(media, str) and len(media) < 1000  # else it is the image itself, in base64
 
 
-def _cells(rows: Sequence[_Row], runs: Sequence[Run], score_scale: float, unit: float, several: bool) -> Cells:
+def _cells(rows: Sequence[_Row], runs: Sequence[LoggedRun], score_scale: float, unit: float, several: bool) -> Cells:
     names = tuple(name for name, _ in rows[0].setting)
     other = next((row.setting for row in rows if {name for name, _ in row.setting} != set(names)), None)
     if other is not None:

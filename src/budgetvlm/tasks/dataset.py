@@ -20,7 +20,7 @@ from PIL import Image
 from budgetvlm.errors import ConfigError, DataError, InputError
 from budgetvlm.tasks.choices import letters
 from budgetvlm.tasks.cider import Cider
-from budgetvlm.tasks.layouts import LETTER, REQUIRED, SHORT, Layout
+from budgetvlm.tasks.layouts import LETTER, REQUIRED, SHORT, DatasetLayout
 from budgetvlm.tasks.metrics import METRICS, Metric
 from budgetvlm.tasks.sources import Row, Source, TextSource
 from budgetvlm.tasks.task import Sample
@@ -71,7 +71,7 @@ class DataSetTask:
     def __init__(
         self,
         name: str,
-        layout: Layout,
+        layout: DatasetLayout,
         open_split: Callable[[str], Source],
         splits: Sequence[str],
         *,

@@ -37,7 +37,7 @@ def _coco_of_okvqa(question_id: str) -> str:
 
 
 @dataclass(frozen=True)
-class Layout:
+class DatasetLayout:
     """How one data set is read.
 
     Attributes:
@@ -75,17 +75,17 @@ _PLAIN = {
     "context": "hint|context",
     "kind": "kind|category|question_type",
 }
-OWN = Layout(columns=_PLAIN)  # of a data set that is not in the table
+OWN = DatasetLayout(columns=_PLAIN)  # of a data set that is not in the table
 
-LAYOUTS: dict[str, Layout] = {
-    "text_vqa": Layout(
+LAYOUTS: dict[str, DatasetLayout] = {
+    "text_vqa": DatasetLayout(
         "lmms-lab-encoder/textvqa",
         {"train": "train", "validation": "validation"},
         {"question": "question", "answers": "answers", "image": "image", "sample_id": "question_id",
          "image_id": "image_id"},
         "vqa",
     ),
-    "okvqa": Layout(
+    "okvqa": DatasetLayout(
         "lmms-lab-encoder/OK-VQA",
         {"validation": "val2014"},
         {"question": "question", "answers": "answers", "image": "image", "sample_id": "question_id",
@@ -93,7 +93,7 @@ LAYOUTS: dict[str, Layout] = {
         "vqa",
         image_name=_coco_of_okvqa,
     ),
-    "coco_2014_vqa": Layout(
+    "coco_2014_vqa": DatasetLayout(
         "lmms-lab-encoder/VQAv2",
         {"validation": "validation"},
         {"question": "question", "answers": "answers", "image": "image", "sample_id": "question_id",
@@ -101,7 +101,7 @@ LAYOUTS: dict[str, Layout] = {
         "vqa",
         image_name=_coco,
     ),
-    "doc_qa": Layout(
+    "doc_qa": DatasetLayout(
         "lmms-lab-encoder/DocVQA",
         {"validation": "validation"},
         {"question": "question", "answers": "answers", "image": "image", "sample_id": "questionId",
@@ -110,7 +110,7 @@ LAYOUTS: dict[str, Layout] = {
         max_new_tokens=32,
         folder="DocVQA",
     ),
-    "chart_qa": Layout(
+    "chart_qa": DatasetLayout(
         "HuggingFaceM4/ChartQA",
         {"train": "train", "validation": "val", "test": "test"},
         {"question": "query|question", "answers": "label|answer", "image": "image", "kind": "human_or_machine|type"},
@@ -118,7 +118,7 @@ LAYOUTS: dict[str, Layout] = {
         "{question}\nAnswer the question with a single word.",
         kinds={"0": "human", "1": "machine", "human_test": "human", "augmented_test": "machine"},
     ),
-    "ai2d": Layout(
+    "ai2d": DatasetLayout(
         "lmms-lab-encoder/ai2d",
         {"test": "test"},
         {"question": "question", "answers": "answer", "image": "image", "options": "options"},
@@ -126,7 +126,7 @@ LAYOUTS: dict[str, Layout] = {
         LETTER,
         index_answers=True,
     ),
-    "science_qa_img": Layout(
+    "science_qa_img": DatasetLayout(
         "lmms-lab/ScienceQA-IMG",
         {"train": "train", "validation": "validation", "test": "test"},
         {"question": "question", "answers": "answer", "image": "image", "options": "choices", "context": "hint",
@@ -135,7 +135,7 @@ LAYOUTS: dict[str, Layout] = {
         LETTER,
         index_answers=True,
     ),
-    "mmmu": Layout(
+    "mmmu": DatasetLayout(
         "lmms-lab-encoder/MMMU",
         {"train": "dev", "validation": "validation"},
         {"question": "question", "answers": "answer", "image": "image_1", "options": "options", "sample_id": "id",
@@ -145,7 +145,7 @@ LAYOUTS: dict[str, Layout] = {
         max_new_tokens=32,
         one_image=True,
     ),
-    "tally_qa": Layout(
+    "tally_qa": DatasetLayout(
         "vikhyatk/tallyqa-test",
         {"test": "test"},
         {"list": "qa", "question": "question", "answers": "answer", "image": "image", "kind": "is_simple"},
@@ -154,14 +154,14 @@ LAYOUTS: dict[str, Layout] = {
         max_new_tokens=8,
         kinds={"true": "simple", "false": "complex"},
     ),
-    "st_qa": Layout(
+    "st_qa": DatasetLayout(
         "vikhyatk/st-vqa",
         {"train": "train"},
         {"list": "qas|qa", "question": "question", "answers": "answers", "image": "image"},
         "anls",
         max_new_tokens=32,
     ),
-    "pope": Layout(
+    "pope": DatasetLayout(
         "lmms-lab-encoder/POPE",
         {"test": "test"},
         {"question": "question", "answers": "answer", "image": "image", "sample_id": "category+question_id",
@@ -169,7 +169,7 @@ LAYOUTS: dict[str, Layout] = {
         "yes_no",
         image_name=_coco,
     ),
-    "coco_caption": Layout(
+    "coco_caption": DatasetLayout(
         "lmms-lab-encoder/COCO-Caption",
         {"validation": "val"},
         {"question": "question", "answers": "answer|answers", "image": "image", "sample_id": "question_id",

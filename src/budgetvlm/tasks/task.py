@@ -32,6 +32,19 @@ class Sample:
     options: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class SplitSample:
+    """A sample and the split of the task that it comes from."""
+
+    sample: Sample
+    split: str
+
+    @property
+    def groups(self) -> dict[str, str]:
+        """Labels for result files; the split is one, so that later steps can keep the task's splits."""
+        return {**self.sample.groups, "image_id": self.sample.image_id, "split": self.split}
+
+
 class Task(Protocol):
     """A data set with its metric."""
 

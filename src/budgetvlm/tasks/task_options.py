@@ -93,7 +93,7 @@ def _open(name: str, options: TaskOptions) -> Task:
     repository = _part(options.repository, name, options.names, "repository", "=")
     if name == BUNDLED:
         _require_none(options, files or columns or repository or options.metric or options.prompt)
-        from budgetvlm.tasks.signs import SignsTask
+        from budgetvlm.tasks.signs_task import SignsTask
 
         return SignsTask()
     if name not in LAYOUTS and files is None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,9 +23,8 @@ from tqdm import tqdm
 from budgetvlm.errors import ConfigError, InputError
 from budgetvlm.knobs import Setting
 from budgetvlm.profiling.measure.journal import Journal
-from budgetvlm.profiling.measure.out_of_memory import halved
+from budgetvlm.profiling.measure.out_of_memory import for_each_batch
 from budgetvlm.profiling.measure.sweep import (
-    Placed,
     Skipped,
     blocks_of,
     collect,
@@ -38,7 +38,7 @@ from budgetvlm.profiling.measure.sweep import (
 )
 from budgetvlm.profiling.measure.sweep_options import SweepOptions
 from budgetvlm.profiling.results.result_files import AccuracyRecord, write_accuracy_result
-from budgetvlm.tasks import Task
+from budgetvlm.tasks import SplitSample, Task
 from budgetvlm.vlm import VLM, Generation
 
 
@@ -116,7 +116,7 @@ def profile_accuracy(
             for max_crops in sorted({_crops(one.setting) for one in open_ones}):
                 group = [one for one in open_ones if _crops(one.setting) == max_crops]
                 sweep = _Tiling(vlm, task, group, int(config["max_new_tokens"]), skipped, bar)
-                batch_size = _sweep_tiling(sweep, samples, batch_size, say)
+                batch_size = for_each_batch(samples, batch_size, partial(_sweep_batch, sweep), say)
                 for one in group:
                     _finish(vlm, task, one, skipped.used(samples), config | skipped.for_config(), options)
     skipped.note(samples)
@@ -159,7 +159,7 @@ class _Tiling:
     skipped: Skipped
     bar: Any
 
-    def skip(self, place: Placed, error: InputError) -> None:
+    def skip(self, place: SplitSample, error: InputError) -> None:
         """Leave a sample out, and have all journals say so."""
         name = place.sample.sample_id
         self.skipped.add(name, error)
@@ -168,21 +168,7 @@ class _Tiling:
             self.bar.update(name not in one.done)
 
 
-def _sweep_tiling(sweep: _Tiling, samples: Sequence[Placed], batch_size: int, say: Callable[[str], None]) -> int:
-    """All samples at all settings of one tiling. Returns the batch size that fitted."""
-    start = 0
-    while start < len(samples):
-        batch = samples[start : start + batch_size]
-        try:
-            _sweep_batch(sweep, batch)
-        except (MemoryError, RuntimeError) as error:
-            batch_size = halved(batch_size, error, say)
-            continue
-        start += len(batch)
-    return batch_size
-
-
-def _sweep_batch(sweep: _Tiling, batch: Sequence[Placed]) -> None:
+def _sweep_batch(sweep: _Tiling, batch: Sequence[SplitSample]) -> None:
     """One batch at all settings of one tiling that lack it, less what cannot be used."""
     batch = [place for place in batch if place.sample.sample_id not in sweep.skipped]
     lacking = [one for one in sweep.group if any(place.sample.sample_id not in one.done for place in batch)]
@@ -204,7 +190,9 @@ def _sweep_batch(sweep: _Tiling, batch: Sequence[Placed]) -> None:
                 sweep.skip(place, error)
 
 
-def _answer_batch(sweep: _Tiling, lacking: Sequence[_Setting], pairs: Sequence[tuple[Placed, Image.Image]]) -> None:
+def _answer_batch(
+    sweep: _Tiling, lacking: Sequence[_Setting], pairs: Sequence[tuple[SplitSample, Image.Image]]
+) -> None:
     """Answers of one batch at the settings that lack it, into their journals."""
     if not pairs:
         return
@@ -227,7 +215,7 @@ def _answer_batch(sweep: _Tiling, lacking: Sequence[_Setting], pairs: Sequence[t
         sweep.bar.update(len(rows))
 
 
-def _record(task: Task, place: Placed, answer: Generation) -> AccuracyRecord:
+def _record(task: Task, place: SplitSample, answer: Generation) -> AccuracyRecord:
     return AccuracyRecord(
         sample_id=place.sample.sample_id,
         score=float(task.score(answer.text, place.sample)),
@@ -241,7 +229,12 @@ def _record(task: Task, place: Placed, answer: Generation) -> AccuracyRecord:
 
 
 def _finish(
-    vlm: VLM, task: Task, one: _Setting, samples: Sequence[Placed], config: Mapping[str, Any], options: SweepOptions
+    vlm: VLM,
+    task: Task,
+    one: _Setting,
+    samples: Sequence[SplitSample],
+    config: Mapping[str, Any],
+    options: SweepOptions,
 ) -> None:
     """Write the result; only then is the journal no longer needed."""
     write_accuracy_result(

@@ -30,7 +30,6 @@ from budgetvlm.profiling.measure.cell_sampling import draw_cells
 from budgetvlm.profiling.measure.journal import Journal
 from budgetvlm.profiling.measure.machine import hardware, median_run
 from budgetvlm.profiling.measure.sweep import (
-    Placed,
     Skipped,
     blocks_of,
     collect,
@@ -44,7 +43,7 @@ from budgetvlm.profiling.measure.sweep import (
 )
 from budgetvlm.profiling.measure.sweep_options import SweepOptions
 from budgetvlm.profiling.results.result_files import LatencyRecord, write_latency_result
-from budgetvlm.tasks import Task
+from budgetvlm.tasks import SplitSample, Task
 from budgetvlm.vlm import VLM, Generation
 
 
@@ -109,7 +108,7 @@ def _check(warmup: int, repeats: int) -> None:
         raise ConfigError("cannot measure latency: " + "; ".join(problems))
 
 
-def _plan(vlm: VLM, samples: Sequence[Placed], cells: float, seed: int) -> dict[str, set[Setting]]:
+def _plan(vlm: VLM, samples: Sequence[SplitSample], cells: float, seed: int) -> dict[str, set[Setting]]:
     """The settings to time each sample at."""
     space = vlm.knob_space
     drawn = draw_cells(len(samples), len(space), cells, seed)
@@ -128,7 +127,7 @@ def _sweep(
     vlm: VLM,
     task: Task,
     settings: Sequence[Setting],
-    samples: Sequence[Placed],
+    samples: Sequence[SplitSample],
     plan: Mapping[str, set[Setting]],
     config: Mapping[str, Any],
     options: SweepOptions,
@@ -180,12 +179,12 @@ def _sweep(
 
 
 def _left(
-    samples: Sequence[Placed],
+    samples: Sequence[SplitSample],
     settings: Sequence[Setting],
     plan: Mapping[str, set[Setting]],
     passes: Sequence[Mapping[str, Mapping[str, Any]]],
     seed: int,
-) -> Iterator[tuple[int, Placed, list[Setting]]]:
+) -> Iterator[tuple[int, SplitSample, list[Setting]]]:
     """What is yet to be measured, in the order in which it is: number of the pass, sample, its settings."""
     for number, done in enumerate(passes):
         rng = np.random.default_rng([seed, number])
@@ -198,7 +197,7 @@ def _left(
                 yield number, place, lacking
 
 
-def _warm_up(vlm: VLM, places: Sequence[Placed], settings: Sequence[Setting], config: Mapping[str, Any]) -> None:
+def _warm_up(vlm: VLM, places: Sequence[SplitSample], settings: Sequence[Setting], config: Mapping[str, Any]) -> None:
     """The first requests are slower: memory is taken, kernels are chosen. The first sample that can be used serves."""
     for place in places:
         with contextlib.suppress(InputError):
@@ -212,7 +211,7 @@ def _warm_up(vlm: VLM, places: Sequence[Placed], settings: Sequence[Setting], co
 def _measure_sample(
     vlm: VLM,
     task: Task,
-    place: Placed,
+    place: SplitSample,
     settings: Sequence[Setting],
     config: Mapping[str, Any],
 ) -> dict[str, dict[str, Any]]:
@@ -228,7 +227,7 @@ def request(vlm: VLM, image: Any, question: str, setting: Setting, max_new_token
     return vlm.generate(image, question, setting, max_new_tokens=max_new_tokens, overview=overview)
 
 
-def _record(task: Task, place: Placed, run: Generation) -> LatencyRecord:
+def _record(task: Task, place: SplitSample, run: Generation) -> LatencyRecord:
     return LatencyRecord(
         sample_id=place.sample.sample_id,
         T_total_ms=run.total_ms,

@@ -2,11 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 
 from budgetvlm.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def for_each_batch(
+    items: Sequence[T], batch_size: int, run: Callable[[Sequence[T]], None], say: Callable[[str], None]
+) -> int:
+    """Run over all items in batches; halve them, with a message, whenever memory runs out.
+
+    Returns:
+        The batch size that fitted.
+
+    Raises:
+        ConfigError: a single item did not fit.
+    """
+    start = 0
+    while start < len(items):
+        batch = items[start : start + batch_size]
+        try:
+            run(batch)
+        except (MemoryError, RuntimeError) as error:
+            batch_size = halved(batch_size, error, say)
+            continue
+        start += len(batch)
+    return batch_size
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +18,11 @@ from budgetvlm.profiling.measure.machine import versions
 from budgetvlm.profiling.measure.sweep_options import SweepOptions
 from budgetvlm.profiling.results.result_files import Kind, read_file, result_path
 from budgetvlm.table import first_few
-from budgetvlm.tasks import Sample, Task
+from budgetvlm.tasks import SplitSample, Task
 from budgetvlm.vlm import VLM
 
 
-@dataclass(frozen=True)
-class Placed:
-    """A sample and the split it comes from."""
-
-    sample: Sample
-    split: str
-
-    @property
-    def groups(self) -> dict[str, str]:
-        """Labels for the result file; the split is one, so that later steps can keep the task's splits."""
-        return {**self.sample.groups, "image_id": self.sample.image_id, "split": self.split}
-
-
-def collect(task: Task, options: SweepOptions) -> list[Placed]:
+def collect(task: Task, options: SweepOptions) -> list[SplitSample]:
     """The samples of this rank, in the task's order, split after split.
 
     Raises:
@@ -44,7 +30,7 @@ def collect(task: Task, options: SweepOptions) -> list[Placed]:
         DataError: two samples with one id.
     """
     placed = [
-        Placed(sample, split)
+        SplitSample(sample, split)
         for split, count in zip(options.splits, _counts(task, options), strict=True)
         for sample in task.samples(split, count, options.seed)
     ]
@@ -80,7 +66,9 @@ def _counts(task: Task, options: SweepOptions) -> Sequence[int | None]:
     return [total - sum(rest), *rest]
 
 
-def describe(vlm: VLM, task: Task, options: SweepOptions, samples: Sequence[Placed], **more: Any) -> dict[str, Any]:
+def describe(
+    vlm: VLM, task: Task, options: SweepOptions, samples: Sequence[SplitSample], **more: Any
+) -> dict[str, Any]:
     """The `config` of the result files: all that decides what a result is. It has no clock time in it."""
     ids = "\n".join(place.sample.sample_id for place in samples)
     config = {
@@ -133,7 +121,7 @@ class Skipped:
         """What an earlier run left out."""
         self.reasons.update(reasons)
 
-    def used(self, samples: Sequence[Placed]) -> list[Placed]:
+    def used(self, samples: Sequence[SplitSample]) -> list[SplitSample]:
         """The samples that are left. Raises DataError if none is."""
         left = [place for place in samples if place.sample.sample_id not in self.reasons]
         if not left:
@@ -141,7 +129,7 @@ class Skipped:
             raise DataError(f"none of the {len(samples)} samples can be used; the first, {name}: {self.reasons[name]}")
         return left
 
-    def note(self, samples: Sequence[Placed]) -> None:
+    def note(self, samples: Sequence[SplitSample]) -> None:
         """Say how many were left out, and which."""
         if self.reasons:
             names = first_few(self.reasons)
@@ -152,7 +140,7 @@ class Skipped:
         return {"skipped": dict(sorted(self.reasons.items()))} if self.reasons else {}
 
 
-def load_image(place: Placed) -> Image.Image:
+def load_image(place: SplitSample) -> Image.Image:
     """The sample's image.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from budgetvlm.profiling.prepare.feature_extraction import model_fingerprint
+from budgetvlm.profiling.measure.machine import model_fingerprint
 from budgetvlm.tasks import Task, TaskOptions, load_task
 from budgetvlm.vlm import VLM, load_vlm
 

@@ -6,26 +6,22 @@ Shapes: S samples, Di and Dl dimensions.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from budgetvlm.errors import ConfigError, DataError, KnobSpaceError
+from budgetvlm._version import __version__
+from budgetvlm.errors import ConfigError, KnobSpaceError
 from budgetvlm.features import Features
 from budgetvlm.knobs import KnobSpace
-from budgetvlm.profiling.measure.out_of_memory import halved
-from budgetvlm.table import ProfileTable, first_few
-from budgetvlm.tasks import Sample, Task
+from budgetvlm.profiling.measure.out_of_memory import for_each_batch
+from budgetvlm.profiling.prepare.backend import Backend
+from budgetvlm.table import ProfileTable
+from budgetvlm.tasks import Sample, SplitSample
 from budgetvlm.vlm import VLM, Overview
-
-FINGERPRINTED = (".json", ".safetensors", ".model", ".txt", ".jinja")
 
 
 @runtime_checkable
@@ -37,83 +33,26 @@ class EncodesBatches(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Located:
-    """A sample and the split of the task that it comes from."""
-
-    sample: Sample
-    split: str
-
-
-def locate(task: Task, sample_ids: Sequence[str], splits: Iterable[str]) -> list[Located]:
-    """Find samples by id in some splits of a task; the order is that of ``sample_ids``.
-
-    Raises:
-        DataError: an id is in none of the splits, or in two.
-        ConfigError: there is no such split.
-    """
-    wanted, found = set(sample_ids), dict[str, Located]()
-    splits = list(splits)
-    for split in splits:
-        for sample in task.samples(split):
-            if sample.sample_id not in wanted:
-                continue
-            if sample.sample_id in found:
-                other = found[sample.sample_id].split
-                raise DataError(
-                    f"sample {sample.sample_id} of {task.name} is in split {other} and in {split}, so that its "
-                    "results cannot be told apart. Profile one split at a time."
-                )
-            found[sample.sample_id] = Located(sample, split)
-    missing = wanted - found.keys()
-    if missing:
-        raise DataError(
-            f"{len(missing)} of {len(wanted)} profiled samples are not in {task.name} ({', '.join(splits)}): "
-            f"{first_few(missing)}. The results are of another data set or version; profile this one."
-        )
-    return [found[name] for name in sample_ids]
-
-
-def locate_by_index(task: Task, numbers: Sequence[int], split: str, world_size: int = 1) -> dict[int, Located]:
-    """The samples with these numbers, a number being the place in the split, from 0 on.
-
-    Args:
-        world_size: ranks that shared the samples; to be of equal length they may have gone round to the first samples
-            again, whose numbers, from the split's size on, are then left out of the result.
+def features_of_table(
+    table: ProfileTable,
+    samples: Sequence[SplitSample],
+    model_path: str,
+    backend: Backend,
+    *,
+    device: str,
+    batch_size: int,
+    metadata: dict[str, Any],
+    say: Callable[[str], None],
+) -> Features:
+    """Open the model that a table is of and extract the features of its samples; see `extract_features`.
 
     Raises:
-        DataError: a number beyond the split.
-        ConfigError: there is no such split.
+        KnobSpaceError: the table has a value of a knob that the model does not know.
     """
-    wanted, size = set(numbers), task.num_samples(split)
-    first = islice(task.samples(split), max(wanted) + 1)
-    found = {number: Located(sample, split) for number, sample in enumerate(first) if number in wanted}
-    rounded_up = -(-size // world_size) * world_size
-    beyond = sorted(n for n in wanted - found.keys() if not size <= n < rounded_up)
-    if beyond:
-        raise DataError(
-            f"sample_id {beyond[0]} is a number and so an index in the split, but {split} of {task.name} has {size} "
-            f"samples, 0 to {size - 1} ({len(beyond)} such ids). The results are of another data set, version or split."
-        )
-    return found
-
-
-def with_the_tasks_ids(
-    task: Task, table: ProfileTable, split: str, world_size: Any, say: Callable[[str], None]
-) -> tuple[ProfileTable, list[Located]]:
-    """A table whose sample ids are indices in a split, with the task's ids instead, and where its samples are.
-
-    Raises:
-        DataError, ConfigError: see `locate_by_index`.
-    """
-    numbers = [int(name) for name in table.sample_ids]
-    found = locate_by_index(task, numbers, split, world_size if isinstance(world_size, int) else 1)
-    rows = [row for row, number in enumerate(numbers) if number in found]
-    say(f"the numbers of the samples are taken as their index in {split} of {task.name}")
-    if len(rows) < len(numbers):
-        say(f"{len(numbers) - len(rows)} samples were repeated to give each rank equally many; left out")
-    located = [found[numbers[row]] for row in rows]
-    return replace(table.subset(rows), sample_ids=tuple(place.sample.sample_id for place in located)), located
+    vlm = backend.open_vlm(model_path, device)
+    require_known_values(table.knob_space, vlm, model_path)
+    metadata = {"budgetvlm": __version__, **metadata}
+    return extract_features(vlm, [one.sample for one in samples], batch_size=batch_size, metadata=metadata, say=say)
 
 
 def require_known_values(space: KnobSpace, vlm: VLM, model_path: str) -> None:
@@ -135,7 +74,7 @@ def extract_features(
     metadata: dict[str, Any] | None = None,
     say: Callable[[str], None] = print,
 ) -> Features:
-    """Image feature: the pooled overview crop; language feature: the mean of the question's token embeddings.
+    """Extract the pooled overview crop of each image and the mean of each question's token embeddings.
 
     Args:
         batch_size: images held and encoded at once; halved, with a message, whenever memory runs out.
@@ -169,7 +108,7 @@ def in_batches(
     name: str,
     say: Callable[[str], None] = print,
 ) -> np.ndarray:
-    """``encode`` over all samples ``[n] -> [n, D]``, in batches that are halved whenever memory runs out.
+    """Encode all samples ``[n] -> [n, D]``, in batches that are halved whenever memory runs out.
 
     Raises:
         ConfigError: ``batch_size`` is below 1, or a single sample does not fit into memory.
@@ -177,35 +116,14 @@ def in_batches(
     if batch_size < 1:
         raise ConfigError(f"feature_batch_size={batch_size} cannot work; it has to be 1 at least")
     parts: list[np.ndarray] = []
-    done = 0
     with tqdm(total=len(samples), desc=name, unit="sample", mininterval=0.5) as bar:
-        while done < len(samples):
-            batch = samples[done : done + batch_size]
-            try:
-                parts.append(encode(batch))
-            except (MemoryError, RuntimeError) as error:
-                batch_size = halved(batch_size, error, say)
-                continue
-            done += len(batch)
+
+        def add(batch: Sequence[Sample]) -> None:
+            parts.append(encode(batch))
             bar.update(len(batch))
+
+        for_each_batch(samples, batch_size, add, say)
     return np.concatenate(parts)
-
-
-def model_fingerprint(model_directory: Path) -> str:
-    """A short digest of the files that make features what they are: configuration, processor, tokenizer, weights.
-
-    Of a file above 32 MB the size and both ends count, so that large weights cost no time.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(model_directory.iterdir()):
-        if path.suffix in FINGERPRINTED and path.is_file():
-            size = path.stat().st_size
-            digest.update(f"{path.name} {size} ".encode())
-            with open(path, "rb") as file:
-                digest.update(file.read(1 << 24))
-                file.seek(max(file.tell(), size - (1 << 24)))
-                digest.update(file.read())
-    return digest.hexdigest()[:16]
 
 
 def _image_features(vlm: VLM, samples: Sequence[Sample]) -> np.ndarray:

@@ -15,9 +15,9 @@ import numpy as np
 
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.knobs import KnobSpace, Setting, Value
+from budgetvlm.profiling.prepare.columns import AccuracyColumns, Key, TimedSetting, read_accuracy, read_latencies
 from budgetvlm.profiling.prepare.fill import MIN_MEASURED, predict_cells, predict_times
 from budgetvlm.profiling.prepare.prepare_options import LATENCY_FILLS
-from budgetvlm.profiling.prepare.sides import AccuracySide, Key, TimedSetting, read_accuracy_side, read_latency_side
 from budgetvlm.profiling.results.measurements import STAGE_FIELDS, TOKEN_COUNTS, TOKEN_KINDS
 from budgetvlm.table import ProfileTable, first_few
 
@@ -46,8 +46,8 @@ def join(
     """
     if latency_fill not in LATENCY_FILLS:
         raise ConfigError(f"latency_fill={latency_fill!r} is unknown; choose from {', '.join(LATENCY_FILLS)}")
-    accuracy = read_accuracy_side(exp5_dir, dataset_name)
-    timed = read_latency_side(exp6_dir, dataset_name)
+    accuracy = read_accuracy(exp5_dir, dataset_name)
+    timed = read_latencies(exp6_dir, dataset_name)
     _check_settings(accuracy, timed, latency_fill)
     _check_runs(accuracy, timed)
     accuracy = _only_timed(accuracy, timed, latency_fill)
@@ -71,7 +71,7 @@ def _in_part(setting: TimedSetting) -> bool:
     return "cells" in setting.config
 
 
-def _table(space: KnobSpace, accuracy: AccuracySide, times: np.ndarray, stages: Sequence[str]) -> ProfileTable:
+def _table(space: KnobSpace, accuracy: AccuracyColumns, times: np.ndarray, stages: Sequence[str]) -> ProfileTable:
     """Scores, tokens and times ``[S, M, 1 + stages]`` as a table, without labels."""
     return ProfileTable.from_arrays(
         space,
@@ -92,7 +92,7 @@ def _values(exp5_dir: str | Path, settings: Sequence[tuple[tuple[str, Value], ..
     return {name: sorted({dict(key)[name] for key in settings}) for name in names.pop()}
 
 
-def _only_timed(accuracy: AccuracySide, timed: Mapping[Key, TimedSetting], latency_fill: str) -> AccuracySide:
+def _only_timed(accuracy: AccuracyColumns, timed: Mapping[Key, TimedSetting], latency_fill: str) -> AccuracyColumns:
     """Numbered samples without token counts are kept only where every setting was timed: no latency can be predicted.
 
     Tools that number samples count tokens in the latency files alone.
@@ -104,7 +104,7 @@ def _only_timed(accuracy: AccuracySide, timed: Mapping[Key, TimedSetting], laten
     return accuracy.only(rows) if len(rows) else accuracy  # none: the check of samples says what is wrong
 
 
-def _token_columns(space: KnobSpace, accuracy: AccuracySide) -> dict[str, np.ndarray]:
+def _token_columns(space: KnobSpace, accuracy: AccuracyColumns) -> dict[str, np.ndarray]:
     """Counts ``[S, K]`` by kind, where exp5 has them."""
     if accuracy.tokens is None:
         return {}
@@ -112,7 +112,7 @@ def _token_columns(space: KnobSpace, accuracy: AccuracySide) -> dict[str, np.nda
     return {kind: _columns(space, accuracy.settings, c) for kind, c in zip(TOKEN_KINDS, counts, strict=True)}
 
 
-def _check_settings(accuracy: AccuracySide, timed: Mapping[Key, TimedSetting], latency_fill: str) -> None:
+def _check_settings(accuracy: AccuracyColumns, timed: Mapping[Key, TimedSetting], latency_fill: str) -> None:
     for name, missing, remedy in (
         (
             "exp6 (latency)",
@@ -130,7 +130,7 @@ def _check_settings(accuracy: AccuracySide, timed: Mapping[Key, TimedSetting], l
             )
 
 
-def _check_runs(accuracy: AccuracySide, timed: Mapping[Key, TimedSetting]) -> None:
+def _check_runs(accuracy: AccuracyColumns, timed: Mapping[Key, TimedSetting]) -> None:
     """Both sweeps have to have run one model, with answers of one length, on samples of the same splits."""
     for setting in timed.values():
         where, other = setting.paths[0], accuracy.paths[0]
@@ -159,7 +159,7 @@ def _common_stages(timed: Mapping[Key, TimedSetting]) -> tuple[str, ...]:
     return tuple(stage for stage in STAGE_FIELDS if all(stage in setting.stages for setting in timed.values()))
 
 
-def _measured_times(accuracy: AccuracySide, timed: Mapping[Key, TimedSetting], stages: Sequence[str]) -> np.ndarray:
+def _measured_times(accuracy: AccuracyColumns, timed: Mapping[Key, TimedSetting], stages: Sequence[str]) -> np.ndarray:
     """Times ``[S, M, 1 + stages]``, NaN where not timed."""
     rows = {name: row for row, name in enumerate(accuracy.sample_ids)}
     times = np.full((*accuracy.scores.shape, 1 + len(stages)), np.nan)
@@ -178,7 +178,7 @@ def _wanted(setting: TimedSetting, stages: Sequence[str]) -> list[int]:
 
 
 def _filled_by_cell(
-    space: KnobSpace, accuracy: AccuracySide, times: np.ndarray, stages: Sequence[str]
+    space: KnobSpace, accuracy: AccuracyColumns, times: np.ndarray, stages: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """As `_filled_by_setting`, by one model of all settings; errors are those of cells that it was not fitted on."""
     predicted = np.isnan(times[..., 0])
@@ -193,7 +193,7 @@ def _filled_by_cell(
 
 
 def _filled_by_setting(
-    accuracy: AccuracySide,
+    accuracy: AccuracyColumns,
     timed: Mapping[Key, TimedSetting],
     times: np.ndarray,
     stages: Sequence[str],
@@ -214,7 +214,7 @@ def _filled_by_setting(
 
 
 def _check_samples(
-    accuracy: AccuracySide, setting: TimedSetting, gaps: np.ndarray, shared: int, latency_fill: str
+    accuracy: AccuracyColumns, setting: TimedSetting, gaps: np.ndarray, shared: int, latency_fill: str
 ) -> None:
     """Raise unless every sample was timed, or the rest can be predicted."""
     where, total = setting.paths[0], len(accuracy.sample_ids)
@@ -241,7 +241,7 @@ def _check_samples(
         raise DataError(_no_counts(accuracy, lacking))
 
 
-def _no_counts(accuracy: AccuracySide, lacking: str) -> str:
+def _no_counts(accuracy: AccuracyColumns, lacking: str) -> str:
     return (
         f"{lacking}. They cannot be predicted, because {accuracy.paths[0]} and its like have no field "
         f"{', '.join(TOKEN_COUNTS)} in every sample. Time all samples."
@@ -256,7 +256,7 @@ def _columns(space: KnobSpace, settings: Sequence[Key], values: np.ndarray) -> n
 
 
 def _describe_fill(
-    accuracy: AccuracySide,
+    accuracy: AccuracyColumns,
     timed: Mapping[Key, TimedSetting],
     predicted: np.ndarray,
     errors: np.ndarray,
@@ -296,7 +296,7 @@ def _describe_fill(
 
 
 def _metadata(
-    dataset_name: str, accuracy: AccuracySide, timed: Mapping[Key, TimedSetting], fill: Mapping[str, Any]
+    dataset_name: str, accuracy: AccuracyColumns, timed: Mapping[Key, TimedSetting], fill: Mapping[str, Any]
 ) -> dict[str, Any]:
     first = next(timed[key] for key in accuracy.settings if key in timed)
     return {

@@ -22,7 +22,7 @@ Key = tuple[tuple[str, Any], ...]  # a setting, hashable
 
 
 @dataclass(frozen=True)
-class AccuracySide:
+class AccuracyColumns:
     """What the accuracy files hold: scores ``[S, M]``, token counts ``[S, M, 3]`` or None, labels of the samples.
 
     ``indexed``: the samples are numbered by their index in the split. ``left_out``: how many not every setting has.
@@ -38,7 +38,7 @@ class AccuracySide:
     indexed: bool = False
     left_out: int = 0
 
-    def only(self, rows: np.ndarray) -> AccuracySide:
+    def only(self, rows: np.ndarray) -> AccuracyColumns:
         """Some of the samples, by number ``[n]``."""
         return replace(
             self,
@@ -62,7 +62,7 @@ class TimedSetting:
     paths: tuple[Path, ...]
 
 
-def read_accuracy_side(exp5_dir: str | Path, dataset_name: str) -> AccuracySide:
+def read_accuracy(exp5_dir: str | Path, dataset_name: str) -> AccuracyColumns:
     """All accuracy files of a data set.
 
     Raises:
@@ -90,7 +90,7 @@ def read_accuracy_side(exp5_dir: str | Path, dataset_name: str) -> AccuracySide:
     counted = [count for count in tokens if count is not None]
     kept = [row for name, row in rows.items() if name not in skipped]  # a sample that one setting skipped, all skip
     names = list(rows)
-    return AccuracySide(
+    return AccuracyColumns(
         settings=tuple(settings),
         sample_ids=tuple(names[row] for row in kept),
         scores=np.stack(columns, axis=1)[kept],
@@ -103,7 +103,7 @@ def read_accuracy_side(exp5_dir: str | Path, dataset_name: str) -> AccuracySide:
     )
 
 
-def read_latency_side(exp6_dir: str | Path, dataset_name: str) -> dict[Key, TimedSetting]:
+def read_latencies(exp6_dir: str | Path, dataset_name: str) -> dict[Key, TimedSetting]:
     """All latency files of a data set, by setting.
 
     Raises:
