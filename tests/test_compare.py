@@ -16,11 +16,12 @@ from budgetvlm import cli
 from budgetvlm.comparison import CompareOptions, compare
 from budgetvlm.comparison.comparison_tables import WIDTH, tables
 from budgetvlm.comparison.fits import Cell, CellSpec
-from budgetvlm.comparison.fitting_data import learning_part, viewed, with_splits
+from budgetvlm.comparison.fitting_data import viewed, with_splits
 from budgetvlm.comparison.gains_plot import plot_comparison
 from budgetvlm.comparison.roster import ROSTER, Entry
 from budgetvlm.comparison.runner import ORIGIN
 from budgetvlm.errors import ConfigError, DataError
+from budgetvlm.evaluation.evaluation_data import learning_part
 from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 from budgetvlm.evaluation.text_tables import plain_text
 from budgetvlm.features import Features

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from budgetvlm.evaluation.intervals import Bootstrap
+from budgetvlm.evaluation.intervals import Bootstrap, Resampled
 
 
 def test_samples_of_one_image_are_drawn_together() -> None:
@@ -37,3 +37,20 @@ def test_undefined_resamples_are_left_out() -> None:
     resampled = np.array([[1.0, np.nan], [np.nan, np.nan], [3.0, np.nan]])
     low, high = bootstrap.interval(resampled)
     assert 1.0 <= low[0] < high[0] <= 3.0 and np.isnan(low[1]) and np.isnan(high[1])
+
+
+def test_arithmetic_is_paired_by_resample() -> None:
+    mine, other = Resampled(np.array(3.0), np.array([2.0, 4.0])), Resampled(np.array(6.0), np.array([8.0, 0.0]))
+    assert (mine - other).resamples.tolist() == [-6.0, 4.0]
+    assert (0.5 * mine).value == 1.5 and (0.5 * mine).resamples.tolist() == [1.0, 2.0]
+    ratio = mine / other
+    assert ratio.value == 0.5 and ratio.resamples[0] == 0.25 and np.isnan(ratio.resamples[1])
+    assert mine.saved_over(other).value == 0.5 and mine.saved_over(other).resamples[0] == 0.75
+
+
+def test_an_estimate_is_the_number_with_its_interval() -> None:
+    bootstrap = Bootstrap(image=np.array([0, 0, 1]), weights=np.array([[2.0, 0.0], [1.0, 1.0], [0.0, 2.0]]), level=0.5)
+    both = bootstrap.mean(np.array([[0.0, 1.0], [0.0, 1.0], [3.0, 1.0]]))
+    estimate = bootstrap.estimate(both[0])
+    assert (estimate.value, estimate.low, estimate.high) == (1.0, 0.5, 2.0)  # resampled means 0, 1 and 3
+    assert both.mean().value == 1.0 and both.mean().resamples.tolist() == [0.5, 1.0, 2.0]

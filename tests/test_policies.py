@@ -182,3 +182,12 @@ def test_states_may_be_a_part_of_the_table_in_any_order() -> None:
     )
     assert Oracle(SettingMeans.fit(table)).choose(part).tolist() == [1, 2]
     assert part.image[:, 0].tolist() == [95.0, 105.0]
+
+
+def test_requests_joined_and_taken_apart_are_the_same() -> None:
+    table = two_kinds(4)
+    one, two = states(table, 30.0), states(table, 1000.0, 0.5)
+    both = States.joined([one, two])
+    again = both.rows(slice(4, 8))
+    assert both.budget_ms.tolist() == [30.0] * 4 + [1000.0] * 4 and both.table is table
+    assert np.array_equal(again.feasible, two.feasible) and again.price.tolist() == [0.5] * 4

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from budgetvlm.commands.data_arguments import add_data_arguments, read_table
+from budgetvlm.commands.flags import OptionFlags, add_json_flag
 from budgetvlm.commands.showing import check_output, show_report, write_report
 from budgetvlm.errors import ConfigError
+from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 
 if TYPE_CHECKING:
     from budgetvlm.comparison import CompareOptions, CompareReport, Entry
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 REPORT, PICTURE, CELLS = "comparison.json", "comparison.png", "cells"
 QUICK_EPOCHS = 30
+EVALUATION = OptionFlags(EvaluationOptions, "labels", "resamples", budget_shares="budgets")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,16 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--split", default="test", choices=["test", "validation"], help="samples to report (default: test)"
     )
-    how.add_argument(
-        "--budgets", type=float, nargs="+", metavar="SHARE",
-        help="budgets as shares of the full setting's median latency (default: 0.35 0.5 0.6 0.7 0.85 1)",
-    )  # fmt: skip
-    how.add_argument(
-        "--labels", nargs="+", default=["kind", "difficulty"], metavar="NAME",
-        help="group labels of the visible room, where the table has them (default: kind difficulty)",
-    )  # fmt: skip
-    how.add_argument("--resamples", type=int, default=1000, metavar="N", help="of the bootstrap (default: 1000)")
-    parser.add_argument("--json", action="store_true", help="one JSON document on standard output, and nothing else")
+    EVALUATION.add(how)
+    add_json_flag(parser)
     parser.add_argument("--output_dir", type=Path, metavar="DIR", help=f"write {REPORT}, {PICTURE} and {CELLS}/ there")
     parser.add_argument("--resume", action="store_true", help="use what is finished in --output_dir")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier comparison in --output_dir")
@@ -101,12 +96,10 @@ def _chosen_keys(args: argparse.Namespace, known: Sequence[Entry]) -> list[str]:
 
 def _options(args: argparse.Namespace, policies: tuple[str, ...]) -> CompareOptions:
     from budgetvlm.comparison import CompareOptions
-    from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 
-    evaluation = EvaluationOptions(split=args.split, labels=tuple(args.labels), resamples=args.resamples)
-    if args.budgets:
-        evaluation = replace(evaluation, budget_shares=tuple(sorted(set(args.budgets))))
-    options = CompareOptions(evaluation=evaluation, policies=policies, members=args.members)
+    given = EVALUATION.read(args)
+    given["budget_shares"] = tuple(sorted(given["budget_shares"]))
+    options = CompareOptions(EvaluationOptions(split=args.split, **given), policies, members=args.members)
     if args.quick:
         options = replace(options, seeds=(0,), sections=("policies",), num_epochs=QUICK_EPOCHS)
     return replace(

@@ -13,44 +13,33 @@ from typing import TYPE_CHECKING
 
 from budgetvlm.commands import live
 from budgetvlm.commands.data_arguments import add_data_arguments, read_data
+from budgetvlm.commands.flags import OptionFlags, add_json_flag
 from budgetvlm.commands.showing import check_output, show_report, write_report
 from budgetvlm.errors import CheckpointError, ConfigError, KnobSpaceError
+from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 
 if TYPE_CHECKING:
-    from budgetvlm.evaluation.evaluation_options import EvaluationOptions
     from budgetvlm.evaluation.records import EvaluationReport
     from budgetvlm.features import Features
     from budgetvlm.policies import Policy
     from budgetvlm.table import ProfileTable
 
 REPORT, PICTURE = "evaluation.json", "evaluation.png"
+EVALUATION = OptionFlags(EvaluationOptions, "price", "labels", "resamples", "seed", budget_shares="budgets")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `budgetvlm evaluate`."""
     add_data_arguments(parser)
     parser.add_argument(
-        "--checkpoint", type=Path, nargs="+", default=[], metavar="DIR", help="trained controllers, one a seed"
+        "--checkpoint", type=Path, nargs="+", default=[], metavar="DIR", help="trained controllers, one for each seed"
     )
     parser.add_argument(
         "--split", default="test", choices=["test", "validation", "train"],
         help="samples to report (default: test); train only with --live and --data, for data sets that have no other",
     )  # fmt: skip
-    parser.add_argument(
-        "--budgets", type=float, nargs="+", metavar="SHARE",
-        help="budgets as shares of the full setting's median latency (default: 0.35 0.5 0.6 0.7 0.85 1)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--price", type=float, default=0.01, metavar="P",
-        help="of latency while under a budget: accuracy for one full latency, for all policies (default: 0.01)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--labels", nargs="+", default=["kind", "difficulty"], metavar="NAME",
-        help="group labels of the group lookup, where the table has them (default: kind difficulty)",
-    )  # fmt: skip
-    parser.add_argument("--resamples", type=int, default=1000, metavar="N", help="of the bootstrap (default: 1000)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
-    parser.add_argument("--json", action="store_true", help="one JSON document on standard output, and nothing else")
+    EVALUATION.add(parser)
+    add_json_flag(parser)
     parser.add_argument("--output_dir", type=Path, metavar="DIR", help=f"write {REPORT} and {PICTURE} there")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier evaluation in --output_dir")
     live.add_arguments(parser)
@@ -76,18 +65,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> EvaluationOptions:
-    from budgetvlm.evaluation.evaluation_options import EvaluationOptions
-
     if args.split == "train":
         raise ConfigError("--split train is what the controller was trained on; report test or validation")
-    return EvaluationOptions(
-        split=args.split,
-        budget_shares=tuple(sorted(set(args.budgets))) if args.budgets else EvaluationOptions.budget_shares,
-        price=args.price,
-        labels=tuple(args.labels),
-        resamples=args.resamples,
-        seed=args.seed,
-    )
+    given = EVALUATION.read(args)
+    return EvaluationOptions(split=args.split, **given | {"budget_shares": tuple(sorted(given["budget_shares"]))})
 
 
 def read_controllers(paths: list[Path], table: ProfileTable, features: Features) -> dict[str, Policy]:
@@ -96,10 +77,8 @@ def read_controllers(paths: list[Path], table: ProfileTable, features: Features)
     Raises:
         CheckpointError, KnobSpaceError: a checkpoint cannot be read or does not fit the data.
     """
-    policies: dict[str, Policy] = {}
-    for path, name in zip(paths, checkpoint_names(paths), strict=True):
-        policies[name] = _read_controller(path, table, features)
-    return policies
+    names = checkpoint_names(paths)
+    return {name: _read_controller(path, table, features) for name, path in zip(names, paths, strict=True)}
 
 
 def _read_controller(path: Path, table: ProfileTable, features: Features) -> Policy:

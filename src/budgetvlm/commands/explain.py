@@ -12,6 +12,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from budgetvlm.commands.flags import add_json_flag, add_model_flags
 from budgetvlm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,11 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint", type=Path, required=True, metavar="DIR", help="trained controller")
     add("--data", type=Path, metavar="FILE", help="controller_training_data.json, for nearest cases and the tree")
     add("--tree", action="store_true", help="a small decision tree that imitates the policy (needs --data)")
-    add("--model_path", default="reference", metavar="DIR", help="model directory, or 'reference' (default)")
     add("--price", type=float, metavar="X", help="accuracy given for one latency of the full setting")
-    add("--num_threads", type=int, metavar="N", help="threads of torch (default: torch's own choice)")
-    add("--device", default="cpu", help="torch device (default: cpu)")
-    add("--json", action="store_true", help="one JSON document instead of text")
+    add_model_flags(parser)
+    add_json_flag(parser)
 
 
 def run(args: argparse.Namespace) -> int:

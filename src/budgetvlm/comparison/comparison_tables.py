@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -13,14 +13,22 @@ from budgetvlm.evaluation.records import Estimate
 from budgetvlm.evaluation.text_tables import half_width, new_table, sample_counts
 
 WIDTH = 144  # what the widest table needs; a narrower terminal wraps lines rather than losing digits
-VIEW_NAMES = {"": "image and question", "labels": "true labels instead"}
+TITLES = {
+    "knobs": "Knobs that may move: points over the lookup table with all knobs, and ms at equal accuracy",
+    "features": "Features that are read: points over the lookup table, and ms at equal accuracy",
+    "samples": "Training and validation samples: points over the lookup table that has them all, and ms at equal "
+    "accuracy",
+}
+VARIANT_NAMES = {
+    ("knobs", ""): "all knobs", ("samples", ""): "all",
+    ("features", ""): "image and question", ("features", "labels"): "true labels instead",
+}  # fmt: skip
 
 
 def tables(report: CompareReport) -> RenderableType:
     """All tables, one below the other."""
     parts: list[RenderableType] = [_heading(report), ranking_table(report), detail_table(report)]
-    by_section = {"knobs": knobs_table, "features": features_table, "samples": samples_table}
-    return Group(*parts, *(table(report) for section, table in by_section.items() if report.section(section)))
+    return Group(*parts, *(left_out_table(report, section) for section in TITLES if report.section(section)))
 
 
 def _heading(report: CompareReport) -> Text:
@@ -78,47 +86,35 @@ def detail_table(report: CompareReport) -> Table:
     return table
 
 
-def knobs_table(report: CompareReport) -> Table:
-    """What each set of knobs gives while all others stay at their largest value."""
-    variants = sorted({row.variant: 0 for row in report.section("knobs")}, key=lambda name: len(name.split("+")))
-    title = "Knobs that may move: points over the lookup table with all knobs, and ms at equal accuracy"
-    return _by_variant(report, title, "knobs", [*variants, ""], lambda variant: variant or "all knobs")
+def left_out_table(report: CompareReport, section: str) -> Table:
+    """What each set of knobs, part of the features or number of samples gives: one row for each variant.
 
-
-def features_table(report: CompareReport) -> Table:
-    """What each part of the features gives."""
-    variants = ["", *dict.fromkeys(row.variant for row in report.section("features"))]
-    title = "Features that are read: points over the lookup table, and ms at equal accuracy"
-    return _by_variant(report, title, "features", variants, lambda variant: VIEW_NAMES.get(variant, variant))
-
-
-def samples_table(report: CompareReport) -> Table:
-    """Sample efficiency: accuracy with fewer samples, against the lookup table that has them all."""
-    variants = [*dict.fromkeys(row.variant for row in report.section("samples")), ""]
-    title = "Training and validation samples: points over the lookup table that has them all, and ms at equal accuracy"
-    return _by_variant(report, title, "samples", variants, lambda variant: variant or "all")
-
-
-def _by_variant(
-    report: CompareReport, title: str, section: str, variants: Sequence[str], label: Callable[[str], str]
-) -> Table:
-    """One row for each variant; one column for each policy, two where it takes a price."""
+    There is one column for each policy, two where it takes a price.
+    """
     rows = report.section(section)
     named = {row.key: row.name.partition(" [")[0] for row in rows}
     priced = {row.key for row in rows if row.at_accuracy}
     columns = []
     for key, name in named.items():
         columns += [f"{name}\npoints", "\nms"] if key in priced else [f"{name}\npoints"]
-    table = new_table(title, [section], columns)
-    for variant in variants:
+    table = new_table(TITLES[section], [section], columns)
+    for variant in _variants(rows, section):
         cells = []
         for key in named:
             row = report.row(key, variant)
             cells.append("" if row is None else _points(row.room.accuracy_gain) if row.room else row.status)
             if key in priced:
                 cells.append("-" if row is None else _ms(row))
-        table.add_row(label(variant), *cells)
+        table.add_row(VARIANT_NAMES.get((section, variant), variant), *cells)
     return table
+
+
+def _variants(rows: Sequence[ComparisonRow], section: str) -> list[str]:
+    """The variants of a section in the order of its table; "" is the policy in full."""
+    names = list(dict.fromkeys(row.variant for row in rows))
+    if section == "knobs":
+        names.sort(key=lambda name: len(name.split("+")))
+    return ["", *names] if section == "features" else [*names, ""]
 
 
 def _group(row: ComparisonRow) -> tuple[bool, bool]:

@@ -16,7 +16,6 @@ from budgetvlm.policies import free_settings, group_keys
 from budgetvlm.policies.setting_means import SettingMeans
 from budgetvlm.table import ProfileTable
 
-HELD_OUT = 0.15  # of the training images, where the table has no validation split
 VIEWS = ("image", "question", "neither", "labels")  # what is read in place of all features
 SPLITS = {"train": 0.6, "validation": 0.15, "test": 0.25}  # drawn where a table has none
 
@@ -92,25 +91,6 @@ def with_splits(table: ProfileTable, seed: int = 0) -> ProfileTable:
         return table.with_splits(SPLITS, seed)
     except ConfigError as error:
         raise DataError(f"the table has no splits and they cannot be drawn: {error}") from error
-
-
-def learning_part(table: ProfileTable, seed: int = 0) -> ProfileTable:
-    """Training and validation samples; the latter are taken from the training images where there are none.
-
-    Raises:
-        DataError: there are no training samples, or they share a single image.
-    """
-    split = np.array(table.split)
-    train = table.subset("train")
-    if (split == "validation").any():
-        return table.subset(split != "test")
-    try:
-        return train.with_splits({"train": 1 - HELD_OUT, "validation": HELD_OUT}, seed)
-    except ConfigError as error:
-        raise DataError(
-            f"there is no validation split and none can be held out of {train.num_samples} training samples ({error}); "
-            "profile more samples"
-        ) from error
 
 
 def viewed(features: Features, view: str, table: ProfileTable, labels: tuple[str, ...]) -> Features:

@@ -12,11 +12,11 @@ from budgetvlm._io import read_json, write_json
 from budgetvlm.comparison.compare_options import CompareOptions
 from budgetvlm.comparison.comparison_records import CompareReport
 from budgetvlm.comparison.fits import FAILED, NO_FEATURES, OK, Cell, CellSpec, make_cell
-from budgetvlm.comparison.fitting_data import VIEWS, FittingData, learning_part, viewed, with_splits
+from budgetvlm.comparison.fitting_data import VIEWS, FittingData, viewed, with_splits
 from budgetvlm.comparison.roster import ALWAYS, ROSTER, Entry
 from budgetvlm.comparison.rows import comparison_rows
 from budgetvlm.errors import BudgetVLMError, ConfigError
-from budgetvlm.evaluation.evaluation_data import EvaluationData
+from budgetvlm.evaluation.evaluation_data import EvaluationData, learning_part
 from budgetvlm.evaluation.evaluator import versions
 from budgetvlm.features import Features
 from budgetvlm.table import ProfileTable

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from budgetvlm.errors import DataError
+from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 from budgetvlm.evaluation.intervals import Bootstrap
 from budgetvlm.features import Features
@@ -16,6 +16,8 @@ from budgetvlm.guard.static import StaticGuard, timed_rows
 from budgetvlm.policies import States
 from budgetvlm.policies.setting_means import SettingMeans
 from budgetvlm.table import ProfileTable
+
+HELD_OUT = 0.15  # of the training images, where the table has no validation split
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +133,25 @@ def complete_rows(table: ProfileTable, measured: np.ndarray) -> ProfileTable:
             "cannot be compared; profile the missing settings"
         )
     return table if rows.all() else table.subset(rows)
+
+
+def learning_part(table: ProfileTable, seed: int = 0) -> ProfileTable:
+    """Training and validation samples; the latter are taken from the training images where there are none.
+
+    Raises:
+        DataError: there are no training samples, or they share a single image.
+    """
+    split = np.array(table.split)
+    train = table.subset("train")
+    if (split == "validation").any():
+        return table.subset(split != "test")
+    try:
+        return train.with_splits({"train": 1 - HELD_OUT, "validation": HELD_OUT}, seed)
+    except ConfigError as error:
+        raise DataError(
+            f"there is no validation split and none can be held out of {train.num_samples} training samples ({error}); "
+            "profile more samples"
+        ) from error
 
 
 def _tuning_split(table: ProfileTable, split: str) -> str:

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from budgetvlm.errors import ConfigError
-from budgetvlm.policies.states import BUDGET_SHARES
-from budgetvlm.table import SPLITS
 
+BUDGET_SHARES = (0.35, 0.5, 0.6, 0.7, 0.85, 1.0)  # of the full setting's median latency
 PRICE_SWEEP = (0.0, *np.geomspace(0.005, 10.0, 40).tolist())
 
 
@@ -22,12 +21,13 @@ class EvaluationOptions:
         split: the split that is reported.
         budget_shares: budgets as shares of the full setting's median latency on the training samples.
         room_range: the budgets within this range are averaged into one number (room closed).
-        price: the price of latency under a budget, in accuracy per reference latency; the same for all policies.
+        price: accuracy given for one latency of the full setting while under a budget, the same for all policies.
         prices: the prices that are swept without a budget.
         accuracy_shares: targets for the mean latency at equal accuracy, as shares of the full setting's accuracy.
-        labels: the labels that define the groups of the group lookup; it is left out where the table lacks one.
+        labels: labels that define the groups of the group lookup, which is left out where the table lacks one.
         guard_quantile: the quantile of the training latencies that bounds each setting.
-        resamples, level: the number of bootstrap resamples and the level of their intervals.
+        resamples: number of bootstrap resamples.
+        level: of the bootstrap intervals.
         seed: seeds the predictor, the random policy and the bootstrap.
 
     Raises:
@@ -64,7 +64,7 @@ class EvaluationOptions:
 
 
 def _problems(options: EvaluationOptions) -> Iterator[str]:
-    if options.split not in SPLITS or options.split == "train":
+    if options.split not in ("test", "validation"):
         yield f"split={options.split!r} is not test or validation"
     if not options.budget_shares or not all(0 < share < np.inf for share in options.budget_shares):
         yield f"budgets {list(options.budget_shares)} are not positive shares of the full setting's latency"

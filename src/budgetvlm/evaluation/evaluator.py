@@ -13,9 +13,8 @@ from dataclasses import asdict
 import numpy as np
 
 from budgetvlm._version import __version__
-from budgetvlm.errors import DataError
 from budgetvlm.evaluation.ceiling import CeilingMetrics
-from budgetvlm.evaluation.evaluation_data import EvaluationData
+from budgetvlm.evaluation.evaluation_data import EvaluationData, learning_part
 from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 from budgetvlm.evaluation.frontier import mixing_path
 from budgetvlm.evaluation.mean_budget import MeanBudgetMetrics, Sweep
@@ -130,20 +129,14 @@ def _contenders(
 
 def _predictor(data: EvaluationData, seed: int) -> PredictArgmax:
     """Stopped early on the tuning split, or on a part of the training split that is held out from it."""
+    features, tuning_features = data.train_features, data.tuning_features
+    assert features is not None and tuning_features is not None
     config = PredictorConfig(seed=seed)
-    all_features, tuning_features = data.train_features, data.tuning_features
-    assert all_features is not None and tuning_features is not None
     if data.tuning_split != "train":
-        return PredictArgmax.fit(data.train, all_features, data.tuning, tuning_features, config)
-    images = np.asarray(data.train.groups.get("image_id", data.train.sample_ids))
-    names = np.unique(images)
-    held_out = np.isin(images, np.random.default_rng(seed).permutation(names)[: max(1, len(names) // 7)])
-    if held_out.all():
-        raise DataError("the training split has a single image; predict + argmax needs some to stop early on")
-    part, rest = data.train.subset(~held_out), data.train.subset(held_out)
-    return PredictArgmax.fit(
-        part, all_features.aligned(part.sample_ids), rest, all_features.aligned(rest.sample_ids), config
-    )
+        return PredictArgmax.fit(data.train, features, data.tuning, tuning_features, config)
+    sides = learning_part(data.train, seed)
+    train, rest = sides.subset("train"), sides.subset("validation")
+    return PredictArgmax.fit(train, features.aligned(train.sample_ids), rest, features.aligned(rest.sample_ids), config)
 
 
 def _result(

@@ -17,12 +17,12 @@ from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.policy import ControllerPolicy
 from budgetvlm.errors import DataError
 from budgetvlm.evaluation.evaluation_data import complete_rows
+from budgetvlm.evaluation.evaluation_options import BUDGET_SHARES
 from budgetvlm.evaluation.labels import readable_labels
 from budgetvlm.features import Features
 from budgetvlm.guard.static import StaticGuard
 from budgetvlm.policies import States
 from budgetvlm.policies.setting_means import SettingMeans
-from budgetvlm.policies.states import BUDGET_SHARES
 from budgetvlm.table import ProfileTable
 
 COMPONENTS = 4  # of each feature, where there are no labels

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from budgetvlm.errors import DataError
-from budgetvlm.policies.setting_means import SettingMeans, column_means
+from budgetvlm.policies.setting_means import SettingMeans
 from budgetvlm.policies.states import States
 from budgetvlm.table import ProfileTable
 
@@ -77,9 +77,8 @@ def _numbers(rows: list[tuple[str, ...]], keys: tuple[tuple[str, ...], ...]) -> 
 def _shrunk(accuracy: np.ndarray, prior: np.ndarray, pseudo_samples: float) -> np.ndarray:
     """The mean over the measured cells of ``[n, K]``, drawn towards ``prior [K]`` by a number of pseudo-samples."""
     count = (~np.isnan(accuracy)).sum(axis=0)
-    mean = np.nan_to_num(column_means(accuracy))
-    weight = count / np.maximum(count + pseudo_samples, 1e-9)
-    return np.where(count > 0, weight * mean + (1 - weight) * prior, prior)
+    total = np.nansum(accuracy, axis=0, dtype=np.float64) + pseudo_samples * prior
+    return np.where(count > 0, total / np.maximum(count + pseudo_samples, 1e-9), prior)
 
 
 @dataclass(frozen=True, eq=False)

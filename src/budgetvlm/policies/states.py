@@ -13,8 +13,6 @@ from budgetvlm.features import Features
 from budgetvlm.guard.static import StaticGuard
 from budgetvlm.table import ProfileTable
 
-BUDGET_SHARES = (0.35, 0.5, 0.6, 0.7, 0.85, 1.0)  # budgets that policies are judged at, of the full median latency
-
 PER_STATE = ("sample_index", "budget_ms", "feasible", "price")
 
 
