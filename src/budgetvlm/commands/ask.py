@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from budgetvlm.answer import Answer
+    from budgetvlm.runtime import AdaptiveVLM
+
+BUNDLED = "reference"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,13 +48,9 @@ def run(args: argparse.Namespace) -> int:
     """Ask once; what is wrong with the request is found before a model is opened."""
     from budgetvlm._io import open_image
     from budgetvlm.answer import check_request
-    from budgetvlm.runtime import AdaptiveVLM
 
     check_request(args.question, args.budget_ms, args.price)
-    image = open_image(args.image)
-    model = AdaptiveVLM.from_pretrained(
-        args.model_path, args.checkpoint, device=args.device, num_threads=args.num_threads
-    )
+    image, model = open_image(args.image), open_model(args)
     answer = model.generate(
         image,
         args.question,
@@ -62,6 +62,18 @@ def run(args: argparse.Namespace) -> int:
     )
     print(json.dumps(answer.to_dict(), ensure_ascii=False) if args.json else describe(answer))
     return 0
+
+
+def open_model(args: argparse.Namespace) -> AdaptiveVLM:
+    """The model with its controller; for the bundled model nothing is imported that it does not use."""
+    from budgetvlm.vlm.lean_imports import lean_imports
+
+    with lean_imports() if args.model_path == BUNDLED else nullcontext():
+        from budgetvlm.runtime import AdaptiveVLM
+
+        return AdaptiveVLM.from_pretrained(
+            args.model_path, args.checkpoint, device=args.device, num_threads=args.num_threads
+        )
 
 
 def describe(answer: Answer) -> str:

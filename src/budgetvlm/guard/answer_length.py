@@ -12,8 +12,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.special import log_softmax, softmax
 
 from budgetvlm.errors import DataError
 
@@ -56,8 +54,9 @@ class LengthModel:
 
     def probabilities(self, language: np.ndarray) -> np.ndarray:
         """Language features ``[B, Dl]`` or ``[Dl]`` -> probability of each length, ``[B, L]`` or ``[L]``."""
-        out: np.ndarray = softmax((language - self.mean) / self.std @ self.weight + self.bias, axis=-1)
-        return out
+        logits = (language - self.mean) / self.std @ self.weight + self.bias
+        shares: np.ndarray = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        return shares / shares.sum(axis=-1, keepdims=True)
 
     def expected(self, language: np.ndarray) -> np.ndarray:
         """Mean number of tokens, ``[B]`` or a number."""
@@ -108,6 +107,9 @@ def _bins(tokens: np.ndarray) -> np.ndarray:
 
 def _logistic(x: np.ndarray, number: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Weights ``[D, L]`` and biases ``[L]`` of least penalised cross-entropy."""
+    from scipy.optimize import minimize  # slow to import, and only fitting needs it
+    from scipy.special import log_softmax
+
     samples, width = x.shape
     target = np.eye(count)[number]
     # The shares of the lengths, each with half a sample more: where features tell nothing these are the answer.

@@ -26,8 +26,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from scipy.linalg import cholesky, solve_triangular
-from scipy.optimize import nnls
 
 from budgetvlm.errors import DataError, KnobSpaceError
 from budgetvlm.knobs import KnobSpace
@@ -283,6 +281,9 @@ def _robust_nnls(design: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 def _nnls(design: np.ndarray, target: np.ndarray) -> np.ndarray:
     """argmin over x >= 0 of ||design x - target||, from the normal equations: many rows, few columns."""
+    from scipy.linalg import cholesky, solve_triangular  # slow to import, and only fitting needs it
+    from scipy.optimize import nnls
+
     norm = np.sqrt(np.einsum("rc,rc->c", design, design))
     norm = np.where(norm > 0, norm, 1.0)
     gram = (design / norm).T @ (design / norm)

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import DynamicCache
+from transformers.cache_utils import DynamicCache
 
 from budgetvlm.knobs import Setting
 from budgetvlm.vlm.prompt import DecoderInputs

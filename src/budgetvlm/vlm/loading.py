@@ -166,7 +166,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _load_processors(family: Family, directory: Path) -> tuple[Any, Any]:
-    from transformers import AutoTokenizer
+    from transformers.models.auto.tokenization_auto import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(

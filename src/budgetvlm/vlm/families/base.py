@@ -18,7 +18,7 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from PIL import Image
 from torch import nn
-from transformers import DynamicCache
+from transformers.cache_utils import DynamicCache
 
 from budgetvlm._io import to_rgb
 from budgetvlm.errors import ConfigError, InputError

@@ -86,7 +86,7 @@ class InternVL(Family):
         return InternVLImages(model, processor)
 
     def load(self, directory: Path, **options: Any) -> Any:
-        from transformers import InternVLForConditionalGeneration
+        from transformers.models.internvl.modeling_internvl import InternVLForConditionalGeneration
 
         return InternVLForConditionalGeneration.from_pretrained(directory, config=read_config(directory), **options)
 
@@ -102,7 +102,8 @@ def read_config(directory: Path) -> Any:
     `InternVLConfig` takes any saved vision configuration for InternVL's own tower; here its `model_type` is heeded,
     so that other towers (the bundled model has a FocalNet) come back as they were saved.
     """
-    from transformers import AutoConfig, InternVLConfig
+    from transformers.models.auto.configuration_auto import AutoConfig
+    from transformers.models.internvl.configuration_internvl import InternVLConfig
 
     fields, _ = InternVLConfig.get_config_dict(directory, local_files_only=True)
     vision = dict(fields.pop("vision_config"))
