@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from budgetvlm.controller.training import fingerprint
+from budgetvlm.controller.run_directory import fingerprint
 from budgetvlm.errors import DataError
 from budgetvlm.knobs import Setting
 from budgetvlm.profiling.measure.journal import Journal

@@ -21,10 +21,10 @@ from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from budgetvlm.controller.checkpoint import CONFIG, load_controller
-from budgetvlm.controller.fitting import fit_controller
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.policy import ControllerPolicy
-from budgetvlm.controller.training import fingerprint
+from budgetvlm.controller.run_directory import fingerprint
+from budgetvlm.controller.training import fit_controller
 from budgetvlm.controller.training_options import TrainingConfig
 from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 from budgetvlm.features import Features

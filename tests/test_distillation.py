@@ -9,11 +9,12 @@ import pytest
 import torch
 from test_policies import LATENCY, SPACE, features_of
 
-from budgetvlm.controller.fitting import fit_controller
 from budgetvlm.controller.policy import ControllerPolicy
-from budgetvlm.controller.training import Run
+from budgetvlm.controller.training import fit_controller
 from budgetvlm.controller.training_options import GRPOConfig, TrainingConfig
+from budgetvlm.controller.training_run import TrainingRun
 from budgetvlm.errors import ConfigError
+from budgetvlm.guard.static import StaticGuard
 from budgetvlm.policies import States
 from budgetvlm.table import ProfileTable
 
@@ -31,8 +32,6 @@ def table(samples: int = 160) -> ProfileTable:
 
 
 def test_without_any_learning_from_rewards_it_already_chooses_as_its_teachers_do() -> None:
-    from budgetvlm.guard.static import StaticGuard
-
     data = table()
     features = features_of(data)
     states = States.under_budget(data, features, StaticGuard.fit(data.latency_ms), 30.0, 0.01)
@@ -46,7 +45,7 @@ def test_the_start_depends_on_the_seed_alone_and_leaves_the_global_generator_alo
     data = table(40)
     before = torch.get_rng_state()
     one, two, other = (
-        Run(data, features_of(data), replace(CONFIG, seed=seed)).controller.heads.weight for seed in (0, 0, 1)
+        TrainingRun(data, features_of(data), CONFIG, [seed]).trainer.template.heads.weight for seed in (0, 0, 1)
     )
     assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(one, two) and not torch.equal(one, other)
@@ -54,8 +53,19 @@ def test_the_start_depends_on_the_seed_alone_and_leaves_the_global_generator_alo
 
 def test_budget_and_price_still_start_without_influence() -> None:
     data = table(40)
-    controller = Run(data, features_of(data), CONFIG).controller
+    controller = TrainingRun(data, features_of(data), CONFIG, [0]).trainer.template
     assert not controller.context_layer.weight.any()
+
+
+def test_members_that_start_together_learn_from_teachers_of_their_own() -> None:
+    data = table()
+    run = TrainingRun(data, features_of(data), CONFIG, [0, 1])
+    states = States.under_budget(data, features_of(data), StaticGuard.fit(data.latency_ms), 30.0, 0.01)
+    for member in range(2):
+        policy = ControllerPolicy(run.trainer.averaged_controller(member))
+        assert policy.choose(states).tolist() == [2, 1] * 80
+    one, other = (run.trainer.averaged_controller(member).heads.weight for member in range(2))
+    assert not torch.equal(one, other)
 
 
 def test_fewer_teachers_than_none() -> None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,10 +14,11 @@ from planted_tables import tiny
 
 from budgetvlm.commands.train import run as run_train
 from budgetvlm.controller.checkpoint import load_controller
-from budgetvlm.controller.ensemble import merge
-from budgetvlm.controller.ensembling import train_ensemble
-from budgetvlm.controller.fitting import fit_controller, fit_ensemble, member_seeds
+from budgetvlm.controller.ensemble import member_seeds, merge
 from budgetvlm.controller.network import GRPOController
+from budgetvlm.controller.policy_loss import Batch
+from budgetvlm.controller.trainer import GRPOTrainer
+from budgetvlm.controller.training import TrainingResult, fit_controller, fit_ensemble, train
 from budgetvlm.controller.training_options import GRPOConfig, TrainingConfig
 from budgetvlm.controller.value_network import ValueNetwork
 from budgetvlm.errors import ConfigError, OutputError
@@ -92,8 +98,6 @@ def test_ensembles_of_different_seeds_share_no_member() -> None:
 
 
 def test_fitting_in_memory_is_the_run_that_training_writes(tmp_path) -> None:
-    from budgetvlm.controller.training import train
-
     table, features = tiny()
     written = train(table, features, QUICK, tmp_path, say=lambda text: None, progress=False)
     fitted = fit_controller(table, features, QUICK)
@@ -104,43 +108,75 @@ def test_fitting_in_memory_is_the_run_that_training_writes(tmp_path) -> None:
 
 def test_an_ensemble_leaves_a_checkpoint_that_loads_as_any_other(tmp_path) -> None:
     table, features = tiny()
-    result = train_ensemble(table, features, QUICK, tmp_path, 2, say=lambda text: None, progress=False)
+    result = train(table, features, QUICK, tmp_path, members=2, say=lambda text: None, progress=False)
     loaded = load_controller(tmp_path)
     assert torch.equal(loaded.heads.weight, result.controller.heads.weight)
     assert loaded.config["hidden_dim"] == 24
     in_memory = fit_ensemble(table, features, QUICK, 2)
     assert torch.equal(in_memory.heads.weight, loaded.heads.weight)
     with pytest.raises(OutputError, match="already holds"):
-        train_ensemble(table, features, QUICK, tmp_path, 2, progress=False)
-    again = train_ensemble(table, features, QUICK, tmp_path, 2, resume=True, say=lambda text: None, progress=False)
+        train(table, features, QUICK, tmp_path, members=2, progress=False)
+    again = train(table, features, QUICK, tmp_path, members=2, resume=True, say=lambda text: None, progress=False)
     assert torch.equal(again.controller.heads.weight, result.controller.heads.weight)
 
 
-def test_an_interrupted_ensemble_goes_on_with_the_members_that_are_missing(tmp_path, monkeypatch) -> None:
-    from budgetvlm.controller import ensembling
-
+def quick(directory: Path, members: int = 3, config: TrainingConfig = QUICK, **options: Any) -> TrainingResult:
     table, features = tiny()
-    trained = []
+    return train(
+        table, features, config, directory, members=members, progress=False,
+        say=options.pop("say", lambda text: None), **options,
+    )  # fmt: skip
 
-    def one_then_stop(*args, **options):
-        if trained:
+
+def test_an_interrupted_ensemble_ends_like_an_undisturbed_one(tmp_path, monkeypatch) -> None:
+    """Also where a member has stopped before the interruption."""
+    config = replace(QUICK, grpo=replace(QUICK.grpo, num_epochs=9, beta=0.1, num_generations=4), patience=2)
+    whole = quick(tmp_path / "whole", config=config)
+    epochs = [len(member["history"]) for member in torch.load(tmp_path / "whole" / "last_checkpoint.pt")["members"]]
+    assert min(epochs) < max(epochs)
+    log_policy, updates = GRPOTrainer.log_policy, 2 * min(epochs) + 1  # two updates an epoch
+
+    def interrupted(self: GRPOTrainer, batch: Batch) -> torch.Tensor:
+        if self.average.n_averaged == updates:
             raise KeyboardInterrupt
-        trained.append(args[3])
-        return original(*args, **options)
+        return log_policy(self, batch)
 
-    original = ensembling.train
-    monkeypatch.setattr(ensembling, "train", one_then_stop)
+    monkeypatch.setattr(GRPOTrainer, "log_policy", interrupted)
+    lines: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        train_ensemble(table, features, QUICK, tmp_path, 2, say=lambda text: None, progress=False)
-    monkeypatch.setattr(ensembling, "train", original)
-    result = train_ensemble(table, features, QUICK, tmp_path, 2, resume=True, say=lambda text: None, progress=False)
-    assert torch.equal(result.controller.heads.weight, fit_ensemble(table, features, QUICK, 2).heads.weight)
+        quick(tmp_path / "cut", config=config, say=lines.append)
+    assert f"epoch {min(epochs)} is saved" in lines[-1]
+    monkeypatch.undo()
+    resumed = quick(tmp_path / "cut", config=config, resume=True)
+    for name, tensor in whole.controller.state_dict().items():
+        assert torch.equal(tensor, resumed.controller.state_dict()[name]), name
+    for number in range(3):
+        one, two = (json.loads((tmp_path / d / "members" / str(number) / "metrics.json").read_text()) for d in
+                    ("whole", "cut"))  # fmt: skip
+        assert one == two
 
 
-def test_one_member_is_no_ensemble(tmp_path) -> None:
-    table, features = tiny()
-    with pytest.raises(ConfigError, match="an ensemble of 1"):
-        train_ensemble(table, features, QUICK, tmp_path, 1)
+def test_each_member_has_its_own_controller_figures_and_last_word(tmp_path) -> None:
+    lines: list[str] = []
+    config = replace(QUICK, grpo=replace(QUICK.grpo, num_epochs=9), patience=1)
+    quick(tmp_path, config=config, say=lines.append)
+    for number in range(3):
+        place = tmp_path / "members" / str(number)
+        figures = json.loads((place / "metrics.json").read_text())
+        assert figures["best"] == max(figures["history"], key=lambda row: row["reward_mean"])
+        assert load_controller(place).config["hidden_dim"] == 12
+        assert any((place / "tensorboard").iterdir())
+        about = [line for line in lines if line.startswith(f"member {number + 1} of 3, seed {number}: ")]
+        assert f"best: epoch {figures['best']['epoch']:3d}" in about[-1]
+        stopped = len(figures["history"]) < 10
+        assert any("no better validation reward in 1 epochs" in line for line in about) == stopped
+
+
+def test_no_member_is_refused(tmp_path) -> None:
+    with pytest.raises(ConfigError, match="members=0"):
+        quick(tmp_path, members=0)
+    with pytest.raises(ConfigError, match="an ensemble of 0"):
+        fit_ensemble(*tiny(), QUICK, 0)
 
 
 def test_the_command_trains_an_ensemble(tmp_path) -> None:

@@ -8,15 +8,15 @@ from planted_tables import tiny
 
 from budgetvlm.controller.grpo import (
     compute_advantages,
-    draw_groups,
     exact_advantages,
     expectation,
     grpo_loss,
 )
+from budgetvlm.controller.member_stack import MemberStack
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.trainer import GRPOTrainer
 from budgetvlm.controller.training_options import GRPOConfig, StatePlan
-from budgetvlm.controller.training_states import Outcomes, States, draw_states
+from budgetvlm.controller.training_states import MeasuredOutcomes, TrainingData, TrainingStates, draw_states
 from budgetvlm.errors import ConfigError
 
 KNOBS = {"max_crops": [1, 4], "top_k": [2, 8]}
@@ -146,9 +146,18 @@ def trainer(
         latency_ms=LATENCY.tolist(), bounds_ms=LATENCY.tolist(), logit_scale=1.0, dropout=dropout,
     )  # fmt: skip
     torch.nn.init.normal_(controller.heads.weight, std=0.3)
-    outcomes = Outcomes.from_arrays(accuracy, np.tile(LATENCY, (len(accuracy), 1)))
-    language = torch.zeros(len(accuracy), 1)
-    return GRPOTrainer(config, controller, outcomes, image, language, StatePlan(**plan), seed=seed)
+    outcomes = MeasuredOutcomes.from_arrays(accuracy, np.tile(LATENCY, (len(accuracy), 1)))
+    data = TrainingData(outcomes, image, torch.zeros(len(accuracy), 1))
+    return GRPOTrainer(config, [controller], data, StatePlan(**plan), seeds=[seed])
+
+
+def states_of(sample: torch.Tensor, budget_ms: torch.Tensor, price: torch.Tensor) -> TrainingStates:
+    """States of a single member, from ``[N]`` each."""
+    return TrainingStates(sample[None], budget_ms[None], price[None])
+
+
+def train_epochs(made: GRPOTrainer, first: int, last: int) -> None:
+    made.train(first, last, lambda epoch, losses: True)
 
 
 def test_drawn_groups_give_the_enumerated_gradient_on_average():
@@ -158,18 +167,20 @@ def test_drawn_groups_give_the_enumerated_gradient_on_average():
     """
     accuracy = np.random.default_rng(0).random((5, 4))
     made = trainer(accuracy, GRPOConfig(num_generations=4, entropy_coef=0.0))
-    made.controller.double()
-    made.image, made.language = made.image.double(), made.language.double()
-    states = States(torch.arange(5), torch.tensor([40.0, 30.0, 25.0, math.inf, 15.0]), torch.full((5,), 0.1))
+    made.template.double()
+    made.stack.double()
+    made.data = replace(made.data, image=made.data.image.double(), language=made.data.language.double())
+    states = states_of(torch.arange(5), torch.tensor([40.0, 30.0, 25.0, math.inf, 15.0]), torch.full((5,), 0.1))
     batch = made.prepare(states)
-    weight = made.controller.heads.weight
+    weight = made.stack.layers["heads"].weight
 
     def gradient(rows: torch.Tensor, group: int | None) -> torch.Tensor:
-        policy = made.log_policy(batch)[rows]
-        part = replace(batch, rewards=batch.rewards[rows])
-        settings = None if group is None else draw_groups(policy, group)
-        old = None if settings is None else policy.detach().gather(1, settings)
-        return torch.autograd.grad(made.loss(part, policy, settings, old), weight)[0]
+        policy = made.log_policy(batch)[:, rows]
+        part = replace(batch, rewards=batch.rewards[:, rows])
+        made.config = replace(made.config, num_generations=group, group_size=group)
+        groups = made.draw_groups(policy)
+        loss = made.loss(part, policy, groups, made.advantages(part, policy, groups))
+        return torch.autograd.grad(loss.sum(), weight)[0]
 
     exact = gradient(torch.arange(5), None)
     torch.manual_seed(0)
@@ -181,29 +192,29 @@ def test_drawn_groups_give_the_enumerated_gradient_on_average():
 def test_only_allowed_and_measured_settings_count():
     accuracy = np.array([[0.5, 0.6, 0.7, 0.8], [0.5, np.nan, 0.7, 0.8], [np.nan, 0.6, 0.7, 0.8]])
     made = trainer(accuracy, GRPOConfig())
-    states = States(torch.arange(3), torch.tensor([30.0, 30.0, 15.0]), torch.tensor([0.1, 0.1, 0.1]))
+    states = states_of(torch.arange(3), torch.tensor([30.0, 30.0, 15.0]), torch.tensor([0.1, 0.1, 0.1]))
     batch = made.prepare(states)
-    assert (made.log_policy(batch) > -1e6).tolist() == [
+    assert (made.log_policy(batch)[0] > -1e6).tolist() == [
         [True, True, True, False],
         [True, False, True, False],
         [True, False, False, False],  # nothing allowed was measured: the cheapest, alone, so nothing is learnt
     ]
-    torch.testing.assert_close(batch.rewards[0], torch.tensor([0.475, 0.55, 0.625, 0.70]))
-    assert batch.rewards[1, 1] == 0.0
+    torch.testing.assert_close(batch.rewards[0, 0], torch.tensor([0.475, 0.55, 0.625, 0.70]))
+    assert batch.rewards[0, 1, 1] == 0.0
 
 
 def test_the_guides_objective_sees_every_setting():
     made = trainer(np.full((1, 4), 0.5), GRPOConfig(objective="reward"))
-    states = States(torch.tensor([0]), torch.tensor([20.0]), torch.tensor([0.0]))
+    states = states_of(torch.tensor([0]), torch.tensor([20.0]), torch.tensor([0.0]))
     batch = made.prepare(states)
     assert (made.log_policy(batch) > -1e6).all()
-    assert batch.rewards[0, 3].item() == pytest.approx(0.5 - 0.5 / (1 + math.exp(-10)) - 10 - 0.05, abs=1e-4)
+    assert batch.rewards[0, 0, 3].item() == pytest.approx(0.5 - 0.5 / (1 + math.exp(-10)) - 10 - 0.05, abs=1e-4)
 
 
 def test_states_are_drawn_as_planned():
     accuracy = np.full((400, 4), 0.5)
     accuracy[:100, 3] = np.nan
-    outcomes = Outcomes.from_arrays(accuracy, np.tile(LATENCY, (400, 1)))
+    outcomes = MeasuredOutcomes.from_arrays(accuracy, np.tile(LATENCY, (400, 1)))
     plan = StatePlan(wide_share=0.0, price_share=0.5, price_range=(0.05, 0.5))
     states = draw_states(plan, outcomes, 40.0, torch.Generator().manual_seed(0))
     assert len(states) == 1200
@@ -223,9 +234,9 @@ def test_states_are_drawn_as_planned():
 
 
 def test_wide_budgets_cover_the_range_whatever_the_settings_cost():
-    outcomes = Outcomes.from_arrays(np.full((400, 4), 0.5), np.full((400, 4), 1.0))
+    outcomes = MeasuredOutcomes.from_arrays(np.full((400, 4), 0.5), np.full((400, 4), 1.0))
     plan = StatePlan(wide_share=0.5, wide_range=(0.3, 1.3), price_share=0.0)
-    budgets = draw_states(plan, outcomes, 40.0, torch.Generator().manual_seed(0)).budget_ms
+    budgets = draw_states(plan, outcomes, 40.0, torch.Generator().manual_seed(0)).budget_ms[0]
     wide = budgets[budgets > 2.0]
     assert len(wide) / len(budgets) == pytest.approx(0.5, abs=0.05)
     assert 12.0 <= wide.min() < 12.5 and 51.5 < wide.max() <= 52.0
@@ -248,10 +259,10 @@ def planted_best(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def chosen_settings(made: GRPOTrainer) -> np.ndarray:
-    states = States(torch.arange(400), torch.full((400,), 40.0), torch.full((400,), 0.01))
-    made.controller.eval()
-    with torch.no_grad(), made.averaged():
-        return made.log_policy(made.prepare(states)).argmax(dim=1).numpy()
+    states = states_of(torch.arange(400), torch.full((400,), 40.0), torch.full((400,), 0.01))
+    averaged = GRPOTrainer(made.config, [made.averaged_controller(0)], made.data)
+    with torch.no_grad():
+        return averaged.log_policy(averaged.prepare(states))[0].argmax(dim=1).numpy()
 
 
 @pytest.mark.parametrize("group", [None, 8])
@@ -259,8 +270,7 @@ def test_a_planted_best_setting_is_learnt(group):
     accuracy, features = planted_best(0)
     config = GRPOConfig(num_generations=group, learning_rate=5e-3, entropy_coef=0.01, num_epochs=12, ema_decay=0.9)
     made = trainer(accuracy, config, features)
-    for epoch in range(config.num_epochs):
-        made.train_epoch(epoch)
+    train_epochs(made, 0, config.num_epochs)
     assert (chosen_settings(made) == CLASSES).mean() > 0.99
 
 
@@ -274,8 +284,7 @@ def test_dividing_by_the_groups_std_collapses_to_the_cheapest_setting():
     for scale in ("none", "group"):
         config = GRPOConfig(num_generations=4, scale_rewards=scale, learning_rate=5e-3, entropy_coef=0.0, ema_decay=0.9)
         made = trainer(accuracy, config, features, price_share=0.0)
-        for epoch in range(6):
-            made.train_epoch(epoch)
+        train_epochs(made, 0, 6)
         chosen = chosen_settings(made)
         mean_accuracy[scale] = accuracy[np.arange(400), chosen].mean()
     assert mean_accuracy["none"] > mean_accuracy["group"] + 0.2
@@ -285,9 +294,8 @@ def test_equal_seeds_give_equal_bits_and_other_seeds_do_not():
     def weights(seed: int) -> torch.Tensor:
         accuracy, features = planted_best(0)
         made = trainer(accuracy, GRPOConfig(num_generations=8), features, seed=seed)
-        made.train_epoch(0)
-        made.train_epoch(1)
-        return torch.cat([p.detach().flatten() for p in made.parameters])
+        train_epochs(made, 0, 2)
+        return torch.cat([p.detach().flatten() for p in made.stack.parameters()])
 
     assert torch.equal(weights(0), weights(0))
     assert not torch.equal(weights(0), weights(1))
@@ -298,10 +306,9 @@ def test_kl_to_the_starting_policy_holds_the_policy_back():
     moved = {}
     for beta in (0.0, 5.0):
         made = trainer(accuracy, GRPOConfig(beta=beta, learning_rate=3e-3), features)
-        before = made.log_policy(made.prepare(States(torch.arange(400), torch.full((400,), 40.0), torch.zeros(400))))
-        for epoch in range(3):
-            made.train_epoch(epoch)
-        after = made.log_policy(made.prepare(States(torch.arange(400), torch.full((400,), 40.0), torch.zeros(400))))
+        before = made.log_policy(made.prepare(states_of(torch.arange(400), torch.full((400,), 40.0), torch.zeros(400))))
+        train_epochs(made, 0, 3)
+        after = made.log_policy(made.prepare(states_of(torch.arange(400), torch.full((400,), 40.0), torch.zeros(400))))
         moved[beta] = expectation(after, after - before).item()
     assert moved[5.0] < 0.2 * moved[0.0]
 
@@ -310,28 +317,53 @@ def test_several_updates_with_one_draw_use_the_probabilities_it_was_drawn_with()
     accuracy, features = planted_best(0)
     config = GRPOConfig(num_generations=8, num_iterations=2, learning_rate=5e-3, num_epochs=6, ema_decay=0.9)
     made = trainer(accuracy, config, features)
-    for epoch in range(6):
-        made.train_epoch(epoch)
-    assert made.steps == 6 * 2 * math.ceil(400 * 3 / 64)
+    train_epochs(made, 0, 6)
+    assert made.average.n_averaged == 6 * 2 * math.ceil(400 * 3 / 64)
     assert (chosen_settings(made) == CLASSES).mean() > 0.99
 
 
-def test_averaged_weights_are_lent_and_given_back():
+def test_the_average_of_the_weights_has_a_short_memory_at_the_start():
+    """Update n makes it decay x average + (1 - decay) x weights with decay = min(ema_decay, n / (n + 10))."""
     accuracy, features = planted_best(0)
-    made = trainer(accuracy, GRPOConfig(), features)
-    made.train_epoch(0)
-    own = [p.detach().clone() for p in made.parameters]
-    with pytest.raises(KeyboardInterrupt), made.averaged():
-        assert all(torch.equal(p, a) for p, a in zip(made.parameters, made.average, strict=True))
-        raise KeyboardInterrupt
-    assert all(torch.equal(p, o) for p, o in zip(made.parameters, own, strict=True))
+    made = trainer(accuracy, GRPOConfig(ema_decay=0.3, batch_size=64), features)
+    seen, update = [], made.average.update_parameters
+
+    def noted(stack: torch.nn.Module) -> None:
+        seen.append(stack.layers["heads"].bias.detach().clone())
+        update(stack)
+
+    made.average.update_parameters = noted  # type: ignore[method-assign]
+    train_epochs(made, 0, 1)
+    average = seen[0]  # the first update has no earlier average
+    for n, weights in enumerate(seen[1:], 2):
+        decay = min(0.3, n / (n + 10))
+        average = decay * average + (1 - decay) * weights
+    torch.testing.assert_close(made.average.module.layers["heads"].bias, average)
+    torch.testing.assert_close(made.averaged_controller(0).heads.bias, average[0])
+
+
+def test_rewards_of_settings_beyond_the_budget_change_nothing():
+    """Without the mask of affordable settings, training would learn from settings that no budget allows."""
+    accuracy, features = planted_best(0)
+    other = accuracy.copy()
+    other[:, 3] = 1.0 - other[:, 3]
+    weights = []
+    for table in (accuracy, other):
+        made = trainer(table, GRPOConfig(learning_rate=1e-2), features, price_share=0.0, wide_share=0.0)
+        made.template.bounds_ms[3] = 1000.0
+        train_epochs(made, 0, 2)
+        weights.append(made.stack.layers["heads"].weight.detach())
+    assert torch.equal(*weights)
+    made.template.bounds_ms[3] = 40.0
+    train_epochs(made, 2, 3)
+    assert not torch.equal(weights[0], made.stack.layers["heads"].weight)
 
 
 def test_a_table_becomes_outcomes_with_its_gaps():
     table, _ = tiny(6)
     accuracy = table.accuracy.copy()
     accuracy[0, 1] = np.nan
-    outcomes = Outcomes.from_arrays(accuracy, table.latency_ms)
+    outcomes = MeasuredOutcomes.from_arrays(accuracy, table.latency_ms)
     assert not outcomes.measured[0, 1] and outcomes.measured.sum() == 23
     assert outcomes.latency_ms[0, 1] == 0.0
 
@@ -341,9 +373,9 @@ def test_features_may_hold_more_than_the_samples():
     accuracy, wide = rng.random((5, 4)), rng.random((9, 3)).astype(np.float32)
     rows = torch.tensor([8, 0, 3, 5, 1])
     alone = trainer(accuracy, GRPOConfig(), wide[rows.numpy()])
-    language = torch.zeros(9, 1)
-    within = GRPOTrainer(GRPOConfig(), alone.controller, alone.outcomes, torch.from_numpy(wide), language, rows=rows)
-    states = States(torch.tensor([4, 0, 2]), torch.full((3,), 40.0), torch.full((3,), 0.1))
+    data = TrainingData(alone.data.outcomes, torch.from_numpy(wide), torch.zeros(9, 1), rows)
+    within = GRPOTrainer(GRPOConfig(), [alone.template], data)
+    states = states_of(torch.tensor([4, 0, 2]), torch.full((3,), 40.0), torch.full((3,), 0.1))
     assert torch.equal(within.prepare(states).encoded, alone.prepare(states).encoded)
 
 
@@ -351,11 +383,115 @@ def test_states_of_one_sample_share_its_features_in_a_batch_that_may_be_cut_anyw
     rng = np.random.default_rng(4)
     made = trainer(rng.random((5, 4)), GRPOConfig(), rng.random((5, 3)).astype(np.float32))
     sample = torch.tensor([4, 4, 4, 0, 0, 2, 4])
-    states = States(sample, torch.linspace(20.0, 50.0, 7), torch.full((7,), 0.1))
+    states = states_of(sample, torch.linspace(20.0, 50.0, 7), torch.full((7,), 0.1))
     whole = made.prepare(states)
-    assert [len(whole.features), whole.sample.tolist()] == [4, [0, 0, 0, 1, 1, 2, 3]]
-    assert torch.equal(whole.encoded, torch.cat([made.prepare(states[[i]]).features for i in range(7)]))
+    assert [whole.features.shape[1], whole.sample.tolist()] == [4, [0, 0, 0, 1, 1, 2, 3]]
+    assert torch.equal(whole.encoded, torch.cat([made.prepare(states[[i]]).features for i in range(7)], dim=1))
     parts = list(whole.split(2))
-    assert [(len(part), len(part.features)) for part in parts] == [(2, 1), (2, 2), (2, 2), (1, 1)]
+    assert [(len(part), part.features.shape[1]) for part in parts] == [(2, 1), (2, 2), (2, 2), (1, 1)]
     for name in ("encoded", "basis", "offset", "rewards"):
-        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts], dim=1), getattr(whole, name))
+
+
+def members(count: int, config: GRPOConfig, seeds: list[int], dropout: float = 0.0) -> GRPOTrainer:
+    """A trainer of several controllers whose weights differ."""
+    accuracy, features = planted_best(0)
+    made = [trainer(accuracy, config, features, seed=seed, dropout=dropout) for seed in range(count)]
+    return GRPOTrainer(config, [one.template for one in made], made[0].data, seeds=seeds)
+
+
+@pytest.mark.parametrize("changes", [{}, {"beta": 0.1, "scale_rewards": "batch"}])
+def test_members_that_train_at_once_end_where_they_end_alone(changes):
+    """Without dropout and drawn groups, which share one random stream, a member does not see the others."""
+    config = replace(GRPOConfig(learning_rate=3e-3, ema_decay=0.9), **changes)
+    together = members(3, config, seeds=[5, 6, 7])
+    train_epochs(together, 0, 2)
+    for number in range(3):
+        alone = members(3, config, seeds=[5, 6, 7])
+        alone.keep([number])
+        train_epochs(alone, 0, 2)
+        for name, weights in alone.stack.state_dict().items():
+            torch.testing.assert_close(weights[0], together.stack.state_dict()[name][number], rtol=1e-3, atol=1e-5)
+
+
+def test_members_that_stay_go_on_as_if_the_others_had_never_left():
+    config = GRPOConfig(learning_rate=3e-3, beta=0.1)
+    whole, fewer = (members(3, config, seeds=[0, 1, 2]) for _ in range(2))
+    train_epochs(whole, 0, 2)
+    train_epochs(fewer, 0, 1)
+    fewer.keep([0, 2])
+    assert fewer.seeds == [0, 2]
+    train_epochs(fewer, 1, 2)
+    for position, number in enumerate((0, 2)):
+        found, wanted = fewer.averaged_controller(position), whole.averaged_controller(number)
+        for name, value in wanted.state_dict().items():
+            torch.testing.assert_close(found.state_dict()[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_each_members_loss_is_that_of_its_own_policy():
+    config = GRPOConfig(num_generations=4, scale_rewards="batch", beta=0.2)
+    made = members(3, config, seeds=[0, 1, 2])
+    batch = next(iter(made.batches(made.draw_states(0))))
+    log_policy = made.log_policy(batch) * 1.1
+    log_policy = log_policy.log_softmax(dim=-1)
+    groups = made.draw_groups(log_policy)
+    together = made.loss(batch, log_policy, groups, made.advantages(batch, log_policy, groups))
+    for number in range(3):
+        rewards = batch.rewards[number].gather(1, groups.settings[number])
+        advantages = compute_advantages(rewards, "batch")
+        alone = grpo_loss(
+            log_policy[number].gather(1, groups.settings[number]), groups.old_log_probs[number], advantages
+        )
+        start = made.reference(batch.features, batch.sample, batch.basis)[number] + batch.offset[number]
+        kl = expectation(log_policy[number], log_policy[number] - start.log_softmax(dim=-1))
+        entropy = -expectation(log_policy[number], log_policy[number])
+        torch.testing.assert_close(together[number], alone + 0.2 * kl - 0.05 * entropy)
+
+
+def test_matrices_decay_and_biases_do_not():
+    """Where every reward is 0 and there is no entropy bonus, weights change by their decay alone."""
+    config = GRPOConfig(learning_rate=1e-3, weight_decay=0.5, entropy_coef=0.0, batch_size=4096)
+    made = trainer(np.zeros((400, 4)), config, planted_best(0)[1], price_share=0.0)
+    made.plan = replace(made.plan, default_price=0.0)
+    before = {name: value.clone() for name, value in made.stack.state_dict().items()}
+    train_epochs(made, 0, 1)
+    for name, value in made.stack.state_dict().items():
+        shrunk = before[name] if name.endswith("bias") else before[name] * (1 - 1e-3 * 0.5)
+        if "context" not in name:
+            torch.testing.assert_close(value, shrunk, rtol=0, atol=1e-6)
+
+
+def test_expectations_of_the_log_policy_have_the_gradients_of_entropy_and_kl():
+    logits = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 5))).requires_grad_()
+    log_policy, reference = logits.log_softmax(dim=1), torch.randn(3, 5).double().log_softmax(dim=1)
+    policy = log_policy.exp()
+    pairs = (
+        (-expectation(log_policy, log_policy), -(policy * log_policy).sum(dim=1).mean()),
+        (expectation(log_policy, log_policy - reference), (policy * (log_policy - reference)).sum(dim=1).mean()),
+    )
+    for short, long in pairs:
+        found, wanted = (torch.autograd.grad(value, logits, retain_graph=True)[0] for value in (short, long))
+        torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_a_stack_computes_what_its_controllers_compute(layers):
+    controllers = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        made = GRPOController(5, 3, budget_dim=4, hidden_dim=8, knob_values=KNOBS, num_hidden_layers=layers)
+        for parameter in made.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        controllers.append(made.eval())
+    image, language = torch.randn(4, 5), torch.randn(4, 3)
+    sample, budget = torch.tensor([0, 0, 1, 2, 3, 3]), torch.linspace(100.0, 900.0, 6)
+    stack = MemberStack(controllers).eval()
+    encoded = controllers[0].encode(image, language)
+    basis = controllers[0].context_basis(budget, torch.zeros(6))
+    found = stack(encoded.expand(3, -1, -1), sample, basis.expand(3, -1, -1, -1))
+    for number, controller in enumerate(controllers):
+        logits = controller(image[sample], language[sample], budget, price=0.0)
+        torch.testing.assert_close(found[number], controller.setting_logits(logits), rtol=1e-4, atol=1e-4)
+        copy = GRPOController(**controller.config)
+        stack.copy_to(number, copy)
+        assert all(torch.equal(a, b) for a, b in zip(copy.parameters(), controller.parameters(), strict=True))

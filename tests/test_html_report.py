@@ -11,7 +11,6 @@ import pytest
 from planted_tables import SPACE, planted
 
 from budgetvlm.cli import main
-from budgetvlm.controller.ensembling import train_ensemble
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.policy import ControllerPolicy
 from budgetvlm.controller.training import train
@@ -363,7 +362,7 @@ def test_a_browser_draws_every_plot_and_reports_no_error(page, folder):
 def test_an_ensemble_has_a_learning_curve_for_each_member(folder, tmp_path):
     table, features = ProfileTable.load(folder / "T.parquet"), Features.load(folder / "F.safetensors")
     config = TrainingConfig(hidden_dim=8, grpo=replace(TrainingConfig().grpo, num_epochs=2))
-    train_ensemble(table, features, config, tmp_path / "five", 11, say=lambda text: None, progress=False)
+    train(table, features, config, tmp_path / "five", members=11, say=lambda text: None, progress=False)
     run = read_run(tmp_path / "five", "five")
     assert [one.name for one in run.members] == [f"five, member {n}" for n in range(1, 12)]
     assert [one.training["seed"] for one in run.members] == list(range(11))  # the tenth does not come second

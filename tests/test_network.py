@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from budgetvlm.controller.checkpoint import load_controller, read_checkpoint, save_pretrained
-from budgetvlm.controller.layers import QuickDropout, Standardiser
+from budgetvlm.controller.layers import Standardiser
 from budgetvlm.controller.network import GUIDE_KNOBS, GRPOController
 from budgetvlm.errors import CheckpointError, ConfigError, InputError, KnobSpaceError, OutputError
 
@@ -270,41 +270,6 @@ def test_a_place_that_cannot_be_written_leaves_nothing_behind(tmp_path):
     with pytest.raises(OutputError):
         save_pretrained(controller(), tmp_path / "file")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-@pytest.mark.parametrize("feature_dim", [None, 2])
-def test_rows_are_encoded_as_their_features_are(feature_dim):
-    image, language = torch.randn(50, 3) * 7 + 3, torch.randn(50, 2)
-    image[:, 2] = 5.0  # never varies
-    image[7, 1] = 1e6  # is cut
-    made, rows = controller(feature_dim=feature_dim), torch.tensor([7, 0, 49, 7])
-    made.fit_features(image, language)
-    torch.testing.assert_close(made.encode_rows(image, language, rows), made.encode(image[rows], language[rows]))
-
-
-@pytest.mark.parametrize(("p", "digits"), [(0.25, 2), (0.5, 1), (0.3, 8), (255 / 256, 8), (0.125, 3)])
-def test_quick_dropout_drops_the_share_asked_for_whatever_its_binary_digits(p, digits):
-    torch.manual_seed(0)
-    layer = QuickDropout(p).train()
-    assert len(layer.digits) == digits
-    factors = layer.factors(300, 1001)
-    assert (factors == 0).float().mean() == pytest.approx(round(p * 256) / 256, abs=0.003)
-    assert factors.max() == pytest.approx(256 / (256 - round(p * 256)))
-
-
-def test_quick_dropout_keeps_the_mean_and_draws_anew():
-    layer = QuickDropout(0.25)
-    x = torch.ones(101, 999)
-    torch.manual_seed(0)
-    y = layer.train()(x)
-    assert y.unique().tolist() == pytest.approx([0.0, 4 / 3])
-    assert (y == 0).float().mean() == pytest.approx(0.25, abs=0.01)
-    assert (y == 0).float().mean(dim=0).std() == pytest.approx(math.sqrt(0.25 * 0.75 / 101), rel=0.1)  # independent
-    assert not torch.equal(layer(x), y)
-    torch.manual_seed(0)
-    assert torch.equal(layer(x), y)
-    assert layer.eval()(x) is x
-    assert QuickDropout(0.0).train()(x) is x
 
 
 def test_statistics_are_those_of_the_rows_asked_for_whatever_the_parts(monkeypatch):

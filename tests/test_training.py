@@ -14,13 +14,14 @@ from budgetvlm.controller.checkpoint import load_controller
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.training import TrainingResult, train
 from budgetvlm.controller.training_options import GRPOConfig, RewardWeights, TrainingConfig
-from budgetvlm.controller.validation import BUDGET_SHARES, PRICES, Validation, choose
+from budgetvlm.controller.validation import VALIDATION_PRICES, Validation, choose
 from budgetvlm.errors import CheckpointError, ConfigError, DataError, OutputError
 from budgetvlm.features import Features
 from budgetvlm.guard.static import StaticGuard
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.policies.predictor import PredictArgmax
 from budgetvlm.policies.setting_means import SettingMeans
+from budgetvlm.policies.states import BUDGET_SHARES
 from budgetvlm.table import ProfileTable
 
 QUICK = TrainingConfig(grpo=GRPOConfig(num_epochs=3, learning_rate=1e-3), hidden_dim=16, budget_dim=4, patience=None)
@@ -113,7 +114,7 @@ def test_equal_seeds_give_equal_bits_whatever_the_order_of_the_features(tmp_path
     second = quick(tmp_path / "b", data=(table, shuffled))
     other = quick(tmp_path / "c", replace(QUICK, seed=1))
     state, again = (torch.load(tmp_path / d / "last_checkpoint.pt")["trainer"]["weights"] for d in "ab")
-    assert all(torch.equal(x, y) for x, y in zip(state, again, strict=True))
+    assert same(state, again)
     assert first.metrics == second.metrics
     assert not same(first.controller.state_dict(), other.controller.state_dict())
 
@@ -134,28 +135,27 @@ def test_a_resumed_run_ends_like_an_undisturbed_one(tmp_path):
     quick(tmp_path / "parts", config, resume=True, say=lines.append)
     assert any("resuming after epoch 2" in line for line in lines)
     whole, parts = (torch.load(tmp_path / name / "last_checkpoint.pt") for name in ("whole", "parts"))
-    assert whole["history"] == parts["history"]
+    assert whole["members"][0]["history"] == parts["members"][0]["history"]
     for kind in ("weights", "average"):
-        pairs = zip(whole["trainer"][kind], parts["trainer"][kind], strict=True)
-        assert all(torch.equal(x, y) for x, y in pairs)
+        assert same(whole["trainer"][kind], parts["trainer"][kind])
 
 
 def test_an_interruption_keeps_the_last_finished_epoch(tmp_path, monkeypatch):
     from budgetvlm.controller.trainer import GRPOTrainer
 
     whole = quick(tmp_path / "whole")
-    updates = GRPOTrainer._updates
+    log_policy = GRPOTrainer.log_policy
 
     def interrupted(self, batch):
-        if self.steps == 5:  # two batches an epoch: in the middle of the third
+        if self.average.n_averaged == 5:  # two batches an epoch: in the middle of the third
             raise KeyboardInterrupt
-        return updates(self, batch)
+        return log_policy(self, batch)
 
-    monkeypatch.setattr(GRPOTrainer, "_updates", interrupted)
+    monkeypatch.setattr(GRPOTrainer, "log_policy", interrupted)
     with pytest.raises(KeyboardInterrupt):
         quick(tmp_path / "cut")
     monkeypatch.undo()
-    assert torch.load(tmp_path / "cut" / "last_checkpoint.pt")["epoch"] == 2
+    assert len(torch.load(tmp_path / "cut" / "last_checkpoint.pt")["members"][0]["history"]) == 3  # epochs 0, 1 and 2
     assert load_controller(tmp_path / "cut")
     resumed = quick(tmp_path / "cut", resume=True)
     assert same(resumed.controller.state_dict(), whole.controller.state_dict())
@@ -265,9 +265,9 @@ def test_validation_figures_by_hand():
     assert figures["violation_rate"] == pytest.approx(4 / 12)  # 30 ms breaks all of the first five but 34
     assert figures["room_closed"] is None  # hindsight has nothing else to choose below 40 ms, and no more to win there
     # with no budget: 1 - p > 0.5 - p / 2 for every p below 1
-    rewards = [(0.5 - 0.01 * 20 / 40)] * 5 + [1.0 - 0.01] + [1.0 - p for p in PRICES]
+    rewards = [(0.5 - 0.01 * 20 / 40)] * 5 + [1.0 - 0.01] + [1.0 - p for p in VALIDATION_PRICES]
     assert figures["reward_mean"] == pytest.approx(np.mean(rewards))
-    assert len(BUDGET_SHARES) + len(PRICES) == len(validation.contexts)
+    assert len(BUDGET_SHARES) + len(VALIDATION_PRICES) == len(validation.contexts)
 
 
 def test_validation_masks_what_was_not_measured():

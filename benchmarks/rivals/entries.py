@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from budgetvlm.controller.fitting import fit_controller, member_seeds
 
 from benchmarks.rivals import losses
 from benchmarks.rivals.bandit import ContextualBandit
@@ -13,7 +14,6 @@ from benchmarks.rivals.simple import BestStatic, Greedy
 from benchmarks.rivals.supervised import boosted_trees, logistic
 from budgetvlm.comparison import Entry, FittingData
 from budgetvlm.comparison.roster import Fit, training_config
-from budgetvlm.controller.fitting import fit_controller, member_seeds
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.policy import ControllerPolicy
 from budgetvlm.controller.training import MakeLoss

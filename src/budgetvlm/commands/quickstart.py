@@ -248,10 +248,9 @@ def _is_calibrated(places: Places) -> bool:
 def _earlier_run(places: Places) -> str:
     """What training is to do with an earlier run: replace it if the data is newer, else go on with it."""
     from budgetvlm.controller.checkpoint import LAST
-    from budgetvlm.controller.run_directory import members_of
 
-    made, saved = places.data.stat().st_mtime, [path / LAST for path in members_of(places.controller)]
-    older = any(last.exists() and last.stat().st_mtime < made for last in saved)
+    made, last = places.data.stat().st_mtime, places.controller / LAST
+    older = last.exists() and last.stat().st_mtime < made
     return "--overwrite" if older else "--resume"
 
 

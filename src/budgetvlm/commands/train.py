@@ -96,10 +96,17 @@ def train_and_report(
     """Train as the flags say, with lines on standard output and a bar on a terminal."""
     import sys
 
-    from budgetvlm.controller.ensembling import train_ensemble
     from budgetvlm.controller.training import train
+    from budgetvlm.guard.adaptive import AdaptiveGuard
 
-    how = {"resume": args.resume, "overwrite": args.overwrite, "progress": sys.stderr.isatty()}
-    if args.ensemble > 1:
-        return train_ensemble(table, features, config, args.output_dir, args.ensemble, **how)
-    return train(table, features, config, args.output_dir, **how)
+    return train(
+        table,
+        features,
+        config,
+        args.output_dir,
+        members=args.ensemble,
+        resume=args.resume,
+        overwrite=args.overwrite,
+        progress=sys.stderr.isatty(),
+        fit_guard=AdaptiveGuard.fit,
+    )

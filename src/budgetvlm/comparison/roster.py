@@ -53,16 +53,16 @@ def training_config(data: FittingData, seed: int, grpo: dict[str, Any], **networ
 
 
 def _controller(data: FittingData, seed: int) -> Policy:
-    from budgetvlm.controller.fitting import fit_controller
     from budgetvlm.controller.policy import ControllerPolicy
+    from budgetvlm.controller.training import fit_controller
 
     config = training_config(data, seed, {}, teachers=1)
     return ControllerPolicy(fit_controller(data.table, data.given, config).controller)
 
 
 def _ensemble(data: FittingData, seed: int) -> Policy:
-    from budgetvlm.controller.fitting import fit_ensemble
     from budgetvlm.controller.policy import ControllerPolicy
+    from budgetvlm.controller.training import fit_ensemble
 
     config = training_config(data, seed, {}, hidden_dim=128)
     return ControllerPolicy(fit_ensemble(data.table, data.given, config, data.members))

@@ -148,7 +148,7 @@ def _changed(task: _Task, spec: CellSpec) -> FittingData:
 
 def _check_origin(directory: Path, task: _Task, features: Features | None) -> None:
     """Note what cells are made with, or raise ConfigError where it is not what they were made with."""
-    from budgetvlm.controller.training import fingerprint
+    from budgetvlm.controller.run_directory import fingerprint
 
     options = task.options
     evaluation = asdict(options.evaluation)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,24 @@ from budgetvlm.errors import ConfigError, InputError, KnobSpaceError
 from budgetvlm.knobs import KnobSpace
 
 RESERVED = ("joint", "feasible", "indices", "setting_index")  # keys that logits and actions have beside the knobs
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """Options of a controller that are rarely changed; `GRPOController` takes them by name.
+
+    Attributes:
+        num_hidden_layers, dropout: of the network between features and heads.
+        feature_dim: keep this many principal components of each feature; None keeps the features as they are.
+        default_price: the price that is used where a request gives none.
+        logit_scale: how sharply the policy prefers the better setting.
+    """
+
+    num_hidden_layers: int = 2
+    dropout: float = 0.0
+    feature_dim: int | None = None
+    default_price: float = 0.01
+    logit_scale: float = 20.0
 
 
 def bounds_tensor(bounds_ms: Sequence[float | None]) -> Tensor:
@@ -32,11 +51,30 @@ def feature_matrix(feature: Tensor, what: str, layer: Standardiser) -> Tensor:
     return matrix.to(layer.mean.dtype)
 
 
+def per_state(value: Tensor | float, states: int, what: str, like: Tensor) -> Tensor:
+    """Budgets or prices as a tensor ``[B]`` of the type and device of ``like``.
+
+    Args:
+        value: one number, ``[B]`` or ``[B, 1]``.
+        what: "budget" or "price", for the checks and their messages.
+
+    Raises:
+        InputError: the wrong count, a budget that is not positive or a price below 0.
+    """
+    tensor = torch.as_tensor(value).to(like).reshape(-1)
+    if tensor.numel() not in (1, states):
+        raise InputError(f"{tensor.numel()} {what}s for {states} states; give one number, or one for each state")
+    wrong = ~(tensor > 0) if what == "budget" else ~(tensor >= 0)
+    if bool(wrong.any()):
+        kind, unit = ("a positive number", "ms") if what == "budget" else ("0 or more", "accuracy")
+        raise InputError(f"{what} {tensor[wrong][0].item()} cannot be used; give {kind} ({unit})")
+    return tensor.expand(states)
+
+
 def check_arguments(
     sizes: Mapping[str, Any],
     space: KnobSpace,
     reference: float,
-    price: float,
     latency_ms: Sequence[float | None] | None,
     bounds_ms: Sequence[float | None] | None,
 ) -> None:
@@ -61,8 +99,8 @@ def check_arguments(
     for name, number in (("latency_reference_ms", reference), ("logit_scale", sizes["logit_scale"])):
         if not 0 < number < math.inf:
             problems.append(f"{name}={number!r} must be a positive number")
-    if not 0 <= price < math.inf:
-        problems.append(f"default_price={price!r} must be 0 or more")
+    if not 0 <= sizes["default_price"] < math.inf:
+        problems.append(f"default_price={sizes['default_price']!r} must be 0 or more")
     for name, values in (("latency_ms", latency_ms), ("bounds_ms", bounds_ms)):
         if values is None:
             continue

@@ -18,6 +18,11 @@ from budgetvlm.errors import ConfigError
 SHARED = ("image_input.", "lang_input.", "latency_", "bounds_ms", "default_price", "value_matrix")
 
 
+def member_seeds(seed: int, members: int) -> tuple[int, ...]:
+    """Seeds of an ensemble's members; two ensembles of one size with different seeds share none."""
+    return tuple(range(seed * members, (seed + 1) * members))
+
+
 @torch.no_grad()
 def merge(members: Sequence[GRPOController]) -> GRPOController:
     """One controller whose values are the mean of the members' values, in evaluation mode.

@@ -1,12 +1,12 @@
 """Group Relative Policy Optimization for one-step episodes.
 
-What is left of the textbook's algorithm: an episode is one choice, so there are no tokens, no discounting and no value
-network; the profile table is the environment, so rewards are looked up. A group is G settings drawn for ONE state and
-advantages keep the shape ``[B, G]``. Where every setting is measured the group can be the whole knob space, weighted by
-the policy: the exact gradient, the limit of large G, with no sampling noise.
+This is what is left of the textbook's algorithm: an episode is one choice, so there are no tokens, no discounting and
+no value network; the profile table is the environment, so rewards are looked up. A group is G settings drawn for ONE
+state, and advantages keep the shape ``[B, G]``. Where every setting is measured, the group can be the whole knob space,
+weighted by the policy: that is the exact gradient, the limit of large G, with no sampling noise.
 
-Shapes: B states, G group, K settings. Formulas after Shao et al. 2024 (DeepSeekMath, arXiv 2402.03300), names after
-TRL.
+Shapes: B states, G group, K settings; "..." may be a leading dimension of M members that are trained at once. Formulas
+after Shao et al. 2024 (DeepSeekMath, arXiv 2402.03300), names after TRL.
 """
 
 from __future__ import annotations
@@ -22,20 +22,22 @@ NEVER = -1e9  # logit of a setting that is not allowed; finite, so that 0 * log 
 
 
 def compute_advantages(rewards: Tensor, scale_rewards: ScaleRewards = "none") -> Tensor:
-    """A = r - mean of the state's group, optionally / (std + 1e-4) of the group or of the batch. ``[B, G] -> [B, G]``
+    """Advantages of drawn settings, ``[..., B, G] -> [..., B, G]``.
+
+    A = reward - mean of the state's group, optionally divided by (std + 1e-4) of the group or of the batch.
 
     Raises:
         ConfigError: groups smaller than 2.
     """
-    if rewards.ndim != 2 or rewards.shape[1] < 2:
+    if rewards.ndim < 2 or rewards.shape[-1] < 2:
         raise ConfigError(
             f"rewards of shape {list(rewards.shape)} hold no groups; give [states, at least 2 settings each]"
         )
-    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    centred = rewards - rewards.mean(dim=-1, keepdim=True)
     if scale_rewards == "group":
-        return centred / (rewards.std(dim=1, keepdim=True) + STD_FLOOR)
+        return centred / (rewards.std(dim=-1, keepdim=True) + STD_FLOOR)
     if scale_rewards == "batch":
-        return centred / (rewards.std() + STD_FLOOR)
+        return centred / (rewards.std(dim=(-2, -1), keepdim=True) + STD_FLOOR)
     return centred
 
 
@@ -47,7 +49,7 @@ def grpo_loss(
     epsilon_high: float | None = None,
     loss_type: LossType = "grpo",
 ) -> Tensor:
-    """What GRPO minimises over drawn settings, a scalar; all arguments ``[B, G]``.
+    """The loss of GRPO over drawn settings, ``[..., B, G]`` each -> ``[...]``, a scalar for one controller.
 
     grpo: -mean(min(rho A, clip(rho, 1 - epsilon, 1 + epsilon_high) A)) with rho = pi / pi_old.
     cispo: -mean(stop_gradient(min(rho, 1 + epsilon_high)) A log pi).
@@ -55,32 +57,24 @@ def grpo_loss(
     high = epsilon if epsilon_high is None else epsilon_high
     ratio = (log_probs - old_log_probs).exp()
     if loss_type == "cispo":
-        return -(ratio.clamp(max=1.0 + high).detach() * advantages * log_probs).mean()
-    return -torch.minimum(ratio * advantages, ratio.clamp(1.0 - epsilon, 1.0 + high) * advantages).mean()
+        gains = ratio.clamp(max=1.0 + high).detach() * advantages * log_probs
+    else:
+        gains = torch.minimum(ratio * advantages, ratio.clamp(1.0 - epsilon, 1.0 + high) * advantages)
+    return -gains.mean(dim=(-2, -1))
 
 
 def expectation(log_policy: Tensor, values: Tensor) -> Tensor:
-    """Mean over states of E[values] under the policy, a scalar; both ``[B, K]`` and finite.
+    """E[values] under the policy, averaged over states, ``[..., B, K]`` each -> ``[...]``; both have to be finite.
 
-    The values are held fixed, and the gradient is right also where they hold log pi itself: E[d log pi] = 0. So of
-    log pi it is minus the entropy, and of log pi - log pi_ref the KL divergence to a reference, both in nats.
+    The values are held fixed. The gradient is right also where they contain log pi itself, because E[d log pi] = 0. So
+    with log pi it is minus the entropy, and with log pi - log pi_ref the KL divergence from a reference, in nats.
     """
-    return expectation_parts(log_policy, values).sum()
-
-
-def expectation_parts(log_policy: Tensor, values: Tensor) -> Tensor:
-    """What `expectation` is the sum of ``[B, K]``; without autograd it is its gradient by the log-policy too."""
-    return log_policy.exp() * (values.detach() / len(values))
-
-
-def through_softmax(log_policy: Tensor, gradient: Tensor) -> Tensor:
-    """A gradient by the log-policy -> by the logits that it is the log-softmax of, ``[B, K]`` each."""
-    return torch.addcmul(gradient, log_policy.exp(), gradient.sum(dim=1, keepdim=True), value=-1.0)
+    return (log_policy.exp() * values.detach()).sum(dim=-1).mean(dim=-1)
 
 
 @torch.no_grad()
 def exact_advantages(log_policy: Tensor, rewards: Tensor, scale_rewards: ScaleRewards = "none") -> Tensor:
-    """Advantages of all settings ``[B, K]``, with mean and std under the policy, from rewards ``[B, K]``.
+    """Advantages of all settings ``[..., B, K]``; mean and std are those under the policy.
 
     -`expectation` of them is the exact policy loss: its gradient is that of the expected reward (Sutton and Barto 2018,
     section 13.1, for one-step episodes). "none" leaves out the mean too, which changes no gradient.
@@ -88,13 +82,18 @@ def exact_advantages(log_policy: Tensor, rewards: Tensor, scale_rewards: ScaleRe
     if scale_rewards == "none":
         return rewards
     weights = log_policy.exp()
-    centred = rewards - (weights * rewards).sum(dim=1, keepdim=True)
-    variance = (weights * centred.square()).sum(dim=1, keepdim=True)
+    mean = (weights * rewards).sum(dim=-1, keepdim=True)
+    centred = rewards - mean
     if scale_rewards == "batch":
-        variance = (weights * rewards.square()).sum(dim=1).mean() - (weights * rewards).sum(dim=1).mean().square()
+        second_moment = (weights * rewards.square()).sum(dim=-1, keepdim=True).mean(dim=-2, keepdim=True)
+        variance = second_moment - mean.mean(dim=-2, keepdim=True).square()
+    else:
+        variance = (weights * centred.square()).sum(dim=-1, keepdim=True)
     return centred / (variance.clamp(min=0.0).sqrt() + STD_FLOOR)
 
 
 def draw_groups(log_policy: Tensor, group_size: int, generator: torch.Generator | None = None) -> Tensor:
-    """G settings for each state, with replacement, int64 ``[B, G]``."""
-    return torch.multinomial(log_policy.detach().exp(), group_size, replacement=True, generator=generator)
+    """Draw G settings for each state, with replacement, ``[..., B, K]`` -> int64 ``[..., B, G]``."""
+    policy = log_policy.detach().exp()
+    drawn = torch.multinomial(policy.flatten(0, -2), group_size, replacement=True, generator=generator)
+    return drawn.view(*policy.shape[:-1], group_size)

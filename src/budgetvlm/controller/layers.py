@@ -1,9 +1,9 @@
-"""Layers of the controller: standardised features, embedded positive numbers (budget, price), a quick dropout."""
+"""Input layers of the controller: standardised features, and embedded positive numbers (budget and price)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import reduce
 
 import torch
@@ -109,52 +109,3 @@ class LogEmbedding(nn.Module):
     def forward(self, basis: Tensor) -> Tensor:
         """``[B, 2 * num_frequencies + 1]`` -> ``[B, width]``."""
         return torch.nn.functional.silu(self.linear(basis))
-
-
-class QuickDropout(nn.Module):
-    """Dropout that draws bits, so ``p`` is rounded to 256ths; p = 1/2 takes one bit for each number, others up to 8.
-
-    On a CPU it takes a tenth of the time of `torch.nn.Dropout`.
-
-    Attributes:
-        factor: what a number that is kept is multiplied with.
-    """
-
-    planes: Tensor
-
-    def __init__(self, p: float):
-        super().__init__()
-        self.dropped = min(round(p * 256), 255)
-        self.factor = 256 / (256 - self.dropped)
-        self.digits = f"{256 - self.dropped:08b}".rstrip("0")  # of the probability to keep a number, after the point
-        self.register_buffer("planes", torch.arange(8, dtype=torch.uint8)[:, None], persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """In training, zero each number of ``[..., D]`` with probability p and scale the rest to the same mean."""
-        return x * self.factors(*x.shape) if self.active else x
-
-    @property
-    def active(self) -> bool:
-        """Whether anything is dropped."""
-        return self.training and self.dropped > 0
-
-    def factors(self, *shape: int) -> Tensor:
-        """What numbers of this shape are multiplied with, drawn anew."""
-        return self.factors_of(self.bits(math.prod(shape))[0], shape)
-
-    def factors_of(self, bits: Tensor, shape: Sequence[int]) -> Tensor:
-        """What these bits ``[n]`` make of numbers: first all lowest bits, then all second ones, and so on."""
-        kept = (bits >> self.planes) & 1
-        return kept.view(-1)[: math.prod(shape)].view(shape) * self.factor
-
-    def bits(self, count: int, layers: int = 1) -> Tensor:
-        """Drawn anew for so many numbers of each layer, uint8 ``[layers, n]``, n >= count / 8: 1 keeps a number.
-
-        From a probability's last binary digit to its first, "or" makes q into (1 + q) / 2 and "and" makes it q / 2.
-        """
-        shape = layers, len(self.digits), -(-count // 64)
-        draws = torch.empty(shape, dtype=torch.int64, device=self.planes.device).random_(-(2**63), None)
-        kept = draws[:, 0]
-        for place, digit in enumerate(reversed(self.digits[:-1]), 1):
-            kept = kept | draws[:, place] if digit == "1" else kept & draws[:, place]
-        return kept.view(torch.uint8)

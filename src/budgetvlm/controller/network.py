@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from budgetvlm.controller import kernels
-from budgetvlm.controller.arguments import bounds_tensor, check_arguments, feature_matrix
-from budgetvlm.controller.layers import LARGEST_SCORE, LogEmbedding, QuickDropout, Standardiser
+from budgetvlm.controller.arguments import NetworkOptions, bounds_tensor, check_arguments, feature_matrix, per_state
+from budgetvlm.controller.layers import LogEmbedding, Standardiser
 from budgetvlm.errors import CheckpointError, InputError, KnobSpaceError
 from budgetvlm.knobs import KnobSpace, Value
 
@@ -41,17 +41,15 @@ class GRPOController(nn.Module):
     Args:
         image_feat_dim, lang_feat_dim: Di and Dl, widths of the raw features.
         budget_dim: width of the budget's embedding and of the price's.
-        hidden_dim, num_hidden_layers, dropout: the network between features and heads.
+        hidden_dim: width of the network between features and heads.
         knob_values: knob name -> allowed values; None means the space of the guide's model (`GUIDE_KNOBS`).
-        feature_dim: keep this many principal components of each feature; None keeps the features as they are.
         latency_reference_ms: latency of the full setting (median on the training samples); budgets are read as
             multiples of it, and a price is accuracy given for one such latency.
         latency_ms: mean latency of each setting ``[K]``; None, for all or for one, means unknown: there a price acts
             through learning alone.
         bounds_ms: upper latency bound of each setting ``[K]`` (see `guard.static`); None allows every setting, a
             None among the bounds never allows that one (it was not measured).
-        default_price: the price where none is given.
-        logit_scale: how sharply the policy prefers the better setting.
+        options: the rarely changed ones, by the names of `NetworkOptions`.
 
     Raises:
         ConfigError: sizes that are not positive and the like, all problems at once.
@@ -72,32 +70,26 @@ class GRPOController(nn.Module):
         budget_dim: int = 32,
         hidden_dim: int = 256,
         knob_values: Mapping[str, Sequence[Value]] | None = None,
-        num_hidden_layers: int = 2,
-        dropout: float = 0.0,
-        feature_dim: int | None = None,
         latency_reference_ms: float = 1000.0,
         latency_ms: Sequence[float | None] | None = None,
         bounds_ms: Sequence[float | None] | None = None,
-        default_price: float = 0.01,
-        logit_scale: float = 20.0,
+        **options: Any,
     ):
         super().__init__()
         self.knob_space = KnobSpace(GUIDE_KNOBS if knob_values is None else knob_values)
+        network = NetworkOptions(**options)
         self._sizes: dict[str, Any] = {
             "image_feat_dim": image_feat_dim,
             "lang_feat_dim": lang_feat_dim,
             "budget_dim": budget_dim,
             "hidden_dim": hidden_dim,
-            "num_hidden_layers": num_hidden_layers,
-            "dropout": dropout,
-            "feature_dim": feature_dim,
-            "logit_scale": logit_scale,
+            **asdict(network),
         }
-        self.logit_scale = logit_scale
-        check_arguments(self._sizes, self.knob_space, latency_reference_ms, default_price, latency_ms, bounds_ms)
-        self._add_buffers(latency_reference_ms, default_price, latency_ms, bounds_ms)
-        self.image_input = Standardiser(image_feat_dim, feature_dim)
-        self.lang_input = Standardiser(lang_feat_dim, feature_dim)
+        self.logit_scale, self.dropout = network.logit_scale, network.dropout
+        check_arguments(self._sizes, self.knob_space, latency_reference_ms, latency_ms, bounds_ms)
+        self._add_buffers(latency_reference_ms, network.default_price, latency_ms, bounds_ms)
+        self.image_input = Standardiser(image_feat_dim, network.feature_dim)
+        self.lang_input = Standardiser(lang_feat_dim, network.feature_dim)
         self.budget_embedding = LogEmbedding(budget_dim)
         self.price_embedding = LogEmbedding(budget_dim)
         self.feature_layer = nn.Linear(self.image_input.out_dim + self.lang_input.out_dim, hidden_dim)
@@ -105,9 +97,9 @@ class GRPOController(nn.Module):
         # Mask and price term already say what budget and price mean; the values start out independent of both.
         nn.init.zeros_(self.context_layer.weight)
         nn.init.zeros_(self.context_layer.bias)
-        layers: list[nn.Module] = [nn.SiLU(), QuickDropout(dropout)]
-        for _ in range(num_hidden_layers - 1):
-            layers += [nn.Linear(hidden_dim, hidden_dim), nn.SiLU(), QuickDropout(dropout)]
+        layers: list[nn.Module] = [nn.SiLU(), nn.Dropout(network.dropout)]
+        for _ in range(network.num_hidden_layers - 1):
+            layers += [nn.Linear(hidden_dim, hidden_dim), nn.SiLU(), nn.Dropout(network.dropout)]
         self.trunk = nn.Sequential(*layers)
         self.heads = nn.Linear(hidden_dim, sum(self.knob_space.sizes) + self.num_settings)
         nn.init.zeros_(self.heads.weight)  # the untrained policy is uniform but for the price
@@ -179,6 +171,11 @@ class GRPOController(nn.Module):
         self.image_input.fit(image_feat, rows)
         self.lang_input.fit(lang_feat, rows)
 
+    def copy_feature_statistics(self, other: GRPOController) -> None:
+        """Take over what `fit_features` found in a controller of the same sizes."""
+        self.image_input.load_state_dict(other.image_input.state_dict())
+        self.lang_input.load_state_dict(other.lang_input.state_dict())
+
     @torch.no_grad()
     def start_from(self, accuracy: Sequence[float]) -> None:
         """Make the untrained policy the lookup table of these mean accuracies ``[K]``; NaN counts as the lowest."""
@@ -212,9 +209,11 @@ class GRPOController(nn.Module):
         )
         if len(image) != len(lang):
             raise InputError(f"{len(image)} image features but {len(lang)} language features; give one of each a state")
-        budget_B = self._per_state(budget, len(image), "budget")
-        price_B = self._per_state(self.default_price if price is None else price, len(image), "price")
-        raw = self.raw_heads(self.encode(image, lang), self.context_basis(budget_B, price_B))
+        budget_B = per_state(budget, len(image), "budget", self.latency_reference_ms)
+        price_B = per_state(
+            self.default_price if price is None else price, len(image), "price", self.latency_reference_ms
+        )
+        raw = self.contextual_heads(self.feature_layer(self.encode(image, lang)), self.context_basis(budget_B, price_B))
         out = self._named(raw)
         out["joint"] = out["joint"] + self.price_term(price_B)
         out["feasible"] = self.feasible(budget_B)
@@ -223,18 +222,6 @@ class GRPOController(nn.Module):
     def encode(self, image_feat: Tensor, lang_feat: Tensor) -> Tensor:
         """Raw features -> standardised ``[B, F]``; has no parameters."""
         return torch.cat([self.image_input(image_feat), self.lang_input(lang_feat)], dim=-1)
-
-    def encode_rows(self, image_feat: Tensor, lang_feat: Tensor, rows: Tensor) -> Tensor:
-        """`encode` of these rows ``[B]`` of ``[S, Di]`` and ``[S, Dl]``."""
-        inputs = (self.image_input, image_feat), (self.lang_input, lang_feat)
-        if not all(layer.components is None and x.is_cpu and x.dtype == torch.float32 for layer, x in inputs):
-            return self.encode(image_feat.index_select(0, rows), lang_feat.index_select(0, rows))
-        out, start = image_feat.new_empty(len(rows), self.image_input.out_dim + self.lang_input.out_dim), 0
-        for layer, x in inputs:
-            statistics = layer.mean.numpy(), layer.std.numpy()
-            kernels.standardise(x.numpy(), rows.numpy(), *statistics, LARGEST_SCORE, start, out.numpy())
-            start += layer.out_dim
-        return out
 
     def context_basis(self, budget: Tensor, price: Tensor) -> Tensor:
         """Budget and price ``[B]`` -> the fixed functions of them that the embeddings read, ``[B, 2, C]``."""
@@ -245,14 +232,15 @@ class GRPOController(nn.Module):
         price_log = (price.clamp(min=SMALLEST_PRICE) / 0.1).log().clamp(max=LARGEST_LOG_RATIO)
         return torch.stack([self.budget_embedding.basis(budget_log), self.price_embedding.basis(price_log)], dim=1)
 
-    def raw_heads(self, encoded: Tensor, basis: Tensor) -> Tensor:
-        """`encode` and `context_basis` -> all heads side by side and the joint term, ``[B, sum(sizes) + K]``."""
-        return self.contextual_heads(self.feature_layer(encoded), basis)
-
     def contextual_heads(self, hidden: Tensor, basis: Tensor) -> Tensor:
-        """As `raw_heads`, from what `feature_layer` makes of the features ``[B, hidden_dim]``.
+        """Heads side by side and the joint term, ``[B, sum(sizes) + K]``.
 
-        Features and context are added up in the first hidden layer, so many budgets share one pass over the features.
+        Features and context are added in the first hidden layer, so several budgets can share one pass over the
+        features.
+
+        Args:
+            hidden: output of `feature_layer` on the encoded features, ``[B, hidden_dim]`` or ``[1, hidden_dim]``.
+            basis: of `context_basis`, ``[B, 2, C]`` or ``[1, 2, C]``.
         """
         context = torch.cat([self.budget_embedding(basis[:, 0]), self.price_embedding(basis[:, 1])], dim=-1)
         out: Tensor = self.heads(self.trunk(hidden + self.context_layer(context)))
@@ -261,10 +249,6 @@ class GRPOController(nn.Module):
     def price_term(self, price: Tensor) -> Tensor:
         """What the price ``[B]`` takes off each setting's logit, ``[B, K]``."""
         return price[:, None] * (self.latency_ms * (-self.logit_scale / self.latency_reference_ms))
-
-    def value_logits(self, encoded: Tensor, basis: Tensor) -> Tensor:
-        """Learnt part of the logits, ``[B, K]`` = logit_scale * value; the training loop's lean path."""
-        return self.summed(self.raw_heads(encoded, basis))
 
     def summed(self, raw: Tensor) -> Tensor:
         """Heads side by side and joint term ``[B, sum(sizes) + K]`` -> their sum for each setting ``[B, K]``."""
@@ -339,18 +323,6 @@ class GRPOController(nn.Module):
         log_policy = self.log_policy(logits, feasible)
         wide = setting_index if setting_index.ndim == 2 else setting_index[:, None]
         return log_policy.gather(1, wide).reshape(setting_index.shape)
-
-    def _per_state(self, value: Tensor | float, states: int, what: str) -> Tensor:
-        """A budget or price as float32 ``[B]``. Raises InputError."""
-        like = self.latency_reference_ms
-        tensor = torch.as_tensor(value).to(like).reshape(-1)
-        if tensor.numel() not in (1, states):
-            raise InputError(f"{tensor.numel()} {what}s for {states} states; give one number, or one a state")
-        wrong = ~(tensor > 0) if what == "budget" else ~(tensor >= 0)
-        if bool(wrong.any()):
-            kind, unit = ("a positive number", "ms") if what == "budget" else ("0 or more", "accuracy")
-            raise InputError(f"{what} {tensor[wrong][0].item()} cannot be used; give {kind} ({unit})")
-        return tensor.expand(states)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         """Refuse another knob space or other sizes before anything is copied. Raises CheckpointError."""

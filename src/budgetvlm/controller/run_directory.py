@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from budgetvlm.controller.checkpoint import BEST, CONFIG, GUARD, LAST, WEIGHTS, read_checkpoint
-from budgetvlm.errors import ConfigError, OutputError
+from budgetvlm.controller.training_options import TrainingConfig
+from budgetvlm.errors import CheckpointError, ConfigError, OutputError
+from budgetvlm.features import Features
+from budgetvlm.table import ProfileTable
 
 METRICS, EVENTS = "metrics.json", "tensorboard"
-MEMBERS = "members"  # of an ensemble, a run each; see `budgetvlm.controller.ensembling`
+MEMBERS = "members"  # of an ensemble: a directory for each
 
 
 def open_output(directory: str | Path, *, resume: bool = False, overwrite: bool = False, remove: bool = True) -> None:
@@ -77,6 +84,8 @@ def read_last(directory: str | Path, origin: Mapping[str, Any]) -> dict[str, Any
     if not path.exists():
         return None
     document = read_checkpoint(path)
+    if "members" not in document:
+        raise CheckpointError(f"{path} was written by an earlier version of budgetvlm; start anew with --overwrite")
     differing = list(_differences(document.get("origin", {}), origin))
     if differing:
         raise ConfigError(
@@ -95,6 +104,24 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
         elif before != now and not (isinstance(now, tuple) and list(now) == list(before or [])):
             found.append("other data" if name == "data" else f"{name} {before} instead of {now}")
     return found
+
+
+def origin_of(table: ProfileTable, features: Features, config: TrainingConfig, members: int) -> dict[str, Any]:
+    """Options and data that a resumed run has to share with the earlier one; how long to train may differ."""
+    options = asdict(config)
+    options["grpo"].pop("num_epochs")
+    for name in ("patience", "device", "alpha"):
+        options.pop(name)
+    return {**options, "ensemble": members, "data": fingerprint(table, features)}
+
+
+def fingerprint(table: ProfileTable, features: Features | None) -> str:
+    """A digest of the measurements and the features; equal data have equal ones."""
+    digest = hashlib.sha256(repr((table.knob_space.to_dict(), table.sample_ids, table.split)).encode())
+    given = () if features is None else (features.image, features.language)
+    for array in (table.accuracy, table.latency_ms, *given):
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 class EventLog:

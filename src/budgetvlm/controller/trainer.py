@@ -1,241 +1,275 @@
-"""The training loop: draws states, looks rewards up, updates the controller. Everything stays in tensors.
+"""The training loop of GRPO: draws states, looks rewards up, updates the controllers.
 
-Each epoch has its own random stream, seeded with (seed, epoch), so a resumed run continues bit by bit.
+M controllers ("members", usually one) train at once, each on states of its own. Each epoch has its own random stream,
+seeded with (seed, epoch), so a resumed run continues bit by bit.
 
-Shapes: S samples, K settings, N states of an epoch, B states of a batch, G settings drawn for a state.
+Shapes: M members, S samples, K settings, N states of an epoch, B states of a batch, G settings drawn for a state.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from budgetvlm._threads import torch_threads
-from budgetvlm.controller.backward import Backward, CompiledBackward
-from budgetvlm.controller.flat import FlatAdamW
 from budgetvlm.controller.grpo import (
     NEVER,
     compute_advantages,
     draw_groups,
     exact_advantages,
     expectation,
-    expectation_parts,
     grpo_loss,
-    through_softmax,
 )
+from budgetvlm.controller.member_stack import MemberStack
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.policy_loss import Batch, PolicyLoss
 from budgetvlm.controller.reward import constrained_reward, guide_reward
 from budgetvlm.controller.training_options import GRPOConfig, RewardWeights, StatePlan
-from budgetvlm.controller.training_states import Outcomes, States, draw_states
+from budgetvlm.controller.training_states import TrainingData, TrainingStates, draw_states
+from budgetvlm.errors import ConfigError
+from budgetvlm.policies.stacked_linear import decay_groups
 
-BLOCK = 4096  # states prepared at once: preparing takes half a millisecond and 5 microseconds a state
-# States x weights of an update that several threads share. Below, they wait for each other's numbers longer than they
-# compute: on two cores that have no cache in common 64 states take 1.6 times as long with two threads as with one.
+BLOCK = 4096  # states prepared at once, so that look-ups cost little per update
+# States x weights of an update above which several threads pay. Below, they wait for each other longer than they
+# compute: on two cores without a common cache 64 states take 1.6 times as long with two threads as with one.
 WORTH_SHARING = 6e7
-SEED_STRIDE = 1_000_003  # keeps the streams of neighbouring seeds apart
+SEED_STRIDE = 1_000_003  # keeps the random streams of neighbouring seeds apart
+
+Validate = Callable[[int, Tensor], bool]
+"""Called after each epoch with the number of finished epochs and the members' mean losses ``[M]``; False stops."""
+
+
+@dataclass(frozen=True)
+class DrawnGroups:
+    """Settings drawn for each state and the log-probabilities that they were drawn with, ``[M, B, G]`` each."""
+
+    settings: Tensor
+    old_log_probs: Tensor
 
 
 class GRPOTrainer:
-    """Trains a controller on measured outcomes.
+    """Trains M controllers of one architecture on the same measured outcomes.
 
     Args:
         config: the algorithm.
-        controller: its feature statistics, bounds and latencies are already set; it is changed in place.
-        outcomes: accuracy and latency ``[S, K]``.
-        image, language: raw features ``[F, Di]`` and ``[F, Dl]``. They are encoded when they are used, because a
-            second copy of them would be the most memory of a training.
+        controllers: where training starts; feature statistics, bounds and latencies are set and equal. They are not
+            changed; `controller` and `average` read the weights.
+        data: outcomes and features.
         plan: how states are drawn.
-        weights: of the guide's reward; used by the objective "reward" alone.
-        seed: of everything random.
-        rows: which rows of the features the samples are, int64 ``[S]``; None: all, in the same order.
-        policy_loss: in place of GRPO's, see `policy_loss.PolicyLoss`; KL and entropy terms are added to either.
+        weights: of the guide's reward; only the objective "reward" uses them.
+        seeds: one for each controller.
+        policy_loss: a loss in place of GRPO's, for a single controller; KL and entropy terms are added to either.
+
+    Raises:
+        ConfigError: another loss for several controllers.
     """
 
     def __init__(
         self,
         config: GRPOConfig,
-        controller: GRPOController,
-        outcomes: Outcomes,
-        image: Tensor,
-        language: Tensor,
+        controllers: Sequence[GRPOController],
+        data: TrainingData,
         plan: StatePlan | None = None,
         weights: RewardWeights | None = None,
-        seed: int = 0,
+        seeds: Sequence[int] = (0,),
         policy_loss: PolicyLoss | None = None,
-        rows: Tensor | None = None,
     ):
-        self.config, self.controller, self.outcomes, self.seed = config, controller, outcomes, seed
-        self.policy_loss = policy_loss
-        self.plan, self.weights = plan or StatePlan(), weights or RewardWeights()
+        if policy_loss is not None and len(controllers) > 1:
+            raise ConfigError(f"a loss of one's own trains one controller, not {len(controllers)}; train them in turn")
+        self.config, self.data, self.policy_loss = config, data, policy_loss
+        self.plan, self.weights, self.seeds = plan or StatePlan(), weights or RewardWeights(), list(seeds)
         if config.objective == "reward":  # the guide's reward knows no price
             self.plan = replace(self.plan, price_share=0.0)
-        self.image, self.language, self.rows = image, language, rows
-        self.complexity = torch.tensor(controller.knob_space.complexity).to(image)
-        self.parameters: list[Tensor] = list(controller.parameters())
-        self.others = policy_loss.parameters if policy_loss else []
-        self.optimizer = FlatAdamW([*self.parameters, *self.others], config.learning_rate, config.weight_decay)
-        self.average = self.optimizer.average[: len(self.parameters)]
-        self.backward = Backward.of(controller)
-        self.compiled: CompiledBackward | None = None  # computes an update's loss, too
-        exact = config.num_generations is None and policy_loss is None and config.scale_rewards == "none"
-        if exact and not config.beta and isinstance(self.backward, CompiledBackward):
-            self.compiled = self.backward
-        self.reference = copy.deepcopy(controller).requires_grad_(False).eval() if config.beta else None
-        self.steps = 0
+        self.template = controllers[0]  # its standardisation, bounds and latencies are those of all members
+        self.complexity = torch.tensor(self.template.knob_space.complexity).to(data.image)
+        self.stack = MemberStack(controllers)
+        self.reference = copy.deepcopy(self.stack).requires_grad_(False).eval() if config.beta else None
+        self._start_optimizer()
 
-    def train_epoch(self, epoch: int) -> dict[str, float]:
-        """One pass over freshly drawn states; returns the mean loss."""
-        generator = torch.Generator().manual_seed(self.seed * SEED_STRIDE + epoch)
-        self.controller.train()
-        states = draw_states(self.plan, self.outcomes, self.controller.latency_reference_ms.item(), generator)
-        total = torch.zeros((), device=self.image.device)
-        count = 0
-        few = self.config.batch_size * self.optimizer.values.numel() < WORTH_SHARING
-        with torch.random.fork_rng(devices=[]), torch_threads(1 if few else None):
-            torch.manual_seed(self.seed * SEED_STRIDE + epoch)  # dropout and drawn groups
-            for batch in self._batches(states):
-                for loss in self._updates(batch):
-                    total += loss
-                    count += 1
-        self.controller.eval()
-        return {"loss": total.item() / max(count, 1)}
+    def _start_optimizer(self) -> None:
+        """Build optimiser and average for the stack as it is."""
+        groups = decay_groups(list(self.stack.parameters()), vector_dimensions=2)
+        if self.policy_loss is not None:
+            groups += decay_groups(self.policy_loss.parameters)
+        config = self.config
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+        self.average = AveragedModel(self.stack, multi_avg_fn=self._update_average)
 
-    def _batches(self, states: States) -> Iterator[Batch]:
+    def train(self, first_epoch: int, last_epoch: int, validate: Validate) -> None:
+        """Algorithm 1 of Shao et al. 2024 for one-step episodes, from ``first_epoch`` up to, not with, ``last_epoch``.
+
+        What the paper's outer loop does, a new reference policy, is left out: the reference is where training started.
+        """
+        config = self.config
+        for epoch in range(first_epoch, last_epoch):
+            losses = []
+            with self._random_stream(epoch):
+                # Draw states: each sample with several budgets and prices.
+                states = self.draw_states(epoch)
+                # Look up features, allowed settings and the reward of every setting.
+                for batch in self.batches(states):
+                    groups = None
+                    for _ in range(config.num_iterations):
+                        # The policy, and the settings that are drawn from it once per batch.
+                        log_policy = self.log_policy(batch)
+                        groups = groups or self.draw_groups(log_policy)
+                        # Advantages, and the loss that they weigh.
+                        advantages = self.advantages(batch, log_policy, groups)
+                        loss = self.loss(batch, log_policy, groups, advantages)
+                        # One gradient step, and the moving average of the weights.
+                        self.optimizer.zero_grad()
+                        loss.sum().backward()
+                        self.optimizer.step()
+                        self.average.update_parameters(self.stack)
+                        losses.append(loss.detach())
+            if not validate(epoch + 1, torch.stack(losses).mean(dim=0)):
+                return
+
+    @contextmanager
+    def _random_stream(self, epoch: int) -> Iterator[None]:
+        """Seed dropout and drawn groups for this epoch; the caller's random state is restored afterwards."""
+        weights = sum(parameter.numel() for parameter in self.stack.parameters())
+        one_thread = self.config.batch_size * weights < WORTH_SHARING
+        self.stack.train()
+        with torch.random.fork_rng(devices=[]), torch_threads(1 if one_thread else None):
+            torch.manual_seed(self.seeds[0] * SEED_STRIDE + epoch)
+            yield
+        self.stack.eval()
+
+    def draw_states(self, epoch: int) -> TrainingStates:
+        """The states of an epoch, ``[M, N]``; a member's depend on its own seed alone."""
+        reference_ms = self.template.latency_reference_ms.item()
+        generators = [torch.Generator().manual_seed(seed * SEED_STRIDE + epoch) for seed in self.seeds]
+        drawn = [draw_states(self.plan, self.data.outcomes, reference_ms, generator) for generator in generators]
+        return TrainingStates.stacked(drawn)
+
+    def batches(self, states: TrainingStates) -> Iterator[Batch]:
+        """The states in batches of ``config.batch_size``."""
         size = self.config.batch_size
         block = max(size, BLOCK // size * size)
         for start in range(0, len(states), block):
-            prepared = self.prepare(states[start : start + block])
-            if self.compiled is not None:
-                self.compiled.expect(size, len(prepared) // size)
-            yield from prepared.split(size)
+            yield from self.prepare(states[start : start + block]).split(size)
 
     @torch.no_grad()
-    def prepare(self, states: States) -> Batch:
+    def prepare(self, states: TrainingStates) -> Batch:
         """Look up everything that an update of these states needs."""
-        rows = states.sample
-        outcomes = self.outcomes
+        controller, outcomes = self.template, self.data.outcomes
+        members, count = states.sample.shape
+        budget, price, rows = (column.flatten() for column in (states.budget_ms, states.price, states.sample))
         accuracy, latency, measured = (
-            part.index_select(0, rows) for part in (outcomes.accuracy, outcomes.latency_ms, outcomes.measured)
+            column.index_select(0, rows) for column in (outcomes.accuracy, outcomes.latency_ms, outcomes.measured)
         )
-        budget, price = states.budget_ms[:, None], states.price[:, None]
         if self.config.objective == "constrained":
-            allowed = self.controller.allowed(self.controller.feasible(states.budget_ms) & measured)
-            rewards = constrained_reward(accuracy, latency, self.controller.latency_reference_ms, price)
+            allowed = controller.allowed(controller.feasible(budget) & measured)
+            rewards = constrained_reward(accuracy, latency, controller.latency_reference_ms, price[:, None])
         else:
-            allowed = self.controller.allowed(measured)
-            rewards = guide_reward(accuracy, latency, budget, self.complexity, self.weights).mul_(measured)
-        # Like `masked_fill` with NEVER, in a fifth of its time.
-        offset = self.controller.price_term(states.price) + NEVER * (~allowed).view(torch.uint8)
-        samples, sample = rows.unique_consecutive(return_inverse=True)
-        places = samples if self.rows is None else self.rows[samples]
+            allowed = controller.allowed(measured)
+            rewards = guide_reward(accuracy, latency, budget[:, None], self.complexity, self.weights)
+        offset = controller.price_term(price).add_(~allowed, alpha=NEVER)
+        # Neighbouring states of one sample share its features.
+        is_first = torch.ones(count, dtype=torch.bool, device=rows.device)
+        is_first[1:] = (states.sample[:, 1:] != states.sample[:, :-1]).any(dim=0)
+        features = controller.encode(*self.data.features_of(states.sample[:, is_first].flatten()))
         return Batch(
-            self.controller.encode_rows(self.image, self.language, places),
-            sample,
-            self.controller.context_basis(states.budget_ms, states.price),
-            offset,
-            rewards,  # 0 where not measured, as accuracy and latency are
+            features.unflatten(0, (members, -1)),
+            is_first.cumsum(0) - 1,
+            controller.context_basis(budget, price).unflatten(0, (members, count)),
+            offset.unflatten(0, (members, count)),
+            rewards.mul_(measured).unflatten(0, (members, count)),
         )
-
-    def _updates(self, batch: Batch) -> Iterator[Tensor | float]:
-        """The updates made with one batch; yields each loss."""
-        settings = old_log_probs = None
-        loss: Tensor | float
-        for _ in range(self.config.num_iterations):
-            if self.compiled is not None:
-                loss, gradient, back = self.compiled.exact(batch, self.config.entropy_coef)
-            else:
-                logits, back = self.backward.logits(batch.encoded, batch.basis)
-                log_policy = logits.add_(batch.offset).log_softmax(dim=1)
-                if self.config.num_generations is not None and settings is None:
-                    settings = draw_groups(log_policy, self.config.num_generations)
-                    old_log_probs = log_policy.gather(1, settings)
-                loss, gradient = self._gradient(batch, log_policy, settings, old_log_probs)
-                gradient = through_softmax(log_policy, gradient)
-            back(gradient)
-            self.steps += 1
-            # The average of the weights has a short memory at the start.
-            self.optimizer.step(average_decay=min(self.config.ema_decay, self.steps / (self.steps + 10.0)))
-            yield loss
-
-    def _gradient(
-        self, batch: Batch, log_policy: Tensor, settings: Tensor | None, old_log_probs: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """`loss`, and its gradient by the log-policy ``[B, K]``; that by other parameters is written into them."""
-        if settings is None and self.policy_loss is None:
-            parts = expectation_parts(log_policy, self._costs(batch, log_policy, exact=True))
-            return parts.sum(), parts
-        leaf = log_policy.detach().requires_grad_()
-        loss = self.loss(batch, leaf, settings, old_log_probs)
-        gradient, *others = torch.autograd.grad(loss, [leaf, *self.others])
-        for parameter, other in zip(self.others, others, strict=True):
-            assert parameter.grad is not None
-            parameter.grad.copy_(other)
-        return loss.detach(), gradient
 
     def log_policy(self, batch: Batch) -> Tensor:
-        """Log-probability of every setting, ``[B, K]``, about `NEVER` where not allowed."""
-        return (self.controller.value_logits(batch.encoded, batch.basis) + batch.offset).log_softmax(dim=1)
+        """Log-probability of every setting, ``[M, B, K]``, about `NEVER` where it is not allowed."""
+        logits = self.stack(batch.features, batch.sample, batch.basis) + batch.offset
+        return logits.log_softmax(dim=-1)
 
-    def loss(
-        self, batch: Batch, log_policy: Tensor, settings: Tensor | None = None, old_log_probs: Tensor | None = None
-    ) -> Tensor:
-        """Policy loss of drawn settings ``[B, G]`` (None: all, exactly), and the other terms that are switched on."""
-        config, exact = self.config, self.policy_loss is None and (settings is None or old_log_probs is None)
-        costs = self._costs(batch, log_policy, exact)
+    def draw_groups(self, log_policy: Tensor) -> DrawnGroups | None:
+        """Settings to compare for each state; None means all of them, weighted by the policy."""
+        if self.config.num_generations is None:
+            return None
+        settings = draw_groups(log_policy, self.config.num_generations)
+        return DrawnGroups(settings, log_policy.detach().gather(-1, settings))
+
+    def advantages(self, batch: Batch, log_policy: Tensor, groups: DrawnGroups | None) -> Tensor:
+        """How much better each setting is than its state's others, ``[M, B, G]``, or ``[M, B, K]`` without groups."""
+        scale = self.config.scale_rewards
+        if groups is None:
+            return exact_advantages(log_policy, batch.rewards, scale)
+        return compute_advantages(batch.rewards.gather(-1, groups.settings), scale)
+
+    def loss(self, batch: Batch, log_policy: Tensor, groups: DrawnGroups | None, advantages: Tensor) -> Tensor:
+        """Each member's loss ``[M]``: of the policy, less the entropy bonus, plus the KL divergence."""
+        return self._policy_loss(batch, log_policy, groups, advantages) + self._regularisation(batch, log_policy)
+
+    def _policy_loss(self, batch: Batch, log_policy: Tensor, groups: DrawnGroups | None, advantages: Tensor) -> Tensor:
         if self.policy_loss is not None:
-            return self.policy_loss(batch, log_policy, settings, old_log_probs) + expectation(log_policy, costs)
-        if settings is None or old_log_probs is None:
-            return expectation(log_policy, costs)
-        advantages = compute_advantages(batch.rewards.gather(1, settings), config.scale_rewards)
-        log_probs = log_policy.gather(1, settings)
-        loss = grpo_loss(log_probs, old_log_probs, advantages, config.epsilon, config.clip_high, config.loss_type)
-        return loss + expectation(log_policy, costs)
+            drawn = (None, None) if groups is None else (groups.settings[0], groups.old_log_probs[0])
+            return self.policy_loss(batch.of_member(0), log_policy[0], *drawn)[None]
+        if groups is None:
+            return -expectation(log_policy, advantages)
+        config, log_probs = self.config, log_policy.gather(-1, groups.settings)
+        return grpo_loss(
+            log_probs, groups.old_log_probs, advantages, config.epsilon, config.clip_high, config.loss_type
+        )
 
-    @torch.no_grad()
-    def _costs(self, batch: Batch, log_policy: Tensor, exact: bool) -> Tensor:
-        """What each setting costs ``[B, K]``, to be weighed with the policy: the terms that are an expectation over all
-        settings, as KL divergence and entropy are, and the policy loss too where it is exact."""
-        config = self.config
-        costs = config.entropy_coef * log_policy
-        if exact:
-            costs -= exact_advantages(log_policy, batch.rewards, config.scale_rewards)
+    def _regularisation(self, batch: Batch, log_policy: Tensor) -> Tensor:
+        penalty = self.config.entropy_coef * log_policy.detach()
         if self.reference is not None:
-            reference = self.reference.value_logits(batch.encoded, batch.basis) + batch.offset
-            costs += config.beta * (log_policy - reference.log_softmax(dim=1))
-        return costs
+            reference = self.reference(batch.features, batch.sample, batch.basis) + batch.offset
+            penalty += self.config.beta * (log_policy.detach() - reference.log_softmax(dim=-1))
+        return expectation(log_policy, penalty)
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """The controller has the averaged weights inside the ``with`` block and its own again after it."""
-        own = [parameter.detach().clone() for parameter in self.parameters]
-        self._set(self.average)
-        try:
-            yield
-        finally:
-            self._set(own)
+    def _update_average(self, averages: Any, weights: Any, updates: Any) -> None:
+        """Exponential moving average with a short memory at the start; see `AveragedModel`."""
+        decay = min(self.config.ema_decay, (float(updates) + 1.0) / (float(updates) + 11.0))
+        torch._foreach_lerp_(averages, weights, 1.0 - decay)
 
-    @torch.no_grad()
-    def _set(self, values: list[Tensor]) -> None:
-        for parameter, value in zip(self.parameters, values, strict=True):
-            parameter.copy_(value)
+    def averaged_controller(self, member: int) -> GRPOController:
+        """A copy of the controller with the member's averaged weights, in evaluation mode."""
+        controller = copy.deepcopy(self.template)
+        self.average.module.copy_to(member, controller)
+        return controller.eval()
+
+    def keep(self, members: Sequence[int]) -> None:
+        """Go on with these members alone, given by their present positions."""
+        rows = torch.tensor(members)
+        state = _select(self.state_dict(), rows)
+        self.seeds = [self.seeds[member] for member in members]
+        self.stack.keep(rows)
+        if self.reference is not None:
+            self.reference.keep(rows)
+            self.reference.requires_grad_(False)
+        self._start_optimizer()
+        self.load_state_dict(state)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed trainer needs besides its arguments; holds references, copy it to keep it."""
-        weights = [parameter.detach() for parameter in self.parameters]
-        optimizer = self.optimizer.state_dict()
-        return {"weights": weights, "average": self.average, "optimizer": optimizer, "steps": self.steps}
+        return {
+            "weights": self.stack.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
-        self._set(state["weights"])
-        for average, value in zip(self.average, state["average"], strict=True):
-            average.copy_(value)
+        self.stack.load_state_dict(state["weights"])
+        self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.steps = state["steps"]
+
+
+def _select(state: Any, members: Tensor) -> Any:
+    """The part of a trainer's state that belongs to these members."""
+    if isinstance(state, dict):
+        return {name: _select(value, members) for name, value in state.items()}
+    if isinstance(state, Tensor) and state.ndim > 0:  # counters have no dimension and are the same for all
+        return state[members]
+    return state

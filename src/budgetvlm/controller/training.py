@@ -1,50 +1,50 @@
-"""A whole training run: (profile table, features) -> a directory with the best controller, figures and logs.
+"""Training: (profile table, features) -> a directory with the best controller, figures and logs.
 
 The directory holds ``best_checkpoint.pt`` (best validation reward), ``config.json`` and ``model.safetensors`` (the same
 controller), ``guard.json`` (bounds on latency, not calibrated yet), ``last_checkpoint.pt`` (for resuming),
-``metrics.json`` (all figures) and ``tensorboard/``.
+``metrics.json`` (all figures) and ``tensorboard/``. An ensemble's directory holds the average of its members, and
+``members/<number>/`` holds each member's controller, figures and logs.
+
+Members train at once, as one batched network, and are averaged in one controller (`budgetvlm.controller.ensemble`).
 """
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-import numpy as np
-import torch
 from tqdm import tqdm
 
 from budgetvlm._io import write_json
-from budgetvlm.controller.building import new_controller
-from budgetvlm.controller.checkpoint import BEST, GUARD, LAST, controller_document, save_pretrained, write_checkpoint
-from budgetvlm.controller.distillation import distil
+from budgetvlm.controller.checkpoint import BEST, GUARD, LAST
+from budgetvlm.controller.ensemble import member_seeds, merge
 from budgetvlm.controller.network import GRPOController
-from budgetvlm.controller.policy_loss import PolicyLoss
-from budgetvlm.controller.run_directory import METRICS, EventLog, open_output, read_last
-from budgetvlm.controller.trainer import GRPOTrainer
+from budgetvlm.controller.run_directory import open_output, origin_of, read_last
+from budgetvlm.controller.run_files import RunFiles, figures_line
 from budgetvlm.controller.training_options import TrainingConfig
-from budgetvlm.controller.training_states import Outcomes
-from budgetvlm.controller.validation import Validation
+from budgetvlm.controller.training_run import MakeLoss, TrainingRun
+from budgetvlm.errors import ConfigError
 from budgetvlm.features import Features
-from budgetvlm.guard.adaptive import AdaptiveGuard
-from budgetvlm.guard.static import StaticGuard
-from budgetvlm.policies.setting_means import SettingMeans
 from budgetvlm.table import ProfileTable
 
 Say = Callable[[str], None]
-MakeLoss = Callable[[GRPOController], PolicyLoss]
-SAVE_SECONDS = 5.0  # between two writings of what a resumed run needs
-LEAST_GAIN = 1e-6  # of validation reward, to count as better
+
+
+class GuardDocument(Protocol):
+    """A fitted guard that can be written as JSON."""
+
+    def to_dict(self) -> dict[str, object]: ...
+
+
+FitGuard = Callable[[ProfileTable, Features, float], GuardDocument]
+"""From the training samples, all features and the allowed share of violations to a guard."""
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What came out: where it lies, the best epoch (0: the untrained lookup policy) and its figures."""
+    """What came out: its directory, the controller, the best epoch (0: untrained) and that epoch's figures."""
 
     output_dir: Path
     controller: GRPOController
@@ -59,13 +59,14 @@ def train(
     config: TrainingConfig,
     output_dir: str | Path,
     *,
+    members: int = 1,
     resume: bool = False,
     overwrite: bool = False,
     say: Say = tqdm.write,
     progress: bool = True,
-    brief: bool = False,
+    fit_guard: FitGuard | None = None,
 ) -> TrainingResult:
-    """Train a controller on the table's "train" split, keep the best on its "validation" split.
+    """Train on the table's "train" split and keep the controller that is best on its "validation" split.
 
     Equal seeds give equal bits on one machine with one number of threads, also across an interruption and ``resume``.
 
@@ -73,207 +74,132 @@ def train(
         table: with splits, or they are drawn by ``config.train_split`` (by image where the table knows images).
         features: of the table's samples, in any order.
         output_dir: see the module.
+        members: controllers that are trained and averaged; their seeds follow from ``config.seed``.
         resume, overwrite: what to do with an earlier run there: continue it, or replace it.
-        say: takes the lines for the user. progress: show a bar. brief: say how it ended, and nothing of each epoch.
+        say: takes the lines for the user. progress: show a bar.
+        fit_guard: fits the guard that is written beside the controller, for example `AdaptiveGuard.fit`; None writes
+            none.
 
     Raises:
         DataError: a side of the split is empty, or samples lack features.
         OutputError: an earlier run lies there and neither was chosen, or nothing can be written.
-        ConfigError: a run that is to be resumed had other options or data.
+        ConfigError: no member, or a run that is to be resumed had other options or data.
         KeyboardInterrupt: after saving the last finished epoch.
     """
-    if table.split is None:
-        table = table.with_splits({"train": config.train_split, "validation": 1 - config.train_split}, config.seed)
-    run = Run(table, features.aligned(table.sample_ids), config)
-    open_output(output_dir, resume=resume, overwrite=overwrite)
-    last = read_last(output_dir, run.origin) if resume else None
-    if not brief:
-        say(config.maximised)
-    guard_path = Path(output_dir) / GUARD
-    if not guard_path.exists():  # a run that is resumed may have been calibrated
-        write_json(guard_path, AdaptiveGuard.fit(table.subset("train"), features, config.alpha).to_dict())
+    if members < 1:
+        raise ConfigError(f"members={members} trains no controller; give 1 for a single one, or more to average them")
+    directory = Path(output_dir)
+    table = with_splits(table, config)
+    features = features.aligned(table.sample_ids)
+    for side in ("train", "validation"):
+        table.subset(side)  # an empty one is refused before anything is written
+    origin = origin_of(table, features, config, members)
+    open_output(directory, resume=resume, overwrite=overwrite)
+    last = read_last(directory, origin) if resume else None
+    say(config.maximised)
+    run = TrainingRun(table, features, config, member_seeds(config.seed, members))
+    if fit_guard is not None and not (directory / GUARD).exists():  # a run that is resumed may have been calibrated
+        write_json(directory / GUARD, fit_guard(table.subset("train"), features, config.alpha).to_dict())
     if last is not None:
-        say(f"resuming after epoch {last['epoch']}")
         run.restore(last)
-    return _loop(run, config, Path(output_dir), say, progress, brief)
+        say(f"resuming after epoch {run.epoch}")
+    _train_and_save(run, RunFiles(directory, run, origin), say, progress)
+    return _result(run, directory, say)
 
 
-class Run:
-    """The moving parts of a run. ``make_loss``: see `budgetvlm.controller.fitting.fit_controller`."""
-
-    def __init__(
-        self, table: ProfileTable, features: Features, config: TrainingConfig, make_loss: MakeLoss | None = None
-    ):
-        train_table, validation_table = table.subset("train"), table.subset("validation")
-        guard, expected = StaticGuard.fit_table(train_table, config.guard_quantile), SettingMeans.fit(train_table)
-        image, language = _feature_tensors(features, config.device)
-        rows = torch.from_numpy(table.rows_of("train")).to(config.device)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            self.controller = new_controller(table, features, config, guard, expected)
-            policy_loss = make_loss(self.controller) if make_loss else None
-        self.controller.to(config.device)
-        self.controller.fit_features(image, language, rows)
-        if config.teachers:
-            distil(self.controller, train_table, validation_table, features, config.teachers, config.seed)
-        outcomes = Outcomes.from_arrays(train_table.accuracy, train_table.latency_ms, config.device)
-        self.trainer = GRPOTrainer(
-            config.grpo,
-            self.controller,
-            outcomes,
-            image,
-            language,
-            config.plan,
-            config.weights,
-            config.seed,
-            policy_loss,
-            rows,
-        )
-        held_out = torch.from_numpy(table.rows_of("validation")).to(config.device)
-        encoded = self.controller.encode(image[held_out], language[held_out])
-        price = config.plan.default_price
-        self.validation = Validation(
-            validation_table, encoded, expected, guard, config.grpo.objective, config.weights, price
-        )
-        self.guard, self.epoch, self.history = guard, 0, list[dict[str, Any]]()
-        self.best: dict[str, Any] = {}
-        self.best_state: dict[str, torch.Tensor] = {}
-        self.origin = _origin(table, features, config)
-
-    def validate(self, loss: float | None) -> bool:
-        """Measure the averaged weights; True if they are the best so far."""
-        with self.trainer.averaged():
-            metrics = self.validation.measure(self.controller.eval())
-            self.history.append({"epoch": self.epoch, "loss": loss, **metrics})
-            reward = metrics["reward_mean"] or 0.0
-            better = not self.best or reward > self.best["reward_mean"] + LEAST_GAIN
-            if better:
-                self.best = self.history[-1]
-                self.best_state = copy.deepcopy(self.controller.state_dict())
-        return better
-
-    @property
-    def epochs_since_best(self) -> int:
-        return self.epoch - int(self.best["epoch"])
-
-    def state(self) -> dict[str, Any]:
-        """What a resumed run needs, copied."""
-        parts = {"epoch": self.epoch, "trainer": self.trainer.state_dict(), "history": self.history}
-        return copy.deepcopy({**parts, "best": self.best, "best_state": self.best_state})
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.epoch, self.history, self.best = state["epoch"], state["history"], state["best"]
-        self.best_state = state["best_state"]
-        self.trainer.load_state_dict(state["trainer"])
+def with_splits(table: ProfileTable, config: TrainingConfig) -> ProfileTable:
+    """The table with the splits that training uses: its own, or drawn ones."""
+    if table.split is not None:
+        return table
+    return table.with_splits({"train": config.train_split, "validation": 1 - config.train_split}, config.seed)
 
 
-def _loop(run: Run, config: TrainingConfig, output_dir: Path, say: Say, progress: bool, brief: bool) -> TrainingResult:
-    """Epochs until the end, the patience or the user's interruption; what is finished is kept."""
-    writer = _Writer(output_dir, run, config, (lambda line: None) if brief else say)
-    bar = tqdm(total=config.grpo.num_epochs, initial=run.epoch, desc="training", unit="epoch", disable=not progress)
+def _train_and_save(run: TrainingRun, files: RunFiles, say: Say, progress: bool) -> None:
+    """Train until the end, the patience or the user's interruption; finished epochs are always kept."""
+    epochs = run.config.grpo.num_epochs
+    bar = tqdm(total=epochs, initial=run.epoch, desc="training", unit="epoch", disable=not progress)
+
+    def on_epoch() -> None:
+        files.record()
+        if len(run.members) == 1:
+            member = run.members[0]
+            best = "  (best so far)" if member.best is member.history[-1] else ""
+            say(figures_line(member.history[-1]) + best)
+        bar.update(run.epoch - bar.n)
+
     try:
         with bar:
-            if not run.history:
-                writer.record(run.validate(None))
-            while run.epoch < config.grpo.num_epochs and not out_of_patience(run, config):
-                loss = run.trainer.train_epoch(run.epoch)["loss"]
-                run.epoch += 1
-                writer.record(run.validate(loss))
-                bar.update()
+            run.train(on_epoch)
     except KeyboardInterrupt:
-        writer.finish()
-        say(f"interrupted; epoch {writer.saved_epoch} is saved in {output_dir / LAST}, and --resume goes on from there")
+        files.finish()
+        say(
+            f"interrupted; epoch {files.saved_epoch} is saved in {files.directory / LAST}, and --resume goes on from "
+            "there"
+        )
         raise
-    if out_of_patience(run, config):
-        say(f"stopped after epoch {run.epoch}: no better validation reward in {config.patience} epochs")
-    writer.finish()
-    run.controller.load_state_dict(run.best_state)
-    figures = {name: value for name, value in run.best.items() if name not in ("epoch", "loss")}
-    say(f"best: {_line(run.best)}; saved as {output_dir / BEST}")
-    return TrainingResult(output_dir, run.controller.eval(), run.best["epoch"], figures, run.epoch)
+    files.finish()
 
 
-def out_of_patience(run: Run, config: TrainingConfig) -> bool:
-    return config.patience is not None and run.epochs_since_best >= config.patience
+def _result(run: TrainingRun, directory: Path, say: Say) -> TrainingResult:
+    """Say how each member ended; several are averaged and saved as one controller."""
+    for number, member in enumerate(run.members):
+        who = "" if len(run.members) == 1 else f"member {number + 1} of {len(run.members)}, seed {member.seed}: "
+        if member.stopped:
+            patience = run.config.patience
+            say(f"{who}stopped after epoch {member.epochs_run}: no better validation reward in {patience} epochs")
+        where = "" if len(run.members) > 1 else f"; saved as {directory / BEST}"
+        say(f"{who}best: {figures_line(member.best)}{where}")
+    best_epoch = max(int(member.best["epoch"]) for member in run.members)
+    epochs_run = sum(member.epochs_run for member in run.members)
+    if len(run.members) == 1:
+        return TrainingResult(directory, run.controller(0), best_epoch, run.members[0].metrics, epochs_run)
+    merged = merge([run.controller(number) for number in range(len(run.members))])
+    metrics = run.validation.measure(merged)
+    RunFiles.write_ensemble(directory, run, merged, {"epoch": best_epoch, **metrics})
+    say(f"ensemble of {len(run.members)}: {figures_line(metrics)}; saved as {directory / BEST}")
+    return TrainingResult(directory, merged, best_epoch, metrics, epochs_run)
 
 
-class _Writer:
-    """Writes the run's files: the best controller when there is a new one, the rest now and then and at the end."""
+@dataclass(frozen=True)
+class FittedController:
+    """A controller trained in memory, the epoch that was kept (0: untrained) and its validation figures."""
 
-    def __init__(self, output_dir: Path, run: Run, config: TrainingConfig, say: Say):
-        self.output_dir, self.run, self.config, self.say = output_dir, run, config, say
-        self.events = EventLog(output_dir, run.epoch)
-        self.state = run.state() if run.history else None
-        self.written = time.monotonic()
-
-    @property
-    def saved_epoch(self) -> int:
-        return self.state["epoch"] if self.state else 0
-
-    def record(self, better: bool) -> None:
-        """Note a finished epoch."""
-        run = self.run
-        self.say(_line(run.history[-1]) + ("  (best so far)" if better else ""))
-        self.events.write(run.history[-1])
-        self.state = run.state()
-        if better:
-            self._write_best()
-        if better or time.monotonic() - self.written > SAVE_SECONDS:
-            self._write_last()
-
-    def finish(self) -> None:
-        self._write_last()
-        self.events.close()
-
-    def _write_best(self) -> None:
-        run = self.run
-        figures = {name: value for name, value in run.best.items() if name != "epoch"}
-        document = controller_document(run.controller, run.best_state)
-        extra = {"guard": run.guard.to_dict(), "metrics": figures, "epoch": run.best["epoch"]}
-        write_checkpoint(self.output_dir / BEST, {**document, **extra, "training": asdict(self.config)})
-        with run.trainer.averaged():
-            save_pretrained(run.controller, self.output_dir)
-
-    def _write_last(self) -> None:
-        if self.state is None:
-            return
-        write_checkpoint(self.output_dir / LAST, {**self.state, "origin": self.run.origin})
-        summary = {"schema_version": 1, "maximised": self.config.maximised, "training": asdict(self.config)}
-        write_json(self.output_dir / METRICS, {**summary, "best": self.state["best"], "history": self.state["history"]})
-        self.written = time.monotonic()
+    controller: GRPOController
+    best_epoch: int
+    epochs_run: int
+    metrics: dict[str, float | None]
 
 
-def in_words(figures: Mapping[str, Any]) -> str:
-    """A validation's figures in one line, without their epoch."""
-    room = "n/a" if figures["room_closed"] is None else f"{figures['room_closed']:.1%}"
-    return (
-        f"reward_mean {figures['reward_mean']:.4f}  accuracy_mean {figures['accuracy_mean']:.4f}  latency_mean "
-        f"{figures['latency_mean']:.2f} ms  violation_rate {figures['violation_rate']:.2%}  room_closed {room}"
-    )
+def fit_controller(
+    table: ProfileTable,
+    features: Features,
+    config: TrainingConfig,
+    make_loss: MakeLoss | None = None,
+    on_epoch: Callable[[int], None] = lambda epoch: None,
+) -> FittedController:
+    """Train as `train` does, but write nothing; comparisons use it.
+
+    Args:
+        make_loss: from the untrained controller to a loss in place of GRPO's, see `budgetvlm.controller.policy_loss`.
+        on_epoch: called with the number of each finished epoch.
+
+    Raises:
+        DataError: a side of the split is empty, or samples lack features.
+    """
+    run = TrainingRun(table, features.aligned(table.sample_ids), config, (config.seed,), make_loss)
+    run.train(lambda: on_epoch(run.epoch))
+    member = run.members[0]
+    return FittedController(run.controller(0), int(member.best["epoch"]), member.epochs_run, member.metrics)
 
 
-def _line(figures: Mapping[str, Any]) -> str:
-    return f"epoch {figures['epoch']:3d}  {in_words(figures)}"
+def fit_ensemble(table: ProfileTable, features: Features, config: TrainingConfig, members: int) -> GRPOController:
+    """Train as `train` does with several members, but write nothing.
 
-
-def _origin(table: ProfileTable, features: Features, config: TrainingConfig) -> dict[str, Any]:
-    """Options and data that a resumed run has to share; how long to train may differ."""
-    options = asdict(config)
-    options["grpo"].pop("num_epochs")
-    for name in ("patience", "device", "alpha"):
-        options.pop(name)
-    return {**options, "data": fingerprint(table, features)}
-
-
-def fingerprint(table: ProfileTable, features: Features | None) -> str:
-    """A digest of what was measured and of the features; equal data have equal ones."""
-    digest = hashlib.sha256(repr((table.knob_space.to_dict(), table.sample_ids, table.split)).encode())
-    given = () if features is None else (features.image, features.language)
-    for array in (table.accuracy, table.latency_ms, *given):
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
-
-
-def _feature_tensors(features: Features, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Image and language features; no copy on the CPU."""
-    return torch.from_numpy(features.image).to(device), torch.from_numpy(features.language).to(device)
+    Raises:
+        ConfigError: no member. DataError: a side of the split is empty, or samples lack features.
+    """
+    if members < 1:
+        raise ConfigError(f"an ensemble of {members} controllers cannot be averaged; give 1 or more")
+    run = TrainingRun(table, features.aligned(table.sample_ids), config, member_seeds(config.seed, members))
+    run.train()
+    return merge([run.controller(number) for number in range(members)])

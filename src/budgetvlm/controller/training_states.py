@@ -1,11 +1,12 @@
-"""The states that training draws: which sample, which budget, which price. All tensors, nothing per row.
+"""The data that training draws from, and the states it draws: a sample, a budget and a price. All are tensors.
 
-Shapes: S samples, K settings, N states of one epoch.
+Shapes: S samples, K settings, N states of one epoch, M members of an ensemble.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,16 +19,18 @@ NO_LIMIT_MS = math.inf
 
 
 @dataclass(frozen=True)
-class Outcomes:
-    """A table as tensors ``[S, K]``: ``accuracy`` and ``latency_ms``, float, 0 where not ``measured`` (bool)."""
+class MeasuredOutcomes:
+    """A profile table as tensors ``[S, K]``: accuracy and latency in ms, both 0 where ``measured`` (bool) is False."""
 
     accuracy: Tensor
     latency_ms: Tensor
     measured: Tensor
 
     @classmethod
-    def from_arrays(cls, accuracy: np.ndarray, latency_ms: np.ndarray, device: str | torch.device = "cpu") -> Outcomes:
-        """From ``[S, K]`` arrays with NaN for what was not measured."""
+    def from_arrays(
+        cls, accuracy: np.ndarray, latency_ms: np.ndarray, device: str | torch.device = "cpu"
+    ) -> MeasuredOutcomes:
+        """Build it from ``[S, K]`` arrays with NaN for what was not measured."""
         measured = ~(np.isnan(accuracy) | np.isnan(latency_ms))
 
         def tensor(values: np.ndarray) -> Tensor:
@@ -40,22 +43,56 @@ class Outcomes:
 
 
 @dataclass(frozen=True)
-class States:
-    """N states, ``[N]`` each: ``sample`` (row of the table, int64), ``budget_ms`` (inf: no limit), ``price``."""
+class TrainingData:
+    """Measured outcomes of S samples, and raw features that hold theirs.
+
+    Attributes:
+        outcomes: ``[S, K]``.
+        image, language: raw features ``[F, Di]`` and ``[F, Dl]``. They are standardised when they are used, because a
+            second copy would dominate the memory of a large training.
+        rows: row of each sample in the features, int64 ``[S]``; None means that they are in the same order.
+    """
+
+    outcomes: MeasuredOutcomes
+    image: Tensor
+    language: Tensor
+    rows: Tensor | None = None
+
+    def features_of(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """Raw image and language features of samples, int64 ``[n]`` -> ``[n, Di]`` and ``[n, Dl]``."""
+        rows = samples if self.rows is None else self.rows[samples]
+        return self.image.index_select(0, rows), self.language.index_select(0, rows)
+
+
+@dataclass(frozen=True)
+class TrainingStates:
+    """N states for each of M members, ``[M, N]`` each.
+
+    Attributes:
+        sample: row of the outcomes, int64. budget_ms: infinity means no limit. price: accuracy for one full latency.
+    """
 
     sample: Tensor
     budget_ms: Tensor
     price: Tensor
 
+    @classmethod
+    def stacked(cls, members: Sequence[TrainingStates]) -> TrainingStates:
+        """States of several members side by side."""
+        fields = ("sample", "budget_ms", "price")
+        return cls(*(torch.cat([getattr(states, name) for states in members]) for name in fields))
+
     def __len__(self) -> int:
-        return len(self.sample)
+        return self.sample.shape[1]
 
-    def __getitem__(self, rows: slice | Tensor) -> States:
-        return States(self.sample[rows], self.budget_ms[rows], self.price[rows])
+    def __getitem__(self, states: slice | Tensor) -> TrainingStates:
+        return TrainingStates(self.sample[:, states], self.budget_ms[:, states], self.price[:, states])
 
 
-def draw_states(plan: StatePlan, outcomes: Outcomes, reference_ms: float, generator: torch.Generator) -> States:
-    """One epoch of states, N = S x number of factors, S being the samples with a measured cell.
+def draw_states(
+    plan: StatePlan, outcomes: MeasuredOutcomes, reference_ms: float, generator: torch.Generator
+) -> TrainingStates:
+    """Draw one member's states of an epoch; there are N = S x number of factors, S counting samples with a measurement.
 
     Samples come in random order, each with all its states, so that an update passes over its features once.
     """
@@ -76,4 +113,4 @@ def draw_states(plan: StatePlan, outcomes: Outcomes, reference_ms: float, genera
     price = torch.where(priced, low * (high / low) ** draws[3], torch.full_like(budget, plan.default_price))
     budget = torch.where(priced & (draws[4] < 0.5), torch.full_like(budget, NO_LIMIT_MS), budget)
     device = outcomes.accuracy.device
-    return States(sample.to(device), budget.to(device), price.to(device))
+    return TrainingStates(*(column[None].to(device) for column in (sample, budget, price)))

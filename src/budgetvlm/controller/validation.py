@@ -6,6 +6,7 @@ Shapes: V validation samples, K settings, C contexts (a budget and a price each)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -18,16 +19,16 @@ from budgetvlm.controller.training_options import Objective, RewardWeights
 from budgetvlm.controller.training_states import NO_LIMIT_MS
 from budgetvlm.guard.static import StaticGuard
 from budgetvlm.policies.setting_means import SettingMeans
+from budgetvlm.policies.states import BUDGET_SHARES
 from budgetvlm.table import ProfileTable
 
-BUDGET_SHARES = (0.35, 0.5, 0.6, 0.7, 0.85, 1.0)  # of the full setting's median latency, at the default price
-PRICES = (0.03, 0.06, 0.1, 0.2, 0.4)  # without a budget
-LEAST_ROOM = 1e-3  # below a tenth of a point of accuracy a share of the room means nothing
+VALIDATION_PRICES = (0.03, 0.06, 0.1, 0.2, 0.4)  # prices that are validated without a budget
+SMALLEST_ROOM = 1e-3  # below a tenth of a point of accuracy, a share of the room means nothing
 
 
 @dataclass(frozen=True, eq=False)
 class Validation:
-    """Validation samples with the bounds of what can be reached on them.
+    """Validation samples, and what a controller's choices on them are compared with.
 
     Attributes:
         table: the validation samples.
@@ -49,11 +50,11 @@ class Validation:
     def contexts(self) -> list[tuple[float, float]]:
         """(budget in ms, price), ``[C]``: the budgets first, then the prices, which only one objective knows."""
         budgets = [(share * self.expected.reference_ms, self.default_price) for share in BUDGET_SHARES]
-        prices = [(NO_LIMIT_MS, price) for price in PRICES] if self.objective == "constrained" else []
+        prices = [(NO_LIMIT_MS, price) for price in VALIDATION_PRICES] if self.objective == "constrained" else []
         return budgets + prices
 
     def measure(self, controller: GRPOController) -> dict[str, float | None]:
-        """Figures of the controller's likeliest settings among those that the guard allows.
+        """Measure the controller's likeliest settings among those that the guard allows.
 
         Returns:
             ``reward_mean`` over all contexts; ``accuracy_mean``, ``latency_mean`` (ms), ``violation_rate`` and
@@ -77,7 +78,7 @@ class Validation:
         }
 
     def _looked_up(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Measured accuracy and latency of settings ``[C, V]``."""
+        """Measured accuracy and latency of chosen settings ``[C, V]``; NaN where they were not measured."""
         rows = np.arange(self.table.num_samples)
         return self.table.accuracy[rows, chosen], self.table.latency_ms[rows, chosen]
 
@@ -92,15 +93,20 @@ class Validation:
 
     def _room_closed(self, accuracy: float) -> float | None:
         """(controller - lookup) / (oracle - lookup), in mean accuracy over the budgets."""
+        low, high = self._room
+        return (accuracy - low) / (high - low) if high - low >= SMALLEST_ROOM else None
+
+    @cached_property
+    def _room(self) -> tuple[float, float]:
+        """Mean accuracy over the budgets of the lookup table and of the best choice in hindsight."""
         budgets = np.array([budget for budget, _ in self.contexts[: len(BUDGET_SHARES)]])
         feasible = self.guard.feasible_or_cheapest(budgets)
         masks = [np.tile(row, (self.table.num_samples, 1)) for row in feasible]
         means = []
-        for known in (self.expected.accuracy, self.table.accuracy):  # the lookup table, then hindsight
+        for known in (self.expected.accuracy, self.table.accuracy):
             chosen = np.stack([self.expected.choose(known, mask, self.default_price) for mask in masks])
             means.append(float(np.nanmean(self._looked_up(chosen)[0])))
-        low, high = means
-        return (accuracy - low) / (high - low) if high - low >= LEAST_ROOM else None
+        return means[0], means[1]
 
 
 @torch.no_grad()

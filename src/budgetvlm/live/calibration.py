@@ -17,7 +17,6 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from tqdm import tqdm
 
-from budgetvlm.controller.validation import BUDGET_SHARES
 from budgetvlm.errors import DataError
 from budgetvlm.guard.adaptive import AdaptiveGuard
 from budgetvlm.guard.bounds import MOMENTS, Bounds, Moment, Request, Spent
@@ -27,6 +26,7 @@ from budgetvlm.guard.recourse import SameImage
 from budgetvlm.guard.rule import Rule
 from budgetvlm.guard.speed import StageSpeed
 from budgetvlm.guard.state import IMAGE_STAGES
+from budgetvlm.policies.states import BUDGET_SHARES
 from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.tasks import Sample, Task
 from budgetvlm.vlm import Deadline

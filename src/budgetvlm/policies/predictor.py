@@ -6,6 +6,7 @@ weight decay, dropout, and early stopping on the validation split. Shapes: S sam
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from budgetvlm.features import Features
 from budgetvlm.policies import States
 from budgetvlm.policies.setting_means import SettingMeans
+from budgetvlm.policies.stacked_linear import stack_networks, unstack_networks
+from budgetvlm.policies.stacked_training import SupervisedOptions, train_stacked
 from budgetvlm.table import ProfileTable
 
 
@@ -61,18 +64,7 @@ class PredictArgmax:
     ) -> PredictArgmax:
         """Train on one split, stop early on another; the same result for the same seed."""
         config = config or PredictorConfig()
-        raw = _inputs(train_features.image, train_features.language)
-        held_out_raw = _inputs(validation_features.image, validation_features.language)
-        mean, std = raw.mean(axis=0), raw.std(axis=0)
-        std = np.where(std > 1e-6, std, 1.0)
-        data = (_standardised(raw, mean, std), torch.from_numpy(train.accuracy))
-        held_out = (_standardised(held_out_raw, mean, std), torch.from_numpy(validation.accuracy))
-        expected = SettingMeans.fit(train)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            network = _network(raw.shape[1], expected.accuracy, config)
-            loss = _train(network, data, held_out, config)
-        return cls(expected, network, mean, std, loss)
+        return fit_predictors(train, train_features, validation, validation_features, config, (config.seed,))[0]
 
     def predict(self, image: np.ndarray, language: np.ndarray) -> np.ndarray:
         """Features ``[B, Di]``, ``[B, Dl]`` -> predicted accuracy of every setting, float64 ``[B, K]``."""
@@ -95,6 +87,47 @@ class PredictorEnsemble:
     def choose(self, states: States) -> np.ndarray:
         predicted = np.mean([states.by_sample(member.predict) for member in self.members], axis=0)
         return self.members[0].expected.choose(predicted, states.feasible, states.price)
+
+
+def fit_predictors(
+    train: ProfileTable,
+    train_features: Features,
+    validation: ProfileTable,
+    validation_features: Features,
+    config: PredictorConfig,
+    seeds: Sequence[int],
+) -> list[PredictArgmax]:
+    """Train one predictor for each seed, all at once; ``config.seed`` is not used. Equal seeds give equal results."""
+    raw = _inputs(train_features.image, train_features.language)
+    held_out_raw = _inputs(validation_features.image, validation_features.language)
+    mean, std = raw.mean(axis=0), raw.std(axis=0)
+    std = np.where(std > 1e-6, std, 1.0)
+    x, y = _standardised(raw, mean, std), torch.from_numpy(train.accuracy)
+    held_out_x, held_out_y = _standardised(held_out_raw, mean, std), torch.from_numpy(validation.accuracy)
+    means = SettingMeans.fit(train)
+    networks = []
+    with torch.random.fork_rng(devices=[]):
+        for seed in seeds:
+            torch.manual_seed(seed)
+            networks.append(_network(raw.shape[1], means.accuracy, config))
+        torch.manual_seed(seeds[0])
+        stack = stack_networks(networks)
+
+        @torch.no_grad()
+        def validate() -> Tensor:
+            inputs = held_out_x.expand(len(seeds), -1, -1)
+            return _loss(stack.eval()(inputs), held_out_y)
+
+        def loss(rows: Tensor) -> Tensor:
+            return _loss(stack.train()(x[rows]), y[rows])
+
+        options = SupervisedOptions(
+            config.lr, config.weight_decay, config.batch_size, config.num_epochs, config.patience
+        )
+        best = train_stacked(list(stack.parameters()), len(x), loss, validate, options)
+    unstack_networks(stack, networks)
+    pairs = zip(networks, best.tolist(), strict=True)
+    return [PredictArgmax(means, network.eval(), mean, std, error) for network, error in pairs]
 
 
 def _inputs(image: np.ndarray, language: np.ndarray) -> np.ndarray:
@@ -120,40 +153,8 @@ def _network(width: int, accuracy: np.ndarray, config: PredictorConfig) -> nn.Se
 
 
 def _loss(logits: Tensor, accuracy: Tensor) -> Tensor:
-    """Mean binary cross-entropy of ``[B, K]`` over measured cells."""
+    """Each network's mean binary cross-entropy over measured cells, ``[M, B, K]`` -> ``[M]``."""
     measured = ~torch.isnan(accuracy)
-    losses = nn.functional.binary_cross_entropy_with_logits(logits, accuracy.nan_to_num(), reduction="none")
-    return (losses * measured).sum() / measured.sum().clamp(min=1)
-
-
-def _train(
-    network: nn.Module, data: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor], config: PredictorConfig
-) -> float:
-    """Train in place and restore the best epoch's weights; returns its validation loss."""
-    optimiser = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    best, since, kept = _validate(network, held_out), 0, _copy(network)
-    for _ in range(config.num_epochs):
-        network.train()
-        for rows in torch.randperm(len(data[0])).split(config.batch_size):
-            optimiser.zero_grad(set_to_none=True)
-            _loss(network(data[0][rows]), data[1][rows]).backward()
-            optimiser.step()
-        loss = _validate(network, held_out)
-        since = 0 if loss < best else since + 1
-        if loss < best:
-            best, kept = loss, _copy(network)
-        if since >= config.patience:
-            break
-    network.load_state_dict(kept)
-    network.eval()
-    return best
-
-
-def _validate(network: nn.Module, held_out: tuple[Tensor, Tensor]) -> float:
-    network.eval()
-    with torch.no_grad():
-        return float(_loss(network(held_out[0]), held_out[1]))
-
-
-def _copy(network: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    target = accuracy.nan_to_num().expand_as(logits)
+    losses = nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return (losses * measured).sum(dim=(-2, -1)) / measured.sum(dim=(-2, -1)).clamp(min=1)

@@ -1,0 +1,125 @@
+"""Where training starts: a controller that chooses as the lookup table does, then one that knows what teachers know.
+
+Predicting every setting's accuracy learns from all cells of the table at once and takes seconds, while the policy
+gradient learns only from settings that the policy likes. So the controller's values are first fitted to the accuracies
+that a few supervised networks predict (`budgetvlm.policies.predictor`, averaged), and GRPO goes on from there with the
+budgets, the prices and its own objective. With one network's size the controller decides as quickly as before.
+Distillation after Hinton et al. 2015, arXiv 1503.02531.
+
+Shapes: M members, S samples, B samples of a batch, F standardised features, K settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from budgetvlm.controller.member_stack import MemberStack
+from budgetvlm.controller.network import GRPOController
+from budgetvlm.controller.training_options import TrainingConfig
+from budgetvlm.errors import DataError
+from budgetvlm.features import Features
+from budgetvlm.guard.static import StaticGuard
+from budgetvlm.policies.predictor import PredictorConfig, fit_predictors
+from budgetvlm.policies.setting_means import SettingMeans
+from budgetvlm.policies.stacked_training import SupervisedOptions, train_stacked
+from budgetvlm.table import ProfileTable
+
+DISTILLATION = SupervisedOptions(lr=1e-3, weight_decay=1e-2, batch_size=128, num_epochs=60, patience=10)
+LARGEST_SAMPLE = 20_000  # samples that teachers see: this is only a start, and GRPO goes on with all
+
+
+def new_controller(
+    table: ProfileTable, features: Features, config: TrainingConfig, guard: StaticGuard, means: SettingMeans
+) -> GRPOController:
+    """An untrained controller of a run's sizes that chooses as the lookup table does.
+
+    Raises:
+        DataError: no accuracy was measured.
+    """
+    controller = GRPOController(
+        features.image.shape[1],
+        features.language.shape[1],
+        budget_dim=config.budget_dim,
+        hidden_dim=config.hidden_dim,
+        knob_values=table.knob_space.to_dict(),
+        latency_reference_ms=means.reference_ms,
+        latency_ms=[float(ms) if np.isfinite(ms) else None for ms in means.latency_ms],
+        bounds_ms=[float(ms) if np.isfinite(ms) else None for ms in guard.bounds_ms],
+        num_hidden_layers=config.num_hidden_layers,
+        dropout=config.dropout,
+        feature_dim=config.feature_dim,
+        default_price=config.plan.default_price,
+    )
+    if not np.isfinite(means.accuracy).any():
+        raise DataError("no accuracy was measured on the training samples; profile it (exp5) and prepare again")
+    controller.start_from(means.accuracy.tolist())
+    return controller
+
+
+def distil(
+    controllers: Sequence[GRPOController],
+    train: ProfileTable,
+    validation: ProfileTable,
+    features: Features,
+    teachers: int,
+    seeds: Sequence[int],
+) -> None:
+    """Fit the values of M controllers to their own teachers' predictions, in place; all are trained at once.
+
+    The epoch with the smallest squared error on the validation samples is kept. Feature statistics must be set.
+
+    Args:
+        teachers: how many networks each controller learns from. seeds: one for each controller.
+    """
+    train, validation = train.thinned(LARGEST_SAMPLE), validation.thinned(LARGEST_SAMPLE)
+    known, held_out = features.aligned(train.sample_ids), features.aligned(validation.sample_ids)
+    own_seeds = [seed * teachers + number for seed in seeds for number in range(teachers)]
+    config = PredictorConfig(hidden_dim=controllers[0].feature_layer.out_features)
+    fitted = fit_predictors(train, known, validation, held_out, config, own_seeds)
+
+    def targets(part: Features) -> Tensor:
+        """Mean prediction of each controller's teachers, ``[M, S, K]``."""
+        predicted = np.stack([teacher.predict(part.image, part.language) for teacher in fitted]).astype(np.float32)
+        return torch.from_numpy(predicted).unflatten(0, (len(seeds), teachers)).mean(dim=1)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeds[0])
+        _fit_values(
+            controllers,
+            (_encoded(controllers[0], known), targets(known)),
+            (_encoded(controllers[0], held_out), targets(held_out)),
+        )
+
+
+def _encoded(controller: GRPOController, features: Features) -> Tensor:
+    """Standardised features, ``[S, F]``."""
+    device = controller.heads.weight.device
+    image, language = torch.from_numpy(features.image).to(device), torch.from_numpy(features.language).to(device)
+    return controller.encode(image, language)
+
+
+def _fit_values(
+    controllers: Sequence[GRPOController], data: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor]
+) -> None:
+    """Least squares on features ``[S, F]`` and targets ``[M, S, K]``; context and embeddings stay as they are."""
+    stack = MemberStack(controllers)
+    device = data[0].device
+    (x, y), (held_out_x, held_out_y) = ((features, values.to(device)) for features, values in (data, held_out))
+    members = torch.arange(len(controllers), device=device)[:, None]
+
+    def loss(rows: Tensor) -> Tensor:
+        return (stack.train().feature_values(x[rows]) - y[members, rows]).square().mean(dim=(-2, -1))
+
+    @torch.no_grad()
+    def validate() -> Tensor:
+        values = stack.eval().feature_values(held_out_x.expand(len(controllers), -1, -1))
+        return (values - held_out_y).square().mean(dim=(-2, -1))
+
+    parameters = [p for name, p in stack.named_parameters() if "embedding" not in name and "context" not in name]
+    train_stacked(parameters, len(x), loss, validate, DISTILLATION)
+    for member, controller in enumerate(controllers):
+        stack.copy_to(member, controller)
