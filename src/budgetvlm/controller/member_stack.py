@@ -70,10 +70,17 @@ class MemberStack(nn.Module):
 
     def keep(self, members: Tensor) -> None:
         """Drop all but these members, int64 ``[m]``."""
-        for layer in self.layers.values():
+        for _, layer in self._stacked():
             layer.keep(members)
 
     def copy_to(self, member: int, controller: GRPOController) -> None:
         """Write one member's weights into a controller of the same architecture."""
-        for name, layer in self.layers.items():
-            layer.copy_to(member, controller.get_submodule(name.replace(_DOT, ".")))
+        for name, layer in self._stacked():
+            target = controller.get_submodule(name)
+            assert isinstance(target, nn.Linear)
+            layer.copy_to(member, target)
+
+    def _stacked(self) -> list[tuple[str, StackedLinear]]:
+        """The layers under their names in the controller."""
+        pairs = [(name.replace(_DOT, "."), layer) for name, layer in self.layers.items()]
+        return [(name, layer) for name, layer in pairs if isinstance(layer, StackedLinear)]

@@ -236,7 +236,9 @@ class GRPOTrainer:
     def averaged_controller(self, member: int) -> GRPOController:
         """A copy of the controller with the member's averaged weights, in evaluation mode."""
         controller = copy.deepcopy(self.template)
-        self.average.module.copy_to(member, controller)
+        averaged = self.average.module
+        assert isinstance(averaged, MemberStack)
+        averaged.copy_to(member, controller)
         return controller.eval()
 
     def keep(self, members: Sequence[int]) -> None:
