@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from budgetvlm.controller.fitting import fit_controller, member_seeds
 
 from benchmarks.rivals import losses
 from benchmarks.rivals.bandit import ContextualBandit
@@ -14,12 +12,13 @@ from benchmarks.rivals.simple import BestStatic, Greedy
 from benchmarks.rivals.supervised import boosted_trees, logistic
 from budgetvlm.comparison import Entry, FittingData
 from budgetvlm.comparison.roster import Fit, training_config
+from budgetvlm.controller.ensemble import member_seeds
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.policy import ControllerPolicy
-from budgetvlm.controller.training import MakeLoss
+from budgetvlm.controller.training import MakeLoss, fit_controller
 from budgetvlm.policies import Cheapest, GroupLookup, Policy, RandomFeasible
 from budgetvlm.policies.argmax_policy import ArgmaxPolicy
-from budgetvlm.policies.predictor import PredictArgmax, PredictorConfig
+from budgetvlm.policies.predictor import PredictorConfig, fit_predictors
 
 
 def trained(make_loss: MakeLoss | None = None, **grpo: Any) -> Fit:
@@ -48,7 +47,7 @@ def predictor_ensemble(data: FittingData, seed: int) -> Policy:
     """The mean of several networks' predicted accuracies, then argmax."""
     config = PredictorConfig(num_epochs=min(PredictorConfig.num_epochs, data.num_epochs))
     seeds = member_seeds(seed, data.members)
-    members = [PredictArgmax.fit(*data.sides, replace(config, seed=one)) for one in seeds]
+    members = fit_predictors(*data.sides, config, seeds)
 
     def predict(image: np.ndarray, language: np.ndarray) -> np.ndarray:
         mean: np.ndarray = np.mean([member.predict(image, language) for member in members], axis=0)
