@@ -14,14 +14,13 @@ from budgetvlm.controller.checkpoint import load_controller
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.training import TrainingResult, train
 from budgetvlm.controller.training_options import GRPOConfig, RewardWeights, TrainingConfig
-from budgetvlm.controller.validation import VALIDATION_PRICES, Validation, choose
+from budgetvlm.controller.validation import VALIDATION_BUDGET_SHARES, VALIDATION_PRICES, Validation, choose
 from budgetvlm.errors import CheckpointError, ConfigError, DataError, OutputError
 from budgetvlm.features import Features
 from budgetvlm.guard.static import StaticGuard
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.policies.predictor import PredictArgmax
 from budgetvlm.policies.setting_means import SettingMeans
-from budgetvlm.policies.states import BUDGET_SHARES
 from budgetvlm.table import ProfileTable
 
 QUICK = TrainingConfig(grpo=GRPOConfig(num_epochs=3, learning_rate=1e-3), hidden_dim=16, budget_dim=4, patience=None)
@@ -267,7 +266,7 @@ def test_validation_figures_by_hand():
     # with no budget: 1 - p > 0.5 - p / 2 for every p below 1
     rewards = [(0.5 - 0.01 * 20 / 40)] * 5 + [1.0 - 0.01] + [1.0 - p for p in VALIDATION_PRICES]
     assert figures["reward_mean"] == pytest.approx(np.mean(rewards))
-    assert len(BUDGET_SHARES) + len(VALIDATION_PRICES) == len(validation.contexts)
+    assert len(VALIDATION_BUDGET_SHARES) + len(VALIDATION_PRICES) == len(validation.contexts)
 
 
 def test_validation_masks_what_was_not_measured():

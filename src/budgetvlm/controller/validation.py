@@ -19,9 +19,9 @@ from budgetvlm.controller.training_options import Objective, RewardWeights
 from budgetvlm.controller.training_states import NO_LIMIT_MS
 from budgetvlm.guard.static import StaticGuard
 from budgetvlm.policies.setting_means import SettingMeans
-from budgetvlm.policies.states import BUDGET_SHARES
 from budgetvlm.table import ProfileTable
 
+VALIDATION_BUDGET_SHARES = (0.35, 0.5, 0.6, 0.7, 0.85, 1.0)  # of the full setting's median latency
 VALIDATION_PRICES = (0.03, 0.06, 0.1, 0.2, 0.4)  # prices that are validated without a budget
 SMALLEST_ROOM = 1e-3  # below a tenth of a point of accuracy, a share of the room means nothing
 
@@ -49,7 +49,7 @@ class Validation:
     @property
     def contexts(self) -> list[tuple[float, float]]:
         """(budget in ms, price), ``[C]``: the budgets first, then the prices, which only one objective knows."""
-        budgets = [(share * self.expected.reference_ms, self.default_price) for share in BUDGET_SHARES]
+        budgets = [(share * self.expected.reference_ms, self.default_price) for share in VALIDATION_BUDGET_SHARES]
         prices = [(NO_LIMIT_MS, price) for price in VALIDATION_PRICES] if self.objective == "constrained" else []
         return budgets + prices
 
@@ -64,7 +64,7 @@ class Validation:
         with torch.no_grad():
             hidden = controller.feature_layer(self.encoded)
         chosen = np.stack([_choose(controller, hidden, *context) for context in self.contexts])
-        count = len(BUDGET_SHARES)
+        count = len(VALIDATION_BUDGET_SHARES)
         budgets = np.array([budget for budget, _ in self.contexts[:count]])[:, None]
         accuracy, latency = self._looked_up(chosen)
         known = np.isfinite(latency[:count])
@@ -99,7 +99,7 @@ class Validation:
     @cached_property
     def _room(self) -> tuple[float, float]:
         """Mean accuracy over the budgets of the lookup table and of the best choice in hindsight."""
-        budgets = np.array([budget for budget, _ in self.contexts[: len(BUDGET_SHARES)]])
+        budgets = np.array([budget for budget, _ in self.contexts[: len(VALIDATION_BUDGET_SHARES)]])
         feasible = self.guard.feasible_or_cheapest(budgets)
         masks = [np.tile(row, (self.table.num_samples, 1)) for row in feasible]
         means = []

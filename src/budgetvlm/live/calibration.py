@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from budgetvlm.errors import DataError
+from budgetvlm.evaluation.evaluation_options import BUDGET_SHARES
 from budgetvlm.guard.adaptive import AdaptiveGuard
 from budgetvlm.guard.bounds import MOMENTS, Bounds, Moment, Request, Spent
 from budgetvlm.guard.conformal import FACTORS, Calls, Revising, choose_factor, losses, samples_needed
@@ -26,7 +27,6 @@ from budgetvlm.guard.recourse import SameImage
 from budgetvlm.guard.rule import Rule
 from budgetvlm.guard.speed import StageSpeed
 from budgetvlm.guard.state import IMAGE_STAGES
-from budgetvlm.policies.states import BUDGET_SHARES
 from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.tasks import Sample, Task
 from budgetvlm.vlm import Deadline

@@ -20,11 +20,11 @@ from scipy.stats import binomtest
 from tqdm import tqdm
 
 from budgetvlm.answer import Answer, Cut
+from budgetvlm.evaluation.evaluation_options import BUDGET_SHARES
 from budgetvlm.guard.adaptive import AdaptiveGuard
 from budgetvlm.guard.rule import UNGUARDED
 from budgetvlm.live.calibration import Measured
 from budgetvlm.live.replay import replay
-from budgetvlm.policies.states import BUDGET_SHARES
 from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.tasks import Sample, Task
 
