@@ -15,7 +15,7 @@ from budgetvlm.features import Features
 from budgetvlm.guard.static import StaticGuard
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.policies import Cheapest, Full, GroupLookup, LookupTable, Oracle, RandomFeasible, States
-from budgetvlm.policies.predictor import PredictArgmax, PredictorConfig
+from budgetvlm.policies.predictor import PredictorConfig, fit_predictor
 from budgetvlm.policies.setting_means import SettingMeans, argmax_cheapest
 from budgetvlm.table import ProfileTable
 
@@ -126,7 +126,7 @@ def test_oracle_takes_the_cheapest_right_setting_that_fits() -> None:
 def test_predictor_learns_what_the_features_tell() -> None:
     train, test = two_kinds(200), two_kinds(40)
     config = PredictorConfig(hidden_dim=32, num_epochs=25, batch_size=50, lr=1e-2)
-    policy = PredictArgmax.fit(train, features_of(train), test, features_of(test), config)
+    policy = fit_predictor(train, features_of(train), test, features_of(test), config)
     assert policy.choose(states(test, 30.0, features=features_of(test))).tolist() == [2, 1] * 20
     predicted = policy.predict(features_of(test).image, features_of(test).language)
     assert np.abs(predicted - test.accuracy).mean() < 0.1
@@ -136,7 +136,7 @@ def test_predictor_is_the_same_for_the_same_seed_and_leaves_the_global_generator
     table = two_kinds(40)
     config = PredictorConfig(hidden_dim=8, num_epochs=2)
     before = torch.get_rng_state()
-    fits = [PredictArgmax.fit(table, features_of(table), table, features_of(table), config) for _ in range(2)]
+    fits = [fit_predictor(table, features_of(table), table, features_of(table), config) for _ in range(2)]
     assert torch.equal(before, torch.get_rng_state())
     one, two = (fit.predict(features_of(table).image, features_of(table).language) for fit in fits)
     assert np.array_equal(one, two)
@@ -148,7 +148,7 @@ def test_predictor_learns_from_measured_cells_only() -> None:
     accuracy[::4, :] = np.nan
     holes = replace(table, accuracy=accuracy)
     config = PredictorConfig(hidden_dim=32, num_epochs=25, batch_size=50, lr=1e-2)
-    policy = PredictArgmax.fit(holes, features_of(table), table, features_of(table), config)
+    policy = fit_predictor(holes, features_of(table), table, features_of(table), config)
     assert policy.choose(states(table, 30.0, features=features_of(table))).tolist() == [2, 1] * 100
 
 

@@ -19,7 +19,7 @@ from budgetvlm.errors import CheckpointError, ConfigError, DataError, OutputErro
 from budgetvlm.features import Features
 from budgetvlm.guard.static import StaticGuard
 from budgetvlm.knobs import KnobSpace
-from budgetvlm.policies.predictor import PredictArgmax
+from budgetvlm.policies.predictor import fit_predictor
 from budgetvlm.policies.setting_means import SettingMeans
 from budgetvlm.table import ProfileTable
 
@@ -297,7 +297,7 @@ def held_out() -> tuple[Planted, dict[str, float]]:
     parts = {side: data.table.subset(side) for side in ("train", "validation", "test")}
     features = {side: data.features.aligned(part.sample_ids) for side, part in parts.items()}
     expected = SettingMeans.fit(parts["train"])
-    predictor = PredictArgmax.fit(parts["train"], features["train"], parts["validation"], features["validation"])
+    predictor = fit_predictor(parts["train"], features["train"], parts["validation"], features["validation"])
     predicted = predictor.predict(features["test"].image, features["test"].language)
     known = {"lookup": expected.accuracy, "predict": predicted, "best": data.truth[-1000:]}
     guard = StaticGuard.fit(parts["train"].latency_ms)

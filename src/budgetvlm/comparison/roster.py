@@ -69,10 +69,10 @@ def _ensemble(data: FittingData, seed: int) -> Policy:
 
 
 def _predictor(data: FittingData, seed: int) -> Policy:
-    from budgetvlm.policies.predictor import PredictArgmax, PredictorConfig
+    from budgetvlm.policies.predictor import PredictorConfig, fit_predictor
 
     config = PredictorConfig(num_epochs=min(PredictorConfig.num_epochs, data.num_epochs), seed=seed)
-    return PredictArgmax.fit(*data.sides, config)
+    return fit_predictor(*data.sides, config)
 
 
 def _nearest(data: FittingData, seed: int) -> Policy:

@@ -32,7 +32,8 @@ from budgetvlm.evaluation.outcomes import (
 from budgetvlm.evaluation.records import EvaluationReport, FrontierPoint, PolicyResult
 from budgetvlm.features import Features
 from budgetvlm.policies import Cheapest, Full, GroupLookup, LookupTable, Oracle, Policy, RandomFeasible
-from budgetvlm.policies.predictor import PredictArgmax, PredictorConfig
+from budgetvlm.policies.argmax_policy import ArgmaxPolicy
+from budgetvlm.policies.predictor import PredictorConfig, fit_predictor
 from budgetvlm.table import ProfileTable
 
 RANDOM_RUNS = 5  # draws of the random policy that are averaged
@@ -127,16 +128,16 @@ def _contenders(
     yield Contender(ORACLE, "bound", (Oracle(data.means),), note, priced=True, charged_expected=True)
 
 
-def _predictor(data: EvaluationData, seed: int) -> PredictArgmax:
+def _predictor(data: EvaluationData, seed: int) -> ArgmaxPolicy:
     """Stopped early on the tuning split, or on a part of the training split that is held out from it."""
     features, tuning_features = data.train_features, data.tuning_features
     assert features is not None and tuning_features is not None
     config = PredictorConfig(seed=seed)
     if data.tuning_split != "train":
-        return PredictArgmax.fit(data.train, features, data.tuning, tuning_features, config)
+        return fit_predictor(data.train, features, data.tuning, tuning_features, config)
     sides = learning_part(data.train, seed)
     train, rest = sides.subset("train"), sides.subset("validation")
-    return PredictArgmax.fit(train, features.aligned(train.sample_ids), rest, features.aligned(rest.sample_ids), config)
+    return fit_predictor(train, features.aligned(train.sample_ids), rest, features.aligned(rest.sample_ids), config)
 
 
 def _result(

@@ -1,7 +1,7 @@
 """The strong simple baseline: predict every setting's accuracy, then take the best affordable one.
 
-A network on the same features as the controller's, trained on all cells of the table with binary cross-entropy,
-weight decay, dropout, and early stopping on the validation split. Shapes: S samples, K settings, D input dimensions.
+A network on the controller's features is trained on all cells of the table with binary cross-entropy, weight decay,
+dropout, and early stopping on the validation split. Shapes: M networks, B samples, K settings.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from budgetvlm.features import Features
-from budgetvlm.policies import States
+from budgetvlm.policies.argmax_policy import ArgmaxPolicy, Predict
+from budgetvlm.policies.feature_scaler import FeatureScaler
 from budgetvlm.policies.setting_means import SettingMeans
 from budgetvlm.policies.stacked_linear import stack_networks, unstack_networks
 from budgetvlm.policies.stacked_training import SupervisedOptions, train_stacked
@@ -22,71 +23,25 @@ from budgetvlm.table import ProfileTable
 
 
 @dataclass(frozen=True)
-class PredictorConfig:
-    """How the predictor is trained; the best epoch on the validation split is kept."""
+class PredictorConfig(SupervisedOptions):
+    """The size of the network and its dropout, besides how it is trained."""
 
     hidden_dim: int = 256
     num_hidden_layers: int = 2
     dropout: float = 0.2
-    weight_decay: float = 1e-2
-    lr: float = 1e-3
-    batch_size: int = 256
-    num_epochs: int = 60
-    patience: int = 8
     seed: int = 0
 
 
-@dataclass(frozen=True, eq=False)
-class PredictArgmax:
-    """Predicted accuracy minus price times mean latency, at its largest among the feasible settings.
-
-    Attributes:
-        network: features ``[B, D]`` -> logits ``[B, K]``.
-        mean, std: of the training features, ``[D]``.
-        validation_loss: of the epoch that was kept.
-    """
-
-    expected: SettingMeans
-    network: nn.Module
-    mean: np.ndarray
-    std: np.ndarray
-    validation_loss: float
-    name: str = "predict + argmax"
-
-    @classmethod
-    def fit(
-        cls,
-        train: ProfileTable,
-        train_features: Features,
-        validation: ProfileTable,
-        validation_features: Features,
-        config: PredictorConfig | None = None,
-    ) -> PredictArgmax:
-        """Train on one split, stop early on another; the same result for the same seed."""
-        config = config or PredictorConfig()
-        return fit_predictors(train, train_features, validation, validation_features, config, (config.seed,))[0]
-
-    def predict(self, image: np.ndarray, language: np.ndarray) -> np.ndarray:
-        """Features ``[B, Di]``, ``[B, Dl]`` -> predicted accuracy of every setting, float64 ``[B, K]``."""
-        with torch.no_grad():
-            logits = self.network(_standardised(_inputs(image, language), self.mean, self.std))
-        return torch.sigmoid(logits.double()).numpy()
-
-    def choose(self, states: States) -> np.ndarray:
-        predicted = states.by_sample(self.predict)
-        return self.expected.choose(predicted, states.feasible, states.price)
-
-
-@dataclass(frozen=True, eq=False)
-class PredictorEnsemble:
-    """The mean of several predictors' accuracies, then argmax."""
-
-    members: tuple[PredictArgmax, ...]
-    name: str = "predict, ensemble"
-
-    def choose(self, states: States) -> np.ndarray:
-        predicted = np.mean([states.by_sample(member.predict) for member in self.members], axis=0)
-        return self.members[0].expected.choose(predicted, states.feasible, states.price)
+def fit_predictor(
+    train: ProfileTable,
+    train_features: Features,
+    validation: ProfileTable,
+    validation_features: Features,
+    config: PredictorConfig | None = None,
+) -> ArgmaxPolicy:
+    """Train a network on one split and stop early on another; the same seed gives the same network."""
+    config = config or PredictorConfig()
+    return fit_predictors(train, train_features, validation, validation_features, config, (config.seed,))[0]
 
 
 def fit_predictors(
@@ -96,50 +51,44 @@ def fit_predictors(
     validation_features: Features,
     config: PredictorConfig,
     seeds: Sequence[int],
-) -> list[PredictArgmax]:
-    """Train one predictor for each seed, all at once; ``config.seed`` is not used. Equal seeds give equal results."""
-    raw = _inputs(train_features.image, train_features.language)
-    held_out_raw = _inputs(validation_features.image, validation_features.language)
-    mean, std = raw.mean(axis=0), raw.std(axis=0)
-    std = np.where(std > 1e-6, std, 1.0)
-    x, y = _standardised(raw, mean, std), torch.from_numpy(train.accuracy)
-    held_out_x, held_out_y = _standardised(held_out_raw, mean, std), torch.from_numpy(validation.accuracy)
-    means = SettingMeans.fit(train)
+) -> list[ArgmaxPolicy]:
+    """Train one network for each seed, all at once; ``config.seed`` is not used. Equal seeds give equal results."""
+    means, scaler = SettingMeans.fit(train), FeatureScaler.fit(train_features)
+    x, y = torch.from_numpy(scaler.of(train_features)), torch.from_numpy(train.accuracy)
+    held_out_x = torch.from_numpy(scaler.of(validation_features)).expand(len(seeds), -1, -1)
+    held_out_y = torch.from_numpy(validation.accuracy)
     networks = []
     with torch.random.fork_rng(devices=[]):
         for seed in seeds:
             torch.manual_seed(seed)
-            networks.append(_network(raw.shape[1], means.accuracy, config))
+            networks.append(_network(x.shape[1], means.accuracy, config))
         torch.manual_seed(seeds[0])
         stack = stack_networks(networks)
 
         @torch.no_grad()
         def validate() -> Tensor:
-            inputs = held_out_x.expand(len(seeds), -1, -1)
-            return _loss(stack.eval()(inputs), held_out_y)
+            return _loss(stack.eval()(held_out_x), held_out_y)
 
         def loss(rows: Tensor) -> Tensor:
             return _loss(stack.train()(x[rows]), y[rows])
 
-        options = SupervisedOptions(
-            config.lr, config.weight_decay, config.batch_size, config.num_epochs, config.patience
-        )
-        best = train_stacked(list(stack.parameters()), len(x), loss, validate, options)
+        train_stacked(list(stack.parameters()), len(x), loss, validate, config)
     unstack_networks(stack, networks)
-    pairs = zip(networks, best.tolist(), strict=True)
-    return [PredictArgmax(means, network.eval(), mean, std, error) for network, error in pairs]
+    return [ArgmaxPolicy(means, _prediction(network.eval(), scaler), "predict + argmax") for network in networks]
 
 
-def _inputs(image: np.ndarray, language: np.ndarray) -> np.ndarray:
-    return np.concatenate([image, language], axis=1)
+def _prediction(network: nn.Module, scaler: FeatureScaler) -> Predict:
+    """A network as a function from features to accuracies, float64 ``[B, K]``."""
 
+    @torch.no_grad()
+    def predict(image: np.ndarray, language: np.ndarray) -> np.ndarray:
+        return torch.sigmoid(network(torch.from_numpy(scaler(image, language))).double()).numpy()
 
-def _standardised(raw: np.ndarray, mean: np.ndarray, std: np.ndarray) -> Tensor:
-    return torch.from_numpy(((raw - mean) / std).astype(np.float32))
+    return predict
 
 
 def _network(width: int, accuracy: np.ndarray, config: PredictorConfig) -> nn.Sequential:
-    """A perceptron whose untrained output is each setting's mean accuracy."""
+    """A perceptron whose untrained output is each setting's mean accuracy, as a logit."""
     layers: list[nn.Module] = []
     for _ in range(config.num_hidden_layers):
         layers += [nn.Linear(width, config.hidden_dim), nn.SiLU(), nn.Dropout(config.dropout)]
