@@ -15,7 +15,6 @@ from budgetvlm.knobs import KnobSpace
 from budgetvlm.vlm import STAGES, VLM, load_vlm
 from budgetvlm.vlm.block_importance import block_changes, likelihood
 from budgetvlm.vlm.encoding import WordMeans, pool
-from budgetvlm.vlm.inference import inference
 
 SPACE = KnobSpace(KNOBS)
 QUESTIONS = ["what is the red sign", "sum of both", "colour of the sign", "code"]
@@ -446,15 +445,3 @@ def test_missing_tokenizer_and_odd_options(copy):
 
 def test_order_of_the_tiny_model_is_not_the_default():
     assert ORDER != [0, 3, 1, 2]
-
-
-def test_inference_mode_holds_within_and_ends_with_the_function_that_entered_it():
-    @inference
-    def inner():
-        return torch.is_inference_mode_enabled()
-
-    @inference
-    def outer():
-        return inner(), torch.is_inference_mode_enabled()
-
-    assert inner() and outer() == (True, True) and not torch.is_inference_mode_enabled()

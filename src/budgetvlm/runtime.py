@@ -35,7 +35,6 @@ from budgetvlm.guard.rule import Infeasible
 from budgetvlm.guard.saved import load_guard, save_guard
 from budgetvlm.knobs import Setting
 from budgetvlm.vlm import VLM, Deadline, Generation, Overview, Quicker, load_vlm
-from budgetvlm.vlm.inference import inference
 from budgetvlm.vlm.loading import bundled_controller
 from budgetvlm.vlm.protocol import STAGES
 
@@ -127,7 +126,6 @@ class AdaptiveVLM:
         vlm = load_vlm(model_path, device=device, num_threads=num_threads)
         return cls(vlm, controller, guard, compiled=compiled)
 
-    @inference
     def generate(
         self,
         image: str | Path | Image.Image,

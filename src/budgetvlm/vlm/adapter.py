@@ -76,7 +76,7 @@ class Adapter:
         self._holder, self._list_name = family.blocks(model)
         self.num_total_blocks = len(self.layers)
         self.block_order = blocks.check_order(block_order, self.num_total_blocks, family.fixed_blocks(model))
-        # the lists of blocks at each depth, and each setting's configuration
+        # the lists of blocks at each depth, and the configuration of each setting
         self._wait = waiting_for(next(model.parameters()))
         self._reading = PacedReading(self._wait, self._set_top_k)
         self._layers = {n: self._layer_list(self.active_blocks(n)) for n in {*depths(knob_space), len(self.layers)}}
@@ -89,7 +89,8 @@ class Adapter:
         self.decoder = Decoder(family.language(model), family.head(model), end_ids, family.cache_type)
         self.encoder = ImageEncoder(images)
         table = self.decoder.model.get_input_embeddings()
-        self.embed_prompt = PromptEmbedder(prompt, table, family.deepstack_levels(model), family.adds_features)
+        self._deepstack_levels = family.deepstack_levels(model)
+        self.embed_prompt = PromptEmbedder(prompt, table, self._deepstack_levels, family.adds_features)
         self._word_means = WordMeans(table)
         self._visual_tokens = lru_cache(SIZE_CACHE_LIMIT)(self._count_visual_tokens)
         self._lock = threading.RLock()
@@ -103,9 +104,8 @@ class Adapter:
     @property
     def most_crops(self) -> int:
         """The largest `max_crops`: that of the knob space, or the processor's own."""
-        if "max_crops" in self.knob_space.names:
-            return int(self.knob_space.values("max_crops")[-1])
-        return self.images.most_crops
+        own = "max_crops" in self.knob_space.names
+        return int(self.knob_space.values("max_crops")[-1]) if own else self.images.most_crops
 
     def active_blocks(self, num_active_blocks: int) -> tuple[int, ...]:
         """Return the indices of the blocks that run at this depth, ascending."""
@@ -163,10 +163,10 @@ class Adapter:
         """Do as `encode_overview` for several images in one pass; each is told its share of the time."""
         lap = _stopwatch(self._wait)
         pixels = [self.images.overview(image) for image in images]
-        layouts = [self.encoder.layout(image, 1) for image in images]
+        layouts = [self.encoder.layout_of_size(image.height, image.width, 1) for image in images]
         preprocess_ms = lap() / len(images)
         tokens = [features.flatten(0, -2) for features in self.encoder.encode(pixels, layouts)]
-        features = [pool(self.embed_prompt.first_level(one)) for one in tokens]
+        features = [pool(one, self._deepstack_levels) for one in tokens]
         vision_ms = lap() / len(images)
         return [Overview(t, f, preprocess_ms, vision_ms) for t, f in zip(tokens, features, strict=True)]
 
@@ -206,7 +206,7 @@ class Adapter:
         # cut the image and encode it, but for the overview
         question_ids = self.prompt.question_ids(question)
         pixels = self.encoder.pixels(image, max_crops, overview)
-        layout = self.encoder.layout(image, max_crops)
+        layout = self.encoder.layout_of_size(image.height, image.width, max_crops)
         stages = {"preprocess": lap() + (overview.preprocess_ms if overview else 0.0)}
         visual = self.encoder.join(pixels, overview, layout)
         stages["vision"] = lap() + (overview.vision_ms if overview else 0.0)
@@ -281,7 +281,8 @@ class Adapter:
 
     def _count_visual_tokens(self, width: int, height: int) -> np.ndarray:
         crops = (self._configuration(setting).max_crops for setting in self.knob_space.settings)
-        visual = np.array([len(self.images.layout(height, width, most).ids) for most in crops], dtype=np.float64)
+        layouts = (self.encoder.layout_of_size(height, width, most) for most in crops)
+        visual = np.array([len(layout.ids) for layout in layouts], dtype=np.float64)
         visual.setflags(write=False)
         return visual
 
@@ -331,7 +332,6 @@ class Adapter:
 
 def _stopwatch(wait: Callable[[], None] | None) -> Callable[[], float]:
     """Return a function that returns the ms since its last call, or since now; it first waits for the device."""
-
     last_s = 0.0
 
     def lap() -> float:

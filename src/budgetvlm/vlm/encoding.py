@@ -26,17 +26,20 @@ TILES_AT_ONCE = 256  # bounds the memory of the vision tower in a batch
 class ImageEncoder:
     """Encodes images, with an overview that was encoded before or without.
 
+    Attributes:
+        layout_of_size: height, width, `max_crops` -> how such an image stands in the prompt; remembered.
+
     Args:
         images: the family's way from an image to visual tokens.
     """
 
     def __init__(self, images: AnyImages) -> None:
         self._images = images
-        self._layout = lru_cache(SIZE_CACHE_LIMIT)(images.layout)
+        self.layout_of_size = lru_cache(SIZE_CACHE_LIMIT)(images.layout)
 
     def layout(self, image: Image.Image, max_crops: int) -> ImageLayout:
-        """Return how the image stands in the prompt, without encoding it; remembered for images of this size."""
-        return self._layout(image.height, image.width, max_crops)
+        """Return how the image stands in the prompt, without encoding it."""
+        return self.layout_of_size(image.height, image.width, max_crops)
 
     def visual_tokens(self, image: Image.Image, max_crops: int, overview: Overview | None = None) -> torch.Tensor:
         """Return visual tokens of one image ``[V, C]``."""
@@ -62,14 +65,16 @@ class ImageEncoder:
         return per_tile.split([len(tiles) for tiles in pixels])
 
 
-def pool(tokens: torch.Tensor) -> np.ndarray:
-    """Return the controller's view of visual tokens ``[T, C]``: mean and maximum over them, float32 ``[2 * C]``."""
-    if _plain(tokens):
-        rows = tokens.numpy()
-        return np.concatenate([rows.mean(0), rows.max(0)])
-    tokens = tokens.float()
-    pooled: np.ndarray = torch.cat([tokens.mean(0), tokens.amax(0)]).cpu().numpy()
-    return pooled
+def pool(tokens: torch.Tensor, deepstack_levels: int = 0) -> np.ndarray:
+    """Return the controller's view of visual tokens: mean and maximum over them, float32 ``[2 * C]``.
+
+    Args:
+        tokens: ``[T, C]``, or ``[T, C * (1 + levels)]`` with deepstack levels, which do not count.
+    """
+    if deepstack_levels:
+        tokens = tokens[:, : tokens.shape[1] // (1 + deepstack_levels)]
+    rows: np.ndarray = tokens.float().cpu().numpy()
+    return np.concatenate([rows.mean(0), rows.max(0)])
 
 
 class WordMeans:
@@ -81,8 +86,8 @@ class WordMeans:
 
     def __init__(self, table: nn.Module) -> None:
         self._table = table
-        weight = table.weight.detach() if type(table) is nn.Embedding else None
-        self._rows = weight.numpy() if weight is not None and _plain(weight) else None
+        weight = table.weight.detach() if type(table) is nn.Embedding else torch.empty(0, device="meta")
+        self._rows = weight.numpy() if weight.is_cpu and weight.dtype is torch.float32 else None  # without PyTorch
 
     def __call__(self, ids: np.ndarray) -> np.ndarray:
         """Return the mean of the embeddings of these tokens, int64 ``[T]``, float32 ``[C]``."""
@@ -93,7 +98,3 @@ class WordMeans:
         with torch.inference_mode():
             mean: np.ndarray = self._table(torch.tensor(ids, device=device)).float().mean(0).cpu().numpy()
         return mean
-
-
-def _plain(tensor: torch.Tensor) -> bool:
-    return tensor.is_cpu and tensor.dtype is torch.float32 and tensor.is_contiguous()

@@ -181,9 +181,10 @@ class PromptEmbedder:
         before = self._prompt.before
         after = (*self._prompt.between, *question_ids.tolist(), *self._prompt.after, *answer_ids)
         ids, start = (*before, *layout.ids, *after), len(before)
-        tokens, deepstack = self.first_level(visual), None
+        tokens, deepstack = visual, None
         if self._parts > 1:
-            deepstack = visual.unflatten(1, (self._parts, -1))[:, 1:]
+            by_level = visual.unflatten(1, (self._parts, -1))
+            tokens, deepstack = by_level[:, 0], by_level[:, 1:]
         # where the image is visual tokens alone, its placeholders need no embedding
         if layout.visual is None:
             text = self._embed((*before, *after), visual.device)
@@ -194,10 +195,6 @@ class PromptEmbedder:
         mask, tokens = embedded.visual_mask(), tokens.to(embeddings.dtype)
         embeddings[mask] = embeddings[mask] + tokens if self._adds_features else tokens
         return embedded
-
-    def first_level(self, visual: torch.Tensor) -> torch.Tensor:
-        """Return what stands in the prompt ``[V, C]``, without the deepstack levels of ``[V, C * (1 + D)]``."""
-        return visual[:, : visual.shape[1] // self._parts] if self._parts > 1 else visual
 
     def _embed(self, ids: Sequence[int], device: torch.device) -> torch.Tensor:
         embeddings: torch.Tensor = self._table(torch.tensor(ids, device=device))
