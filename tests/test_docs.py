@@ -1,5 +1,6 @@
 """The documents say what is true: commands parse, flags exist, links lead somewhere, snippets compile."""
 
+import ast
 import importlib.util
 import re
 import shlex
@@ -11,7 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks import readme_picture
+from benchmarks import mutations, readme_picture
 from budgetvlm import cli
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -176,7 +177,7 @@ def test_the_reward_example_of_the_design_is_what_the_code_computes():
     assert rewards[1] > rewards[0]
 
 
-@pytest.mark.parametrize("name", ["ARCHITECTURE.md"])
+@pytest.mark.parametrize("name", ["ARCHITECTURE.md", "CONTRIBUTING.md", "docs/guarantee.md"])
 def test_every_test_that_a_document_names_exists(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     named = re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", text)
@@ -184,3 +185,29 @@ def test_every_test_that_a_document_names_exists(name):
     for file, function in named:
         source = (ROOT / "tests" / file).read_text(encoding="utf-8")
         assert not function or f"def {function}(" in source, f"{file}::{function}"
+
+
+def test_the_constants_of_the_guarantee_are_those_of_the_sources():
+    text = (ROOT / "docs/guarantee.md").read_text(encoding="utf-8")
+    stated = re.findall(r"^\| `([A-Z_]+)` \| `([^`]+)` \| `([\w/]+\.py)` \|", text, flags=re.MULTILINE)
+    assert len(stated) >= 20
+    for name, value, module in stated:
+        assert constants(ROOT / "src" / "budgetvlm" / module).get(name) == value, (name, module)
+
+
+def constants(path: Path) -> dict[str, str]:
+    """The constants that a module assigns, several in one line too, each with the source of its value."""
+    found = {}
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign):
+            target, value = node.targets[0], node.value
+            pairs = zip(target.elts, value.elts) if isinstance(target, ast.Tuple) else [(target, value)]
+            found |= {ast.unparse(name): ast.unparse(part) for name, part in pairs}
+    return found
+
+
+def test_the_mutations_of_contributing_can_be_applied():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for mutation in mutations.MUTATIONS:
+        assert f"| {mutation.name} | `{mutation.file}` | `{mutation.test}` |" in text, mutation.name
+        mutations.applied(mutation)
