@@ -2,7 +2,7 @@
 
     python benchmarks/large_images.py --checkpoint DIR [--times 5 10] [--num_requests 400] [--json]
 
-The bundled model answers questions about test images of `signs`, half of them (drawn) so many times as high and wide.
+The bundled model answers questions about test images of `signs`; half of them, drawn at random, are enlarged.
 Budgets are 0.5 to 1 times the full setting's time; only requests for which a setting was expected to keep its budget
 count.
 """

@@ -146,6 +146,9 @@ def test_the_smallest_factor_that_will_do():
     loss[0, :100] = 1.0  # one of 19 calibration requests is over: (1 + 1) / 20 is too many
     assert choose_factor(loss, 0.05) == FACTORS[100]
     assert choose_factor(loss, 0.1) == FACTORS[0]
+    loss = np.zeros((20, len(FACTORS)))
+    loss[0, :100] = 1.0  # the request to come counts as well: 2 of 21 are too many, though 1 of 20 would do
+    assert choose_factor(loss, 0.05) == FACTORS[100]
 
 
 def test_too_few_requests_say_how_many_it_takes():

@@ -1,6 +1,7 @@
 """The house stays easy to walk through: its limits (counted by `benchmarks/house.py`) and who may import whom."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ NOT_YET = {
     "lines of src/**/*.py",
     "arrows of guard",
     "controller and the run-time guard",
+    "plain words in src",
 }
 
 BASE = {"errors", "knobs", "_compiled", "_extras", "_io", "_threads", "_version"}  # every room may import these
@@ -129,6 +131,20 @@ def test_learning_never_imports_the_model_side():
     learning = set(ROOMS) - MODEL_SIDE - {"__init__"}
     assert {"table", "features", "controller", "guard", "policies", "evaluation", "decide"} <= learning
     assert {room: ROOMS[room] & MODEL_SIDE for room in learning if ROOMS[room] & MODEL_SIDE} == {}
+
+
+# Words that only those who wrote this project would understand, where the field has plain ones.
+DIALECT = re.compile(r"\b(so many|dear|dearer|dearest|a (setting|knob) each|look again|mood|rung)\b", re.IGNORECASE)
+
+
+@pytest.mark.parametrize("folder", ["src", "docs", "experiments", "benchmarks"])
+def test_prose_uses_plain_words(folder):
+    not_yet(f"plain words in {folder}")
+    paths = [path for ending in ("*.py", "*.md") for path in (house.ROOT / folder).rglob(ending)]
+    lines = ((path, n, line) for path in paths for n, line in enumerate(path.read_text("utf-8").splitlines(), 1))
+    assert [
+        f"{path.relative_to(house.ROOT)}:{n} {line.strip()}" for path, n, line in lines if DIALECT.search(line)
+    ] == []
 
 
 # ---- the counting itself, on a package small enough to count by hand

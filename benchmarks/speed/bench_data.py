@@ -137,7 +137,7 @@ def made_up(
 ) -> tuple[ProfileTable, Features]:
     """A machine's times of ``count`` samples by stage, with tokens, and features; a tenth is for validation.
 
-    Times are those of a small transformer, give or take 10%; the dearer a setting, the more often it is right.
+    Times are those of a small transformer, give or take 10%; the more expensive a setting, the more often it is right.
     """
     rng = np.random.default_rng(seed)
     space = space or KnobSpace({"max_crops": [1, 4, 12], "top_k": [1, 2, 12], "num_active_blocks": [3, 4, 8]})

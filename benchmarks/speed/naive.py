@@ -106,7 +106,7 @@ class NaiveTrainer:
         self.optimizer = torch.optim.AdamW(controller.parameters(), lr=1e-4)
 
     def train_batches(self, count: int) -> int:
-        """Update on so many batches, or an epoch's if these are fewer; returns how many states these were."""
+        """Update on this many batches, or on one epoch if that has fewer; returns how many states were updated."""
         rows = 0
         for batch, _ in zip(self.loader, range(count), strict=False):
             self.optimizer.zero_grad()
