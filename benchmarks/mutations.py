@@ -39,10 +39,21 @@ class Mutation:
 
 
 CUTS = 'return cut == "always" or not (promised and may_be_late)'
-MASK = "allowed = controller.allowed(controller.feasible(budget) & measured)"
+MASK = "allowed = self.controller.allowed(self.controller.feasible(states.budget_ms) & measured)"
 MUTATIONS = [
-    Mutation('`cut="needed"` always cuts', "answer.py", CUTS, "return True", "test_live.py"),
-    Mutation('`cut="needed"` never cuts a promised answer', "answer.py", CUTS, CUTS.replace("(promised and may_be_late)", "promised"), "test_live.py"),  # noqa: E501
+    Mutation(
+        '`cut="needed"` always cuts', "answer.py", CUTS, "return True",
+        "test_cut.py::test_an_answer_is_finished_late_only_where_it_was_promised_and_the_credit_pays",
+    ),
+    Mutation(
+        '`cut="needed"` ignores the credit', "answer.py", CUTS, CUTS.replace("(promised and may_be_late)", "promised"),
+        "test_cut.py::test_where_every_answer_would_be_late_1_plus_alpha_t_are_and_the_others_are_cut",
+    ),
+    Mutation(
+        "a request is cut whatever the rule says", "runtime.py",
+        "cut = cuts(self._cut, self.choice.feasible, guard.may_be_late)", "cut = True",
+        "test_cut.py::test_a_request_hands_what_the_credit_says_to_its_model",
+    ),
     Mutation(
         "the conformal bound counts no loss for the new request", "guard/conformal.py",
         "(loss.sum(axis=0) + 1) / (len(loss) + 1)", "loss.sum(axis=0) / len(loss)",
@@ -51,7 +62,7 @@ MUTATIONS = [
     Mutation(
         "the margin is the quantile of n scores instead of n + 1", "guard/kernels.py",
         "rank = max((count + 1) * (1 - level) - 1, 0.0)", "rank = max(count * (1 - level) - 1, 0.0)",
-        "test_margin.py::test_it_begins_with_the_quantile_of_the_scores",
+        "test_guard_constants.py::test_the_quantile_counts_the_request_to_come_and_grows_beyond_the_scores",
     ),
     Mutation(
         "the margin leaves twice the level above the bound", "guard/kernels.py",
@@ -60,7 +71,7 @@ MUTATIONS = [
     ),
     Mutation(
         "training ignores which settings the budget allows", "controller/trainer.py",
-        MASK, MASK.replace("controller.feasible(budget) & measured", "measured"),
+        MASK, MASK.replace("self.controller.feasible(states.budget_ms) & measured", "measured"),
         "test_grpo.py::test_only_allowed_and_measured_settings_count",
     ),
     Mutation(

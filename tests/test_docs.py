@@ -200,9 +200,12 @@ def constants(path: Path) -> dict[str, str]:
     found = {}
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign):
-            target, value = node.targets[0], node.value
-            pairs = zip(target.elts, value.elts) if isinstance(target, ast.Tuple) else [(target, value)]
-            found |= {ast.unparse(name): ast.unparse(part) for name, part in pairs}
+            targets, values = [ast.unparse(node.targets[0])], [ast.unparse(node.value)]
+            if isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple):
+                targets, values = (
+                    [ast.unparse(part) for part in parts.elts] for parts in (node.targets[0], node.value)
+                )
+            found |= dict(zip(targets, values, strict=True))
     return found
 
 
