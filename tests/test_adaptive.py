@@ -89,7 +89,7 @@ def requests(made: AdaptiveGuard, speed, seed=1, noise=0.08):
             stages |= hurried(pace := pace_of(made, looks[-1], k, budget), k, row, slow, began, output)
             saved_ms = pace.saved_ms
         total = sum(stages.values()) + 0.5
-        made.update(request, k, looks, Outcome(stages, output, total, total > budget, False, promised, saved_ms))
+        made.update(k, looks, Outcome(stages, output, total, total > budget, False, promised, saved_ms))
         yield total > budget, total / budget, promised
 
 
@@ -245,13 +245,13 @@ def test_what_a_large_image_takes_to_prepare_is_expected_again_where_tiles_are_c
     assert large.slowdown == pytest.approx(usual.slowdown, rel=0.05)  # the machine is as fast as before
     before = made.speed.to_dict()
     stages = {name: float(times[0, -1]) for name, times in STAGES.items()} | {"preprocess": 70.0}
-    made.update(request, len(SPACE) - 1, [large], Outcome(stages, 4, 200.0, False))
+    made.update(len(SPACE) - 1, [large], Outcome(stages, 4, 200.0, False))
     place = made.latency.stages.index("preprocess")
     changed = np.array(made.speed.to_dict()["log_scale"]) != np.array(before["log_scale"])
     assert not changed[place] and changed.sum() == len(changed) - 1
-    made.follow(request, len(SPACE) - 1, made.speed.by_stage(stages), 4, large=True)
+    made.follow(large, len(SPACE) - 1, made.speed.by_stage(stages), 4)
     assert made.speed.log_scale[place] == before["log_scale"][place]
-    made.update(request, len(SPACE) - 1, [usual], Outcome(stages, 4, 200.0, False))
+    made.update(len(SPACE) - 1, [usual], Outcome(stages, 4, 200.0, False))
     assert made.speed.log_scale[place] > before["log_scale"][place]
 
 
@@ -274,7 +274,7 @@ def test_an_answer_that_was_hurried_teaches_what_it_would_have_taken():
         made = guard()
         stages = {name: float(times[0, full]) - saved_ms.get(name, 0.0) for name, times in STAGES.items()}
         looks, total = [bounded(made, request, 200.0)], sum(stages.values())
-        made.update(request, full, looks, Outcome(stages, 5, total, False, saved_ms=saved_ms))
+        made.update(full, looks, Outcome(stages, 5, total, False, saved_ms=saved_ms))
         learnt.append(made.to_dict())
     assert learnt[0]["speed"] == learnt[1]["speed"]
     assert learnt[0]["margin"]["scores"]["overview"] == pytest.approx(learnt[1]["margin"]["scores"]["overview"])
@@ -311,9 +311,9 @@ def test_a_clock_that_jumps_teaches_nothing(ms):
     request = Request(TOKENS["vision"][0], TOKENS["language"][0, 0], FEATURES[0])
     bounds = bounded(made, request, 60.0)
     with pytest.raises(DataError, match="clock"):
-        made.update(request, 0, [bounds], Outcome({"prefill": ms}, 1, 5.0, False))
+        made.update(0, [bounds], Outcome({"prefill": ms}, 1, 5.0, False))
     with pytest.raises(DataError, match="clock"):
-        made.update(request, 0, [bounds], Outcome({"prefill": 5.0}, 1, ms, False))
+        made.update(0, [bounds], Outcome({"prefill": 5.0}, 1, ms, False))
     np.testing.assert_array_equal(bounded(made, request, 60.0).bounds_ms, bounds.bounds_ms)
 
 

@@ -85,14 +85,14 @@ def test_the_compiled_decision_is_the_specified_one_in_any_state(loops, monkeypa
         price = rng.choice([None, 0.0, 0.3])
         asked = made, chooses, request, image, budget, spent, known, price
         wanted = decide.specified_choice(*asked)
-        monkeypatch.setattr(decide._LOOPS, "_made", loops)
+        monkeypatch.setattr(decide._LOOPS, "made", loops)
         found = decide.choose(*asked)
         assert_equal(found, wanted)
         index = wanted.settled(budget)
         later = Spent(spent.total_ms + 15.0, rng.uniform(5, 40))
         wanted = decide.specified_revision(made, wanted, index, budget, later, known)
         assert_equal(decide.choose_again(made, found, index, budget, later, known), wanted)
-        monkeypatch.setattr(decide._LOOPS, "_made", None)
+        monkeypatch.setattr(decide._LOOPS, "made", None)
 
 
 def assert_equal(found: decide.Decision, wanted: decide.Decision) -> None:
@@ -148,17 +148,17 @@ def test_all_compiled_code_stands_in_one_file():
 
 def test_what_is_made_in_the_background_is_there_when_it_is_waited_for():
     work, begin = InBackground(), threading.Event()
-    assert work.get() is None and work.wait() is None
+    assert work.made is None and work.wait() is None
     work.start(lambda: begin.wait() and "made")
     work.start(lambda: "another")
     assert work.wait(0.01) is None
     begin.set()
-    assert work.wait() == "made" == work.get()
+    assert work.wait() == "made" == work.made
     failed = InBackground()
     failed.start(lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         failed.wait()
-    assert failed.get() is None
+    assert failed.made is None
 
 
 def test_parts_that_do_not_fit_together_are_named():

@@ -38,17 +38,17 @@ def compile_module(module: ModuleType) -> SimpleNamespace:
 
 
 class InBackground:
-    """Something that takes long to make: a thread makes it, while others do without."""
+    """Something that takes long to make: a thread makes it, while others do without.
+
+    Attributes:
+        made: what was made; None where it is not there yet.
+    """
 
     def __init__(self) -> None:
-        self._made: Any = None
+        self.made: Any = None
         self._error: Exception | None = None
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-
-    def get(self) -> Any:
-        """It, or None where it is not there yet."""
-        return self._made
 
     def start(self, make: Callable[[], Any]) -> None:
         """Begin to make it, if nobody has."""
@@ -63,11 +63,11 @@ class InBackground:
             self._thread.join(seconds)
         if self._error is not None:
             raise self._error
-        return self._made
+        return self.made
 
     def _run(self, make: Callable[[], Any]) -> None:
         try:
-            self._made = make()
+            self.made = make()
         except Exception as error:  # all go on without; whoever waits is told
             self._error = error
 

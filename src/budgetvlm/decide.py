@@ -61,12 +61,13 @@ def choose(
         known: settings that may be chosen, bool ``[K]``.
         price: see `ValueNetwork.values`.
     """
-    loops = _LOOPS.get()
+    loops = _LOOPS.made
     if loops is None or not isinstance(guard, AdaptiveGuard):
         return specified_choice(guard, network, request, image, budget_ms, spent, known, price)
-    groups, features = guard.image_groups(request), network.inputs(image, request.feature)
+    features = network.inputs(image, request.feature) if network.projects else (image, request.feature)
+    weights = network.default_weights if price is None else network.weights(float(price))
     times, fastest, forecast, values, index = loops.choose(
-        guard.state, request, groups, known, budget_ms, spent, network.weights(price), *features
+        guard.state, request, guard.image_groups(request), known, budget_ms, spent, weights, *features
     )
     return Decision(Bounds(times, fastest, forecast, spent), values, index)
 
@@ -80,7 +81,7 @@ def choose_again(
         chosen: the decision that setting was chosen by; the controller's values stay what they were.
         spent: with the whole image's encoding.
     """
-    loops = _LOOPS.get()
+    loops = _LOOPS.made
     if loops is None or not isinstance(guard, AdaptiveGuard):
         return specified_revision(guard, chosen, index, budget_ms, spent, known)
     forecast = chosen.bounds.forecast

@@ -15,7 +15,7 @@ import statistics
 import threading
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -42,13 +42,6 @@ _BLANK = (256, 192)  # pixels of the image that the model is warmed up with
 _AMPLE_MS = 1e9  # a budget that holds any setting
 _REHEARSALS = 5  # answers before the first request
 _LOADING_S = 3.0  # that a rehearsal waits for compiled loops: long enough to load them, not to compile them
-
-
-class Preview(NamedTuple):
-    """What is known of a request before the model runs: its size and question feature, and what the guard says."""
-
-    request: Request
-    bounds: Bounds
 
 
 class AdaptiveVLM:
@@ -197,15 +190,14 @@ class AdaptiveVLM:
             self.guard, self.network, request, overview.feature, budget_ms, spent, self.known, price
         )
         index = decision.settled(budget_ms)
-        return Choice(self._settings[index], index, decision.feasible, decision.bounds)
+        return Choice(self._settings[index], index, decision.best >= 0, decision.bounds)
 
-    def preview(self, image: Image.Image, question: str, budget_ms: float = math.inf) -> Preview:
-        """What can be said of a request before the model runs."""
-        request = self.request(image, question)
-        return Preview(request, self.guard.bounds_at_choice(request, budget_ms, Spent(), self.known))
+    def bounds(self, image: Image.Image, question: str, budget_ms: float = math.inf) -> Bounds:
+        """What the guard says of a request before the model runs."""
+        return self.guard.bounds_at_choice(self.request(image, question), budget_ms, Spent(), self.known)
 
     def request(self, image: Image.Image, question: str) -> Request:
-        """The size of a request at the controller's settings, and its question's feature."""
+        """What is known of a request before the model runs, at the controller's settings."""
         vision, language = self.vlm.prompt_size(image, question)
         return Request(vision[self._columns], float(language), self.vlm.question_feature(question))
 
@@ -270,7 +262,7 @@ class _InFlight:
         arrived_s: when it arrived; None: now.
     """
 
-    __slots__ = ("_began_s", "_cut", "_model", "_start_s", "budget_ms", "choice", "decisions", "own_ms", "request")
+    __slots__ = ("_began_s", "_cut", "_model", "_start_s", "budget_ms", "choice", "decisions", "own_ms")
 
     def __init__(self, model: AdaptiveVLM, budget_ms: float, cut: Cut, arrived_s: float | None) -> None:
         self._began_s = time.perf_counter()
@@ -296,13 +288,13 @@ class _InFlight:
         model, began = self._model, time.perf_counter()
         overview_ms = overview.preprocess_ms + overview.vision_ms
         self.own_ms = (began - self._began_s) * 1e3 - overview_ms
-        self.request = model.request(picture, question)
+        request = model.request(picture, question)
         now_ms = (time.perf_counter() - self._start_s) * 1e3
         spent = Spent(now_ms, overview_ms, overview.preprocess_ms, self.waited_ms)
         decision = decide.choose(
-            model.guard, model.network, self.request, overview.feature, self.budget_ms, spent, model.known, price
+            model.guard, model.network, request, overview.feature, self.budget_ms, spent, model.known, price
         )
-        self._take(decision, decision.settled(self.budget_ms, infeasible), decision.feasible)
+        self._take(decision, decision.best >= 0, infeasible)
         self.own_ms += (time.perf_counter() - began) * 1e3
 
     def generate_options(self) -> dict[str, Any]:
@@ -321,7 +313,7 @@ class _InFlight:
         decision = decide.choose_again(
             model.guard, self.decisions[0], self.choice.index, self.budget_ms, spent, model.known
         )
-        self._take(decision, decision.settled(self.budget_ms), feasible=True)
+        self._take(decision, feasible=True)
         deadline = self._deadline()
         self.own_ms += (time.perf_counter() - began) * 1e3
         return self.setting, deadline
@@ -331,7 +323,7 @@ class _InFlight:
         latency_ms = (time.perf_counter() - self._start_s) * 1e3
         return make_answer(self.choice, generation, self.own_ms, latency_ms, self.budget_ms)
 
-    def lesson(self, answer: Answer, saved_ms: dict[str, float]) -> tuple[Request, int, list[Bounds], Outcome]:
+    def lesson(self, answer: Answer, saved_ms: dict[str, float]) -> tuple[int, list[Bounds], Outcome]:
         """What `Guard.update` is told."""
         outcome = Outcome(
             answer.stages_ms,
@@ -342,9 +334,10 @@ class _InFlight:
             promised=self.choice.feasible,
             saved_ms=saved_ms,
         )
-        return self.request, self.choice.index, [decision.bounds for decision in self.decisions], outcome
+        return self.choice.index, [decision.bounds for decision in self.decisions], outcome
 
-    def _take(self, decision: Decision, index: int, feasible: bool) -> None:
+    def _take(self, decision: Decision, feasible: bool, infeasible: Infeasible = "fastest") -> None:
+        index = decision.best if decision.best >= 0 else decision.settled(self.budget_ms, infeasible)
         self.decisions.append(decision)
         self.choice = Choice(self._model.setting(index), index, feasible, decision.bounds)
 

@@ -107,7 +107,7 @@ def _explain(
     )
 
     def context(budget_ms: float) -> BudgetContext:
-        bounds = model.preview(image, args.question, budget_ms).bounds
+        bounds = model.bounds(image, args.question, budget_ms)
         seen_ms = seen_budget_ms(budget_ms, model.guard.own_ms, bounds.slowdown)
         return BudgetContext(budget_ms, seen_ms, bounds.bounds_ms)
 

@@ -112,7 +112,7 @@ def reference_on_this_machine(model: AdaptiveVLM, samples: list[Sample]) -> floa
     """The full setting's time here: that of the profile times how much slower this machine runs it now."""
     import numpy as np
 
-    slowdown = [model.preview(s.load_image(), s.question).bounds.slowdown for s in samples[:20]]
+    slowdown = [model.bounds(s.load_image(), s.question).slowdown for s in samples[:20]]
     return float(model.controller.latency_reference_ms) * float(np.median(slowdown))
 
 

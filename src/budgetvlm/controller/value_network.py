@@ -57,6 +57,10 @@ class NetworkWeights(NamedTuple):
 class ValueNetwork:
     """The values of a controller for one state at a time. May be called by several threads.
 
+    Attributes:
+        default_weights: at the controller's own price.
+        projects: whether features are projected before the network takes them.
+
     Args:
         controller: trained; later changes to it are not seen.
     """
@@ -69,7 +73,9 @@ class ValueNetwork:
         self._latency_share = _array(controller.latency_ms) / float(controller.latency_reference_ms)
         self._price_layer, self._price_context, weights = _folded(controller)
         self._unpriced = weights
-        self._priced = self._default_price, self._at_price(self._default_price)
+        self.projects = bool(self._projections)
+        self.default_weights = self._at_price(self._default_price)
+        self._priced = self._default_price, self.default_weights
 
     def values(self, image: np.ndarray, language: np.ndarray, budget_ms: float, price: float | None) -> np.ndarray:
         """The value of every setting less what the price takes off, on the accuracy scale, float32 ``[K]``.
@@ -108,7 +114,8 @@ class ValueNetwork:
 
     def weights(self, price: float | None) -> NetworkWeights:
         """The weights at this price; those of the last price are kept, because most requests have the same."""
-        price = self._default_price if price is None else float(price)
+        if price is None:
+            return self.default_weights
         priced = self._priced
         if priced[0] != price:
             self._priced = priced = price, self._at_price(price)

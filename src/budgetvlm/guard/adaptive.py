@@ -20,7 +20,7 @@ from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.features import Features
 from budgetvlm.guard import specification
 from budgetvlm.guard.answer_length import LengthModel
-from budgetvlm.guard.bounds import Bounds, Outcome, Request, Spent
+from budgetvlm.guard.bounds import REST, STEP, Bounds, Outcome, Request, Spent
 from budgetvlm.guard.conformal import samples_needed
 from budgetvlm.guard.groups import Groups
 from budgetvlm.guard.latency_model import LatencyModel, Sizes
@@ -79,6 +79,7 @@ class AdaptiveGuard:
         if not 0 <= own_ms < math.inf:
             raise ConfigError(f"own_ms={own_ms!r} is no cost in ms; give 0 or more")
         self.groups = Groups(self.margin, lengths.lengths.tolist())
+        self._image_groups: dict[float, tuple[int, int]] = {}
         self._account = np.array([own_ms, 1.0])
         self._faster = Hurry(latency.knob_space).steps
         parts = self.speed, self.margin, self.groups
@@ -163,7 +164,11 @@ class AdaptiveGuard:
         """The groups of this request's image: usually, and on an overloaded machine. Raises DataError."""
         if len(request.feature) != len(self.lengths.mean):
             self.lengths.check(request.feature)
-        return self.groups.of_image(float(request.vision.max()))
+        most_tokens = float(request.vision.max())
+        found = self._image_groups.get(most_tokens)
+        if found is None:
+            found = self._image_groups[most_tokens] = self.groups.of_image(most_tokens)
+        return found
 
     def bounds_at_choice(self, request: Request, budget_ms: float, spent: Spent, known: np.ndarray) -> Bounds:
         """Bounds on the time of every setting, for a request with this budget.
@@ -188,7 +193,7 @@ class AdaptiveGuard:
         """The settings that an answer may go on at, each faster than the one before; maybe none."""
         return self._faster[index] if self.rule.hurries else ()
 
-    def update(self, request: Request, index: int, decided_by: Sequence[Bounds], outcome: Outcome) -> None:
+    def update(self, index: int, decided_by: Sequence[Bounds], outcome: Outcome) -> None:
         """Learn from a finished request, if the rule says so.
 
         Args:
@@ -221,20 +226,20 @@ class AdaptiveGuard:
         self.own_ms += OWN_COST_RATE * (beside_ms - self.own_ms)
 
         # How fast the machine runs each stage.
-        self.follow(request, index, took_ms + saved_ms, outcome.output_tokens, chosen.forecast.large)
+        self.follow(chosen, index, took_ms + saved_ms, outcome.output_tokens)
 
-    def follow(
-        self, request: Request, index: int, took_ms: np.ndarray, output_tokens: float, large: bool = False
-    ) -> bool:
+    def follow(self, chosen: Bounds, index: int, took_ms: np.ndarray, output_tokens: float) -> bool:
         """Learn this machine's speed from a request, and nothing else; whether a stage's speed has jumped.
 
         Args:
+            chosen: the bounds that its setting was chosen by.
             took_ms: by stage, ``[G]``.
-            large: see `budgetvlm.guard.bounds.Forecast`; preparing such an image says nothing about the machine.
         """
-        if large:
+        forecast = chosen.forecast
+        if forecast.large:  # preparing such an image says nothing about the machine
             took_ms[self.state.prepare_stage] = 0.0
-        predicted_ms = self.latency.stages_of(index, request.vision, request.language, float(output_tokens))
+        first_ms, step_ms = forecast.profiled_ms[:, :, index]
+        predicted_ms = first_ms + max(output_tokens - 1, 0) * step_ms
         jumped = self.speed.follow(predicted_ms, took_ms)
         if jumped:
             self.margin.forget(NUM_AGREEING)
@@ -284,8 +289,8 @@ def _score(bounds: Bounds, index: int, outcome: Outcome, saved_ms: float) -> flo
     """log(time / prediction) of the rest from this moment on, had nothing been hurried or cut; None: there was none."""
     rest_ms = outcome.total_ms - bounds.spent.total_ms + saved_ms
     if outcome.cut:  # what was cut would have taken another step at least
-        rest_ms += float(bounds.step_ms[index])
-    return math.log(rest_ms / float(bounds.rest_ms[index])) if rest_ms > 0 else None
+        rest_ms += bounds.times.item(STEP, index)
+    return math.log(rest_ms / bounds.times.item(REST, index)) if rest_ms > 0 else None
 
 
 def _check_clock(decided_by: Sequence[Bounds], outcome: Outcome) -> None:

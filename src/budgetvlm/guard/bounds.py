@@ -1,4 +1,7 @@
-"""What is known of a request, and what the guard says of it: plain records. Shapes: K settings. Times in ms."""
+"""What is known of a request, and what the guard says of it: plain records.
+
+Shapes: G stages, K settings. Times in ms.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +77,9 @@ class Forecast(NamedTuple):
         slowdown: time of the full setting on this machine now / when it was profiled.
         expected_tokens, long_tokens: of an answer of the expected length, and of a long one.
         groups: numbers of the groups of requests that share parts of this one's margin.
-        terms: of the image, of the rest until the first token, and of each further token, ``[3, K]``.
+        profiled_ms: of each stage by the profile, until the first token and for each further one, ``[2, G, K]``.
+        terms: of the image, of the rest until the first token, and of each further token, at the speed of the last
+            requests, ``[3, K]``.
         large: the image is so large that preparing it takes much longer than the profile knows.
     """
 
@@ -82,11 +87,12 @@ class Forecast(NamedTuple):
     expected_tokens: float
     long_tokens: float
     groups: tuple[int, int, int, int]
+    profiled_ms: np.ndarray
     terms: np.ndarray
     large: bool
 
 
-NO_FORECAST = Forecast(1.0, 1.0, 1.0, (0, 0, 0, 0), np.zeros((3, 0)), False)
+NO_FORECAST = Forecast(1.0, 1.0, 1.0, (0, 0, 0, 0), np.zeros((2, 0, 0)), np.zeros((3, 0)), False)
 
 
 class Bounds(NamedTuple):

@@ -34,16 +34,11 @@ class Groups:
             *(f"up to {length:.0f} output tokens" for length in lengths),
         ]
         self._margin = margin
-        self._of_images: dict[float, tuple[int, int]] = {}
         self.table = np.array([self._numbers(name) for name in names], dtype=np.int64).T.copy()
 
     def of_image(self, most_tokens: float) -> tuple[int, int]:
         """The groups of images that can get this many visual tokens: usually, and on an overloaded machine."""
-        found = self._of_images.get(most_tokens)
-        if found is None:
-            found = self._numbers(f"image of up to {most_tokens:.0f} visual tokens")
-            self._of_images[most_tokens] = found
-        return found
+        return self._numbers(f"image of up to {most_tokens:.0f} visual tokens")
 
     def _numbers(self, name: str) -> tuple[int, int]:
         return self._margin.number(name), self._margin.number(f"{name}, slowed down")

@@ -80,8 +80,9 @@ def bounds_at_choice(
     expected, length = length_forecast(request.feature, state)
     expected, long_tokens = max(expected, 1.0), state.lengths[length]
     fewest = request.vision.min()
-    terms, profiled_ms = time_terms(state, request, fewest, expected)
+    profiled, terms = time_terms(state, request, fewest)
     full_ms = terms[0, -1] + terms[1, -1] + (expected - 1) * terms[2, -1]
+    full_profiled_ms = profiled[0, :, -1].sum() + (expected - 1) * profiled[1, :, -1].sum()
     # What the overview took tells how fast the machine is right now, and whether the image is a large one.
     done_ms, excess_ms = 0.0, 0.0
     if spent.image_ms > 0:
@@ -101,7 +102,8 @@ def bounds_at_choice(
     fixed = state.group_table[overloaded]
     step = budget_step(budget_ms / full_ms) - budget_step(SMALLEST_BUDGET_SHARE)
     groups = fixed[0], image_groups[overloaded], fixed[len(fixed) - len(state.lengths) + length], fixed[1 + step]
-    forecast = Forecast(pace * full_ms / profiled_ms, expected, long_tokens, groups, terms, excess_ms > 0)
+    slowdown, large = pace * full_ms / full_profiled_ms, excess_ms > 0
+    forecast = Forecast(slowdown, expected, long_tokens, groups, profiled, terms, large)
     margin, later_margin = math.exp(log_margin(state, groups, 0)), math.exp(log_margin(state, groups, 1))
     times, fastest = times_of(
         state, forecast, known, pace, 1.0, state.account[0] - pace * done_ms, spent.total_ms, margin, later_margin
@@ -186,30 +188,25 @@ def best_allowed(values: Any, bounds_ms: Any, budget_ms: float) -> int:
 # --- What a request is expected to take -------------------------------------------------------------------------------
 
 
-def time_terms(state: Any, request: Any, fewest: float, expected: float) -> tuple[Any, float]:
-    """What times are sums of ``[3, K]`` (the image, the rest until the first token, each further token), and the time
-    of the full setting as it was profiled."""
-    weights, num_settings = state.size_weights, len(request.vision)
-    terms, profiled_ms = np.zeros((3, num_settings)), 0.0
-    for k in range(num_settings):
-        for g in range(len(state.scale)):
-            first, step = stage_times(weights, request, fewest, g, k)
-            terms[0, k] += state.scale[g] * state.image_stages[g] * first
-            terms[1, k] += state.scale[g] * (1 - state.image_stages[g]) * first
-            terms[2, k] += state.scale[g] * step
-            if k == num_settings - 1:
-                profiled_ms += first + (expected - 1) * step
-    return terms, profiled_ms
-
-
-def stage_times(weights: Any, request: Any, fewest: float, g: int, k: int) -> tuple[float, float]:
-    """What a stage takes at a setting by the profile: until the first token, and for each further one."""
-    vision = request.vision[k]
-    context = vision + request.language
-    first = weights[0, g, k] + vision * weights[1, g, k] + context * (weights[2, g, k] + context * weights[3, g, k])
-    if vision > fewest:
-        first += weights[6, g, k]
-    return first, weights[4, g, k] + context * weights[5, g, k]
+def time_terms(state: Any, request: Any, fewest: float) -> tuple[Any, Any]:
+    """Times of each stage by the profile ``[2, G, K]``, and what times are sums of ``[3, K]``: see `Forecast`."""
+    weights, num_stages, num_settings = state.size_weights, len(state.scale), len(request.vision)
+    profiled, terms = np.empty((2, num_stages, num_settings)), np.zeros((3, num_settings))
+    for g in range(num_stages):
+        scale, image_share = state.scale[g], state.image_stages[g]
+        for k in range(num_settings):
+            vision = request.vision[k]
+            context = vision + request.language
+            first = weights[0, g, k] + vision * weights[1, g, k]
+            first += context * (weights[2, g, k] + context * weights[3, g, k])
+            if vision > fewest:
+                first += weights[6, g, k]
+            step = weights[4, g, k] + context * weights[5, g, k]
+            profiled[0, g, k], profiled[1, g, k] = first, step
+            terms[0, k] += scale * image_share * first
+            terms[1, k] += scale * (1 - image_share) * first
+            terms[2, k] += scale * step
+    return profiled, terms
 
 
 def overview_ms(state: Any, fewest: float) -> float:

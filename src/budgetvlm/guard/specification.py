@@ -42,13 +42,13 @@ def bounds_at_choice(
     # How long the answer will be, and what each part of the work takes at the speed of the last requests.
     expected, length = expected_length(state, request.feature)
     long_tokens = float(state.lengths[length])
-    first, step = stage_times(state, request)
+    profiled_ms = first, step = stage_times(state, request)
     of_image = state.image_stages[:, None]
     terms = np.stack(
         [(by_stage * state.scale[:, None]).sum(0) for by_stage in (of_image * first, (1 - of_image) * first, step)]
     )
     full_ms = float(terms[0, -1] + terms[1, -1] + (expected - 1) * terms[2, -1])
-    profiled_ms = float(first[:, -1].sum() + (expected - 1) * step[:, -1].sum())
+    full_profiled_ms = float(first[:, -1].sum() + (expected - 1) * step[:, -1].sum())
 
     # What the overview took tells how fast the machine is right now, and whether the image is a large one.
     overview_ms = overview_time(state, request) if spent.image_ms > 0 else 0.0
@@ -65,8 +65,8 @@ def bounds_at_choice(
     groups = int(table[0]), image_groups[overloaded], int(table[of_length]), int(table[of_budget])
     margin, later_margin = (math.exp(log_margin(state, groups, moment)) for moment in (0, 1))
 
-    slowdown = pace * full_ms / profiled_ms
-    forecast = Forecast(slowdown, expected, long_tokens, groups, terms, excess_ms > 0)
+    slowdown = pace * full_ms / full_profiled_ms
+    forecast = Forecast(slowdown, expected, long_tokens, groups, profiled_ms, terms, excess_ms > 0)
     more_ms = float(state.account[0]) - pace * overview_ms  # beside the stages; what is over need not be done again
     times = times_of(state, forecast, known, pace, 1.0, more_ms, spent.total_ms, margin, later_margin)
     return _ruled(state, times, known, forecast, spent)
@@ -158,12 +158,12 @@ def best_allowed(values: np.ndarray, bounds_ms: np.ndarray, budget_ms: np.ndarra
     return out
 
 
-def stage_times(state: GuardState, request: Request) -> tuple[np.ndarray, np.ndarray]:
-    """What each stage takes by the profile: until the first token, and for each further one, ``[G, K]`` each."""
+def stage_times(state: GuardState, request: Request) -> np.ndarray:
+    """What each stage takes by the profile: until the first token, and for each further one, ``[2, G, K]``."""
     fixed, each, token, square, step, step_token, tiles = state.size_weights
     vision, context = request.vision, request.vision + request.language
     first = fixed + vision * each + context * token + context**2 * square + (vision > vision.min()) * tiles
-    return first, step + context * step_token
+    return np.stack([first, step + context * step_token])
 
 
 def overview_time(state: GuardState, request: Request) -> float:

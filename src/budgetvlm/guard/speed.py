@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from budgetvlm.errors import DataError
-from budgetvlm.guard.kernels import limited_step
+from budgetvlm.guard.kernels import LARGEST_STEP
 
 SCALE_RATE = 0.05  # share of the way that a scale goes towards one request's ratio
 SLOWDOWN_RATE = 0.3  # the same of the recent slowdown
@@ -84,7 +84,7 @@ class StageSpeed:
             return False
         expected = float(sum(predicted_ms[g] * self.scale[g] for g in learnt))
         ratio = math.log(float(sum(took_ms[g] for g in learnt)) / expected)
-        self.pace[0] += SLOWDOWN_RATE * limited_step(ratio - self.recent_slowdown)
+        self.pace[0] += SLOWDOWN_RATE * max(-LARGEST_STEP, min(ratio - self.recent_slowdown, LARGEST_STEP))
         # All stages are learnt from, also behind one that has jumped.
         jumps = [self._follow_stage(g, math.log(float(took_ms[g] / predicted_ms[g]))) for g in learnt]
         if any(jumps):
@@ -104,7 +104,7 @@ class StageSpeed:
             now = (sum(recent) - min(recent) - max(recent)) / (NUM_AGREEING - 2)  # their median
             recent.clear()
         else:
-            now += SCALE_RATE * limited_step(log_ratio - now)
+            now += SCALE_RATE * max(-LARGEST_STEP, min(log_ratio - now, LARGEST_STEP))
         self.log_scale[g], self.scale[g] = now, math.exp(now)
         return jumped
 

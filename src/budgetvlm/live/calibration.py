@@ -254,7 +254,7 @@ def _predictions(guard: AdaptiveGuard, measured: Measured, rows: range) -> Predi
             if number == 0:
                 slowdown[place] = first.slowdown
             took_ms = guard.speed.by_stage({name: times[row, k] for name, times in measured.stages_ms.items()})
-            guard.follow(measured.requests[row], k, took_ms, measured.output[row, k], first.forecast.large)
+            guard.follow(first, k, took_ms, measured.output[row, k])
     return Predictions(rows, own_ms, slowdown, **out)
 
 

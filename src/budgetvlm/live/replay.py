@@ -106,7 +106,7 @@ class _Replay:
         )
         now = guard.speed.snapshot()
         guard.speed.restore(moments[chosen.index].speed)
-        guard.update(measured.requests[row], chosen.index, chosen.decided_by, outcome)
+        guard.update(chosen.index, chosen.decided_by, outcome)
         guard.speed.restore(now)
         accuracy = float(measured.accuracy[row, chosen.index])
         if answered.deadline and (cut or answered.hurried):
@@ -137,7 +137,8 @@ class _Replay:
             revised = guard.bounds_at_revision(bounds, k, Spent(own_ms + image_ms, image_ms), model.known)
             found[k] = _Moment(guard.speed.snapshot(), bounds, revised)
             stages = {name: speed * float(ms[row, k]) for name, ms in measured.stages_ms.items()}
-            predicted_ms = guard.latency.stages_of(k, request.vision, request.language, float(measured.output[row, k]))
+            first_ms, step_ms = bounds.forecast.profiled_ms[:, :, k]
+            predicted_ms = first_ms + (float(measured.output[row, k]) - 1) * step_ms
             guard.speed.follow(predicted_ms, guard.speed.by_stage(stages))
         return [found[k] for k in range(len(found))]
 
