@@ -93,10 +93,3 @@ def _cache_in(directory: Path) -> Iterator[None]:
         yield
     finally:
         config.CACHE_DIR = before
-
-
-def compiled(function: Callable[..., Any]) -> Any:
-    """Compile one function when it is first called."""
-    from numba import njit
-
-    return njit(cache=True, fastmath=_FAST, error_model="numpy")(function)
