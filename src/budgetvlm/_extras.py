@@ -10,7 +10,7 @@ PACKAGES = {"sklearn": "scikit-learn"}  # packages that are imported under anoth
 
 
 def installed(module: str) -> bool:
-    """Whether a module can be imported; it is not imported for that."""
+    """Tell whether a module can be imported, without importing it."""
     return importlib.util.find_spec(module) is not None
 
 

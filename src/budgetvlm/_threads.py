@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def torch_threads(count: int | None) -> Iterator[None]:
-    """So many threads of this process's PyTorch inside the ``with`` block; None leaves them."""
+    """Limit this process's PyTorch to a number of threads inside the ``with`` block; None leaves them."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:

@@ -63,7 +63,7 @@ class Features:
         return self.num_samples
 
     def aligned(self, sample_ids: Sequence[str]) -> Features:
-        """The rows of these samples, in this order.
+        """Return the rows of these samples, in this order.
 
         Raises:
             DataError: a sample has no features; the ids are named.
@@ -142,7 +142,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 def _tensors(path: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
-    """The float32 tensors of a safetensors file that was found sound.
+    """Read the float32 tensors of a safetensors file that was found sound.
 
     The library maps the file and copies from there, so that the features would be in memory twice. Layout: the header's
     length in 8 bytes, the header, the data (https://github.com/huggingface/safetensors#format).

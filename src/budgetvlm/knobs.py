@@ -32,7 +32,7 @@ class Setting(Mapping[str, Value]):
         raise KeyError(name)
 
     def get(self, name: str, default: Any = None) -> Any:
-        """As any mapping has it, with fewer calls: requests ask often."""
+        """Return a value as any mapping does, with fewer calls: requests ask often."""
         for key, value in self.items_:
             if key == name:
                 return value
@@ -85,7 +85,7 @@ class KnobSpace:
         return self.num_settings
 
     def values(self, name: str) -> tuple[Value, ...]:
-        """The allowed values of one knob."""
+        """Return the allowed values of one knob."""
         for knob, values in self.knobs:
             if knob == name:
                 return values
@@ -128,7 +128,7 @@ class KnobSpace:
         return self.settings[0]
 
     def setting(self, **values: Value) -> Setting:
-        """The setting with these values, one for each knob.
+        """Return the setting with these values, one for each knob.
 
         Raises:
             KnobSpaceError: a knob is missing or unknown, or a value is outside the space.
@@ -136,7 +136,7 @@ class KnobSpace:
         return self.settings[self.index(values)]
 
     def index(self, setting: Mapping[str, Any]) -> int:
-        """Number of a setting, 0 to K - 1.
+        """Return the number of a setting, 0 to K - 1.
 
         Raises:
             KnobSpaceError: a knob is missing or unknown, or a value is outside the space; never a nearest match.
@@ -170,7 +170,7 @@ class KnobSpace:
             )
 
     def to_dict(self) -> dict[str, list[Value]]:
-        """Knob name -> values; `KnobSpace` takes it back."""
+        """Return knob name -> values; `KnobSpace` takes it back."""
         return {name: list(values) for name, values in self.knobs}
 
     def __str__(self) -> str:

@@ -75,7 +75,7 @@ class ProfileTable:
         split: Sequence[str] | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> ProfileTable:
-        """A table from anything array-like; numbers become float32, ids and labels become strings.
+        """Make a table from anything array-like; numbers become float32, ids and labels become strings.
 
         Raises:
             DataError: see the class.
@@ -106,7 +106,7 @@ class ProfileTable:
         return self.num_samples
 
     def subset(self, which: str | np.ndarray | Sequence[int] | Sequence[bool]) -> ProfileTable:
-        """The rows of one split (by name), of a boolean mask ``[S]`` or of an integer index array.
+        """Return the rows of one split (by name), of a boolean mask ``[S]`` or of an integer index array.
 
         Raises:
             DataError: no split is stored, that side is empty, or the rows do not exist.
@@ -124,7 +124,7 @@ class ProfileTable:
         )
 
     def thinned(self, most: int) -> ProfileTable:
-        """The table itself, or of more than ``most`` samples so many, evenly spread over its rows."""
+        """Return the table, or ``most`` of its samples if it has more, evenly spread over its rows."""
         count = self.num_samples
         return self if count <= most else self.subset(np.linspace(0, count - 1, most).astype(np.int64))
 
@@ -143,7 +143,7 @@ class ProfileTable:
         return rows
 
     def with_splits(self, fractions: Mapping[str, float], seed: int = 0, by: str = "image_id") -> ProfileTable:
-        """The same table with new splits, drawn over the groups ``by`` so that no group is on two sides.
+        """Return the same table with new splits, drawn over the groups ``by`` so that no group is on two sides.
 
         Args:
             fractions: split -> share of the groups; the shares sum to 1 and a share of 0 leaves the split out.
@@ -226,7 +226,7 @@ def draw_splits(labels: Sequence[str], fractions: Mapping[str, float], seed: int
 
 
 def first_few(names: Iterable[str], limit: int = 5) -> str:
-    """'a, b, c and 7 more', for error messages."""
+    """Return 'a, b, c and 7 more', for error messages."""
     names = sorted(names)
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest

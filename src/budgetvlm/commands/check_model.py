@@ -22,7 +22,7 @@ SIZES = ((1280, 960), (500, 900))  # of the made-up images: large enough that mo
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of `budgetvlm check-model`."""
+    """Add the flags of `budgetvlm check-model`."""
     add = parser.add_argument
     add("model", metavar="ID_OR_DIR", help="model directory, hub name (organisation/name), or 'reference'")
     add("--image", metavar="FILE", help="image to check with (default: one that is made up)")
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Open, check, time, report."""
+    """Open the model, check it, time it and report."""
     from budgetvlm.vlm.conformance import check, time_settings
     from budgetvlm.vlm.loading import load
     from budgetvlm.vlm.probe import Probe, one_knob_at_a_time
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _asked(args: argparse.Namespace) -> tuple[list[Any], list[str]]:
-    """Two images and questions of different lengths: a batch of them has to be padded."""
+    """Return two images and questions of different lengths: a batch of them has to be padded."""
     from budgetvlm._io import open_image
     from budgetvlm.errors import ConfigError
 
@@ -68,7 +68,7 @@ def _asked(args: argparse.Namespace) -> tuple[list[Any], list[str]]:
 
 
 def made_up_image(size: tuple[int, int]) -> Any:
-    """Coloured squares of many sizes: something to see at every resolution."""
+    """Draw coloured squares of many sizes: something to see at every resolution."""
     import numpy as np
     from PIL import Image
 
@@ -96,7 +96,7 @@ def _show(vlm: Adapter, probe: Any, checks: list[Check], times: dict[Setting, di
 
 
 def document(vlm: Adapter, probe: Any, checks: list[Check], times: dict[Setting, dict[str, float]]) -> dict[str, Any]:
-    """Everything as plain values."""
+    """Return everything as plain values."""
     tokens, _ = vlm.prompt_size(probe.images[0], probe.questions[0])
     promised = dict(zip(vlm.knob_space.settings, tokens.tolist(), strict=True))
     return {
@@ -142,7 +142,7 @@ def found(vlm: Adapter) -> dict[str, str]:
 
 
 def page(vlm: Adapter, probe: Any, checks: list[Check], times: dict[Setting, dict[str, float]]) -> RenderableType:
-    """One page for people."""
+    """Return one page for people."""
     from rich.console import Group
     from rich.text import Text
 

@@ -22,7 +22,7 @@ KNOBS = "max_crops,top_k,num_active_blocks"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Three sub-commands; what becomes of the table is the same for all."""
+    """Add three sub-commands; what becomes of the table is the same for all."""
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="profiles|lmms|table")
     profiles = _kind(kinds, "profiles", "exp5/exp6 directories of any tool, without opening a model")
     profiles.add_argument("--exp5_dir", default="./results/profiling/exp5_accuracy", help="accuracy results")
@@ -91,7 +91,7 @@ def _values(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read, write, say what there is."""
+    """Read the results, write the table and say what it holds."""
     import json
     import shlex
     import sys

@@ -20,7 +20,7 @@ HOW = OptionFlags(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of the guide's first step."""
+    """Add the flags of the guide's first step."""
     WHERE.add(parser)
     add_task_arguments(parser, answers=False)
     parser.add_argument("--force_recompute", action="store_true", help="make everything anew, features included")

@@ -20,7 +20,7 @@ DIRECTORIES = {"accuracy": "./results/profiling/exp5_accuracy", "latency": "./re
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Two sub-commands with nearly the same flags."""
+    """Add two sub-commands with nearly the same flags."""
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="accuracy|latency")
     for kind, text in (
         ("accuracy", "exp5: all settings answer all samples, in batches, scored by the task"),
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sweep_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
-    """The flags of one sweep."""
+    """Add the flags of one sweep."""
     add = parser.add_argument
     add_model_flags(parser)
     add_task_arguments(parser)
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_sweep(args: argparse.Namespace, kind: str) -> int:
-    """One sweep from its parsed flags; returns the exit code."""
+    """Run one sweep from its parsed flags; return the exit code."""
     from budgetvlm.vlm import load_vlm
 
     options = sweep_options(args)
@@ -90,7 +90,7 @@ def run_sweep(args: argparse.Namespace, kind: str) -> int:
 
 
 def sweep_options(args: argparse.Namespace) -> SweepOptions:
-    """The checked options, from parsed flags."""
+    """Return the checked options, from parsed flags."""
     from budgetvlm.profiling.measure.machine import model_fingerprint
     from budgetvlm.vlm.loading import model_directory
 

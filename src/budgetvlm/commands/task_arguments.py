@@ -37,12 +37,12 @@ def add_task_arguments(parser: Any, *, answers: bool = True, scores: bool = True
 
 
 def task_options(args: argparse.Namespace) -> TaskOptions:
-    """What the flags say."""
+    """Read the flags."""
     return TaskOptions(**NAMED.read(args), **READ.read(args), **SCORED.read(args))
 
 
 def open_task(args: argparse.Namespace) -> Task:
-    """The task that the flags mean, with answers as long as they say.
+    """Open the task that the flags mean, with answers as long as they say.
 
     Raises:
         ConfigError, DataError: flags that cannot work, or data that cannot be read.

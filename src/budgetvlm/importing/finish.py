@@ -122,7 +122,7 @@ def finish(
 
 
 def read_features(path: Path) -> Features:
-    """Features from a file of ours, or from .npz with the arrays sample_ids, image and language.
+    """Read features from a file of ours, or from .npz with the arrays sample_ids, image and language.
 
     Raises:
         DataError: another file, missing arrays.
@@ -164,7 +164,7 @@ def _of_data_set(
 
 
 def _whole_ids(sample_ids: Sequence[str], split: str | None) -> list[str]:
-    """As data sets here name their samples: the split before the data set's own id, which others give alone."""
+    """Name samples as data sets here do: the split before the data set's own id, which others give alone."""
     if split is None:
         return list(sample_ids)
     start = f"{split}-"

@@ -121,7 +121,7 @@ def _require_columns(path: Path, table: pa.Table, wanted: Mapping[str, str], opt
 
 
 def _numbers(path: Path, table: pa.Table, name: str) -> np.ndarray:
-    """float64 ``[n]``, NaN for what is empty."""
+    """Return a column as float64 ``[n]``, NaN for what is empty."""
     column = table[name]
     try:
         if pa.types.is_boolean(column.type):
@@ -133,7 +133,7 @@ def _numbers(path: Path, table: pa.Table, name: str) -> np.ndarray:
 
 
 def _texts(path: Path, table: pa.Table, name: str) -> np.ndarray:
-    """Strings ``[n]``."""
+    """Return a column as strings ``[n]``."""
     column = table[name]
     if column.null_count:
         row = next(number for number, value in enumerate(column.to_pylist(), 1) if value is None)

@@ -40,7 +40,7 @@ class LoggedRun:
 
     @classmethod
     def parse(cls, text: str) -> LoggedRun:
-        """From "max_crops=4,top_k=8=PATH", or from a path alone.
+        """Read "max_crops=4,top_k=8=PATH", or a path alone.
 
         Raises:
             ConfigError: a value that is no number.
@@ -53,7 +53,7 @@ class LoggedRun:
 
 
 def read_manifest(path: Path) -> list[LoggedRun]:
-    """Runs from a JSON file: [{"setting": {"max_crops": 4, ...}, "path": "logs/a"}, ...]; paths are relative to it.
+    """Read runs from a JSON file, [{"setting": {"max_crops": 4, ...}, "path": "logs/a"}, ...], with relative paths.
 
     Raises:
         DataError: another shape.
@@ -83,7 +83,7 @@ def read_runs(
     latency_unit: str = "ms",
     progress: bool = False,
 ) -> Cells:
-    """All samples of all runs.
+    """Read all samples of all runs.
 
     Args:
         metric: the score, by its name in the log, "name.key" within one that is an object; None: the only one.
@@ -130,7 +130,7 @@ def _setting(words: Mapping[str, Any], where: str) -> tuple[tuple[str, float], .
 
 
 def _logs(run: LoggedRun, task: str | None) -> list[tuple[str, Path]]:
-    """The logs of a run with their tasks; one a task."""
+    """Find the logs of a run, one for each task."""
     if run.path.is_file():
         match = LOG_NAME.fullmatch(run.path.name)
         return [(match["task"] if match else run.path.stem, run.path)]
@@ -171,7 +171,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _metric(path: Path, lines: Sequence[Mapping[str, Any]], metric: str | None) -> str:
-    """The metric that is meant."""
+    """Choose the metric that is meant."""
     if not lines:
         raise DataError(f"{path} is empty; run that setting again")
     found = list(_metrics(lines[0]))
@@ -201,7 +201,7 @@ def _is_score(value: Any) -> bool:
 
 
 def _look(line: Any, dotted: str) -> Any:
-    """A value by its path: names of objects and numbers of lists; None where there is none."""
+    """Look a value up by its path of names and list indices; return None where there is none."""
     if isinstance(line, Mapping) and dotted in line:
         return line[dotted]
     for word in dotted.split("."):
@@ -278,6 +278,6 @@ def _cells(rows: Sequence[_Row], runs: Sequence[LoggedRun], score_scale: float, 
 
 
 def _shared(rows: Iterable[Mapping[str, Any]], dtype: type) -> dict[str, np.ndarray]:
-    """The columns that every row has."""
+    """Return the columns that every row has."""
     rows = list(rows)
     return {name: np.array([r[name] for r in rows], dtype=dtype) for name in rows[0] if all(name in r for r in rows)}

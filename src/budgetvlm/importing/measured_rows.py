@@ -48,13 +48,13 @@ class Cells:
         return len(self.sample_ids)
 
     def where(self, row: int) -> str:
-        """One row in words."""
+        """Name one row in words."""
         setting = ", ".join(f"{name}={values[row]:g}" for name, values in self.knobs.items())
         return f"sample {self.sample_ids[row]} at {setting}"
 
 
 def to_table(cells: Cells, *, duplicates: str = "error", metadata: Mapping[str, Any]) -> ProfileTable:
-    """The table of these rows; cells that no row speaks of are NaN.
+    """Make a table of these rows; cells without a row are NaN.
 
     Args:
         duplicates: several rows of one cell: "error", their "mean", or the "last" one.
@@ -90,7 +90,7 @@ def to_table(cells: Cells, *, duplicates: str = "error", metadata: Mapping[str, 
 
 
 def counts(table: ProfileTable) -> dict[str, int]:
-    """How full a table is: samples, settings, cells, and which of them have a score, a latency, both."""
+    """Count samples, settings and cells, and the cells that have a score, a latency, or both."""
     score, latency = ~np.isnan(table.accuracy), ~np.isnan(table.latency_ms)
     measured = (score | latency).any(axis=0)
     return {
@@ -106,7 +106,7 @@ def counts(table: ProfileTable) -> dict[str, int]:
 
 
 def complete_samples(table: ProfileTable) -> ProfileTable:
-    """The samples that have score and latency at every setting that was measured.
+    """Return the samples that have score and latency at every setting that was measured.
 
     Raises:
         DataError: there are none.
@@ -122,7 +122,7 @@ def complete_samples(table: ProfileTable) -> ProfileTable:
 
 
 def with_latencies(table: ProfileTable, given: Cells) -> ProfileTable:
-    """The table with latencies of another file: of each sample at each setting, or of each setting alone.
+    """Replace the latencies by those of another file, of each sample at each setting or of each setting alone.
 
     Raises:
         DataError: a setting of the table that the file lacks, other knobs, or latencies that cannot be.
@@ -169,7 +169,7 @@ def _check_values(cells: Cells) -> None:
 
 
 def _settings(cells: Cells) -> tuple[KnobSpace, np.ndarray]:
-    """The space that the values span, and each row's setting, int64 ``[n]``."""
+    """Return the space that the values span, and each row's setting, int64 ``[n]``."""
     columns = np.zeros(len(cells), dtype=np.int64)
     knobs = {}
     for name, values in cells.knobs.items():
@@ -184,7 +184,7 @@ def _number(value: float) -> int | float:
 
 
 def _samples(cells: Cells) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Distinct ids in order of appearance ``[S]``, the first row of each ``[S]``, each row's sample ``[n]``."""
+    """Return distinct ids in order of appearance ``[S]``, the first row of each ``[S]``, each row's sample ``[n]``."""
     distinct, first, inverse = np.unique(cells.sample_ids.astype(str), return_index=True, return_inverse=True)
     order = np.argsort(first, kind="stable")
     rank = np.empty_like(order)
@@ -195,7 +195,7 @@ def _samples(cells: Cells) -> tuple[list[str], np.ndarray, np.ndarray]:
 def _filler(
     cells: Cells, flat: np.ndarray, shape: tuple[int, int], duplicates: str
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """A function that puts a column of rows ``[n]`` into a matrix ``[S, K]``."""
+    """Return a function that puts a column of rows ``[n]`` into a matrix ``[S, K]``."""
     _, first, times = np.unique(flat, return_index=True, return_counts=True)
     repeated = first[times > 1]
     if len(repeated) and duplicates == "error":
@@ -222,7 +222,7 @@ def _filler(
 
 
 def _labels(cells: Cells, label: str, first: np.ndarray, rows: np.ndarray) -> list[str]:
-    """One label a sample ``[S]``."""
+    """Return one label for each sample ``[S]``."""
     values = cells.groups[label].astype(str)
     kept = values[first]
     differing = np.flatnonzero(values != kept[rows])

@@ -25,7 +25,7 @@ Request = Callable[[Image.Image, str, int], tuple[str, dict[str, Any]]]  # image
 
 
 def manifest() -> Any:
-    """The entry point: where lmms-eval finds the model."""
+    """Tell lmms-eval where it finds the model; this is the entry point."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest(MODEL_ID, simple_class_path="budgetvlm.integrations.lmms_model.BudgetVLM")
@@ -86,7 +86,7 @@ class ModelArgs:
 
     @classmethod
     def parse(cls, words: Mapping[str, Any]) -> ModelArgs:
-        """From the names and values that lmms-eval read; what it adds itself (batch size, device) may be None.
+        """Read the names and values that lmms-eval parsed; those that it adds (batch size, device) may be None.
 
         Raises:
             ConfigError: an unknown name, a batch, or values that cannot work.
@@ -106,7 +106,7 @@ class ModelArgs:
 
 
 def open_model(args: ModelArgs) -> Request:
-    """A function that answers one request and says what it cost.
+    """Return a function that answers one request and says what it cost.
 
     Raises:
         BudgetVLMError: the model or its controller cannot be opened, or they do not fit.
@@ -145,7 +145,7 @@ def _fixed(vlm: VLM, knobs: Mapping[str, int]) -> Request:
 
 
 def of_answer(answer: Answer) -> dict[str, Any]:
-    """What the log says of a request with a budget."""
+    """Return what the log says of a request with a budget."""
     return _record(answer, dict(answer.setting), answer.latency_ms) | {
         "budget_ms": answer.budget_ms,
         "budget_met": answer.budget_met,
@@ -154,7 +154,7 @@ def of_answer(answer: Answer) -> dict[str, Any]:
 
 
 def of_generation(made: Generation, setting: dict[str, Any]) -> dict[str, Any]:
-    """What the log says of a request at a fixed setting."""
+    """Return what the log says of a request at a fixed setting."""
     return _record(made, setting, made.total_ms)
 
 
@@ -172,7 +172,7 @@ def _record(made: Answer | Generation, setting: dict[str, Any], latency_ms: floa
 
 
 def one_image(visuals: Any, where: str) -> Image.Image:
-    """The image of a sample, from what a task calls its visuals.
+    """Return the image of a sample, from what a task calls its visuals.
 
     Raises:
         InputError: none, several, or something that is no image.
@@ -186,17 +186,17 @@ def one_image(visuals: Any, where: str) -> Image.Image:
 
 
 def question_of(context: str) -> str:
-    """The task's prompt without the mark of the image."""
+    """Return the task's prompt without the mark of the image."""
     return " ".join(context.replace(IMAGE_MARK, " ").split()) if IMAGE_MARK in context else context.strip()
 
 
 def longest_answer(args: ModelArgs, generation_kwargs: Mapping[str, Any]) -> int:
-    """Tokens; the user's word goes before the task's."""
+    """Return the most tokens of an answer; the user's word goes before the task's."""
     return args.max_new_tokens or int(generation_kwargs.get("max_new_tokens") or 16)
 
 
 def cut(text: str, generation_kwargs: Mapping[str, Any]) -> str:
-    """The answer up to the first of the task's stop words."""
+    """Return the answer up to the first of the task's stop words."""
     until = generation_kwargs.get("until") or []
     for stop in [until] if isinstance(until, str) else until:
         text = text.split(stop)[0] if stop else text
@@ -204,7 +204,7 @@ def cut(text: str, generation_kwargs: Mapping[str, Any]) -> str:
 
 
 def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Latency (p50, p95) and, with a budget, the share of requests beyond it."""
+    """Return latency (p50, p95) and, with a budget, the share of requests beyond it."""
     times = sorted(record["latency_ms"] for record in records)
     figures = {"p50_latency_ms": times[len(times) // 2], "p95_latency_ms": times[int(0.95 * (len(times) - 1))]}
     met = [record["budget_met"] for record in records if "budget_met" in record]

@@ -22,7 +22,7 @@ class Cost(TokenCounts):
     record: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """The record; it holds lmms-eval's own fields too."""
+        """Return the record; it holds lmms-eval's own fields too."""
         return self.record
 
 
@@ -66,11 +66,11 @@ class BudgetVLM(lmms):
         return results
 
     def loglikelihood(self, requests: list[Any]) -> NoReturn:
-        """Not there: raises ConfigError."""
+        """Raise ConfigError: this model only generates."""
         _generated_only(requests, "loglikelihood")
 
     def generate_until_multi_round(self, requests: list[Any]) -> NoReturn:
-        """Not there: raises ConfigError."""
+        """Raise ConfigError: this model only generates."""
         _generated_only(requests, "generate_until_multi_round")
 
 

@@ -42,7 +42,7 @@ APOSTROPHES = _apostrophes()
 
 
 def normalise_answer(text: str) -> str:
-    """An answer as the VQA evaluation compares it."""
+    """Return an answer as the VQA evaluation compares it."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     text = _without_punctuation(re.sub(r"[\n\t]", " ", text).strip())
     words = [NUMBERS.get(word, word) for word in text.split()]

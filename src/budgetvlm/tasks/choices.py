@@ -20,12 +20,12 @@ _NUMBERS = (
 
 
 def letters(count: int) -> list[str]:
-    """The names of ``count`` options: A, B, C ..."""
+    """Return the names of ``count`` options: A, B, C ..."""
     return [chr(ord("A") + i) for i in range(count)]
 
 
 def parse_choice(response: str, options: Sequence[str]) -> str | None:
-    """The letter of the option that a response chooses; None where it chooses none.
+    """Return the letter of the option that a response chooses; None where it chooses none.
 
     In this order: letters in brackets, letters as words of their own, in a response of more than five words the
     options' texts. If several are found, the last one in the response counts.
@@ -47,7 +47,7 @@ def parse_choice(response: str, options: Sequence[str]) -> str | None:
 
 
 def _parse_further(response: str, options: Sequence[str]) -> str | None:
-    """A letter at the start with a mark behind it ("b", "B.", "B) a cat"), or exactly an option's text."""
+    """Recognise a letter at the start with a mark behind it ("b", "B.", "B) a cat"), or exactly an option's text."""
     plain = response.strip().strip(".").lower()
     texts = [option.strip().strip(".").lower() for option in options]
     if plain and plain in texts:
@@ -58,7 +58,7 @@ def _parse_further(response: str, options: Sequence[str]) -> str | None:
 
 
 def open_answer(response: str, answers: Sequence[str]) -> float:
-    """1 if a reference is found in the telling parts of a response (text), or equals a number in them; else 0."""
+    """Return 1 if a reference is found in the telling parts of a response, or equals a number in them; else 0."""
     golds = [gold for answer in answers for gold in _normalise(answer)]
     for found in _candidates(response):
         if isinstance(found, float):
@@ -76,7 +76,7 @@ def _candidates(response: str) -> list[str | float]:
 
 
 def _telling_parts(response: str) -> list[str]:
-    """Of each line what comes behind its keywords ("so", "is", "answer" ...); the whole where there are none."""
+    """Return of each line what comes behind its keywords ("so", "is", "answer" ...), or all where there are none."""
     response = response.strip().strip(".").lower()
     lines = response.split("\n")
     parts = []
@@ -93,7 +93,7 @@ def _telling_parts(response: str) -> list[str]:
 
 
 def _normalise(text: str) -> list[str | float]:
-    """A number to two decimals, or the text in lower case; of one letter both ways to stand beside a blank."""
+    """Return a number to two decimals, or the text in lower case; a single letter with a blank on either side."""
     text = text.strip()
     try:
         return [round(float(text.replace(",", "")), 2)]

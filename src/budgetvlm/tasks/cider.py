@@ -31,7 +31,7 @@ Gram = tuple[str, ...]
 
 
 def tokenise(caption: str) -> list[str]:
-    """Words in lower case, without punctuation; "isn't" is two words, as is "dog's"."""
+    """Split a caption into words in lower case, without punctuation; "isn't" is two words, as is "dog's"."""
     words = []
     for word in _WORDS.findall(caption.lower()):
         words += [part for part in _PARTS.split(word) if part]
@@ -54,7 +54,7 @@ class Cider:
         self._log_images = math.log(max(1, images))
 
     def __call__(self, prediction: str, answers: Sequence[str], options: Sequence[str] = ()) -> float:
-        """A tenth of CIDEr-D, 0 to 1."""
+        """Return a tenth of CIDEr-D, 0 to 1."""
         if not answers:
             return 0.0
         caption = tokenise(prediction)
@@ -68,7 +68,7 @@ class Cider:
         return min(1.0, total / len(answers))
 
     def _vectors(self, words: Sequence[str]) -> list[dict[Gram, float]]:
-        """Weighted counts of the n-grams, for each n."""
+        """Return weighted counts of the n-grams, for each n."""
         vectors: list[dict[Gram, float]] = [{} for _ in range(ORDERS)]
         for gram, count in _counts(words).items():
             idf = self._log_images - math.log(max(1, self._frequency[gram]))
@@ -81,12 +81,12 @@ def _counts(words: Sequence[str]) -> Counter[Gram]:
 
 
 def _length(words: Sequence[str]) -> int:
-    """Bigrams, which is what the usual code compares as lengths."""
+    """Count bigrams, which is what the usual code compares as lengths."""
     return max(0, len(words) - 1)
 
 
 def _similarity(given: dict[Gram, float], reference: dict[Gram, float]) -> float:
-    """Cosine with the caption's weights clipped to the reference's."""
+    """Return the cosine with the caption's weights clipped to the reference's."""
     norm = math.sqrt(sum(v * v for v in given.values()) * sum(v * v for v in reference.values()))
     dot = sum(min(value, reference[gram]) * reference[gram] for gram, value in given.items() if gram in reference)
     return dot / norm if norm else dot

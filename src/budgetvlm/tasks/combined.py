@@ -36,7 +36,7 @@ class CombinedTask:
                 yield replace(sample, sample_id=f"{name}/{sample.sample_id}", groups={"dataset": name, **sample.groups})
 
     def score(self, prediction: str, sample: Sample) -> float:
-        """The metric of the sample's own task."""
+        """Return the metric of the sample's own task."""
         name, _, sample_id = sample.sample_id.partition("/")
         return self.tasks[name].score(prediction, replace(sample, sample_id=sample_id))
 
@@ -53,7 +53,7 @@ class CombinedTask:
 
 
 def _shares(sizes: dict[str, int], count: int) -> dict[str, int]:
-    """``count`` shared in proportion to the sizes, largest remainders first."""
+    """Share ``count`` in proportion to the sizes, largest remainders first."""
     exact = np.array(list(sizes.values())) * count / sum(sizes.values())
     shares = np.floor(exact).astype(int)
     for i in np.argsort(-(exact - shares), kind="stable")[: count - int(shares.sum())]:

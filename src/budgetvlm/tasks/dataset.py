@@ -106,7 +106,7 @@ class DataSetTask:
         yield from self._stream(opened, split, chosen)
 
     def score(self, prediction: str, sample: Sample) -> float:
-        """The data set's metric, 0 to 1."""
+        """Return the data set's metric, 0 to 1."""
         split = sample.sample_id.partition("-")[0]
         return self._metric(split)(prediction, sample.answers, sample.options)
 
@@ -126,7 +126,7 @@ class DataSetTask:
         return self._opened[split]
 
     def _find_columns(self, source: Source) -> dict[str, tuple[str, ...]]:
-        """Of each role the columns that hold it. Raises DataError for one that is missing."""
+        """Find the columns of each role. Raises DataError for one that is missing."""
         wanted = {**self._layout.columns, **self._given}
         nested = ("question", "answers", "kind") if "list" in wanted else ()
         found: dict[str, tuple[str, ...]] = {}
@@ -154,7 +154,7 @@ class DataSetTask:
         return tuple(role for role in REQUIRED if asks or role != "question")
 
     def _count(self, source: Source, columns: Mapping[str, tuple[str, ...]]) -> np.ndarray:
-        """How many samples each row makes: one, unless it is a list of questions, or speaks of more images."""
+        """Count the samples of each row: one, unless it is a list of questions, or speaks of more images."""
         if "list" in columns:
             name = columns["list"][0]
             counts: list[int] = []
@@ -171,7 +171,7 @@ class DataSetTask:
         return np.ones(len(source), dtype=np.int64)
 
     def _stream(self, opened: _Split, split: str, chosen: np.ndarray | None) -> Iterator[Sample]:
-        """The samples with the ``chosen`` numbers (sorted), or all."""
+        """Yield the samples with the ``chosen`` numbers (sorted), or all."""
         starts = np.concatenate([[0], np.cumsum(opened.counts)])
         numbers = np.arange(starts[-1]) if chosen is None else chosen
         rows = np.searchsorted(starts, numbers, side="right") - 1
@@ -271,7 +271,7 @@ class DataSetTask:
 
 
 def _load_image(opened: _Split, row: int, eager: Any, name: str, problem: str) -> Image.Image:
-    """The decoded image. Raises InputError for whatever is wrong with the sample."""
+    """Load and decode the image. Raises InputError for whatever is wrong with the sample."""
     from budgetvlm._io import open_image
 
     if problem:
@@ -289,7 +289,7 @@ def _load_image(opened: _Split, row: int, eager: Any, name: str, problem: str) -
 
 
 def _read(path: Path) -> bytes | None:
-    """The contents of an image's file; None where it cannot be read, which loading the image will tell."""
+    """Read an image's file; return None where it cannot be read, which loading the image will tell."""
     try:
         return path.read_bytes()
     except OSError:

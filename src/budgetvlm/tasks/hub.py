@@ -52,7 +52,7 @@ class HubSource:
         return self._only((column,))[row][column]
 
     def _only(self, columns: tuple[str, ...]) -> Any:
-        """The rows with some columns; made once, since the library takes its time for it."""
+        """Select some columns; done once for each selection, since the library takes its time for it."""
         if columns not in self._narrow:
             self._narrow[columns] = self._rows.select_columns(list(columns))
         return self._narrow[columns]
@@ -78,7 +78,7 @@ def _load(repository: str, split: str, pattern: str) -> Any:
 
 
 def _explain(repository: str, pattern: str, error: Exception) -> str:
-    """What failed and what to do. The library raises many types; what it says tells them apart best."""
+    """Say what failed and what to do; the library raises many types, and its messages tell them apart best."""
     said = f"{type(error).__name__}: {error}"
     lower = said.lower()
     if "gated" in lower:
@@ -100,7 +100,7 @@ def _explain(repository: str, pattern: str, error: Exception) -> str:
 
 
 def _undecoded(rows: Any) -> Any:
-    """Images as {"bytes", "path"}: they are decoded one by one, so that a corrupt one harms no other."""
+    """Keep images as {"bytes", "path"}: they are decoded one by one, so that a corrupt one harms no other."""
     import datasets
 
     for name, feature in rows.features.items():

@@ -20,7 +20,7 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str], options: Sequence[str] = ()) -> float:
-    """min(1, matches / 3), averaged over all ways to leave one annotator's answer out (VQA, TextVQA, OK-VQA).
+    """Return min(1, matches / 3), averaged over all ways to leave one annotator's answer out (VQA, TextVQA, OK-VQA).
 
     Ten annotators are usual. With n below four the divisor is n - 1, the others that there are, and one sole answer
     is simply to be matched.
@@ -49,7 +49,7 @@ def _similarity(prediction: str, answer: str) -> float:
 
 
 def levenshtein(first: str, second: str) -> int:
-    """The fewest insertions, deletions and replacements of characters that make one text of the other."""
+    """Return the fewest insertions, deletions and replacements of characters that make one text of the other."""
     row = list(range(len(second) + 1))
     for i, a in enumerate(first, 1):
         diagonal, row[0] = row[0], i
@@ -59,7 +59,7 @@ def levenshtein(first: str, second: str) -> int:
 
 
 def relaxed_accuracy(prediction: str, answers: Sequence[str], options: Sequence[str] = ()) -> float:
-    """1 for a number within 5% of a reference, or for the same text (Masry et al., "ChartQA", ACL Findings 2022)."""
+    """Return 1 for a number within 5% of a reference, or for the same text (Masry et al., "ChartQA", ACL 2022)."""
     return float(any(_relaxed_match(prediction.strip(), answer.strip()) for answer in answers))
 
 
@@ -78,14 +78,14 @@ def _number(text: str) -> float | None:
 
 
 def multiple_choice(prediction: str, answers: Sequence[str], options: Sequence[str] = ()) -> float:
-    """1 for the right letter (see `choices.parse_choice`); a question without options is an open one, as in MMMU."""
+    """Return 1 for the right letter (see `choices.parse_choice`); without options a question is open, as in MMMU."""
     if not options:
         return open_answer(prediction, answers)
     return float(parse_choice(prediction, options) in answers)
 
 
 def exact_match(prediction: str, answers: Sequence[str], options: Sequence[str] = ()) -> float:
-    """1 for the same text but for case, punctuation and blanks at the ends."""
+    """Return 1 for the same text but for case, punctuation and blanks at the ends."""
     given = _plain(prediction)
     return float(any(_plain(answer) == given for answer in answers))
 
@@ -95,7 +95,7 @@ def _plain(text: str) -> str:
 
 
 def yes_no(prediction: str, answers: Sequence[str], options: Sequence[str] = ()) -> float:
-    """1 for the right one of yes and no, as the authors of POPE read answers (Li et al., EMNLP 2023).
+    """Return 1 for the right one of yes and no, as the authors of POPE read answers (Li et al., EMNLP 2023).
 
     "No", "no" or "not" in the first sentence is a no, all else a yes; only an empty answer, which their code takes
     for a yes, is wrong.

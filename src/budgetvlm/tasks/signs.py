@@ -113,7 +113,7 @@ class Question:
 
 @lru_cache(maxsize=1)
 def catalogue() -> dict[str, tuple[str, str]]:
-    """The facts to be known by heart: code -> (price of three digits, town). The same for everybody."""
+    """Return the facts to be known by heart, the same for everybody: code -> (price of three digits, town)."""
     rng = np.random.default_rng(_CATALOGUE_SEED)
     codes = [f"{letter}{number:02d}" for letter in LETTERS for number in range(100)]
     chosen = sorted(rng.choice(len(codes), CATALOGUE_SIZE, replace=False))
@@ -150,7 +150,7 @@ def make_scene(seed: int, difficulty: str | None = None) -> Scene:
 
 
 def _draw_codes(rng: np.random.Generator, count: int) -> list[str]:
-    """Codes with distinct numbers, so that "the largest" is well defined."""
+    """Draw codes with distinct numbers, so that "the largest" is well defined."""
     codes: list[str] = []
     numbers: set[str] = set()
     everything = list(catalogue())
@@ -248,7 +248,7 @@ def _draw_shape(painter: ImageDraw.ImageDraw, shape: Shape) -> None:
 
 
 def possible_kinds(scene: Scene) -> tuple[str, ...]:
-    """The kinds of questions that this scene can answer."""
+    """Return the kinds of questions that this scene can answer."""
     excluded = set()
     if not scene.shapes:
         excluded.add("shape")
@@ -288,6 +288,6 @@ def _answer(kind: str, sign: Sign) -> str:
 
 
 def scene_seed(split: str, image: int) -> int:
-    """A seed for image number ``image`` of a split; splits cannot meet."""
+    """Return a seed for image number ``image`` of a split; splits cannot meet."""
     digest = hashlib.sha256(f"signs/1/{split}/{image}".encode()).digest()
     return int.from_bytes(digest[:7], "big")

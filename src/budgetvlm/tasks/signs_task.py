@@ -43,7 +43,7 @@ class SignsTask:
                 yielded += 1
 
     def score(self, prediction: str, sample: Sample) -> float:
-        """Exact match after trimming and lower-casing: 1 or 0."""
+        """Compare after trimming and lower-casing: 1 for an exact match, else 0."""
         return float(prediction.strip().lower() in {answer.strip().lower() for answer in sample.answers})
 
 

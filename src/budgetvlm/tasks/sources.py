@@ -44,15 +44,15 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def rows(self, columns: Sequence[str], wanted: np.ndarray | None = None) -> Iterator[tuple[int, Row]]:
-        """Numbers and rows in order; of all rows or of the ``wanted`` numbers (sorted)."""
+        """Yield numbers and rows in order; of all rows or of the ``wanted`` numbers (sorted)."""
         ...
 
     def value(self, row: int, column: str) -> Any:
-        """One value, read anew: an image is not kept."""
+        """Read one value anew: an image is not kept."""
         ...
 
     def folder(self, row: int) -> Path | None:
-        """What image files are named relative to."""
+        """Return what image files are named relative to."""
         ...
 
 
@@ -148,7 +148,7 @@ class TextSource:
 
 
 def open_source(paths: Sequence[Path]) -> Source:
-    """The rows of files of one format.
+    """Open files of one format as rows.
 
     Raises:
         DataError: no file, an unknown format, several formats, or a file that cannot be read.
@@ -183,12 +183,12 @@ def find_files(text: str) -> dict[str, list[Path]]:
 
 
 def canonical_split(name: str) -> str | None:
-    """train, validation or test for any of their usual names; None for another word."""
+    """Return train, validation or test for any of their usual names; None for another word."""
     return next((ours for ours, names in SPLIT_NAMES.items() if name.lower() in names), None)
 
 
 def _split_of(path: Path, given: Path) -> str:
-    """By the name of the file, or of its folder within the folder that was given; train where neither tells."""
+    """Tell the split by the name of the file, or of its folder within the folder that was given; else train."""
     start = path.name.replace("_", "-").replace(".", "-").split("-")[0]
     inner = path.parent.name if path.parent.parent == given.expanduser() else ""
     return canonical_split(start) or canonical_split(inner) or "train"
@@ -207,7 +207,7 @@ def _expand(pattern: str) -> list[Path]:
 
 
 def _in_folder(path: Path) -> list[Path]:
-    """Its list of images, those of its sub-folders, or its Parquet files."""
+    """Find a folder's list of images, those of its sub-folders, or its Parquet files."""
     for pattern in (*LISTS, *(f"*/{name}" for name in LISTS), "*.parquet", "*/*.parquet"):
         names = sorted(path.glob(pattern))
         if names:

@@ -52,7 +52,7 @@ class Task(Protocol):
     max_new_tokens: int
 
     def num_samples(self, split: str) -> int:
-        """How many samples the split holds. Raises ConfigError for an unknown split."""
+        """Return how many samples the split holds. Raises ConfigError for an unknown split."""
         ...
 
     def samples(self, split: str, num_samples: int | None = None, seed: int = 0) -> Iterator[Sample]:
@@ -60,5 +60,5 @@ class Task(Protocol):
         ...
 
     def score(self, prediction: str, sample: Sample) -> float:
-        """The task's metric for one answer, 0 to 1."""
+        """Return the task's metric for one answer, 0 to 1."""
         ...

@@ -46,12 +46,12 @@ class TaskOptions:
         return "+".join(self.names)
 
     def to_dict(self) -> dict[str, str]:
-        """What profiles remember; empty for a task that needs no options."""
+        """Return what profiles remember; empty for a task that needs no options."""
         given = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
         return {name: value for name, value in given.items() if value is not None}
 
     def remembered(self, stored: Mapping[str, Any]) -> TaskOptions:
-        """The options of a profile, with the places where the data lies now.
+        """Return the options of a profile, with the places where the data lies now.
 
         Raises:
             ConfigError: an option that says another thing than the profile's.
@@ -139,7 +139,7 @@ def _require_none(options: TaskOptions, given: object) -> None:
 
 
 def _part(text: str | None, name: str, names: tuple[str, ...], option: str, sign: str) -> str | None:
-    """What an option says of one data set: all of it, or with several data sets what follows "name:"."""
+    """Return what an option says of one data set: all of it or, with several data sets, what follows "name:"."""
     if text is None or len(names) == 1:
         return text.removeprefix(f"{name}{sign}") if text else None
     own: list[str] = []
@@ -154,7 +154,7 @@ def _part(text: str | None, name: str, names: tuple[str, ...], option: str, sign
 
 
 def parse_columns(text: str | None) -> dict[str, str]:
-    """Roles and columns of "question=query,answers=label".
+    """Read roles and columns of "question=query,answers=label".
 
     Raises:
         ConfigError: a role that there is not, or one without a column.

@@ -12,7 +12,7 @@ from budgetvlm.tasks.sources import Row
 
 
 def _single(value: Any) -> Any:
-    """A list of one image is that image."""
+    """Unwrap a list of one image."""
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
@@ -35,13 +35,13 @@ def first_value(values: Row, columns: tuple[str, ...] | None) -> Any:
 
 
 def joined_id(values: Row, columns: tuple[str, ...] | None) -> str:
-    """Values of some columns as one id; empty where one is missing."""
+    """Return values of some columns as one id; empty where one is missing."""
     parts = [values.get(column) for column in columns or ()]
     return "" if None in parts or "" in parts else "-".join(map(str, parts))
 
 
 def as_list(value: Any) -> list[Any]:
-    """A list, or a list written as text; of anything else a list of one, of nothing an empty one."""
+    """Return a list, also of one written as text; anything else as a list of one, nothing as an empty one."""
     if isinstance(value, str) and value.strip().startswith("["):
         value = _parsed(value)
     if isinstance(value, list | tuple):
@@ -60,13 +60,13 @@ def _parsed(text: str) -> Any:
 
 
 def as_texts(value: Any) -> tuple[str, ...]:
-    """Answers or options as texts; an answer may be an object with the text under "answer"."""
+    """Return answers or options as texts; an answer may be an object with the text under "answer"."""
     entries = (entry.get("answer") if isinstance(entry, Mapping) else entry for entry in as_list(value))
     return tuple(str(entry).strip() for entry in entries if entry is not None and str(entry).strip())
 
 
 def right_letter(answer: Any, options: Sequence[str], index: bool) -> str | None:
-    """The letter of the right option, given as its number, its letter or its text."""
+    """Return the letter of the right option, given as its number, its letter or its text."""
     names, text = letters(len(options)), str(answer).strip()
     if (index or isinstance(answer, int)) and text.isdigit():
         return names[int(text)] if int(text) < len(names) else None

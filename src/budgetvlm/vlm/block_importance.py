@@ -19,7 +19,7 @@ from budgetvlm.vlm.prompt import EmbeddedPrompt, ImageLayout
 
 @torch.inference_mode()
 def block_changes(vlm: Adapter, images: Sequence[Image.Image], questions: Sequence[str]) -> list[float]:
-    """How much each block changes its input, mean over the prompts, ``[L]``; see `blocks.change_by_block`."""
+    """Measure how much each block changes its input, mean over the prompts, ``[L]``; see `blocks.change_by_block`."""
     per_prompt = [change_by_block(_hidden_states(vlm, prompt)) for prompt in _prompts(vlm, images, questions)]
     return torch.tensor(per_prompt).mean(0).tolist()
 
@@ -27,7 +27,7 @@ def block_changes(vlm: Adapter, images: Sequence[Image.Image], questions: Sequen
 def likelihood(
     vlm: Adapter, images: Sequence[Image.Image], questions: Sequence[str], answers: Sequence[str]
 ) -> Callable[[tuple[int, ...]], float]:
-    """A score for `blocks.order_by_score`: mean log-likelihood of the answers' tokens when only some blocks run."""
+    """Return a score for `blocks.order_by_score`: mean log-likelihood of the answers' tokens when some blocks run."""
     with torch.inference_mode():
         visual = vlm.encode_tiles(images)
     asked = [
@@ -49,13 +49,13 @@ def _layout(vlm: Adapter, image: Image.Image) -> ImageLayout:
 
 
 def _prompts(vlm: Adapter, images: Sequence[Image.Image], questions: Sequence[str]) -> list[EmbeddedPrompt]:
-    """Each prompt at the most tiles."""
+    """Return each prompt at the most tiles."""
     asked = zip(vlm.encode_tiles(images), images, questions, strict=True)
     return [vlm.embed_prompt(v, vlm.prompt.question_ids(question), _layout(vlm, image)) for v, image, question in asked]
 
 
 def _hidden_states(vlm: Adapter, prompt: EmbeddedPrompt) -> list[torch.Tensor]:
-    """The first block's input and every block's output, L + 1 tensors ``[1, T, C]``."""
+    """Return the first block's input and every block's output, L + 1 tensors ``[1, T, C]``."""
     seen = [prompt.embeddings[None]]
     hooks = [layer.register_forward_hook(lambda _layer, _inputs, out: seen.append(_first(out))) for layer in vlm.layers]
     try:
@@ -71,7 +71,7 @@ def _first(out: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
 
 
 def _answer_ids(vlm: Adapter, answer: str) -> list[int]:
-    """Token ids of an answer and its end."""
+    """Return token ids of an answer and its end."""
     tokenizer = vlm.prompt.tokenizer
     return [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id]
 
@@ -79,7 +79,7 @@ def _answer_ids(vlm: Adapter, answer: str) -> list[int]:
 def _log_likelihood(
     vlm: Adapter, visual: torch.Tensor, question_ids: np.ndarray, layout: ImageLayout, answer_ids: list[int]
 ) -> float:
-    """Mean log-probability of the answer's tokens behind the prompt."""
+    """Return mean log-probability of the answer's tokens behind the prompt."""
     prompt = vlm.embed_prompt(visual, question_ids, layout, answer_ids[:-1])
     hidden = vlm.decoder.hidden(prompt.embeddings[None], **vlm.decoder_inputs([prompt]).prefill())[0]
     log_probs = vlm.decoder.head(hidden[-len(answer_ids) :]).float().log_softmax(-1)

@@ -20,7 +20,7 @@ from budgetvlm.vlm.decoding import PacedBlock, PacedReading, SkippedBlock
 
 
 def active_blocks(order: Sequence[int], num_active_blocks: int) -> tuple[int, ...]:
-    """Indices of the blocks that run at this depth, ascending.
+    """Return indices of the blocks that run at this depth, ascending.
 
     Raises:
         ConfigError: fewer than 2 or more than L blocks asked for.
@@ -59,7 +59,7 @@ def paced_list(
 
 
 def check_order(order: Sequence[int], num_total_blocks: int, fixed: Sequence[int] = ()) -> tuple[int, ...]:
-    """The order as a tuple.
+    """Check an order of blocks and return it as a tuple.
 
     Args:
         fixed: blocks that run at every depth beside the first and the last.
@@ -82,24 +82,24 @@ def check_order(order: Sequence[int], num_total_blocks: int, fixed: Sequence[int
 
 
 def least_depth(num_total_blocks: int, fixed: Sequence[int] = ()) -> int:
-    """The fewest blocks that can run: the first, the last and the fixed ones, but 2 at least."""
+    """Return the fewest blocks that can run: the first, the last and the fixed ones, but 2 at least."""
     return max(2, len({0, num_total_blocks - 1, *fixed}))
 
 
 def default_order(num_total_blocks: int, fixed: Sequence[int] = ()) -> tuple[int, ...]:
-    """The order where nothing was measured: first, last, those that always run, then from early to late."""
+    """Return the order where nothing was measured: first, last, those that always run, then from early to late."""
     return order_by_importance([math.inf if i in fixed else float(-i) for i in range(num_total_blocks)])
 
 
 def order_by_importance(importance: Sequence[float]) -> tuple[int, ...]:
-    """The order for an importance of each block ``[L]``: first and last, then the others, most important first."""
+    """Order blocks by importance ``[L]``: first and last, then the others, most important first."""
     last = len(importance) - 1
     inner = sorted(range(1, last), key=lambda block: (-importance[block], block))
     return tuple(dict.fromkeys([0, last, *inner]))
 
 
 def change_by_block(hidden_states: Sequence[torch.Tensor]) -> list[float]:
-    """How much each block changes its input: 1 - mean cosine of input and output over the tokens, ``[L]``.
+    """Return how much each block changes its input: 1 - mean cosine of input and output over the tokens, ``[L]``.
 
     The "block influence" of ShortGPT (Men et al., 2024, arXiv:2403.03853, eq. 1). A block that hardly turns its input
     can be skipped at little cost.
@@ -112,7 +112,7 @@ def change_by_block(hidden_states: Sequence[torch.Tensor]) -> list[float]:
 
 
 def order_by_score(num_total_blocks: int, score: Callable[[tuple[int, ...]], float]) -> tuple[int, ...]:
-    """Greedy elimination: skip, one after the other, the inner block whose absence leaves the best score.
+    """Eliminate greedily: skip, one after the other, the inner block whose absence leaves the best score.
 
     Needs about L² / 2 scores. A block skipped early is unimportant, so the order is that of elimination reversed.
 
@@ -130,7 +130,7 @@ def order_by_score(num_total_blocks: int, score: Callable[[tuple[int, ...]], flo
 
 
 def order_by_addition(num_total_blocks: int, score: Callable[[tuple[int, ...]], float]) -> tuple[int, ...]:
-    """Greedy addition: from the first and the last block, add the one whose presence gives the best score.
+    """Add greedily: from the first and the last block on, add the one whose presence gives the best score.
 
     Elimination judges small depths by what little is lost near the full depth; addition starts from them. For a model
     trained to run at few blocks the two can differ much, see `best_order`. Needs about L² / 2 scores.
@@ -145,7 +145,7 @@ def order_by_addition(num_total_blocks: int, score: Callable[[tuple[int, ...]], 
 def best_order(
     orders: Sequence[Sequence[int]], depths: Sequence[int], score: Callable[[tuple[int, ...]], float]
 ) -> tuple[int, ...]:
-    """The order with the best mean score over the depths that will be used; the first of equals."""
+    """Return the order with the best mean score over the depths that will be used; the first of equals."""
 
     def total(order: Sequence[int]) -> float:
         return sum(score(active_blocks(order, depth)) for depth in depths)

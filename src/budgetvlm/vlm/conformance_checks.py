@@ -79,7 +79,7 @@ def fewer_blocks_run(probe: Probe) -> str:
 
 
 def _blocks_that_run(probe: Probe, setting: Setting, prompt: EmbeddedPrompt) -> list[int]:
-    """Indices in the order in which they run."""
+    """Return indices of blocks in the order in which they run."""
     number = {id(layer): i for i, layer in enumerate(probe.vlm.layers)}
     ran: list[int] = []
     hooks = [
@@ -148,7 +148,7 @@ def batch_is_single(probe: Probe) -> str:
 def _two_steps(
     probe: Probe, prompts: Sequence[EmbeddedPrompt], tokens: Sequence[int] | None = None
 ) -> tuple[torch.Tensor, ...]:
-    """Logits behind the prompts and behind one more token (given, or the likeliest), ``[B, V]`` each."""
+    """Return logits behind the prompts and behind one more token (given, or the likeliest), ``[B, V]`` each."""
     decoder, inputs = probe.vlm.decoder, probe.vlm.decoder_inputs(prompts)
     cache = decoder.new_cache()
     first = decoder.logits(inputs.embeddings(), cache, **inputs.prefill())
@@ -228,7 +228,7 @@ def reading_may_be_hurried(probe: Probe) -> str:
 
 
 def _quickest(space: KnobSpace) -> Setting:
-    """The least of all knobs but the image's."""
+    """Return the setting with the smallest value of all knobs but the image's."""
     full = space.full
     return space.setting(**{**space.cheapest, **({"max_crops": full["max_crops"]} if "max_crops" in full else {})})
 

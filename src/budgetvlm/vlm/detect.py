@@ -38,7 +38,7 @@ class Findings:
     problems: tuple[str, ...] = ()
 
     def describe(self) -> str:
-        """One sentence a knob, found or not."""
+        """Say one sentence about each knob, found or not."""
         first = next(iter(self.routers.items()), None)
         experts = (
             f"{len(self.routers)} places, the first {first[0]} = {first[1]}" if first else "no router with a top_k"
@@ -63,7 +63,7 @@ def detect(directory: Path, *, trust_remote_code: bool = False) -> Findings:
 
 
 def find_blocks(model: nn.Module) -> str | None:
-    """The longest list of like blocks with attention, outside of anything that sees or hears."""
+    """Find the longest list of like blocks with attention, outside of anything that sees or hears."""
     found = [
         (len(module), name)
         for name, module in model.named_modules()
@@ -74,7 +74,7 @@ def find_blocks(model: nn.Module) -> str | None:
 
 
 def find_routers(model: nn.Module) -> dict[str, int]:
-    """Attributes of modules that hold a number of experts per token; else fields of the configuration."""
+    """Find attributes of modules that hold a number of experts per token, or else fields of the configuration."""
     held = {
         f"{name}.{count}": int(vars(module)[count])
         for name, module in model.named_modules()
@@ -88,7 +88,7 @@ def find_routers(model: nn.Module) -> dict[str, int]:
 
 
 def limits(processor: Any) -> dict[str, Any]:
-    """What bounds an image's size or number of parts."""
+    """Return what bounds an image's size or number of parts."""
     return {name: value for name in _LIMITS if (value := getattr(processor, name, None)) is not None}
 
 

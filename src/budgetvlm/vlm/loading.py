@@ -55,7 +55,7 @@ def load(
 
 
 def model_directory(model_path: str, *, trust_remote_code: bool = False) -> Path:
-    """The directory of a model; a repository of the hub is fetched.
+    """Find the directory of a model; a repository of the hub is fetched.
 
     Raises:
         ConfigError: there is none.
@@ -74,7 +74,7 @@ def model_directory(model_path: str, *, trust_remote_code: bool = False) -> Path
 
 
 def bundled_controller(model_path: str) -> Path:
-    """The directory of the controller that a model brings. Raises ConfigError."""
+    """Find the directory of the controller that a model brings. Raises ConfigError."""
     directory = model_directory(model_path) / "controller"
     if not directory.is_dir():
         raise ConfigError(
@@ -85,7 +85,7 @@ def bundled_controller(model_path: str) -> Path:
 
 
 def read_family(directory: Path, *, trust_remote_code: bool = False) -> Family:
-    """The family of a model's directory.
+    """Return the family of a model's directory.
 
     Raises:
         ConfigError: its config.json cannot be read, it needs remote code that is not trusted, it sees no images, or it
@@ -153,7 +153,7 @@ def _load_model(family: Family, directory: Path, device: torch.device) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Transformers' own progress bar, which is over before it can be read."""
+    """Hide Transformers' own progress bar, which is over before it can be read."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -184,7 +184,7 @@ def _load_processors(family: Family, directory: Path) -> tuple[Any, Any]:
 
 
 def _older_chat_template(directory: Path) -> str | None:
-    """The template of models saved before it moved to chat_template.jinja."""
+    """Return the template of models saved before it moved to chat_template.jinja."""
     path = directory / "chat_template.json"
     return read_json(path).get("chat_template") if path.is_file() else None
 

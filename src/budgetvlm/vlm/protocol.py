@@ -81,17 +81,17 @@ class Deadline(NamedTuple):
 
     @classmethod
     def at_once(cls, setting: Setting) -> Deadline:
-        """One that cuts nothing, and hurries every token after the first at this setting."""
+        """Make a deadline that cuts nothing, and hurries every token after the first at this setting."""
         return cls(_NEVER_S, math.inf, hurried=(Quicker(setting, 0.0),), cut=False)
 
     @classmethod
     def never(cls, clock: Callable[[], float]) -> Deadline:
-        """One that changes nothing, for whoever wants to know when each block has read and each token was made."""
+        """Make a deadline that changes nothing, to learn when each block has read and each token was made."""
         return cls(_NEVER_S, 1.0, cut=False, read_ms=1.0, clock=clock)
 
     @classmethod
     def over(cls, setting: Setting) -> Deadline:
-        """One that cuts nothing, and hurries the whole answer from the first block that reads the prompt on."""
+        """Make a deadline that cuts nothing, and hurries the whole answer, its first block included."""
         return cls(0.0, 1.0, hurried=(Quicker(setting, 0.5, 0.5),), cut=False, read_ms=1.0)
 
 
@@ -153,7 +153,7 @@ class VLM(Protocol):
     num_total_blocks: int
 
     def active_blocks(self, num_active_blocks: int) -> tuple[int, ...]:
-        """Indices of the blocks that run at this depth, ascending; first and last are always among them."""
+        """Return indices of the blocks that run at this depth, ascending; first and last are always among them."""
         ...
 
     def apply(self, setting: Setting) -> AbstractContextManager[None]:
@@ -169,11 +169,11 @@ class VLM(Protocol):
         ...
 
     def question_feature(self, question: str) -> np.ndarray:
-        """Mean of the prompt's token embeddings, float32 ``[Dl]``."""
+        """Return mean of the prompt's token embeddings, float32 ``[Dl]``."""
         ...
 
     def prompt_size(self, image: Image.Image, question: str) -> tuple[np.ndarray, int]:
-        """Visual tokens at each setting ``[K]`` and the prompt's other tokens, without running the model.
+        """Return visual tokens at each setting ``[K]`` and the prompt's other tokens, without running the model.
 
         Raises:
             InputError: an empty question.

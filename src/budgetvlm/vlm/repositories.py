@@ -14,12 +14,12 @@ _WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
 
 def is_hub_name(model_path: str) -> bool:
-    """Whether this reads like organisation/name and is no directory."""
+    """Return whether this reads like organisation/name and is no directory."""
     return bool(_HUB_NAME.fullmatch(model_path)) and not Path(model_path).exists()
 
 
 def fetch(name: str, *, trust_remote_code: bool = False) -> Path:
-    """The directory of a repository of the hub, fetched or from the hub's cache.
+    """Fetch a repository of the hub, or find it in its cache; return its directory.
 
     Raises:
         ConfigError: it does not exist, is gated, or cannot be reached.
@@ -33,7 +33,7 @@ def fetch(name: str, *, trust_remote_code: bool = False) -> Path:
 
 @contextmanager
 def _in_words(name: str) -> Iterator[None]:
-    """The hub's errors, as what to do."""
+    """Turn the hub's errors into what to do."""
     from huggingface_hub import errors
 
     try:

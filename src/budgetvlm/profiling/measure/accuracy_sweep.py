@@ -47,7 +47,7 @@ class SharesTiles(Protocol):
     """A `VLM` that can encode tiles once and answer with them at many settings."""
 
     def encode_tiles(self, images: Sequence[Image.Image], max_crops: int | None) -> list[torch.Tensor]:
-        """Visual tokens of each image."""
+        """Return visual tokens of each image."""
         ...
 
 
@@ -124,12 +124,12 @@ def profile_accuracy(
 
 
 def _crops(setting: Setting) -> int:
-    """0 where the model has no such knob."""
+    """Return `max_crops`, 0 where the model has no such knob."""
     return int(setting.get("max_crops", 0))
 
 
 def _is_done(path: Path, task: Task, config: Mapping[str, Any], overwrite: bool) -> bool:
-    """Whether a setting is finished; its journal is then of no more use (a kill may have spared it)."""
+    """Tell whether a setting is finished, and then remove its journal, which a kill may have spared."""
     done = is_finished(path, task, "accuracy", config, overwrite)
     if done or overwrite:
         remove(_journal_path(path))
@@ -169,7 +169,7 @@ class _Tiling:
 
 
 def _sweep_batch(sweep: _Tiling, batch: Sequence[SplitSample]) -> None:
-    """One batch at all settings of one tiling that lack it, less what cannot be used."""
+    """Answer one batch at all settings of one tiling that lack it, without samples that cannot be used."""
     batch = [place for place in batch if place.sample.sample_id not in sweep.skipped]
     lacking = [one for one in sweep.group if any(place.sample.sample_id not in one.done for place in batch)]
     if not lacking:
@@ -193,7 +193,7 @@ def _sweep_batch(sweep: _Tiling, batch: Sequence[SplitSample]) -> None:
 def _answer_batch(
     sweep: _Tiling, lacking: Sequence[_Setting], pairs: Sequence[tuple[SplitSample, Image.Image]]
 ) -> None:
-    """Answers of one batch at the settings that lack it, into their journals."""
+    """Write the answers to one batch into the journals of the settings that lack it."""
     if not pairs:
         return
     shared: dict[str, Any] = {}

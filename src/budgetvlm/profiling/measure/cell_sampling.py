@@ -17,7 +17,7 @@ def check_share(cells: float) -> None:
 
 
 def draw_cells(num_samples: int, num_settings: int, cells: float, seed: int) -> np.ndarray:
-    """The cells to measure, bool ``[S, K]``: equally many of each sample and, give or take one, of each setting.
+    """Draw the cells to measure, bool ``[S, K]``: equally many of each sample, and of each setting up to one.
 
     At random, the settings that were taken least first. They are drawn for the whole space, so that settings which are
     measured later change nothing for the others.

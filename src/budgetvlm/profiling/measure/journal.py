@@ -124,7 +124,7 @@ class Journal:
 
 
 def differences(found: Any, wanted: Mapping[str, Any]) -> list[str]:
-    """Names of the entries of ``wanted`` that ``found`` lacks or has otherwise."""
+    """Return names of the entries of ``wanted`` that ``found`` lacks or has otherwise."""
     if not isinstance(found, Mapping):
         return ["contents"]
     return [name for name, value in wanted.items() if found.get(name) != value]

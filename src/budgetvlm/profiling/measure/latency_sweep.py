@@ -109,7 +109,7 @@ def _check(warmup: int, repeats: int) -> None:
 
 
 def _plan(vlm: VLM, samples: Sequence[SplitSample], cells: float, seed: int) -> dict[str, set[Setting]]:
-    """The settings to time each sample at."""
+    """Return the settings to time each sample at."""
     space = vlm.knob_space
     drawn = draw_cells(len(samples), len(space), cells, seed)
     return {
@@ -185,7 +185,7 @@ def _left(
     passes: Sequence[Mapping[str, Mapping[str, Any]]],
     seed: int,
 ) -> Iterator[tuple[int, SplitSample, list[Setting]]]:
-    """What is yet to be measured, in the order in which it is: number of the pass, sample, its settings."""
+    """Yield what is yet to be measured, in order: number of the pass, sample, its settings."""
     for number, done in enumerate(passes):
         rng = np.random.default_rng([seed, number])
         for i in rng.permutation(len(samples)):
@@ -215,14 +215,14 @@ def _measure_sample(
     settings: Sequence[Setting],
     config: Mapping[str, Any],
 ) -> dict[str, dict[str, Any]]:
-    """One sample once at these settings: str(setting) -> record."""
+    """Measure one sample once at these settings; return str(setting) -> record."""
     image, most = load_image(place), int(config["max_new_tokens"])
     runs = {str(setting): request(vlm, image, place.sample.question, setting, most) for setting in settings}
     return {name: asdict(_record(task, place, run)) for name, run in runs.items()}
 
 
 def request(vlm: VLM, image: Any, question: str, setting: Setting, max_new_tokens: int) -> Generation:
-    """One request as a user's: overview first, then the answer."""
+    """Run one request as a user's: the overview first, then the answer."""
     overview = vlm.encode_overview(image)
     return vlm.generate(image, question, setting, max_new_tokens=max_new_tokens, overview=overview)
 

@@ -20,7 +20,7 @@ PACKAGES = ("torch", "transformers", "numpy", "pillow")
 
 
 def versions() -> dict[str, str]:
-    """Versions of all that moves a result."""
+    """Return the versions of all that influences a result."""
     return {
         "budgetvlm": __version__,
         "python": platform.python_version(),
@@ -46,7 +46,7 @@ def model_fingerprint(model_directory: Path) -> str:
 
 
 def hardware(device: str = "cpu") -> dict[str, Any]:
-    """What moves a latency: processor, cores that this process may use, torch's threads, memory, accelerator."""
+    """Describe what influences a latency: processor, usable cores, torch's threads, memory, accelerator."""
     found: dict[str, Any] = {
         "cpu": cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -61,7 +61,7 @@ def hardware(device: str = "cpu") -> dict[str, Any]:
 
 
 def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The processor's name, or its architecture where the system does not tell."""
+    """Return the processor's name, or its architecture where the system does not tell."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:
@@ -71,7 +71,7 @@ def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def median_run(runs: Sequence[LatencyRecord]) -> LatencyRecord:
-    """The run with the median total time (the lower one of two), so that its stages still add up to its total."""
+    """Return the run with the median total time (the lower of two), so that its stages still add up to its total."""
     return sorted(runs, key=lambda run: run.T_total_ms)[(len(runs) - 1) // 2]
 
 

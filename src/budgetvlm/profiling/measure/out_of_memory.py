@@ -36,12 +36,12 @@ def for_each_batch(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out; on a CPU, torch says so in words only."""
+    """Return whether an error means that memory ran out; on a CPU, torch says so in words only."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def halved(batch_size: int, error: MemoryError | RuntimeError, say: Callable[[str], None]) -> int:
-    """The next batch size after an out-of-memory error; any other error is raised again.
+    """Return the next batch size after an out-of-memory error; raise any other error again.
 
     Raises:
         ConfigError: a single sample did not fit.

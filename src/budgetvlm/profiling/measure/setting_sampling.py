@@ -20,7 +20,7 @@ _LHS_ROUNDS = 50
 def choose_settings(
     space: KnobSpace, strategy: str = "full", num_settings: int | None = None, seed: int = 0
 ) -> tuple[Setting, ...]:
-    """The settings of one of `STRATEGIES`.
+    """Choose settings by one of `STRATEGIES`.
 
     Args:
         num_settings: how many, cheapest and full included; None: all for "full" and else about a third, 8 at least.
@@ -48,7 +48,7 @@ def choose_settings(
 
 
 def parse_settings(space: KnobSpace, text: str) -> tuple[Setting, ...]:
-    """An explicit list such as "1,8,8;12,2,4": values in the order of the knobs, settings parted by semicolons.
+    """Read a list such as "1,8,8;12,2,4": values in the order of the knobs, settings separated by semicolons.
 
     The cheapest and the full setting are added where the list lacks them.
 
@@ -65,12 +65,12 @@ def parse_settings(space: KnobSpace, text: str) -> tuple[Setting, ...]:
 
 
 def full(space: KnobSpace, n: int, rng: np.random.Generator) -> set[int]:
-    """All K settings."""
+    """Return all K settings."""
     return set(range(len(space)))
 
 
 def balanced(space: KnobSpace, n: int, rng: np.random.Generator) -> set[int]:
-    """Each value of each knob about equally often: always add a setting whose values were taken least."""
+    """Choose each value of each knob about equally often: always add a setting whose values were taken least."""
     chosen = {0, len(space) - 1}
     while len(chosen) < n:
         taken: Counter[tuple[str, float]] = Counter(item for i in chosen for item in space.settings[i].items_)
@@ -80,7 +80,7 @@ def balanced(space: KnobSpace, n: int, rng: np.random.Generator) -> set[int]:
 
 
 def stratified(space: KnobSpace, n: int, rng: np.random.Generator) -> set[int]:
-    """From cheap to dear evenly: settings sorted by complexity and cut into strata of equal size, one from each."""
+    """Choose evenly from cheap to expensive: cut the settings, sorted by complexity, into strata; draw one of each."""
     order = np.argsort(space.complexity, kind="stable")
     inner = order[(order != 0) & (order != len(space) - 1)]
     strata = np.array_split(inner, max(1, n - 2))
@@ -88,7 +88,7 @@ def stratified(space: KnobSpace, n: int, rng: np.random.Generator) -> set[int]:
 
 
 def boundary(space: KnobSpace, n: int, rng: np.random.Generator) -> set[int]:
-    """The corners first (every knob at its smallest or largest value), then edges and faces, then the inside."""
+    """Choose the corners first (every knob at its smallest or largest value), then edges and faces, then the inside."""
     extreme = (space.value_indices == 0) | (space.value_indices == np.array(space.sizes) - 1)
     shuffled = rng.permutation(len(space))
     order = sorted(shuffled, key=lambda i: (i not in (0, len(space) - 1), -int(extreme[i].sum())))
@@ -96,7 +96,7 @@ def boundary(space: KnobSpace, n: int, rng: np.random.Generator) -> set[int]:
 
 
 def lhs(space: KnobSpace, n: int, rng: np.random.Generator) -> set[int]:
-    """A Latin hypercube (McKay, Beckman and Conover, 1979): each knob's range cut into n slices, each used once.
+    """Draw a Latin hypercube (McKay, Beckman and Conover, 1979): cut each knob's range into n slices, use each once.
 
     On a grid several points fall on one setting; cubes are drawn until there are n settings, and what is then still
     missing is drawn at random. Cheapest and full replace points of the first cube.

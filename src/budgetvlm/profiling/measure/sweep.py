@@ -23,7 +23,7 @@ from budgetvlm.vlm import VLM
 
 
 def collect(task: Task, options: SweepOptions) -> list[SplitSample]:
-    """The samples of this rank, in the task's order, split after split.
+    """Collect the samples of this rank, in the task's order, split after split.
 
     Raises:
         ConfigError: a split or a number of samples that the task does not have, or nothing left for this rank.
@@ -51,7 +51,7 @@ def collect(task: Task, options: SweepOptions) -> list[SplitSample]:
 
 
 def _counts(task: Task, options: SweepOptions) -> Sequence[int | None]:
-    """How many samples of each split; None for all of it."""
+    """Return how many samples of each split; None for all of it."""
     if options.num_samples is None:
         return [None] * len(options.splits)
     if len(options.num_samples) == len(options.splits):
@@ -69,7 +69,7 @@ def _counts(task: Task, options: SweepOptions) -> Sequence[int | None]:
 def describe(
     vlm: VLM, task: Task, options: SweepOptions, samples: Sequence[SplitSample], **more: Any
 ) -> dict[str, Any]:
-    """The `config` of the result files: all that decides what a result is. It has no clock time in it."""
+    """Return the `config` of the result files: all that decides what a result is, without clock times."""
     ids = "\n".join(place.sample.sample_id for place in samples)
     config = {
         "model_path": vlm.name,
@@ -88,7 +88,7 @@ def describe(
 
 
 def result_paths(settings: Sequence[Setting], task: Task, kind: Kind, options: SweepOptions) -> dict[Setting, Path]:
-    """Where the result of each setting goes.
+    """Return where the result of each setting goes.
 
     Raises:
         KnobSpaceError: a setting that result files cannot be named by.
@@ -118,11 +118,11 @@ class Skipped:
         self._say(f"skipped sample {sample_id}: {error}")
 
     def remember(self, reasons: Mapping[str, str]) -> None:
-        """What an earlier run left out."""
+        """Take over what an earlier run left out."""
         self.reasons.update(reasons)
 
     def used(self, samples: Sequence[SplitSample]) -> list[SplitSample]:
-        """The samples that are left. Raises DataError if none is."""
+        """Return the samples that are left. Raises DataError if none is."""
         left = [place for place in samples if place.sample.sample_id not in self.reasons]
         if not left:
             name = samples[0].sample.sample_id
@@ -136,12 +136,12 @@ class Skipped:
             self._say(f"{len(self.reasons)} of {len(samples)} samples cannot be used and were skipped: {names}")
 
     def for_config(self) -> dict[str, Any]:
-        """What the result files say of it."""
+        """Return what the result files say of it."""
         return {"skipped": dict(sorted(self.reasons.items()))} if self.reasons else {}
 
 
 def load_image(place: SplitSample) -> Image.Image:
-    """The sample's image.
+    """Load the sample's image.
 
     Raises:
         InputError: it cannot be loaded; the message names the sample.
@@ -153,12 +153,12 @@ def load_image(place: SplitSample) -> Image.Image:
 
 
 def skipped_before(path: Path, task: Task, kind: Kind) -> dict[str, str]:
-    """What a finished result file says was left out."""
+    """Return what a finished result file says was left out."""
     return dict(read_file(path, task.name, kind).config.get("skipped", {}))
 
 
 def is_finished(path: Path, task: Task, kind: Kind, config: Mapping[str, Any], overwrite: bool) -> bool:
-    """Whether a result file is there and is of this very sweep; with ``overwrite`` it is removed.
+    """Tell whether a result file of this very sweep is there; with ``overwrite`` remove it.
 
     Raises:
         OutputError: it is of another sweep, or cannot be removed.
@@ -196,6 +196,6 @@ def remove_leftovers(path: Path) -> None:
 
 
 def blocks_of(vlm: VLM, setting: Setting) -> dict[str, Any]:
-    """How many blocks the model has and which of them run."""
+    """Return how many blocks the model has and which of them run."""
     active = vlm.active_blocks(int(setting.get("num_active_blocks", vlm.num_total_blocks)))
     return {"num_total_blocks": vlm.num_total_blocks, "active_block_indices": active}

@@ -39,7 +39,7 @@ class AccuracyColumns:
     left_out: int = 0
 
     def only(self, rows: np.ndarray) -> AccuracyColumns:
-        """Some of the samples, by number ``[n]``."""
+        """Keep some of the samples, by number ``[n]``."""
         return replace(
             self,
             sample_ids=tuple(self.sample_ids[row] for row in rows),
@@ -63,7 +63,7 @@ class TimedSetting:
 
 
 def read_accuracy(exp5_dir: str | Path, dataset_name: str) -> AccuracyColumns:
-    """All accuracy files of a data set.
+    """Read all accuracy files of a data set.
 
     Raises:
         DataError: unusable files, or settings that were scored on different samples.
@@ -104,7 +104,7 @@ def read_accuracy(exp5_dir: str | Path, dataset_name: str) -> AccuracyColumns:
 
 
 def read_latencies(exp6_dir: str | Path, dataset_name: str) -> dict[Key, TimedSetting]:
-    """All latency files of a data set, by setting.
+    """Read all latency files of a data set, by setting.
 
     Raises:
         DataError: unusable files.
@@ -115,7 +115,7 @@ def read_latencies(exp6_dir: str | Path, dataset_name: str) -> dict[Key, TimedSe
 def _with_shared_samples(
     results: Iterable[SettingResult[AccuracyRecord]],
 ) -> tuple[Iterable[SettingResult[AccuracyRecord]], int]:
-    """The results with the samples that all of them have, where samples are numbered; and how many were left out.
+    """Where samples are numbered, keep those that all results have; return how many were left out as well.
 
     Tools that number samples often stop at the end of a batch, and choose the batch's size anew for each setting.
     """
@@ -153,7 +153,7 @@ def _order(
     labels: list[dict[str, str]],
     skipped: Mapping[str, str],
 ) -> list[AccuracyRecord]:
-    """The records in the order of the first setting's; both have to have the same samples and labels.
+    """Put the records in the order of the first setting's; both must have the same samples and labels.
 
     Of samples that a sweep skipped as unusable the other setting may have a record; any stands in for the missing one.
     """
@@ -177,12 +177,12 @@ def _order(
 
 
 def _token_counts(records: Sequence[AccuracyRecord]) -> np.ndarray | None:
-    """Counts ``[S, 3]``, or None where a record lacks one."""
+    """Return counts ``[S, 3]``, or None where a record lacks one."""
     counts = [[getattr(record, name) for name in TOKEN_COUNTS] for record in records]
     return None if any(None in row for row in counts) else np.array(counts, dtype=np.int64)
 
 
 def _label_columns(labels: Sequence[Mapping[str, str]]) -> dict[str, tuple[str, ...]]:
-    """The labels that every sample has."""
+    """Return the labels that every sample has."""
     shared = [name for name in labels[0] if all(name in sample for sample in labels)]
     return {name: tuple(sample[name] for sample in labels) for name in shared}

@@ -25,7 +25,7 @@ REMEDY = "Make it again with budgetvlm prepare --force_recompute."
 
 
 def to_document(table: ProfileTable, how: Mapping[str, Any]) -> dict[str, Any]:
-    """The document of a table with splits; ``how`` is stored beside it: source, options, file names."""
+    """Turn a table with splits into a document; ``how`` is stored beside it: source, options, file names."""
     stages = sorted(table.stages_ms)
     return {
         "schema_version": SCHEMA_VERSION,
@@ -68,7 +68,7 @@ def read_document(path: str | Path) -> dict[str, Any]:
 
 
 def to_table(document: Mapping[str, Any], path: str | Path) -> ProfileTable:
-    """The table of a document that came from ``path``.
+    """Make the table of a document that came from ``path``.
 
     Raises:
         DataError: a field is missing or cannot be.
@@ -97,7 +97,7 @@ def to_table(document: Mapping[str, Any], path: str | Path) -> ProfileTable:
 
 
 def latency_reference_ms(table: ProfileTable) -> float | None:
-    """Median latency of the full setting on the training samples, in ms; None if it was not profiled."""
+    """Return median latency of the full setting on the training samples, in ms; None if it was not profiled."""
     times = table.subset("train").latency_ms[:, -1]
     return None if np.isnan(times).all() else round(float(np.nanmedian(times)), 4)
 
@@ -109,7 +109,7 @@ def _sample(table: ProfileTable, row: int) -> dict[str, Any]:
 
 
 def _numbers(values: np.ndarray, digits: int) -> list[float | None] | None:
-    """Rounded numbers with None for NaN, or None where nothing was measured."""
+    """Return rounded numbers with None for NaN, or None where nothing was measured."""
     if np.isnan(values).all():
         return None
     rounded: list[float] = np.round(values.astype(np.float64), digits).tolist()
@@ -121,7 +121,7 @@ def _matrices(settings: list[dict[str, Any]], field: str) -> dict[str, np.ndarra
 
 
 def _matrix(columns: list[list[float | None] | None]) -> np.ndarray:
-    """``[S, K]`` from K columns; None is NaN."""
+    """Return ``[S, K]`` from K columns; None becomes NaN."""
     count = max(len(column) for column in columns if column is not None)
     empty = np.full(count, np.nan, dtype=np.float32)
     return np.stack([empty if c is None else np.array(c, dtype=np.float32) for c in columns], axis=1)

@@ -29,7 +29,7 @@ class EncodesBatches(Protocol):
     """A `VLM` that can also encode the overview crops of several images in one pass."""
 
     def encode_overviews(self, images: Sequence[Image.Image]) -> list[Overview]:
-        """The same as `VLM.encode_overview` one by one."""
+        """Do the same as `VLM.encode_overview` one by one."""
         ...
 
 
@@ -127,7 +127,7 @@ def in_batches(
 
 
 def _image_features(vlm: VLM, samples: Sequence[Sample]) -> np.ndarray:
-    """``[n, Di]``, float32."""
+    """Return ``[n, Di]``, float32."""
     if isinstance(vlm, EncodesBatches):
         overviews = vlm.encode_overviews([sample.load_image() for sample in samples])
     else:
@@ -136,5 +136,5 @@ def _image_features(vlm: VLM, samples: Sequence[Sample]) -> np.ndarray:
 
 
 def _question_features(vlm: VLM, samples: Sequence[Sample]) -> np.ndarray:
-    """``[n, Dl]``, float32."""
+    """Return ``[n, Dl]``, float32."""
     return np.stack([vlm.question_feature(sample.question) for sample in samples])

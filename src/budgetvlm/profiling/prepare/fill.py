@@ -95,7 +95,7 @@ def predict_cells(table: ProfileTable, seed: int = 0) -> FilledCells:
 
 
 def _drawn(measured: np.ndarray, seed: int) -> np.ndarray:
-    """A share `CHECKED` of the measured cells, bool ``[S, K]``."""
+    """Draw a share `CHECKED` of the measured cells, bool ``[S, K]``."""
     places = np.flatnonzero(measured)
     out = np.zeros(measured.size, dtype=bool)
     out[np.random.default_rng(seed).permutation(places)[: int(CHECKED * len(places))]] = True
@@ -103,7 +103,7 @@ def _drawn(measured: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _only(table: ProfileTable, cells: np.ndarray) -> ProfileTable:
-    """The table with the times of these cells alone."""
+    """Return the table with the times of these cells alone."""
     stages = {name: np.where(cells, values, np.nan).astype(np.float32) for name, values in table.stages_ms.items()}
     return replace(table, latency_ms=np.where(cells, table.latency_ms, np.nan).astype(np.float32), stages_ms=stages)
 

@@ -29,7 +29,7 @@ LATENCY_SOURCE = "latency_source"  # a label of each sample: "measured", or "pre
 def join(
     exp5_dir: str | Path, exp6_dir: str | Path, dataset_name: str, *, latency_fill: str = "model"
 ) -> tuple[ProfileTable, tuple[str, ...]]:
-    """One table of both sweeps.
+    """Join both sweeps into one table.
 
     Args:
         latency_fill: "model" predicts the latency of samples that exp6 did not time from their token counts, and
@@ -67,12 +67,12 @@ def join(
 
 
 def _in_part(setting: TimedSetting) -> bool:
-    """Whether a setting was timed on its share of the samples."""
+    """Return whether a setting was timed on its share of the samples."""
     return "cells" in setting.config
 
 
 def _table(space: KnobSpace, accuracy: AccuracyColumns, times: np.ndarray, stages: Sequence[str]) -> ProfileTable:
-    """Scores, tokens and times ``[S, M, 1 + stages]`` as a table, without labels."""
+    """Make a table of scores, tokens and times ``[S, M, 1 + stages]``, without labels."""
     return ProfileTable.from_arrays(
         space,
         accuracy.sample_ids,
@@ -84,7 +84,7 @@ def _table(space: KnobSpace, accuracy: AccuracyColumns, times: np.ndarray, stage
 
 
 def _values(exp5_dir: str | Path, settings: Sequence[tuple[tuple[str, Value], ...]]) -> dict[str, list[Value]]:
-    """The values of each knob; all settings have to have the same knobs."""
+    """Return the values of each knob; all settings have to have the same knobs."""
     names = {tuple(name for name, _ in key) for key in settings}
     if len(names) > 1:
         listed = "; ".join(", ".join(some) for some in sorted(names))
@@ -105,7 +105,7 @@ def _only_timed(accuracy: AccuracyColumns, timed: Mapping[Key, TimedSetting], la
 
 
 def _token_columns(space: KnobSpace, accuracy: AccuracyColumns) -> dict[str, np.ndarray]:
-    """Counts ``[S, K]`` by kind, where exp5 has them."""
+    """Return counts ``[S, K]`` by kind, where exp5 has them."""
     if accuracy.tokens is None:
         return {}
     counts = np.moveaxis(accuracy.tokens, -1, 0)
@@ -150,7 +150,7 @@ def _check_runs(accuracy: AccuracyColumns, timed: Mapping[Key, TimedSetting]) ->
 
 
 def split_names(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The splits that a sweep ran on: "train+test" or "train,test" are two."""
+    """Return the splits that a sweep ran on: "train+test" or "train,test" are two."""
     text = str(config.get("split") or "")
     return tuple(name.strip() for name in text.replace(",", "+").split("+") if name.strip())
 
@@ -160,7 +160,7 @@ def _common_stages(timed: Mapping[Key, TimedSetting]) -> tuple[str, ...]:
 
 
 def _measured_times(accuracy: AccuracyColumns, timed: Mapping[Key, TimedSetting], stages: Sequence[str]) -> np.ndarray:
-    """Times ``[S, M, 1 + stages]``, NaN where not timed."""
+    """Return times ``[S, M, 1 + stages]``, NaN where not timed."""
     rows = {name: row for row, name in enumerate(accuracy.sample_ids)}
     times = np.full((*accuracy.scores.shape, 1 + len(stages)), np.nan)
     for column, key in enumerate(accuracy.settings):
@@ -173,14 +173,14 @@ def _measured_times(accuracy: AccuracyColumns, timed: Mapping[Key, TimedSetting]
 
 
 def _wanted(setting: TimedSetting, stages: Sequence[str]) -> list[int]:
-    """Columns of its times: the total, then these stages."""
+    """Return columns of its times: the total, then these stages."""
     return [0, *(1 + setting.stages.index(stage) for stage in stages)]
 
 
 def _filled_by_cell(
     space: KnobSpace, accuracy: AccuracyColumns, times: np.ndarray, stages: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """As `_filled_by_setting`, by one model of all settings; errors are those of cells that it was not fitted on."""
+    """Do as `_filled_by_setting` with one model of all settings; errors are of cells that it was not fitted on."""
     predicted = np.isnan(times[..., 0])
     if not predicted.any():
         return np.round(times, 4), predicted, np.zeros(0)
@@ -199,7 +199,7 @@ def _filled_by_setting(
     stages: Sequence[str],
     latency_fill: str,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Times ``[S, M, 1 + stages]``, which of them are predicted ``[S, M]``, and relative errors of the fits."""
+    """Return times ``[S, M, 1 + stages]``, which of them are predicted ``[S, M]``, and relative errors of the fits."""
     times, predicted = times.copy(), np.zeros(accuracy.scores.shape, dtype=bool)
     errors = []
     for column, key in enumerate(accuracy.settings):
@@ -249,7 +249,7 @@ def _no_counts(accuracy: AccuracyColumns, lacking: str) -> str:
 
 
 def _columns(space: KnobSpace, settings: Sequence[Key], values: np.ndarray) -> np.ndarray:
-    """``[S, M] -> [S, K]``: measured columns at their places, NaN elsewhere."""
+    """Return ``[S, M] -> [S, K]``: measured columns at their places, NaN elsewhere."""
     full = np.full((len(values), space.num_settings), np.nan, dtype=np.float32)
     full[:, [space.index(dict(key)) for key in settings]] = values
     return full
@@ -262,7 +262,7 @@ def _describe_fill(
     errors: np.ndarray,
     by_cell: bool,
 ) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """Notes for the user, and the same for the metadata."""
+    """Return notes for the user, and the same for the metadata."""
     count, total = int(predicted.any(axis=1).sum()), len(accuracy.sample_ids)
     notes = []
     fill: dict[str, Any] = {"predicted_samples": count, "predicted_cells": int(predicted.sum())}

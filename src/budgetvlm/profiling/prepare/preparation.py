@@ -138,7 +138,7 @@ class _Preparation:
         }
 
     def make(self, force_recompute: bool) -> PreparedData:
-        """Join, split, extract, write."""
+        """Join the results, split the samples, extract the features and write it all."""
         options = self.options
         table, notes = join(options.exp5_dir, options.exp6_dir, options.dataset_name, latency_fill=options.latency_fill)
         for note in notes:
@@ -211,7 +211,7 @@ class _Preparation:
         return json.dumps(named | ({"task": task} if task else {}))
 
     def _with_task_ids(self, table: ProfileTable) -> tuple[ProfileTable, list[SplitSample]]:
-        """Where samples are numbered by their index in the split, give the table the task's own ids."""
+        """Give the table the task's own ids where samples are numbered by their index in the split."""
         if table.metadata.get(SAMPLE_IDS) != BY_INDEX:
             return table, []
         config = table.metadata["exp5_config"]

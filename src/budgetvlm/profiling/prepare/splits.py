@@ -13,7 +13,7 @@ TASK_SPLIT = "split"  # the label by which a sweep over several splits says wher
 
 
 def assign_splits(table: ProfileTable, train_split: float, test_split: float, seed: int) -> ProfileTable:
-    """The table with splits, by image where images are known.
+    """Give the table splits, by image where images are known.
 
     Splits of the task are kept where the samples come from several: test stays test, and train and validation stay
     as they are if both are there. All else is drawn.
@@ -49,7 +49,7 @@ def assign_splits(table: ProfileTable, train_split: float, test_split: float, se
 
 
 def describe_splits(table: ProfileTable) -> dict[str, Any]:
-    """How many samples (and images) each split has, for the file and for the user."""
+    """Count the samples (and images) of each split."""
     assert table.split is not None
     images = table.groups.get("image_id")
     sides = Counter(table.split)

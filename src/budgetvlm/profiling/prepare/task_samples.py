@@ -48,7 +48,7 @@ def find_samples(task: Task, sample_ids: Sequence[str], splits: Iterable[str]) -
 def find_samples_by_index(
     task: Task, numbers: Sequence[int], split: str, world_size: int = 1
 ) -> dict[int, SplitSample]:
-    """The samples with these numbers, a number being the place in the split, from 0 on.
+    """Find the samples with these numbers, a number being the place in the split, from 0 on.
 
     Args:
         world_size: ranks that shared the samples; to be of equal length they may have gone round to the first samples
@@ -74,7 +74,7 @@ def find_samples_by_index(
 def with_task_ids(
     task: Task, table: ProfileTable, split: str, world_size: Any, say: Callable[[str], None]
 ) -> tuple[ProfileTable, list[SplitSample]]:
-    """A table whose sample ids are indices in a split, with the task's ids instead, and where its samples are.
+    """Replace sample ids that are indices in a split by the task's own; return the samples as well.
 
     Raises:
         DataError, ConfigError: see `find_samples_by_index`.

@@ -84,19 +84,19 @@ FORMATS: dict[Kind, Format] = {
 
 
 def same_dataset(first: str, second: str) -> bool:
-    """Whether two names mean one data set: "text_vqa" is "text-vqa" in directory names."""
+    """Return whether two names mean one data set: "text_vqa" is "text-vqa" in directory names."""
     return first.replace("_", "-") == second.replace("_", "-")
 
 
 def results_directory(directory: str | Path, dataset_name: str, kind: Kind) -> Path:
-    """Where results are written: ``<directory>/exp5_accuracy_<dataset with - for _>`` or its exp6 twin."""
+    """Return where results are written: ``<directory>/exp5_accuracy_<dataset with - for _>`` or its exp6 twin."""
     return Path(directory) / f"{FORMATS[kind].experiment}_{dataset_name.replace('_', '-')}"
 
 
 def result_path(
     directory: str | Path, dataset_name: str, kind: Kind, knobs: Mapping[str, Value], rank: int | None = None
 ) -> Path:
-    """The file of one setting, of one rank where ``rank`` is given.
+    """Return the file of one setting, of one rank where ``rank`` is given.
 
     Raises:
         KnobSpaceError: the knobs are not whole numbers of (some of) max_crops, top_k and num_active_blocks.

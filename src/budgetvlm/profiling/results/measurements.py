@@ -49,7 +49,7 @@ class AccuracyRecord:
         _complain(self.sample_id, problems)
 
     def to_dict(self) -> dict[str, Any]:
-        """As the file holds it; counts that are None are left out."""
+        """Return it as the file holds it; counts that are None are left out."""
         document = {"sample_id": self.sample_id, "score": self.score, "pred": self.pred, "answers": list(self.answers)}
         return document | _given(self, TOKEN_COUNTS) | ({"groups": self.groups} if self.groups else {})
 
@@ -111,7 +111,7 @@ class LatencyRecord:
         _complain(self.sample_id, problems)
 
     def to_dict(self) -> dict[str, Any]:
-        """As the file holds it; stages that are None are left out."""
+        """Return it as the file holds it; stages that are None are left out."""
         return _given(self, tuple(column.name for column in fields(self)))
 
     @classmethod

@@ -18,13 +18,13 @@ from budgetvlm.profiling.results.layout import FORMATS, Kind, SettingResult
 
 
 def rank_of(result: SettingResult[Any], kind: Kind) -> int | None:
-    """The rank in the file's name; None in a file that holds all of them."""
+    """Return the rank in the file's name; None in a file that holds all of them."""
     match = FORMATS[kind].pattern.fullmatch(result.paths[0].name)
     return int(match[4]) if match and match[4] is not None else None
 
 
 def number_by_split(kind: Kind, parts: Sequence[SettingResult[Any]]) -> list[SettingResult[Any]]:
-    """The files of one setting, their samples numbered by index in the split; unchanged where they are already.
+    """Number the samples of the files of one setting by their index in the split, where they are not already.
 
     Numbers are a batch's or a rank's own if more of them repeat than the ranks could have samples in common: W ranks
     repeat at most W - 1, to be of equal length.
@@ -43,7 +43,7 @@ def number_by_split(kind: Kind, parts: Sequence[SettingResult[Any]]) -> list[Set
 
 
 def _start_again(kind: Kind, numbers: Sequence[int], world_size: int) -> bool:
-    """Whether the numbers are those of batches or ranks, and not of samples that occur twice by mistake.
+    """Tell whether numbers start again with each batch or rank, and are not of samples that occur twice by mistake.
 
     Accuracy: 0, 1, 2, ... again and again. Latency: only several ranks can have the same numbers.
     """
@@ -65,7 +65,7 @@ def _renumbered(kind: Kind, part: SettingResult[Any], world_size: int) -> Settin
 
 
 def _ranks_of_merged(kind: Kind, part: SettingResult[Any], numbers: list[int], world_size: int) -> list[list[int]]:
-    """The numbers of each rank within a file that holds one rank after the other."""
+    """Return the numbers of each rank within a file that holds one rank after the other."""
     if kind == "accuracy":
         share, rest = divmod(len(numbers), world_size)
         runs = [list(range(share))] * world_size if not rest else []

@@ -63,7 +63,7 @@ def read_results(
     directory: str | Path, dataset_name: str, kind: Literal["latency"]
 ) -> tuple[SettingResult[LatencyRecord], ...]: ...
 def read_results(directory: str | Path, dataset_name: str, kind: Kind) -> tuple[SettingResult[Any], ...]:
-    """All of `iter_results` at once."""
+    """Read all of `iter_results` at once."""
     return tuple(iter_results(directory, dataset_name, kind))
 
 
@@ -77,7 +77,7 @@ def read_file(path: Path, dataset_name: str, kind: Kind) -> SettingResult[Any]:
 
 
 def _parse(path: Path, dataset_name: str, kind: Kind) -> SettingResult[Any]:
-    """One file as it is: samples may still occur twice, and be numbered by rank or batch."""
+    """Read one file as it is: samples may still occur twice, and be numbered by rank or batch."""
     form = FORMATS[kind]
     document = read_json(path)
     try:
@@ -90,7 +90,7 @@ def _parse(path: Path, dataset_name: str, kind: Kind) -> SettingResult[Any]:
 
 
 def _files_by_setting(directory: Path, dataset_name: str, kind: Kind) -> list[list[Path]]:
-    """Files of each setting, sorted by the knobs in their names; the merged file first."""
+    """Return files of each setting, sorted by the knobs in their names; the merged file first."""
     pattern = FORMATS[kind].pattern
     by_setting: dict[tuple[int, ...], list[tuple[int, Path]]] = defaultdict(list)
     for path in result_files(directory, dataset_name, kind):
@@ -104,7 +104,7 @@ def _files_by_setting(directory: Path, dataset_name: str, kind: Kind) -> list[li
 
 
 def result_files(directory: Path, dataset_name: str, kind: Kind) -> list[Path]:
-    """The files that `iter_results` reads, sorted.
+    """Return the files that `iter_results` reads, sorted.
 
     Raises:
         DataError: there are none, or in several places.
@@ -148,7 +148,7 @@ def _nothing_there(directory: Path, dataset_name: str, kind: Kind) -> str:
 def _sections(
     document: Any, form: Format, dataset_name: str
 ) -> tuple[Mapping[str, Any], Mapping[str, Any], list[Mapping[str, Any]]]:
-    """config, the single summary entry, the samples; each checked for its shape."""
+    """Return config, the single summary entry and the samples, each checked for its shape."""
     if not isinstance(document, dict):
         raise DataError(f"not a result file: the document is a {type(document).__name__}, not an object")
     version = document.get("schema_version", SCHEMA_VERSION)
@@ -180,7 +180,7 @@ def _knobs(
     summary: Mapping[str, Any],
     samples: list[Mapping[str, Any]],
 ) -> dict[str, Value]:
-    """The setting, from samples, config, summary or file name; where several tell it, they have to agree."""
+    """Find the setting in samples, config, summary or file name; where several tell it, they have to agree."""
     match = form.pattern.fullmatch(path.name)
     groups = match.groups()[: len(KNOBS)] if match else ()
     from_name = {knob: int(value) for knob, value in zip(KNOBS, groups, strict=False) if value}
@@ -205,7 +205,7 @@ def _knobs(
 
 
 def _merge(kind: Kind, parts: list[SettingResult[Any]], every_rank: bool = True) -> SettingResult[Any]:
-    """One result from the files of one setting, the merged file first where there is one."""
+    """Merge the files of one setting, the merged file first where there is one."""
     parts = number_by_split(kind, parts)
     ranks = {rank_of(part, kind) for part in parts}
     paths = tuple(chain.from_iterable(part.paths for part in parts))
@@ -241,7 +241,7 @@ def _require_all_ranks(first: SettingResult[Any], ranks: set[int | None]) -> Non
 
 
 def _unique(records: Iterator[Any]) -> tuple[Any, ...]:
-    """Each sample once, in first order. Raises DataError where two records of one sample differ."""
+    """Keep each sample once, in first order. Raises DataError where two records of one sample differ."""
     kept: dict[str, Any] = {}
     for record in records:
         first = kept.setdefault(record.sample_id, record)

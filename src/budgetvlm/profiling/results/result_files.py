@@ -104,7 +104,7 @@ def write_latency_result(
 
 
 def latency_statistics(times_ms: Sequence[float]) -> dict[str, float]:
-    """mean, std, P50, P95 and P99 of times in ms."""
+    """Return mean, std, P50, P95 and P99 of times in ms."""
     times = np.asarray(times_ms, dtype=np.float64)
     p50, p95, p99 = np.percentile(times, [50, 95, 99])
     return {

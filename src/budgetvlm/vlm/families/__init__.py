@@ -31,5 +31,5 @@ FAMILIES: dict[str, Family] = {model_type: family for family in _KNOWN for model
 
 
 def supported() -> str:
-    """The families and their model types, in one line."""
+    """Return the families and their model types, in one line."""
     return ", ".join(f"{family.name} ({', '.join(family.model_types)})" for family in _KNOWN)

@@ -69,7 +69,7 @@ class AriaImages(TiledImages):
         return math.ceil(size[0] / self._side) * math.ceil(size[1] / self._side)
 
     def _allowed(self, max_crops: int) -> list[list[int]]:
-        """Resolutions to choose from; none where the image stays whole."""
+        """Return resolutions to choose from; none where the image stays whole."""
         return [] if max_crops == 1 else [size for size in self._resolutions if self._tiles(size) <= max_crops]
 
     def _processed(self, image: Image.Image, allowed: list[list[int]]) -> Any:

@@ -71,7 +71,7 @@ class Gemma3Images(TiledImages):
         return ImageLayout(ids, tuple(i == self._placeholder for i in ids), (1, crops), (height, width))
 
     def _ids(self, crops: int) -> tuple[int, ...]:
-        """What the processor writes for an image: one mark, or words around the image and its crops."""
+        """Return what the processor writes for an image: one mark, or words around the image and its crops."""
         t = self.tokenizer
         start, end = (
             t.convert_ids_to_tokens(getattr(self.model.config, f"{side}_token_index")) for side in ("boi", "eoi")
@@ -101,14 +101,14 @@ class VisionBlocksInputs(DecoderInputs):
         return {**super().prefill(), "attention_mask": masks}
 
     def _create_masks(self) -> Callable[..., dict[str, torch.Tensor]]:
-        """The model's own: how a window and a run of visual tokens combine differs between the generations."""
+        """Return the model's own function: windows and runs of visual tokens combine differently in each generation."""
         from transformers.models.gemma3.modeling_gemma3 import create_masks_for_vision_model
 
         return create_masks_for_vision_model
 
 
 def visual_blocks(visual: torch.Tensor) -> torch.Tensor:
-    """The number of the run of visual tokens that each token belongs to, -1 for text, ``[B, T]``."""
+    """Return the number of the run of visual tokens that each token belongs to, -1 for text, ``[B, T]``."""
     begins = visual & ~torch.nn.functional.pad(visual, (1, 0))[:, :-1]
     return torch.where(visual, begins.long().cumsum(1) - 1, -1)
 

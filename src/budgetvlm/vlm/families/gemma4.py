@@ -51,7 +51,7 @@ class Gemma4Images(WholeImages):
         return torch.cat([done["pixel_values"][0], done["image_position_ids"][0].float()], dim=-1)
 
     def encode(self, pixels: Sequence[torch.Tensor], layouts: Sequence[ImageLayout]) -> list[torch.Tensor]:
-        """One image at a time: how far patches are padded depends on `max_crops` alone."""
+        """Encode one image at a time: how far patches are padded depends on `max_crops` alone."""
         moved = (one[None].to(self.model.device) for one in pixels)
         encode = self.model.model.get_image_features
         return [

@@ -39,7 +39,7 @@ class Idefics3Images(TiledImages):
         self.most_crops = self._whole**2
 
     def overview(self, image: Image.Image) -> torch.Tensor:
-        """The processor's own steps to its last tile, without cutting the others."""
+        """Take the processor's own steps to its last tile, without cutting the others."""
         from transformers.image_utils import SizeDict
 
         p = self.processor
@@ -86,7 +86,7 @@ class Idefics3Images(TiledImages):
         return ImageLayout(tuple(ids), visual, (rows, columns), (height, width))
 
     def _multiple(self, height: int, width: int, max_crops: int) -> int:
-        """How many tiles long the enlarged image is: as many as give at most ``max_crops`` tiles."""
+        """Return how many tiles long the enlarged image is: as many as give at most ``max_crops`` tiles."""
         fitting = (n for n in range(self._whole, 1, -1) if math.prod(self._grid(height, width, n)) <= max_crops)
         return next(fitting, 1)
 

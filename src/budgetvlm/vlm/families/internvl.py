@@ -97,7 +97,7 @@ class InternVL(Family):
 
 
 def read_config(directory: Path) -> Any:
-    """The model's configuration.
+    """Return the model's configuration.
 
     `InternVLConfig` takes any saved vision configuration for InternVL's own tower; here its `model_type` is heeded,
     so that other towers (the bundled model has a FocalNet) come back as they were saved.

@@ -47,7 +47,7 @@ class Canvas:
 
     @classmethod
     def read(cls, directory: Path) -> Canvas:
-        """From a model's directory."""
+        """Read the settings in a model's directory."""
         found = read_processor(directory, "Llama 4's image processor")
         given = {"side": found["size"]["height"], "largest": found.get("resize_to_max_canvas")}
         given |= {name: found.get(name) for name in ("max_patches", "rescale_factor")}
@@ -55,7 +55,7 @@ class Canvas:
         return cls(**{name: value for name, value in given.items() if value is not None})
 
     def grid(self, height: int, width: int, max_patches: int) -> tuple[int, int]:
-        """Rows and columns of the canvas that shrinks the image least, or else enlarges it least; then the smallest."""
+        """Return the shape of the canvas that shrinks the image least, or else enlarges it least; then the smallest."""
         fits = {
             (rows, columns): min(rows * self.side / height, columns * self.side / width)
             for rows in range(1, max_patches + 1)
@@ -66,7 +66,7 @@ class Canvas:
         return min((shape for shape, scale in fits.items() if scale == best), key=math.prod)
 
     def tiles(self, image: Image.Image, max_patches: int) -> torch.Tensor:
-        """The canvas row by row, then the overview where there are several ``[n, 3, side, side]``."""
+        """Cut the canvas row by row, then the overview where there are several tiles ``[n, 3, side, side]``."""
         pixels, (rows, columns) = to_pixels(image), self.grid(image.height, image.width, max_patches)
         height, width = self._size(image.height, image.width, rows, columns)
         small = resized(pixels, height, width, antialias=True)
@@ -77,17 +77,17 @@ class Canvas:
         return self._normalised(torch.cat([cut, *more]))
 
     def overview(self, image: Image.Image) -> torch.Tensor:
-        """The last of `tiles` at the most of them ``[1, 3, side, side]``."""
+        """Return the last of `tiles` at the most of them ``[1, 3, side, side]``."""
         if self.grid(image.height, image.width, self.max_patches) == (1, 1):
             return self.tiles(image, self.max_patches)
         return self._normalised(self._squeezed(to_pixels(image)))
 
     def _squeezed(self, pixels: torch.Tensor) -> torch.Tensor:
-        """The whole image in one tile, whatever its shape ``[1, 3, side, side]``."""
+        """Return the whole image in one tile, whatever its shape ``[1, 3, side, side]``."""
         return resized(pixels, self.side, self.side, antialias=True)[None]
 
     def _size(self, height: int, width: int, rows: int, columns: int) -> tuple[int, int]:
-        """The image's size on the canvas: its own shape, not enlarged above a tile's side."""
+        """Return the image's size on the canvas: its own shape, not enlarged above a tile's side."""
         tall, wide = rows * self.side, columns * self.side
         if not self.largest:
             tall, wide = min(max(height, self.side), tall), min(max(width, self.side), wide)
@@ -96,7 +96,7 @@ class Canvas:
         return tall, max(1, min(math.floor(width * (tall / height)), wide))
 
     def _normalised(self, pixels: torch.Tensor) -> torch.Tensor:
-        """In bfloat16, as the model was trained."""
+        """Normalise in bfloat16, as the model was trained."""
         scaled = pixels.to(torch.bfloat16) * self.rescale_factor
         mean, std = (torch.tensor(v, dtype=torch.bfloat16)[:, None, None] for v in (self.mean, self.std))
         return scaled.sub(mean).div_(std)
@@ -161,7 +161,7 @@ class Llama4(Family):
         return model.language_model.lm_head
 
     def dials(self, model: Any) -> list[Dial]:
-        """The routers; the layers around them hold the number too and do not read it."""
+        """Return the routers; the layers around them hold the number too and do not read it."""
         return [dial for dial in super().dials(model) if hasattr(dial.owner, "weight")]
 
     def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> Llama4Images:

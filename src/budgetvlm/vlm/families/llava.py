@@ -83,7 +83,7 @@ class LlavaImages(TiledImages):
         return (point[0] // self._side) * (point[1] // self._side)
 
     def _allowed(self, max_crops: int) -> list[list[int]]:
-        """Grids to choose from; none where the overview is to stand alone."""
+        """Return grids to choose from; none where the overview is to stand alone."""
         return [] if max_crops == 1 else [point for point in self._pinpoints if self._tiles(point) <= max_crops]
 
     def _pixels(self, image: Image.Image, pinpoints: list[list[int]]) -> torch.Tensor:
@@ -93,7 +93,7 @@ class LlavaImages(TiledImages):
     def _pack(
         self, tiles: torch.Tensor, grid: tuple[int, int], size: tuple[int, int], newline: torch.Tensor
     ) -> torch.Tensor:
-        """The model's own packing, under a configuration that knows just the chosen grid."""
+        """Pack features with the model's own code, under a configuration that knows just the chosen grid."""
         config = self.model.config
         pinpoints = [[grid[0] * self._side, grid[1] * self._side]]
         told = SimpleNamespace(

@@ -82,7 +82,7 @@ class MolmoImages(TiledImages):
         )  # fmt: skip
 
     def _processed(self, pixels: np.ndarray, max_crops: int) -> Any:
-        """Tiles, token ids, each feature's place among them (negative: none), share of image in each patch.
+        """Return tiles, token ids, the place of each feature among them (negative: none), share of image in each patch.
 
         A copy of the code in use elsewhere adds the grid of tiles.
         """
@@ -105,16 +105,16 @@ class PairsOfBlocks:
         self._pairs: dict[int, Any] = {}  # by the block's `id`
 
     def get_seq_length(self) -> int:
-        """That of the first block, which always runs."""
+        """Return the length of the first block, which always runs."""
         return int(next(iter(self._pairs.values()))[0].shape[-2]) if self._pairs else 0
 
     def of(self, blocks: Sequence[nn.Module], num_blocks: int) -> list[Any] | None:
-        """Pairs of these blocks, and as many as the model has, which it insists on: those behind go unread."""
+        """Return the pairs of these blocks, and as many as the model insists on: those behind go unread."""
         pairs = [self._pairs[id(block_of(block))] for block in blocks] if self._pairs else []
         return [*pairs, *pairs[-1:] * (num_blocks - len(pairs))] if pairs else None
 
     def keep(self, blocks: Sequence[nn.Module], pairs: Sequence[Any]) -> None:
-        """What these blocks returned."""
+        """Take over what these blocks returned."""
         self._pairs.update({id(block_of(block)): pair for block, pair in zip(blocks, pairs, strict=False)})
 
 
@@ -198,7 +198,7 @@ class Molmo(Family):
         return f"{tokenizer.bos_token or tokenizer.eos_token}{{image}} User: {{question}} Assistant:"
 
     def load(self, directory: Path, **options: Any) -> Any:
-        """Built from its configuration and then given its weights: that code knows no `from_pretrained` of today.
+        """Build the model from its configuration and then fill in its weights: that code knows no `from_pretrained`.
 
         Raises:
             ConfigError: the code that comes with the model does not run.

@@ -53,7 +53,7 @@ class Crops:
 
     @classmethod
     def read(cls, directory: Path) -> Crops:
-        """From a model's directory."""
+        """Read the settings in a model's directory."""
         found, more = read_processor(directory, "Molmo2's image processor"), read_more(directory)
         given = {"side": found["size"]["height"]}
         given |= {name: found.get(name) for name in ("max_crops", "patch_size", "rescale_factor")}
@@ -76,7 +76,7 @@ class Crops:
         return self.patches - sum(self.margins)
 
     def grid(self, height: int, width: int, max_crops: int) -> tuple[int, int]:
-        """Rows and columns of tiles that enlarge the image least, or else shrink it least."""
+        """Return rows and columns of tiles that enlarge the image least, or else shrink it least."""
         step, margin = self.window * self.patch_size, sum(self.margins) * self.patch_size
         sides = range(1, max_crops + 1)
         shapes = [(rows, columns) for rows in sides for columns in sides if rows * columns <= max_crops]
@@ -88,11 +88,11 @@ class Crops:
         return shapes[int(best)]
 
     def overview(self, image: Image.Image) -> torch.Tensor:
-        """The whole image squeezed into one tile, as patches ``[1, patches, channels]``."""
+        """Squeeze the whole image into one tile, as patches ``[1, patches, channels]``."""
         return self._patches(self._scaled(image, self.side, self.side)[None])
 
     def tiles(self, image: Image.Image, grid: tuple[int, int]) -> torch.Tensor:
-        """Overlapping tiles row by row, as patches ``[n, patches, channels]``."""
+        """Cut overlapping tiles row by row, as patches ``[n, patches, channels]``."""
         step = self.window * self.patch_size
         height, width = ((n - 1) * step + self.side for n in grid)
         canvas = self._scaled(image, height, width)
@@ -100,11 +100,11 @@ class Crops:
         return self._patches(cut.permute(1, 2, 0, 3, 4).flatten(0, 1))
 
     def low_pooling(self) -> torch.Tensor:
-        """For each token of the overview the patches that it is made of, -1 for none ``[rows, columns, patches]``."""
+        """Return the patches that each token of the overview is made of, -1: none ``[rows, columns, patches]``."""
         return self._pooled(torch.arange(self.patches**2).view(self.patches, self.patches))
 
     def pooling_of(self, grid: tuple[int, int]) -> torch.Tensor:
-        """For each token of the tiles the patches that it is made of, counted over all tiles; see `low_pooling`.
+        """Return the patches that each token of the tiles is made of, counted over all tiles; see `low_pooling`.
 
         Of patches that two tiles share, the margin's inner half is the one's and the outer half the other's.
         """
@@ -126,7 +126,7 @@ class Crops:
         return tile[top : self.patches - bottom, left : self.patches - right]
 
     def _pooled(self, numbers: torch.Tensor) -> torch.Tensor:
-        """Windows of a grid of patches; what is missing is split between both sides, the larger half behind."""
+        """Cut a grid of patches into windows; what is missing is split between both sides, the larger half behind."""
         tall, wide = self.pooling
         lacks = [-size % step for size, step in zip(numbers.shape, self.pooling, strict=True)]
         padding = [lacks[1] // 2, (lacks[1] + 1) // 2, lacks[0] // 2, (lacks[0] + 1) // 2]
@@ -134,13 +134,13 @@ class Crops:
         return cells.flatten(2)
 
     def _scaled(self, image: Image.Image, height: int, width: int) -> torch.Tensor:
-        """Resized without smoothing, whole numbers of colour, then normalised ``[3, height, width]``."""
+        """Resize without smoothing, round the colours, then normalise ``[3, height, width]``."""
         pixels = resized(to_pixels(image).float(), height, width, antialias=False).round().clamp(0, 255)
         mean, std = (torch.tensor(v)[:, None, None] * (1 / self.rescale_factor) for v in (self.mean, self.std))
         return pixels.sub(mean).div_(std)
 
     def _patches(self, tiles: torch.Tensor) -> torch.Tensor:
-        """``[n, 3, side, side]`` -> ``[n, patches, channels]``, colours last."""
+        """Cut ``[n, 3, side, side]`` into ``[n, patches, channels]``, colours last."""
         p = self.patch_size
         return tiles.unfold(2, p, p).unfold(3, p, p).permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
 
@@ -171,7 +171,7 @@ class Molmo2Images(WholeImages):
         return [self._encode(one, layout.grid) for one, layout in zip(pixels, layouts, strict=True)]
 
     def _encode(self, pixels: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        """Features ``[T, C]`` of the overview alone, of the tiles alone, or of both, told apart by how many come."""
+        """Return features ``[T, C]`` of the overview, of the tiles, or of both, told apart by how many come."""
         parts, num_tiles = [], math.prod(grid)
         if len(pixels) != num_tiles or num_tiles == 1:
             parts.append(self.processor.low_pooling())
@@ -192,7 +192,7 @@ class Molmo2Images(WholeImages):
         return torch.cat(parts * 2 if layout.grid == (1, 1) else parts)
 
     def plain(self, image: Image.Image, max_crops: int) -> dict[str, Any]:
-        """As the processor does it: the overview and all tiles, also where they are the same."""
+        """Do as the processor: the overview and all tiles, also where they are the same."""
         p, grid = self.processor, self.processor.grid(image.height, image.width, max_crops)
         low, high = p.low_pooling(), p.pooling_of(grid)
         moved = torch.where(high < 0, -1, high + p.patches**2)
@@ -251,7 +251,7 @@ class Molmo2(Family):
         return str(getattr(tokenizer, "image_token", None) or _IMAGE)
 
     def template(self, model: Any, tokenizer: Any) -> str:
-        """The chat template behind the token that begins a text, which the processor puts there."""
+        """Return the chat template behind the token that begins a text, which the processor puts there."""
         text, first = super().template(model, tokenizer), tokenizer.bos_token or tokenizer.eos_token
         return text if text.startswith(first) else f"{first}{text}"
 

@@ -66,7 +66,7 @@ class PatchImages(WholeImages):
         return {"pixel_values": done["pixel_values"], "image_grid_thw": done["image_grid_thw"]}
 
     def _limits(self, max_crops: int) -> tuple[int, int]:
-        """Fewest and most pixels; at the most crops those of the untouched processor."""
+        """Return the fewest and most pixels; at the most crops those of the untouched processor."""
         most = self._most if max_crops >= self.most_crops else max_crops * self._crop_pixels
         return min(self._least, most), most
 
@@ -76,7 +76,7 @@ class PatchImages(WholeImages):
         return ImageLayout((self._placeholder,) * count, grid=(rows, columns), size=(height, width))
 
     def _resized(self, height: int, width: int, max_crops: int) -> tuple[int, int]:
-        """Height and width that the processor will give the image: multiples of a merged patch, within the limits."""
+        """Return height and width after the processor: multiples of a merged patch, within the limits."""
         least, most = self._limits(max_crops)
         if max(height, width) > MOST_OBLONG * min(height, width):
             raise InputError(
@@ -134,7 +134,7 @@ class MRopeInputs(DecoderInputs):
         return {**super().step(token), "position_ids": self._next}
 
     def _positions(self, prompt: EmbeddedPrompt, merge: int) -> torch.Tensor:
-        """Time, row and column of each token, ``[3, T]``."""
+        """Return time, row and column of each token, ``[3, T]``."""
         height, width = (side // merge for side in prompt.layout.grid)
         device = prompt.embeddings.device
         text = torch.arange(len(prompt), device=device).expand(3, -1)

@@ -20,7 +20,7 @@ BILINEAR = 2  # Pillow's number, as `resample` in preprocessor_config.json
 
 
 def read_processor(directory: Path, name: str) -> dict[str, Any]:
-    """An image processor's settings, from preprocessor_config.json or the file that newer models have in its place.
+    """Read an image processor's settings from preprocessor_config.json, or processor_config.json in newer models.
 
     Raises:
         ConfigError: there is none, it cannot be read, or it asks for what is not done here.
@@ -40,16 +40,16 @@ def read_processor(directory: Path, name: str) -> dict[str, Any]:
 
 
 def read_more(directory: Path) -> dict[str, Any]:
-    """What processor_config.json says beside the image processor; {} where it is missing."""
+    """Return what processor_config.json says beside the image processor; {} where it is missing."""
     path = directory / "processor_config.json"
     return dict(read_json(path)) if path.is_file() else {}
 
 
 def to_pixels(image: Image.Image) -> torch.Tensor:
-    """Colours ``[3, H, W]``, uint8."""
+    """Return colours ``[3, H, W]``, uint8."""
     return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)
 
 
 def resized(pixels: torch.Tensor, height: int, width: int, *, antialias: bool) -> torch.Tensor:
-    """Colours at another size ``[3, height, width]``, of the type that was given."""
+    """Resize colours to ``[3, height, width]``, of the type that was given."""
     return interpolate(pixels[None], (height, width), mode="bilinear", align_corners=False, antialias=antialias)[0]
