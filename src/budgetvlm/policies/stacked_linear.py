@@ -46,7 +46,7 @@ class FastDropout(nn.Dropout):
         """Zero each number with probability p while training, and scale the others to the same mean."""
         if not self.training or self.p == 0.0:
             return x
-        return x * (torch.rand_like(x) >= self.p).to(x.dtype).div_(1.0 - self.p)
+        return x * torch.rand_like(x).ge_(self.p).div_(1.0 - self.p)
 
 
 def decay_groups(parameters: Sequence[Tensor], vector_dimensions: int = 1) -> list[dict[str, object]]:
