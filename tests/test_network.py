@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from budgetvlm.controller.checkpoint import load_controller, read_checkpoint, save_pretrained
+from budgetvlm.controller.checkpoint import load_controller, save_pretrained
+from budgetvlm.controller.checkpoint_files import read_checkpoint
 from budgetvlm.controller.layers import Standardiser
 from budgetvlm.controller.network import GUIDE_KNOBS, GRPOController
 from budgetvlm.errors import CheckpointError, ConfigError, InputError, KnobSpaceError, OutputError

@@ -28,7 +28,7 @@ _HOMES = {
     "controller.checkpoint": ("load_controller",),
     "controller.policy": ("ControllerPolicy",),
     "controller.training_options": ("GRPOConfig", "RewardWeights", "TrainingConfig"),
-    "controller.training": ("TrainingResult", "train"),
+    "controller.training": ("TrainingResult",),
     "evaluation.evaluation_options": ("EvaluationOptions",),
     "evaluation.records": ("EvaluationReport",),
     "evaluation.evaluator": ("evaluate",),
@@ -36,6 +36,7 @@ _HOMES = {
     "comparison.comparison_records": ("CompareReport",),
     "comparison.runner": ("compare",),
     "live.calibrate_here": ("calibrate",),
+    "live.guarded_training": ("train",),
     "errors": (
         "BudgetVLMError",
         "CheckpointError",

@@ -7,7 +7,6 @@ from budgetvlm.controller.checkpoint import load_controller as load_controller
 from budgetvlm.controller.network import GRPOController as GRPOController
 from budgetvlm.controller.policy import ControllerPolicy as ControllerPolicy
 from budgetvlm.controller.training import TrainingResult as TrainingResult
-from budgetvlm.controller.training import train as train
 from budgetvlm.controller.training_options import GRPOConfig as GRPOConfig
 from budgetvlm.controller.training_options import RewardWeights as RewardWeights
 from budgetvlm.controller.training_options import TrainingConfig as TrainingConfig
@@ -26,6 +25,7 @@ from budgetvlm.features import Features as Features
 from budgetvlm.knobs import KnobSpace as KnobSpace
 from budgetvlm.knobs import Setting as Setting
 from budgetvlm.live.calibrate_here import calibrate as calibrate
+from budgetvlm.live.guarded_training import train as train
 from budgetvlm.runtime import AdaptiveVLM as AdaptiveVLM
 from budgetvlm.table import ProfileTable as ProfileTable
 from budgetvlm.tasks import Sample as Sample

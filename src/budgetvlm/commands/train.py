@@ -96,8 +96,7 @@ def train_and_report(
     """Train as the flags say, with lines on standard output and a bar on a terminal."""
     import sys
 
-    from budgetvlm.controller.training import train
-    from budgetvlm.guard.adaptive import AdaptiveGuard
+    from budgetvlm.live.guarded_training import train
 
     return train(
         table,
@@ -108,5 +107,4 @@ def train_and_report(
         resume=args.resume,
         overwrite=args.overwrite,
         progress=sys.stderr.isatty(),
-        fit_guard=AdaptiveGuard.fit,
     )

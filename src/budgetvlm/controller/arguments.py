@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from budgetvlm.controller.layers import Standardiser
-from budgetvlm.errors import ConfigError, InputError, KnobSpaceError
+from budgetvlm.errors import CheckpointError, ConfigError, InputError, KnobSpaceError
 from budgetvlm.knobs import KnobSpace
 
 RESERVED = ("joint", "feasible", "indices", "setting_index")  # keys that logits and actions have beside the knobs
@@ -109,3 +109,24 @@ def check_arguments(
             problems.append(f"{name} must be {len(space)} positive numbers or None, one a setting: {list(values)}")
     if problems:
         raise ConfigError("this controller cannot be built: " + "; ".join(problems))
+
+
+def check_state_dict(given: Mapping[str, Tensor | None], own: Mapping[str, Tensor], space: KnobSpace) -> None:
+    """Check tensors that are to be loaded into a controller; None stands for one that is missing.
+
+    Raises:
+        KnobSpaceError: they are of a controller over another knob space.
+        CheckpointError: they have other sizes.
+    """
+    theirs = given["value_matrix"]
+    if theirs is not None and not torch.equal(theirs.cpu(), own["value_matrix"].cpu()):
+        raise KnobSpaceError(
+            f"the checkpoint was trained on another knob space than this controller's ({space}); build it with "
+            'GRPOController(**checkpoint["controller_config"])'
+        )
+    for name, tensor in given.items():
+        if tensor is not None and tensor.shape != own[name].shape:
+            raise CheckpointError(
+                f"{name} has shape {list(tensor.shape)} in the checkpoint but {list(own[name].shape)} here. "
+                'Build it with GRPOController(**checkpoint["controller_config"])'
+            )

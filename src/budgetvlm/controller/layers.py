@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from budgetvlm.errors import ConfigError
+from budgetvlm.knobs import KnobSpace
 
 PART = 65_536  # rows that are looked at at once: doubles of all would be the most memory of a training
 LARGEST_SCORE = 8.0  # standardised features are cut here, so that an odd image cannot blow up the network
@@ -109,3 +110,13 @@ class LogEmbedding(nn.Module):
     def forward(self, basis: Tensor) -> Tensor:
         """``[B, 2 * num_frequencies + 1]`` -> ``[B, width]``."""
         return torch.nn.functional.silu(self.linear(basis))
+
+
+def head_sum_matrix(space: KnobSpace) -> Tensor:
+    """Which outputs of the knobs' heads each setting adds up: 0 or 1, ``[sum(sizes), K]``."""
+    matrix = torch.zeros(sum(space.sizes), space.num_settings)
+    offset = 0
+    for column, size in enumerate(space.sizes):
+        matrix[offset + torch.from_numpy(space.value_indices[:, column]), torch.arange(len(space))] = 1.0
+        offset += size
+    return matrix

@@ -12,6 +12,7 @@ mean accuracies is the lookup table, and training starts from there (`start_from
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -21,9 +22,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from budgetvlm.controller.arguments import NetworkOptions, bounds_tensor, check_arguments, feature_matrix, per_state
-from budgetvlm.controller.layers import LogEmbedding, Standardiser
-from budgetvlm.errors import CheckpointError, InputError, KnobSpaceError
+from budgetvlm.controller.arguments import (
+    NetworkOptions,
+    bounds_tensor,
+    check_arguments,
+    check_state_dict,
+    feature_matrix,
+    per_state,
+)
+from budgetvlm.controller.checkpoint_files import read_pretrained, write_pretrained
+from budgetvlm.controller.layers import LogEmbedding, Standardiser, head_sum_matrix
+from budgetvlm.errors import BudgetVLMError, CheckpointError, InputError
 from budgetvlm.knobs import KnobSpace, Value
 
 GUIDE_KNOBS: dict[str, list[Value]] = {
@@ -125,25 +134,34 @@ class GRPOController(nn.Module):
             "bounds_ms", torch.zeros(self.num_settings) if bounds_ms is None else bounds_tensor(bounds_ms)
         )
         self.register_buffer("value_matrix", torch.from_numpy(space.value_matrix.copy()))
-        head_sum = torch.zeros(sum(space.sizes), space.num_settings)
-        offset = 0
-        for column, size in enumerate(space.sizes):
-            head_sum[offset + torch.from_numpy(space.value_indices[:, column]), torch.arange(len(space))] = 1.0
-            offset += size
-        self.register_buffer("head_sum", head_sum, persistent=False)
+        self.register_buffer("head_sum", head_sum_matrix(space), persistent=False)
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write ``config.json`` and ``model.safetensors``. Raises OutputError."""
-        from budgetvlm.controller.checkpoint import save_pretrained
-
-        save_pretrained(self, directory)
+        write_pretrained(self.config, self.state_dict(), directory)
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> GRPOController:
         """The controller that `save_pretrained` or training wrote there, ready for use. Raises CheckpointError."""
-        from budgetvlm.controller.checkpoint import from_pretrained
+        return cls.restored(Path(directory), *read_pretrained(directory))
 
-        return from_pretrained(directory)
+    @classmethod
+    def restored(cls, source: Path, config: Any, tensors: Mapping[str, Tensor]) -> GRPOController:
+        """A controller of this configuration with these weights, in evaluation mode.
+
+        Args:
+            source: where both were read, for the message.
+
+        Raises:
+            CheckpointError: they make no usable controller.
+        """
+        try:
+            controller = cls(**config)
+            controller.load_state_dict(dict(tensors))
+        except (BudgetVLMError, TypeError, RuntimeError) as error:
+            reason = json.dumps(str(error).strip().split("\n")[0], ensure_ascii=False)
+            raise CheckpointError(f"{source} does not hold a usable controller: {reason}. Train again.") from error
+        return controller.eval()
 
     @property
     def num_settings(self) -> int:
@@ -325,18 +343,7 @@ class GRPOController(nn.Module):
         return log_policy.gather(1, wide).reshape(setting_index.shape)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        """Refuse another knob space or other sizes before anything is copied. Raises CheckpointError."""
-        theirs = state_dict.get(prefix + "value_matrix")
-        if theirs is not None and not torch.equal(theirs.cpu(), self.value_matrix.cpu()):
-            raise KnobSpaceError(
-                f"the checkpoint was trained on another knob space than this controller's ({self.knob_space}); build "
-                'it with GRPOController(**checkpoint["controller_config"])'
-            )
-        for name, mine in self.state_dict().items():
-            given = state_dict.get(prefix + name)
-            if given is not None and given.shape != mine.shape:
-                raise CheckpointError(
-                    f"{name} has shape {list(given.shape)} in the checkpoint but {list(mine.shape)} here. "
-                    'Build it with GRPOController(**checkpoint["controller_config"])'
-                )
+        """Refuse another knob space or other sizes before anything is copied."""
+        given = {name: state_dict.get(prefix + name) for name in self.state_dict()}
+        check_state_dict(given, self.state_dict(), self.knob_space)
         super()._load_from_state_dict(state_dict, prefix, *args)

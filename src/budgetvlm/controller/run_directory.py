@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from budgetvlm.controller.checkpoint import BEST, CONFIG, GUARD, LAST, WEIGHTS, read_checkpoint
+from budgetvlm.controller.checkpoint import BEST, GUARD, LAST
+from budgetvlm.controller.checkpoint_files import CONFIG, WEIGHTS, read_checkpoint
 from budgetvlm.controller.training_options import TrainingConfig
 from budgetvlm.errors import CheckpointError, ConfigError, OutputError
 from budgetvlm.features import Features

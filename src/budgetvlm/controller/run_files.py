@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from budgetvlm._io import write_json
-from budgetvlm.controller.checkpoint import BEST, LAST, controller_document, save_pretrained, write_checkpoint
+from budgetvlm.controller.checkpoint import BEST, LAST, controller_document
+from budgetvlm.controller.checkpoint_files import write_checkpoint
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.run_directory import MEMBERS, METRICS, EventLog
 from budgetvlm.controller.training_options import TrainingConfig
@@ -85,7 +86,7 @@ class RunFiles:
 
 def _write_controller(place: Path, run: TrainingRun, controller: GRPOController, extra: Mapping[str, Any]) -> None:
     write_checkpoint(place / BEST, {**controller_document(controller), "guard": run.guard.to_dict(), **extra})
-    save_pretrained(controller, place)
+    controller.save_pretrained(place)
 
 
 def _summary(config: TrainingConfig) -> dict[str, Any]:
