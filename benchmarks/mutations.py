@@ -39,7 +39,7 @@ class Mutation:
 
 
 CUTS = 'return cut == "always" or not (promised and may_be_late)'
-MASK = "allowed = self.controller.allowed(self.controller.feasible(states.budget_ms) & measured)"
+MASK = "allowed = controller.allowed(controller.feasible(budget) & measured)"
 MUTATIONS = [
     Mutation(
         '`cut="needed"` always cuts', "answer.py", CUTS, "return True",
@@ -71,7 +71,7 @@ MUTATIONS = [
     ),
     Mutation(
         "training ignores which settings the budget allows", "controller/trainer.py",
-        MASK, MASK.replace("self.controller.feasible(states.budget_ms) & measured", "measured"),
+        MASK, MASK.replace("controller.feasible(budget) & measured", "measured"),
         "test_grpo.py::test_only_allowed_and_measured_settings_count",
     ),
     Mutation(
