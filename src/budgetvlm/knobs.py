@@ -50,7 +50,7 @@ class Setting(Mapping[str, Value]):
 
 @dataclass(frozen=True, init=False)
 class KnobSpace:
-    """The ordered knobs of one model, each with its allowed values, from cheapest to dearest.
+    """The ordered knobs of one model, each with its allowed values, from cheapest to most expensive.
 
     Args:
         knobs: knob name -> allowed values, strictly increasing positive numbers.

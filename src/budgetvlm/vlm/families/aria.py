@@ -84,7 +84,7 @@ class AriaImages(TiledImages):
 class Aria(Family):
     name: ClassVar = "Aria"
     model_types: ClassVar = ("aria",)
-    crop_meaning: ClassVar = "`split_image` with `split_resolutions` of at most so many tiles; 1: one tile, not split"
+    crop_meaning: ClassVar = "`split_image` with `split_resolutions` of at most that many tiles; 1: one tile, not split"
 
     def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> AriaImages:
         return AriaImages(model, processor)

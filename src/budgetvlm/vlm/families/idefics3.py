@@ -1,6 +1,6 @@
 """Idefics3 and SmolVLM: a grid of tiles, each announced by its row and column, and the overview last.
 
-    max_crops          `longest_edge` of the image processor: the largest size whose grid has at most so many tiles
+    max_crops          `longest_edge` of the image processor: the largest size whose grid has at most that many tiles
     top_k              routers of the language model, where it has any
     num_active_blocks  which decoder layers the language model's list holds
 
@@ -104,7 +104,7 @@ class Idefics3Images(TiledImages):
 class Idefics3(Family):
     name: ClassVar = "Idefics3, SmolVLM"
     model_types: ClassVar = ("idefics3", "smolvlm")
-    crop_meaning: ClassVar = "`longest_edge`: the largest grid of at most so many tiles beside the overview tile"
+    crop_meaning: ClassVar = "`longest_edge`: the largest grid of at most that many tiles beside the overview tile"
 
     def language(self, model: Any) -> Any:
         return model.model.text_model

@@ -1,6 +1,6 @@
 """LLaVA-NeXT and LLaVA-OneVision: an overview tile and a grid of tiles from a list of pinpoints.
 
-    max_crops          grids (pinpoints) of at most so many tiles; 1: the overview alone
+    max_crops          grids (pinpoints) of at most that many tiles; 1: the overview alone
     top_k              routers of the language model, where it has any
     num_active_blocks  which decoder layers the language model's list holds
 
@@ -114,7 +114,7 @@ class LlavaImages(TiledImages):
 class Llava(Family):
     name: ClassVar = "LLaVA-NeXT, LLaVA-OneVision"
     model_types: ClassVar = ("llava_next", "llava_onevision")
-    crop_meaning: ClassVar = "`image_grid_pinpoints` of at most so many tiles beside the overview tile"
+    crop_meaning: ClassVar = "`image_grid_pinpoints` of at most that many tiles beside the overview tile"
 
     def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> LlavaImages:
         return LlavaImages(model, processor)
