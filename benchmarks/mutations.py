@@ -72,7 +72,7 @@ MUTATIONS = [
     Mutation(
         "training ignores which settings the budget allows", "controller/trainer.py",
         MASK, MASK.replace("controller.feasible(budget) & measured", "measured"),
-        "test_grpo.py::test_only_allowed_and_measured_settings_count",
+        "test_grpo.py::test_rewards_of_settings_beyond_the_budget_change_nothing",
     ),
     Mutation(
         "training ignores which settings were measured", "controller/trainer.py",
