@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from block_orders import block_changes, likelihood, order_by_addition, order_by_importance
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -37,8 +38,7 @@ from budgetvlm.knobs import KnobSpace
 from budgetvlm.tasks import Sample, Task
 from budgetvlm.vlm import load_vlm
 from budgetvlm.vlm.adapter import Adapter
-from budgetvlm.vlm.block_importance import block_changes, likelihood
-from budgetvlm.vlm.blocks import active_blocks, default_order, order_by_addition, order_by_importance
+from budgetvlm.vlm.blocks import active_blocks, default_order
 
 BATCH = 32
 DEPTH = "num_active_blocks"

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from tiny_vlm import KNOBS, ORDER, TOKENS_PER_TILE, write_tiny_model
 
+from benchmarks.block_orders import block_changes, likelihood
 from budgetvlm.errors import CheckpointError, ConfigError, InputError, KnobSpaceError
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.vlm import STAGES, VLM, load_vlm
-from budgetvlm.vlm.block_importance import block_changes, likelihood
 from budgetvlm.vlm.encoding import WordMeans, pool
 
 SPACE = KnobSpace(KNOBS)

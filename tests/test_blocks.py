@@ -3,17 +3,15 @@
 import pytest
 import torch
 
-from budgetvlm.errors import ConfigError
-from budgetvlm.vlm.blocks import (
-    active_blocks,
+from benchmarks.block_orders import (
     best_order,
     change_by_block,
-    check_order,
-    default_order,
     order_by_addition,
     order_by_importance,
     order_by_score,
 )
+from budgetvlm.errors import ConfigError
+from budgetvlm.vlm.blocks import active_blocks, check_order, default_order
 
 
 def test_a_depth_runs_the_most_important_blocks_in_their_usual_order():

@@ -9,9 +9,9 @@ from PIL import Image
 from tiny_families import BUILDERS, ID, write_tiny_family
 from tiny_molmo import write_tiny_molmo
 
+from benchmarks.block_orders import block_changes, likelihood
 from budgetvlm.errors import CheckpointError, ConfigError, InputError
 from budgetvlm.vlm import load_vlm
-from budgetvlm.vlm.block_importance import block_changes, likelihood
 from budgetvlm.vlm.blocks import check_order
 from budgetvlm.vlm.conformance import CHECKS, check
 from budgetvlm.vlm.decoding import PacedBlock, SkippedBlock

@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.block_orders import best_order, likelihood, order_by_addition, order_by_score
 from budgetvlm._io import atomic_path, write_json
 from budgetvlm.errors import BudgetVLMError, ConfigError
 from budgetvlm.tasks import signs
 from budgetvlm.vlm import load_vlm
-from budgetvlm.vlm.block_importance import likelihood
-from budgetvlm.vlm.blocks import best_order, default_order, order_by_addition, order_by_score
+from budgetvlm.vlm.blocks import default_order
 
 from . import stages
 from .build import KNOB_SPACE, PROMPT, build_image_processor, build_model, build_tokenizer

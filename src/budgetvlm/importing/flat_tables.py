@@ -12,7 +12,7 @@ from pyarrow import csv, json, parquet
 
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.importing.measured_rows import Cells
-from budgetvlm.profiling.results.layout import KNOBS
+from budgetvlm.knobs import KNOBS
 from budgetvlm.profiling.results.measurements import STAGE_FIELDS, TOKEN_KINDS
 
 PLAIN = ("sample_id", "score", "latency_ms")

@@ -15,7 +15,7 @@ from PIL import Image
 
 from budgetvlm.answer import Answer, check_request
 from budgetvlm.errors import ConfigError, InputError
-from budgetvlm.profiling.results.layout import KNOBS
+from budgetvlm.knobs import KNOBS
 from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.vlm import VLM, Generation, load_vlm
 

@@ -7,8 +7,6 @@ features into what the head reads. Shapes: L blocks.
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -88,67 +86,4 @@ def least_depth(num_total_blocks: int, fixed: Sequence[int] = ()) -> int:
 
 def default_order(num_total_blocks: int, fixed: Sequence[int] = ()) -> tuple[int, ...]:
     """Return the order where nothing was measured: first, last, those that always run, then from early to late."""
-    return order_by_importance([math.inf if i in fixed else float(-i) for i in range(num_total_blocks)])
-
-
-def order_by_importance(importance: Sequence[float]) -> tuple[int, ...]:
-    """Order blocks by importance ``[L]``: first and last, then the others, most important first."""
-    last = len(importance) - 1
-    inner = sorted(range(1, last), key=lambda block: (-importance[block], block))
-    return tuple(dict.fromkeys([0, last, *inner]))
-
-
-def change_by_block(hidden_states: Sequence[torch.Tensor]) -> list[float]:
-    """Return how much each block changes its input: 1 - mean cosine of input and output over the tokens, ``[L]``.
-
-    The "block influence" of ShortGPT (Men et al., 2024, arXiv:2403.03853, eq. 1). A block that hardly turns its input
-    can be skipped at little cost.
-
-    Args:
-        hidden_states: L + 1 tensors ``[..., C]``: the input of the first block and the output of every block.
-    """
-    pairs = itertools.pairwise(hidden_states)
-    return [1 - float(torch.cosine_similarity(a.float(), b.float(), dim=-1).mean()) for a, b in pairs]
-
-
-def order_by_score(num_total_blocks: int, score: Callable[[tuple[int, ...]], float]) -> tuple[int, ...]:
-    """Eliminate greedily: skip, one after the other, the inner block whose absence leaves the best score.
-
-    Needs about L² / 2 scores. A block skipped early is unimportant, so the order is that of elimination reversed.
-
-    Args:
-        score: quality with only these blocks running (ascending indices), larger is better: accuracy, or minus the
-            negative log-likelihood, on a calibration set that is neither validation nor test.
-    """
-    left = list(range(num_total_blocks))
-    skipped: list[int] = []
-    while len(left) > 2:
-        block = max(left[1:-1], key=lambda b: score(tuple(i for i in left if i != b)))
-        left.remove(block)
-        skipped.append(block)
-    return (*left, *reversed(skipped))
-
-
-def order_by_addition(num_total_blocks: int, score: Callable[[tuple[int, ...]], float]) -> tuple[int, ...]:
-    """Add greedily: from the first and the last block on, add the one whose presence gives the best score.
-
-    Elimination judges small depths by what little is lost near the full depth; addition starts from them. For a model
-    trained to run at few blocks the two can differ much, see `best_order`. Needs about L² / 2 scores.
-    """
-    order = [0, num_total_blocks - 1]
-    while len(order) < num_total_blocks:
-        rest = [b for b in range(num_total_blocks) if b not in order]
-        order.append(max(rest, key=lambda b: score(tuple(sorted([*order, b])))))
-    return tuple(order)
-
-
-def best_order(
-    orders: Sequence[Sequence[int]], depths: Sequence[int], score: Callable[[tuple[int, ...]], float]
-) -> tuple[int, ...]:
-    """Return the order with the best mean score over the depths that will be used; the first of equals."""
-
-    def total(order: Sequence[int]) -> float:
-        return sum(score(active_blocks(order, depth)) for depth in depths)
-
-    best = max(orders, key=total)
-    return tuple(best)
+    return tuple(dict.fromkeys([0, num_total_blocks - 1, *sorted(fixed), *range(num_total_blocks)]))

@@ -7,11 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from budgetvlm.errors import ConfigError
-from budgetvlm.knobs import KnobSpace
+from budgetvlm.knobs import KNOBS, KnobSpace
 from budgetvlm.vlm import blocks
 from budgetvlm.vlm.families.base import ATTENTION_KINDS, Family, Images, attention_kinds
-
-KNOBS = ("max_crops", "top_k", "num_active_blocks")
 
 
 def derive_knob_space(family: Family, model: Any, images: Images) -> KnobSpace:

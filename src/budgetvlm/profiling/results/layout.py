@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from budgetvlm.errors import KnobSpaceError
-from budgetvlm.knobs import Value
+from budgetvlm.knobs import KNOBS, Value
 from budgetvlm.profiling.results.measurements import AccuracyRecord, LatencyRecord
 
 SCHEMA_VERSION = 1
-KNOBS = ("max_crops", "top_k", "num_active_blocks")
 WORDS = ("crops", "topk", "blocks")  # of the knobs, in names of files
 Kind = Literal["accuracy", "latency"]
 R = TypeVar("R", AccuracyRecord, LatencyRecord)

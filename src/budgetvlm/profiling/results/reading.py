@@ -16,10 +16,9 @@ from typing import Any, Literal, overload
 
 from budgetvlm._io import read_json
 from budgetvlm.errors import DataError
-from budgetvlm.knobs import Value
+from budgetvlm.knobs import KNOBS, Value
 from budgetvlm.profiling.results.layout import (
     FORMATS,
-    KNOBS,
     SCHEMA_VERSION,
     Format,
     Kind,

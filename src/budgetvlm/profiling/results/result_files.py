@@ -14,10 +14,9 @@ import numpy as np
 
 from budgetvlm._io import write_json
 from budgetvlm.errors import ConfigError
-from budgetvlm.knobs import Value
+from budgetvlm.knobs import KNOBS, Value
 from budgetvlm.profiling.results.layout import (
     FORMATS,
-    KNOBS,
     SCHEMA_VERSION,
     Kind,
     SettingResult,
@@ -29,7 +28,6 @@ from budgetvlm.profiling.results.reading import iter_results, read_file, read_re
 
 __all__ = [
     "FORMATS",
-    "KNOBS",
     "AccuracyRecord",
     "Kind",
     "LatencyRecord",
