@@ -29,18 +29,7 @@ from budgetvlm.knobs import Setting
 from budgetvlm.profiling.measure.cell_sampling import draw_cells
 from budgetvlm.profiling.measure.journal import Journal
 from budgetvlm.profiling.measure.machine import hardware, median_run
-from budgetvlm.profiling.measure.sweep import (
-    Skipped,
-    blocks_of,
-    collect,
-    describe,
-    is_finished,
-    load_image,
-    remove,
-    remove_leftovers,
-    result_paths,
-    skipped_before,
-)
+from budgetvlm.profiling.measure.sweep import Sweep, load_image, remove, remove_leftovers
 from budgetvlm.profiling.measure.sweep_options import SweepOptions
 from budgetvlm.profiling.results.result_files import LatencyRecord, write_latency_result
 from budgetvlm.tasks import SplitSample, Task
@@ -75,30 +64,19 @@ def profile_latency(
         DataError: no sample can be used, or with ``options.strict`` one cannot.
     """
     _check(warmup, repeats)
-    samples = collect(task, options)
-    config = describe(
-        vlm, task, options, samples,
+    sweep = Sweep(
+        "latency", vlm, task, settings, options, say,
         batch_size=1, warmup=warmup, repeats=repeats,
         statistic="run with the median total of the repeats, each in a pass over all samples",
         path="overview encoded first and reused", hardware=hardware(device), **({"cells": cells} if cells < 1 else {}),
     )  # fmt: skip
-    plan = _plan(vlm, samples, cells, options.seed)
-    paths = result_paths(settings, task, "latency", options)
-    journal_path = _journal_path(paths, options)
-    if options.overwrite:
-        remove(journal_path)
-    todo = [s for s, path in paths.items() if not is_finished(path, task, "latency", config, options.overwrite)]
-    if len(todo) < len(paths):
-        say(f"{len(paths) - len(todo)} of {len(paths)} settings are finished already")
-    skipped = Skipped(options.strict, say)
-    for setting in paths.keys() - set(todo):
-        skipped.remember(skipped_before(paths[setting], task, "latency"))
-    if todo:
-        _sweep(vlm, task, todo, samples, plan, config, options, paths, skipped, say)
-        skipped.note(samples)
-    else:
-        remove(journal_path)
-    return list(paths.values())
+    plan = _plan(vlm, sweep.samples, cells, options.seed)
+    if options.overwrite or not sweep.todo:
+        remove(_journal_path(sweep))
+    if sweep.todo:
+        _sweep(sweep, plan)
+        sweep.skipped.note(sweep.samples)
+    return list(sweep.paths.values())
 
 
 def _check(warmup: int, repeats: int) -> None:
@@ -118,46 +96,37 @@ def _plan(vlm: VLM, samples: Sequence[SplitSample], cells: float, seed: int) -> 
     }
 
 
-def _journal_path(paths: Mapping[Setting, Path], options: SweepOptions) -> Path:
-    rank = "" if options.file_rank is None else f"_rank{options.file_rank}"
-    return next(iter(paths.values())).with_name(f".exp6_latency{rank}.jsonl")
+def _journal_path(sweep: Sweep) -> Path:
+    rank = "" if sweep.options.file_rank is None else f"_rank{sweep.options.file_rank}"
+    return next(iter(sweep.paths.values())).with_name(f".exp6_latency{rank}.jsonl")
 
 
-def _sweep(
-    vlm: VLM,
-    task: Task,
-    settings: Sequence[Setting],
-    samples: Sequence[SplitSample],
-    plan: Mapping[str, set[Setting]],
-    config: Mapping[str, Any],
-    options: SweepOptions,
-    paths: Mapping[Setting, Path],
-    skipped: Skipped,
-    say: Callable[[str], None],
-) -> None:
+def _sweep(sweep: Sweep, plan: Mapping[str, set[Setting]]) -> None:
     """Measure what the journal lacks, then write the files."""
-    with Journal(_journal_path(paths, options), config) as journal:
-        # What each pass has measured: sample -> str(setting) -> record.
+    samples, skipped = sweep.samples, sweep.skipped
+    with Journal(_journal_path(sweep), sweep.config) as journal:
+        # what each pass has measured: sample -> str(setting) -> record
         passes: list[dict[str, dict[str, Any]]] = [
-            {place.sample.sample_id: {} for place in samples} for _ in range(int(config["repeats"]))
+            {place.sample.sample_id: {} for place in samples} for _ in range(int(sweep.config["repeats"]))
         ]
         for entry in journal.entries:
             if "skipped" in entry:
                 skipped.remember({entry["sample_id"]: entry["skipped"]})
             else:
                 passes[entry["pass"]][entry["sample_id"]].update(entry["runs"])
-        left = list(_left(samples, settings, plan, passes, options.seed))
+        left = list(_left(samples, sweep.todo, plan, passes, sweep.options.seed))
         total = len(samples) * len(passes)
         if journal.entries:
-            say(f"going on with {total - len(left)} of {total} rounds (samples x repeats) of an earlier run")
+            sweep.say(f"going on with {total - len(left)} of {total} rounds (samples x repeats) of an earlier run")
         if left:
-            _warm_up(vlm, samples, settings, config)
+            _warm_up(sweep)
+        # measure the rest
         with tqdm(total=total, initial=total - len(left), desc="latency", unit="round") as bar:
             for number, place, lacking in left:
                 name = place.sample.sample_id
                 if name not in skipped:
                     try:
-                        measured = _measure_sample(vlm, task, place, lacking, config)
+                        measured = _measure_sample(sweep, place, lacking)
                     except InputError as error:
                         skipped.add(name, error)
                         journal.append({"sample_id": name, "skipped": str(error)})
@@ -165,17 +134,22 @@ def _sweep(
                         journal.append({"sample_id": name, "pass": number, "runs": measured})
                         passes[number][name].update(measured)
                 bar.update()
-        used = [place.sample.sample_id for place in skipped.used(samples)]
-        for setting in settings:
-            remove_leftovers(paths[setting])
-            told = dict(config) | skipped.for_config()
-            records = [
-                median_run([LatencyRecord(**done[name][str(setting)]) for done in passes])
-                for name in used
-                if setting in plan[name]
-            ]
-            _write(vlm, task, setting, records, told, options)
+        _write(sweep, plan, passes)
         journal.remove()
+
+
+def _write(sweep: Sweep, plan: Mapping[str, set[Setting]], passes: Sequence[Mapping[str, Mapping[str, Any]]]) -> None:
+    """Write one file for each setting, with the median run of each sample."""
+    used = [place.sample.sample_id for place in sweep.skipped.used(sweep.samples)]
+    for setting in sweep.todo:
+        remove_leftovers(sweep.paths[setting])
+        records = [
+            median_run([LatencyRecord(**done[name][str(setting)]) for done in passes])
+            for name in used
+            if setting in plan[name]
+        ]
+        arguments = sweep.result_arguments(setting)
+        write_latency_result(sweep.options.output_dir, sweep.task.name, setting, records, **arguments)
 
 
 def _left(
@@ -197,28 +171,22 @@ def _left(
                 yield number, place, lacking
 
 
-def _warm_up(vlm: VLM, places: Sequence[SplitSample], settings: Sequence[Setting], config: Mapping[str, Any]) -> None:
-    """The first requests are slower: memory is taken, kernels are chosen. The first sample that can be used serves."""
-    for place in places:
+def _warm_up(sweep: Sweep) -> None:
+    """Run untimed requests on the first sample that can be used: the first are slower, as memory is taken."""
+    for place in sweep.samples:
         with contextlib.suppress(InputError):
             image = load_image(place)
-            for _ in range(int(config["warmup"])):
-                for setting in settings:
-                    request(vlm, image, place.sample.question, setting, int(config["max_new_tokens"]))
+            for _ in range(int(sweep.config["warmup"])):
+                for setting in sweep.todo:
+                    request(sweep.vlm, image, place.sample.question, setting, sweep.max_new_tokens)
             return
 
 
-def _measure_sample(
-    vlm: VLM,
-    task: Task,
-    place: SplitSample,
-    settings: Sequence[Setting],
-    config: Mapping[str, Any],
-) -> dict[str, dict[str, Any]]:
+def _measure_sample(sweep: Sweep, place: SplitSample, settings: Sequence[Setting]) -> dict[str, dict[str, Any]]:
     """Measure one sample once at these settings; return str(setting) -> record."""
-    image, most = load_image(place), int(config["max_new_tokens"])
-    runs = {str(setting): request(vlm, image, place.sample.question, setting, most) for setting in settings}
-    return {name: asdict(_record(task, place, run)) for name, run in runs.items()}
+    image, most = load_image(place), sweep.max_new_tokens
+    runs = {str(setting): request(sweep.vlm, image, place.sample.question, setting, most) for setting in settings}
+    return {name: asdict(_record(sweep.task, place, run)) for name, run in runs.items()}
 
 
 def request(vlm: VLM, image: Any, question: str, setting: Setting, max_new_tokens: int) -> Generation:
@@ -239,23 +207,4 @@ def _record(task: Task, place: SplitSample, run: Generation) -> LatencyRecord:
         num_language_tokens=run.num_language_tokens,
         num_output_tokens=run.num_output_tokens,
         accuracy=float(task.score(run.text, place.sample)),
-    )
-
-
-def _write(
-    vlm: VLM,
-    task: Task,
-    setting: Setting,
-    records: Sequence[LatencyRecord],
-    config: Mapping[str, Any],
-    options: SweepOptions,
-) -> None:
-    write_latency_result(
-        options.output_dir,
-        task.name,
-        setting,
-        records,
-        config=config,
-        rank=options.file_rank,
-        **blocks_of(vlm, setting),
     )

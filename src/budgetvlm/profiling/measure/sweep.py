@@ -66,36 +66,6 @@ def _counts(task: Task, options: SweepOptions) -> Sequence[int | None]:
     return [total - sum(rest), *rest]
 
 
-def describe(
-    vlm: VLM, task: Task, options: SweepOptions, samples: Sequence[SplitSample], **more: Any
-) -> dict[str, Any]:
-    """Return the `config` of the result files: all that decides what a result is, without clock times."""
-    ids = "\n".join(place.sample.sample_id for place in samples)
-    config = {
-        "model_path": vlm.name,
-        "model_fingerprint": options.model_fingerprint,
-        "split": "+".join(options.splits),
-        "num_samples": list(options.num_samples) if options.num_samples else None,
-        "samples_digest": hashlib.sha256(ids.encode()).hexdigest()[:16],
-        "max_new_tokens": options.max_new_tokens or task.max_new_tokens,
-        "seed": options.seed,
-        "world_size": options.world_size,
-        "versions": versions(),
-        **({"task": dict(options.task_options)} if options.task_options else {}),
-        **more,
-    }
-    return dict(json.loads(json.dumps(config)))
-
-
-def result_paths(settings: Sequence[Setting], task: Task, kind: Kind, options: SweepOptions) -> dict[Setting, Path]:
-    """Return where the result of each setting goes.
-
-    Raises:
-        KnobSpaceError: a setting that result files cannot be named by.
-    """
-    return {s: result_path(options.output_dir, task.name, kind, s, options.file_rank) for s in settings}
-
-
 class Skipped:
     """Samples that cannot be used: skipped, counted and named, or with ``strict`` the end of the sweep.
 
@@ -140,6 +110,83 @@ class Skipped:
         return {"skipped": dict(sorted(self.reasons.items()))} if self.reasons else {}
 
 
+class Sweep:
+    """What is measured by one run of a sweep.
+
+    Attributes:
+        samples: those of this rank.
+        config: the `config` of the result files: all that decides what a result is, without clock times.
+        paths: where the result of each setting goes.
+        todo: the settings that are not finished.
+        skipped: samples that cannot be used, also those that finished results left out.
+
+    Args:
+        more: entries of the config that only this kind of sweep has.
+
+    Raises:
+        ConfigError, KnobSpaceError: options that cannot work.
+        OutputError: results of another sweep are there.
+    """
+
+    def __init__(
+        self,
+        kind: Kind,
+        vlm: VLM,
+        task: Task,
+        settings: Sequence[Setting],
+        options: SweepOptions,
+        say: Callable[[str], None],
+        **more: Any,
+    ) -> None:
+        self.kind, self.vlm, self.task, self.options, self.say = kind, vlm, task, options, say
+        self.samples = collect(task, options)
+        self.config = self._describe(more)
+        self.paths = {s: result_path(options.output_dir, task.name, kind, s, options.file_rank) for s in settings}
+        self.skipped = Skipped(options.strict, say)
+        self.todo = [setting for setting in settings if not self._is_finished(setting)]
+        if len(self.todo) < len(self.paths):
+            say(f"{len(self.paths) - len(self.todo)} of {len(self.paths)} settings are finished already")
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The longest answer."""
+        return int(self.config["max_new_tokens"])
+
+    def result_arguments(self, setting: Setting) -> dict[str, Any]:
+        """Return what the writers of result files want beside the records."""
+        active = self.vlm.active_blocks(int(setting.get("num_active_blocks", self.vlm.num_total_blocks)))
+        return {
+            "num_total_blocks": self.vlm.num_total_blocks,
+            "active_block_indices": active,
+            "config": self.config | self.skipped.for_config(),
+            "rank": self.options.file_rank,
+        }
+
+    def _describe(self, more: dict[str, Any]) -> dict[str, Any]:
+        options, ids = self.options, "\n".join(one.sample.sample_id for one in self.samples)
+        config = {
+            "model_path": self.vlm.name,
+            "model_fingerprint": options.model_fingerprint,
+            "split": "+".join(options.splits),
+            "num_samples": list(options.num_samples) if options.num_samples else None,
+            "samples_digest": hashlib.sha256(ids.encode()).hexdigest()[:16],
+            "max_new_tokens": options.max_new_tokens or self.task.max_new_tokens,
+            "seed": options.seed,
+            "world_size": options.world_size,
+            "versions": versions(),
+            **({"task": dict(options.task_options)} if options.task_options else {}),
+            **more,
+        }
+        return dict(json.loads(json.dumps(config)))
+
+    def _is_finished(self, setting: Setting) -> bool:
+        path = self.paths[setting]
+        done = is_finished(path, self.task, self.kind, self.config, self.options.overwrite)
+        if done:
+            self.skipped.remember(read_file(path, self.task.name, self.kind).config.get("skipped", {}))
+        return done
+
+
 def load_image(place: SplitSample) -> Image.Image:
     """Load the sample's image.
 
@@ -150,11 +197,6 @@ def load_image(place: SplitSample) -> Image.Image:
         return place.sample.load_image()
     except OSError as error:
         raise InputError(f"the image of sample {place.sample.sample_id} cannot be read: {error}") from error
-
-
-def skipped_before(path: Path, task: Task, kind: Kind) -> dict[str, str]:
-    """Return what a finished result file says was left out."""
-    return dict(read_file(path, task.name, kind).config.get("skipped", {}))
 
 
 def is_finished(path: Path, task: Task, kind: Kind, config: Mapping[str, Any], overwrite: bool) -> bool:
@@ -193,9 +235,3 @@ def remove_leftovers(path: Path) -> None:
     """Delete what a kill during the writing of a result file left beside it; call it while holding its journal."""
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
         remove(leftover)
-
-
-def blocks_of(vlm: VLM, setting: Setting) -> dict[str, Any]:
-    """Return how many blocks the model has and which of them run."""
-    active = vlm.active_blocks(int(setting.get("num_active_blocks", vlm.num_total_blocks)))
-    return {"num_total_blocks": vlm.num_total_blocks, "active_block_indices": active}
