@@ -25,7 +25,7 @@ def member_seeds(seed: int, members: int) -> tuple[int, ...]:
 
 @torch.no_grad()
 def merge(members: Sequence[GRPOController]) -> GRPOController:
-    """One controller whose values are the mean of the members' values, in evaluation mode.
+    """Average members into one controller, whose values are the mean of theirs, in evaluation mode.
 
     Raises:
         ConfigError: no member, or members of other sizes, knobs or data.
@@ -65,13 +65,13 @@ def _linears(controller: GRPOController) -> list[nn.Linear]:
 
 
 def _side_by_side(layer: nn.Linear, parts: Sequence[nn.Linear]) -> None:
-    """The members read the same input; their outputs lie side by side."""
+    """Fill a layer whose members read the same input and write their outputs side by side."""
     layer.weight.copy_(torch.cat([part.weight for part in parts]))
     layer.bias.copy_(torch.cat([part.bias for part in parts]))
 
 
 def _blocks(layer: nn.Linear, parts: Sequence[nn.Linear], pieces: int) -> None:
-    """Each member reads its own part of the input, which is ``pieces`` lists of the members' outputs."""
+    """Fill a layer whose members read only their own part of the input: ``pieces`` lists of the members' outputs."""
     layer.weight.zero_()
     rows = layer.weight.view(len(parts), -1, pieces, len(parts), parts[0].in_features // pieces)
     for number, part in enumerate(parts):

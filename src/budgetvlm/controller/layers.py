@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from budgetvlm.errors import ConfigError
 from budgetvlm.knobs import KnobSpace
 
-PART = 65_536  # rows that are looked at at once: doubles of all would be the most memory of a training
-LARGEST_SCORE = 8.0  # standardised features are cut here, so that an odd image cannot blow up the network
+PART = 65_536  # rows that are converted to float64 at once: all of them would dominate the memory of a training
+LARGEST_SCORE = 8.0  # standardised features are clipped here, so that an odd image cannot blow up the network
 
 
 class Standardiser(nn.Module):
-    """(x - mean) / std, then optionally a projection on ``out_dim`` principal components; all fixed, all buffers.
+    """Computes (x - mean) / std, optionally followed by a projection on ``out_dim`` principal components.
 
-    A fresh one passes its input through. Raw features go in, so a checkpoint needs no separate preprocessing.
+    Everything is a buffer and nothing is learnt. An unfitted layer passes its input through. Raw features go in, so a
+    checkpoint needs no separate preprocessing.
 
     Args:
         in_dim: D, width of the raw features.
@@ -42,10 +43,10 @@ class Standardiser(nn.Module):
 
     @torch.no_grad()
     def fit(self, x: Tensor, rows: Tensor | None = None) -> None:
-        """Fit on the training split's features ``[S, D]``, or on these rows of all, part after part.
+        """Fit on features ``[S, D]``, or on some rows of them, one part after the other.
 
-        Features that never vary get std 1, so they become 0. Components are those of the standardised features,
-        scaled to unit variance; where there are fewer samples than components, the rest stay 0.
+        A feature that never varies gets std 1, so it becomes 0. Components are those of the standardised features,
+        scaled to unit variance; if there are fewer samples than components, the remaining ones stay 0.
 
         Raises:
             ConfigError: a feature that is not a finite number.
@@ -65,7 +66,7 @@ class Standardiser(nn.Module):
             self._fit_components(_summed(z.T @ z for z in scores) / count)
 
     def _fit_components(self, covariance: Tensor) -> None:
-        """Principal components of standardised features from their covariance ``[D, D]``."""
+        """Set the principal components of standardised features from their covariance ``[D, D]``."""
         assert self.components is not None and self.component_std is not None
         values, vectors = torch.linalg.eigh(covariance)
         values, vectors = values.flip(0)[: self.out_dim], vectors.flip(1)[:, : self.out_dim]
@@ -75,8 +76,10 @@ class Standardiser(nn.Module):
         self.component_std.copy_(torch.where(known, values.clamp(min=0.0).sqrt(), torch.ones_like(values)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Raw features ``[B, D]`` -> ``[B, out_dim]``."""
-        z = (x - self.mean).div_(self.std)  # in place: for many rows fresh memory takes longer than the arithmetic
+        """Standardise raw features, ``[B, D]`` -> ``[B, out_dim]``."""
+        z = (x - self.mean).div_(
+            self.std
+        )  # in place, because for many rows allocating takes longer than the arithmetic
         if self.components is not None and self.component_std is not None:
             z = (z @ self.components).div_(self.component_std)
         return z.clamp_(-LARGEST_SCORE, LARGEST_SCORE)
@@ -103,12 +106,12 @@ class LogEmbedding(nn.Module):
         self.linear = nn.Linear(2 * num_frequencies + 1, width)
 
     def basis(self, log_ratio: Tensor) -> Tensor:
-        """``[B]`` -> ``[B, 2 * num_frequencies + 1]``; has no parameters, so training computes it once an epoch."""
+        """The logarithm, its sines and its cosines, ``[B]`` -> ``[B, 2 * num_frequencies + 1]``; nothing is learnt."""
         angles = log_ratio[..., None] * self.frequencies
         return torch.cat([log_ratio[..., None], angles.sin(), angles.cos()], dim=-1)
 
     def forward(self, basis: Tensor) -> Tensor:
-        """``[B, 2 * num_frequencies + 1]`` -> ``[B, width]``."""
+        """Embed what `basis` computes, ``[B, 2 * num_frequencies + 1]`` -> ``[B, width]``."""
         return torch.nn.functional.silu(self.linear(basis))
 
 

@@ -121,9 +121,9 @@ class GRPOController(nn.Module):
         latency_ms: Sequence[float | None] | None,
         bounds_ms: Sequence[float | None] | None,
     ) -> None:
-        """What is not learnt but has to travel with the weights.
+        """Register what is not learnt but has to travel with the weights.
 
-        A latency of 0 is unknown; bounds of 0 allow everything; a bound of infinity allows nothing.
+        A latency of 0 means unknown, a bound of 0 allows its setting at every budget, a bound of infinity at none.
         """
         space = self.knob_space
         unknown: list[float | None] = [None] * self.num_settings
@@ -169,7 +169,7 @@ class GRPOController(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """JSON-able; ``GRPOController(**controller.config)`` builds the same network, without its weights."""
+        """JSON values from which ``GRPOController(**controller.config)`` builds the same network, untrained."""
         latencies = [ms or None for ms in self.latency_ms.tolist()]
         bounds = [ms if ms < math.inf else None for ms in self.bounds_ms.tolist()]
         return {
@@ -184,7 +184,7 @@ class GRPOController(nn.Module):
     def fit_features(self, image_feat: Tensor, lang_feat: Tensor, rows: Tensor | None = None) -> None:
         """Fit standardisation (and principal components) on the training split, ``[S, Di]`` and ``[S, Dl]``.
 
-        ``rows``: which rows of the features it is; None: all.
+        ``rows`` selects the training split's rows of the features; None means all.
         """
         self.image_input.fit(image_feat, rows)
         self.lang_input.fit(lang_feat, rows)
@@ -196,7 +196,7 @@ class GRPOController(nn.Module):
 
     @torch.no_grad()
     def start_from(self, accuracy: Sequence[float]) -> None:
-        """Make the untrained policy the lookup table of these mean accuracies ``[K]``; NaN counts as the lowest."""
+        """Make the untrained policy the lookup table of mean accuracies ``[K]``; NaN counts as the lowest one."""
         values = torch.as_tensor(accuracy).to(self.heads.bias)
         self.heads.bias[self.head_sum.shape[0] :] = values.nan_to_num(nan=float(values.nan_to_num(nan=1.0).min()))
 
@@ -207,7 +207,7 @@ class GRPOController(nn.Module):
         budget: Tensor | float,
         price: Tensor | float | None = None,
     ) -> dict[str, Tensor]:
-        """Logits for a batch of states.
+        """Compute the logits of a batch of states.
 
         Args:
             image_feat, lang_feat: raw features ``[B, Di]`` and ``[B, Dl]``, or ``[Di]`` and ``[Dl]`` for one state.
@@ -216,7 +216,7 @@ class GRPOController(nn.Module):
 
         Returns:
             ``{knob name: [B, n_values], ..., "joint": [B, K], "feasible": bool [B, K]}``; `setting_logits` adds them
-            up. ``feasible`` is what the bounds allow within the budget, and holds wherever no other mask is given.
+            up. ``feasible`` marks settings whose bounds lie within the budget, and applies if no other mask is given.
 
         Raises:
             InputError: features of another width, a budget that is not positive, a price below 0, NaN in either.
@@ -238,11 +238,11 @@ class GRPOController(nn.Module):
         return out
 
     def encode(self, image_feat: Tensor, lang_feat: Tensor) -> Tensor:
-        """Raw features -> standardised ``[B, F]``; has no parameters."""
+        """Standardise raw features and put them side by side, ``[B, F]``; this has no parameters."""
         return torch.cat([self.image_input(image_feat), self.lang_input(lang_feat)], dim=-1)
 
     def context_basis(self, budget: Tensor, price: Tensor) -> Tensor:
-        """Budget and price ``[B]`` -> the fixed functions of them that the embeddings read, ``[B, 2, C]``."""
+        """What the embeddings read of budget and price, ``[B]`` each -> ``[B, 2, C]``; this has no parameters."""
         largest = self.bounds_ms.masked_fill(self.bounds_ms.isinf(), 0.0).amax()
         # A budget beyond the largest bound allows what no limit at all allows, so it has to look the same.
         budget = torch.where(largest > 0, budget.clamp(max=largest), budget)
@@ -265,11 +265,11 @@ class GRPOController(nn.Module):
         return out * self.logit_scale
 
     def price_term(self, price: Tensor) -> Tensor:
-        """What the price ``[B]`` takes off each setting's logit, ``[B, K]``."""
+        """The part of each setting's logit that the price subtracts, ``[B]`` -> ``[B, K]``."""
         return price[:, None] * (self.latency_ms * (-self.logit_scale / self.latency_reference_ms))
 
     def summed(self, raw: Tensor) -> Tensor:
-        """Heads side by side and joint term ``[B, sum(sizes) + K]`` -> their sum for each setting ``[B, K]``."""
+        """Add up heads and joint term for each setting, ``[B, sum(sizes) + K]`` -> ``[B, K]``."""
         split = self.head_sum.shape[0]
         return torch.addmm(raw[:, split:], raw[:, :split], self.head_sum)
 
@@ -278,7 +278,7 @@ class GRPOController(nn.Module):
         return dict(zip((*self.knob_space.names, "joint"), parts, strict=True))
 
     def setting_logits(self, logits: Mapping[str, Tensor]) -> Tensor:
-        """The logits of `forward` added up for each setting, ``[B, K]``; nothing is masked."""
+        """Add up the logits of `forward` for each setting, ``[B, K]``; nothing is masked."""
         heads = torch.cat([logits[name] for name in self.knob_space.names], dim=-1)
         return torch.addmm(logits["joint"], heads, self.head_sum)
 
@@ -288,7 +288,7 @@ class GRPOController(nn.Module):
         return self.bounds_ms <= budget.reshape(-1, 1).clamp(max=largest)
 
     def allowed(self, feasible: Tensor) -> Tensor:
-        """A mask ``[B, K]`` whose empty rows allow the setting with the smallest bound instead of nothing."""
+        """The mask ``[B, K]`` with the setting of the smallest bound allowed in each row that is empty."""
         cheapest = torch.arange(self.num_settings, device=feasible.device) == self.bounds_ms.argmin()
         return torch.where(feasible.any(dim=-1, keepdim=True), feasible, cheapest)
 

@@ -1,28 +1,24 @@
-"""A trained controller as a policy."""
+"""A trained controller as a policy that can be evaluated and compared."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
+from budgetvlm.controller.network import GRPOController
 from budgetvlm.policies.states import States
-
-if TYPE_CHECKING:
-    from budgetvlm.controller.network import GRPOController
 
 
 @dataclass(frozen=True, eq=False)
 class ControllerPolicy:
-    """A trained controller, choosing its most probable feasible setting."""
+    """Chooses the feasible setting that a trained controller prefers."""
 
     controller: GRPOController
     name: str = "controller"
 
     def choose(self, states: States) -> np.ndarray:
-        import torch
-
         self.controller.eval()
         with torch.no_grad():
             arrays = (states.image, states.language, states.budget_ms, states.price)

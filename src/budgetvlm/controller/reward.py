@@ -11,7 +11,7 @@ from budgetvlm.controller.training_options import RewardWeights
 def guide_reward(
     accuracy: Tensor, latency_ms: Tensor, budget_ms: Tensor, complexity: Tensor, weights: RewardWeights
 ) -> Tensor:
-    """The guide's reward; it trades accuracy for latency even below the budget, and may exceed the budget.
+    """The guide's reward. It trades accuracy for latency even below the budget, and its optimum may exceed the budget.
 
     r = alpha a - beta sigmoid(10 (l/b - 1)) - gamma max(0, l/b - 1)^2 + delta max(0, 1 - l/b) - epsilon complexity
 

@@ -1,4 +1,4 @@
-"""The directory of a training run: whether it may be used, what lies there, and TensorBoard's events."""
+"""The directory of a training run: whether it may be used, what lies there, and the events for TensorBoard."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ MEMBERS = "members"  # of an ensemble: a directory for each
 
 
 def open_output(directory: str | Path, *, resume: bool = False, overwrite: bool = False, remove: bool = True) -> None:
-    """Make the directory, or check that it may be used again; to overwrite removes the earlier run.
+    """Make the directory, or check that it may be used again; an earlier run is removed with ``overwrite``.
 
     Args:
-        remove: False only checks, so that a mistake shows before long work.
+        remove: False only checks, so that a mistake shows before any long work.
 
     Raises:
-        OutputError: a run lies there and neither flag was given, or nothing can be written there.
+        OutputError: a run lies there and neither flag was given, or the directory cannot be written.
         ConfigError: both flags.
     """
     directory = Path(directory)
@@ -48,7 +48,7 @@ def open_output(directory: str | Path, *, resume: bool = False, overwrite: bool 
 
 
 def members_of(directory: Path) -> list[Path]:
-    """The runs of an ensemble's members, in their order; none where this is no ensemble."""
+    """The directories of an ensemble's members, in their order; empty if this is no ensemble."""
     return sorted((directory / MEMBERS).glob("[0-9]*"), key=lambda path: int(path.name))
 
 
@@ -72,14 +72,14 @@ def _remove_run(directory: Path) -> None:
 
 
 def read_last(directory: str | Path, origin: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What a run needs to go on, or None where none was begun.
+    """Read what a run needs to go on; None if no run was started there.
 
     Args:
-        origin: options and data of the run that wants to go on; they have to be those of the earlier one.
+        origin: options and data of the run that is to go on; they must equal those of the earlier one.
 
     Raises:
         ConfigError: they differ; the message names what.
-        CheckpointError: the file is damaged.
+        CheckpointError: the file is damaged, or of an earlier version.
     """
     path = Path(directory) / LAST
     if not path.exists():
@@ -117,7 +117,7 @@ def origin_of(table: ProfileTable, features: Features, config: TrainingConfig, m
 
 
 def fingerprint(table: ProfileTable, features: Features | None) -> str:
-    """A digest of the measurements and the features; equal data have equal ones."""
+    """A digest of the measurements and the features; equal data have equal digests."""
     digest = hashlib.sha256(repr((table.knob_space.to_dict(), table.sample_ids, table.split)).encode())
     given = () if features is None else (features.image, features.language)
     for array in (table.accuracy, table.latency_ms, *given):
@@ -126,7 +126,7 @@ def fingerprint(table: ProfileTable, features: Features | None) -> str:
 
 
 class EventLog:
-    """TensorBoard scalars, one point an epoch.
+    """Writes TensorBoard scalars, one point for each epoch.
 
     Raises:
         OutputError: the events cannot be written.
@@ -142,7 +142,7 @@ class EventLog:
             raise self._error(error) from error
 
     def write(self, figures: Mapping[str, float | None]) -> None:
-        """Write an epoch's figures; the validation's under "validation/", the loss under "train/"."""
+        """Write the figures of an epoch: the loss under "train/", all others under "validation/"."""
         try:
             for name, value in figures.items():
                 if value is not None and name != "epoch":

@@ -105,9 +105,10 @@ class GRPOTrainer:
         self.average = AveragedModel(self.stack, multi_avg_fn=self._update_average)
 
     def train(self, first_epoch: int, last_epoch: int, validate: Validate) -> None:
-        """Algorithm 1 of Shao et al. 2024 for one-step episodes, from ``first_epoch`` up to, not with, ``last_epoch``.
+        """Run algorithm 1 of Shao et al. 2024 for one-step episodes, for the epochs ``range(first_epoch, last_epoch)``.
 
-        What the paper's outer loop does, a new reference policy, is left out: the reference is where training started.
+        The paper's outer loop, which replaces the reference policy, is left out: the reference stays where training
+        started.
         """
         config = self.config
         for epoch in range(first_epoch, last_epoch):
@@ -207,7 +208,7 @@ class GRPOTrainer:
         return compute_advantages(batch.rewards.gather(-1, groups.settings), scale)
 
     def loss(self, batch: Batch, log_policy: Tensor, groups: DrawnGroups | None, advantages: Tensor) -> Tensor:
-        """Each member's loss ``[M]``: of the policy, less the entropy bonus, plus the KL divergence."""
+        """Each member's loss ``[M]``: the policy loss minus the entropy bonus plus the KL divergence."""
         return self._policy_loss(batch, log_policy, groups, advantages) + self._regularisation(batch, log_policy)
 
     def _policy_loss(self, batch: Batch, log_policy: Tensor, groups: DrawnGroups | None, advantages: Tensor) -> Tensor:
@@ -242,7 +243,7 @@ class GRPOTrainer:
         return controller.eval()
 
     def keep(self, members: Sequence[int]) -> None:
-        """Go on with these members alone, given by their present positions."""
+        """Continue with some members only, given by their present positions."""
         rows = torch.tensor(members)
         state = _select(self.state_dict(), rows)
         self.seeds = [self.seeds[member] for member in members]

@@ -1,4 +1,4 @@
-"""What a controller is worth on samples that it was not trained on: figures of the settings that it chose.
+"""Measures a controller on samples that it was not trained on, by the settings that it chooses.
 
 Shapes: V validation samples, K settings, C contexts (a budget and a price each).
 """
@@ -48,7 +48,7 @@ class Validation:
 
     @property
     def contexts(self) -> list[tuple[float, float]]:
-        """(budget in ms, price), ``[C]``: the budgets first, then the prices, which only one objective knows."""
+        """Pairs of a budget in ms and a price, ``[C]``: first budgets; prices only for the constrained objective."""
         budgets = [(share * self.expected.reference_ms, self.default_price) for share in VALIDATION_BUDGET_SHARES]
         prices = [(NO_LIMIT_MS, price) for price in VALIDATION_PRICES] if self.objective == "constrained" else []
         return budgets + prices
@@ -117,7 +117,7 @@ def choose(controller: GRPOController, encoded: Tensor, budget_ms: float, price:
 
 @torch.no_grad()
 def _choose(controller: GRPOController, hidden: Tensor, budget_ms: float, price: float) -> np.ndarray:
-    """As `choose`, from what the controller's first layer makes of the features ``[V, H]``."""
+    """Choose as `choose` does, from the output of the controller's first layer ``[V, H]``."""
     budget = torch.tensor([budget_ms], device=hidden.device, dtype=hidden.dtype)
     prices = torch.tensor([price], device=hidden.device, dtype=hidden.dtype)
     basis = controller.context_basis(budget, prices)
