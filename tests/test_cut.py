@@ -36,7 +36,7 @@ def test_where_every_answer_would_be_late_1_plus_alpha_t_are_and_the_others_are_
         chosen = bounded(made, request, 130.0)
         cut = cuts("needed", True, made.may_be_late)
         late += not cut
-        made.update(request, K, [chosen], Outcome(stages, 4, sum(stages.values()), not cut, cut, True))
+        made.update(K, [chosen], Outcome(stages, 4, sum(stages.values()), not cut, cut, True))
         assert alpha * count - 1e-9 < late <= 1 + alpha * count + 1e-9
 
 

@@ -23,7 +23,7 @@ def learnt_from(*, late=False, beside_ms=0.5, count=1):
     total = sum(stages.values()) + beside_ms
     for _ in range(count):
         chosen = bounded(made, request, 130.0)
-        made.update(request, K, [chosen], Outcome(stages, 4, total, late, False, True))
+        made.update(K, [chosen], Outcome(stages, 4, total, late, False, True))
     return made
 
 
