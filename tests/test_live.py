@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -204,6 +205,26 @@ def test_a_choice_is_revised_once_the_image_is_encoded(system, monkeypatch):
     assert answer.answer == alone.text and answer.feasible
     system.guard = system.guard.replaced(rule=Rule(revises=False))
     assert system.generate(*request, budget_ms=1e5, max_new_tokens=2).setting == SPACE.full and len(asked) == 1
+
+
+def test_threads_may_share_a_model(system):
+    """Four threads ask at once: each gets the answer to its own question, and the guard learns from all of them."""
+    samples = list(TASK.samples("train", 8))
+    alone = {
+        s.sample_id: system.vlm.generate(s.load_image(), s.question, SPACE.full, max_new_tokens=3) for s in samples
+    }
+
+    def ask(sample):
+        answer = system.generate(sample.load_image(), sample.question, budget_ms=1e6, max_new_tokens=3)
+        return sample.sample_id, answer
+
+    with ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(ask, samples * 3))
+    assert len(answers) == 24
+    for sample_id, answer in answers:
+        assert answer.setting == SPACE.full and answer.feasible
+        assert answer.answer == alone[sample_id].text and answer.num_hurried_tokens == 0
+    assert system.guard.credit == pytest.approx(1 + 0.05 * len(answers))  # it has learnt from each of them
 
 
 def test_the_image_cannot_be_revised(system):

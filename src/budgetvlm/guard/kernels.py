@@ -118,13 +118,14 @@ def bounds_at_choice(
 
 def bounds_at_revision(state: Any, forecast: Any, index: int, known: Any, spent: Any) -> tuple[Any, int]:
     """See `budgetvlm.guard.specification.bounds_at_revision`."""
-    pace = pace_after(state.pace[0], forecast.terms[0, index], spent.image_ms)
-    margin = math.exp(log_margin(state, forecast.groups, 1))
-    possible = np.zeros(len(known), dtype=np.bool_)
+    possible, image_ms = np.zeros(len(known), dtype=np.bool_), 0.0
     for same in state.same_image:
         if (same == index).any():
             for k in same:
                 possible[k] = known[k]
+                image_ms += forecast.terms[0, k] / len(same)
+    pace = pace_after(state.pace[0], image_ms, spent.image_ms)
+    margin = math.exp(log_margin(state, forecast.groups, 1))
     return times_of(state, forecast, possible, pace, 0.0, 0.0, spent.total_ms, margin, margin)
 
 

@@ -80,9 +80,10 @@ def bounds_at_revision(state: GuardState, chosen: Bounds, index: int, known: np.
         spent: with the whole image's encoding, which tells how fast the machine is.
     """
     forecast = chosen.forecast
-    pace = pace_after(float(state.pace[0]), float(forecast.terms[0, index]), spent.image_ms)
-    margin = math.exp(log_margin(state, forecast.groups, 1))
     same = state.same_image[(state.same_image == index).any(axis=1)][0]
+    # What this image was expected to take, by all settings that show it: the pace does not depend on which was chosen.
+    pace = pace_after(float(state.pace[0]), float(forecast.terms[0, same].mean()), spent.image_ms)
+    margin = math.exp(log_margin(state, forecast.groups, 1))
     possible = known & np.isin(np.arange(len(known)), same)
     times = times_of(state, forecast, possible, pace, 0.0, 0.0, spent.total_ms, margin, margin)
     return Bounds(times, _fastest(times[3], possible), forecast, spent, "image")
