@@ -8,8 +8,8 @@ from budgetvlm.errors import ConfigError, DataError, KnobSpaceError, OutputError
 from budgetvlm.profiling.results.result_files import (
     AccuracyRecord,
     LatencyRecord,
+    iter_results,
     latency_statistics,
-    read_results,
     result_path,
     write_accuracy_result,
     write_latency_result,
@@ -18,6 +18,10 @@ from budgetvlm.profiling.results.result_files import (
 KNOBS = {"max_crops": 4, "top_k": 2, "num_active_blocks": 6}
 CONFIG = {"split": "train", "max_new_tokens": 4, "world_size": 1, "versions": {"torch": "2"}}
 BLOCKS = {"num_total_blocks": 8, "active_block_indices": [0, 1, 2, 3, 4, 7]}
+
+
+def read_results(directory, dataset_name, kind):
+    return tuple(iter_results(directory, dataset_name, kind))
 
 
 def accuracy(name="a", score=1.0, **more):

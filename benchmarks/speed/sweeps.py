@@ -21,7 +21,7 @@ from budgetvlm.profiling.measure.cell_sampling import draw_cells
 from budgetvlm.profiling.measure.latency_sweep import profile_latency
 from budgetvlm.profiling.measure.sweep_options import SweepOptions
 from budgetvlm.profiling.prepare.fill import predict_cells
-from budgetvlm.profiling.results.result_files import read_results
+from budgetvlm.profiling.results.result_files import iter_results
 from budgetvlm.table import ProfileTable
 from budgetvlm.tasks import Sample
 
@@ -90,7 +90,7 @@ def _swept(material: Material, count: int) -> Answers:
         profile_accuracy(
             material.vlm, material.task, material.vlm.knob_space.settings, options, batch_size=count, say=lambda _: None
         )
-        results = read_results(options.output_dir, material.task.name, "accuracy")
+        results = tuple(iter_results(options.output_dir, material.task.name, "accuracy"))
     return {(_name(result.knobs), record.sample_id): record.pred for result in results for record in result.records}
 
 
@@ -151,7 +151,7 @@ def _timed_sweep(material: Material, count: int, repeats: int, cells: float = 1.
 
 def _latency_table(space: KnobSpace, options: SweepOptions, dataset: str) -> ProfileTable:
     """Latencies, stages and tokens of a sweep's files; accuracies are left at 0."""
-    results = read_results(options.output_dir, dataset, "latency")
+    results = tuple(iter_results(options.output_dir, dataset, "latency"))
     ids = list(dict.fromkeys(record.sample_id for result in results for record in result.records))
     rows = {name: row for row, name in enumerate(ids)}
     names = ("T_total_ms", "T_preprocess_ms", "T_vision_ms", "T_prefill_ms", "T_decode_ms")

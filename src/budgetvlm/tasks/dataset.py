@@ -2,7 +2,7 @@
 
 Sample ids are ``<split>-<id>``: the data set's own id, or the number of the row where it has none. Image ids are the
 data set's own, or a hash of the image's bytes (of its file). A row without a question, an answer or a readable image
-is a sample whose image cannot be loaded: whoever loads it decides whether to skip it or to stop.
+is a sample whose image cannot be loaded: its user decides whether to skip it or to stop.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ class DataSetTask:
         return tuple(role for role in REQUIRED if asks or role != "question")
 
     def _count(self, source: Source, columns: Mapping[str, tuple[str, ...]]) -> np.ndarray:
-        """Count the samples of each row: one, unless it is a list of questions, or speaks of more images."""
+        """Count the samples of each row: one, unless it is a list of questions, or mentions more images."""
         if "list" in columns:
             name = columns["list"][0]
             counts: list[int] = []

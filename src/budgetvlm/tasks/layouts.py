@@ -49,7 +49,7 @@ class DatasetLayout:
         image_name: from the value of the image_id column to an id that all data sets share; None: the data set's own.
         index_answers: the answer is the number of an option.
         kinds: names for values of the kind column.
-        one_image: rows that speak of a second image are left out.
+        one_image: rows that mention a second image are left out.
     """
 
     repository: str = ""

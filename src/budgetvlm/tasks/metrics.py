@@ -22,7 +22,7 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 def vqa_accuracy(prediction: str, answers: Sequence[str], options: Sequence[str] = ()) -> float:
     """Return min(1, matches / 3), averaged over all ways to leave one annotator's answer out (VQA, TextVQA, OK-VQA).
 
-    Ten annotators are usual. With n below four the divisor is n - 1, the others that there are, and one sole answer
+    Ten annotators are usual. With n below four the divisor is n - 1, the number of others, and a single answer
     is simply to be matched.
     """
     given = normalise_answer(prediction)

@@ -39,7 +39,7 @@ class Overview(NamedTuple):
 
 
 class Quicker(NamedTuple):
-    """A setting at which an answer goes on in a hurry.
+    """A setting at which an answer goes on where it would be late.
 
     It shows the model the same image and uses no block that the answer's own setting skips.
 

@@ -22,7 +22,7 @@ class SweepOptions:
         seed: seed that draws samples, settings and orders.
         strict: stop at a sample that cannot be used, instead of skipping, counting and naming it.
         overwrite: measure anew what is there, instead of resuming the sweep.
-        model_fingerprint: tells one set of weights from another; results of other weights are not gone on with.
+        model_fingerprint: tells one set of weights from another; a sweep of other weights is not resumed.
         task_options: how the task was opened, for later steps; they cannot go on with another.
         rank: number of this process, where several share the samples; it takes every ``world_size``-th sample.
         world_size: number of processes that share the samples.

@@ -51,8 +51,8 @@ def find_samples_by_index(
     """Find the samples with these numbers, a number being the place in the split, from 0 on.
 
     Args:
-        world_size: ranks that shared the samples; to be of equal length they may have gone round to the first samples
-            again, whose numbers, from the split's size on, are then left out of the result.
+        world_size: ranks that shared the samples; to be of equal length they may have repeated the first samples,
+            whose numbers, from the split's size on, are then left out of the result.
 
     Raises:
         DataError: a number beyond the split.

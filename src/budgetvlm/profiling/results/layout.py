@@ -88,7 +88,7 @@ def same_dataset(first: str, second: str) -> bool:
 
 
 def results_directory(directory: str | Path, dataset_name: str, kind: Kind) -> Path:
-    """Return where results are written: ``<directory>/exp5_accuracy_<dataset with - for _>`` or its exp6 twin."""
+    """Return where results are written: ``<directory>/exp5_accuracy_<dataset with - for _>`` or exp6_latency_...."""
     return Path(directory) / f"{FORMATS[kind].experiment}_{dataset_name.replace('_', '-')}"
 
 

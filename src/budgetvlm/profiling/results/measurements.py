@@ -86,7 +86,7 @@ class LatencyRecord:
         T_prefill_ms, T_decode_ms: stages, 0 or more.
         num_vision_tokens, num_language_tokens, num_output_tokens: counts.
         accuracy: the task's metric on the answer that was timed, 0 to 1.
-        T_preprocess_ms, T_vision_ms: stages, 0 or more; None in files of tools that do not part them.
+        T_preprocess_ms, T_vision_ms: stages, 0 or more; None in files of tools that do not separate them.
 
     Raises:
         DataError: a value that cannot be.

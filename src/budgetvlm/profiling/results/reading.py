@@ -53,19 +53,6 @@ def iter_results(directory: str | Path, dataset_name: str, kind: Kind) -> Iterat
         yield _merge(kind, [_parse(path, dataset_name, kind) for path in files])
 
 
-@overload
-def read_results(
-    directory: str | Path, dataset_name: str, kind: Literal["accuracy"]
-) -> tuple[SettingResult[AccuracyRecord], ...]: ...
-@overload
-def read_results(
-    directory: str | Path, dataset_name: str, kind: Literal["latency"]
-) -> tuple[SettingResult[LatencyRecord], ...]: ...
-def read_results(directory: str | Path, dataset_name: str, kind: Kind) -> tuple[SettingResult[Any], ...]:
-    """Read all of `iter_results` at once."""
-    return tuple(iter_results(directory, dataset_name, kind))
-
-
 def read_file(path: Path, dataset_name: str, kind: Kind) -> SettingResult[Any]:
     """Read and check one file.
 

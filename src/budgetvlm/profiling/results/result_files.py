@@ -24,7 +24,7 @@ from budgetvlm.profiling.results.layout import (
     results_directory,
 )
 from budgetvlm.profiling.results.measurements import STAGE_FIELDS, AccuracyRecord, LatencyRecord
-from budgetvlm.profiling.results.reading import iter_results, read_file, read_results, result_files
+from budgetvlm.profiling.results.reading import iter_results, read_file, result_files
 
 __all__ = [
     "FORMATS",
@@ -35,7 +35,6 @@ __all__ = [
     "iter_results",
     "latency_statistics",
     "read_file",
-    "read_results",
     "result_files",
     "result_path",
     "results_directory",
