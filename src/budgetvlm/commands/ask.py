@@ -72,7 +72,11 @@ def open_model(args: argparse.Namespace) -> AdaptiveVLM:
         from budgetvlm.runtime import AdaptiveVLM
 
         return AdaptiveVLM.from_pretrained(
-            args.model_path, args.checkpoint, device=args.device, num_threads=args.num_threads
+            args.model_path,
+            args.checkpoint,
+            device=args.device,
+            num_threads=args.num_threads,
+            compiled=False,  # one answer does not wait for machine code
         )
 
 

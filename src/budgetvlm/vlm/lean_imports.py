@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from importlib.machinery import PathFinder
 from types import ModuleType
 from typing import Any
-from unittest import mock
 
 FULL = "BUDGETVLM_FULL_IMPORTS"  # "1" imports everything
 
@@ -89,6 +88,17 @@ def _late_function(package: str, name: str) -> Callable[..., Any]:
     return call
 
 
+@contextmanager
+def _replaced(holder: Any, name: str, value: Any) -> Iterator[None]:
+    """Another value of an attribute inside the ``with`` block."""
+    before = getattr(holder, name)
+    setattr(holder, name, value)
+    try:
+        yield
+    finally:
+        setattr(holder, name, before)
+
+
 def _on_the_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function that makes a tensor, without the device of a surrounding context; SymPy serves only those."""
 
@@ -117,10 +127,10 @@ def lean_imports() -> Iterator[None]:
     import transformers.utils
 
     with (
-        mock.patch.object(transformers.utils, "direct_transformers_import", lambda *_: sys.modules["transformers"]),
-        mock.patch.object(torch.distributed, "is_available", lambda: False),
-        mock.patch.object(torch.compiler, "disable", _undecorated),
-        mock.patch.object(torch.nn.init, "normal_", lambda tensor, *_, **__: tensor),
-        mock.patch.object(torch, "arange", _on_the_cpu(torch.arange)),
+        _replaced(transformers.utils, "direct_transformers_import", lambda *_: sys.modules["transformers"]),
+        _replaced(torch.distributed, "is_available", lambda: False),
+        _replaced(torch.compiler, "disable", _undecorated),
+        _replaced(torch.nn.init, "normal_", lambda tensor, *_, **__: tensor),
+        _replaced(torch, "arange", _on_the_cpu(torch.arange)),
     ):
         yield
