@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -51,6 +54,8 @@ def run(args: argparse.Namespace) -> int:
 
     check_request(args.question, args.budget_ms, args.price)
     image, model = open_image(args.image), open_model(args)
+    if notice := notice_of_calibration(args):
+        print(notice, file=sys.stderr)
     answer = model.generate(
         image,
         args.question,
@@ -78,6 +83,20 @@ def open_model(args: argparse.Namespace) -> AdaptiveVLM:
             num_threads=args.num_threads,
             compiled=False,  # one answer does not wait for machine code
         )
+
+
+def notice_of_calibration(args: argparse.Namespace) -> str | None:
+    """One line where the guard's promise is that of another machine."""
+    from budgetvlm.guard.saved import is_from_elsewhere
+    from budgetvlm.runtime import bundled_controller
+
+    if not is_from_elsewhere(Path(args.checkpoint or bundled_controller(args.model_path))):
+        return None
+    checkpoint = f" --checkpoint {shlex.quote(args.checkpoint)}" if args.checkpoint else ""
+    return (
+        "note: the guard was calibrated on another machine and follows this one from request to request; "
+        f"`budgetvlm calibrate{checkpoint}` fits it to this one"
+    )
 
 
 def describe(answer: Answer) -> str:

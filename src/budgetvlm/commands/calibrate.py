@@ -27,7 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add_model_flags(parser)
     add_task_arguments(parser)
-    add("--checkpoint", type=Path, nargs="+", required=True, metavar="DIR", help="trained controller")
+    add(
+        "--checkpoint", type=Path, nargs="+", metavar="DIR",
+        help="trained controller (default: the one that comes with the model)",
+    )  # fmt: skip
     add("--data", type=Path, metavar="FILE", help="controller_training_data.json: its samples are left out")
     add("--seed", type=int, default=0, metavar="N", help="seed that draws samples and orders (default: 0)")
     add("--samples", type=int, default=50, metavar="N", help="requests, each at every setting (default: 50)")
@@ -54,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         model, task, args.samples, alpha=args.alpha, split=args.split, used=profiled_ids(args.data),
         hurries=not args.no_hurry, seed=args.seed,
     )  # fmt: skip
-    path = model.save_guard(directory_of(args.checkpoint[0]))
+    path = model.save_guard(directory_of(checkpoint_of(args)))
     print(_document(guard, path, args.samples) if args.json else describe(guard, path, args.samples))
     return 0
 
@@ -71,9 +74,7 @@ def open_system(args: argparse.Namespace) -> tuple[AdaptiveVLM, AdaptiveGuard, T
     from budgetvlm.runtime import AdaptiveVLM
 
     task = open_task(args)
-    if len(args.checkpoint) != 1:
-        raise ConfigError(f"{len(args.checkpoint)} checkpoints were given; one system runs at a time, so give one")
-    path = args.checkpoint[0]
+    path = checkpoint_of(args)
     model = AdaptiveVLM.from_pretrained(args.model_path, path, device=args.device, num_threads=args.num_threads)
     if not isinstance(model.guard, AdaptiveGuard):
         raise CheckpointError(
@@ -82,6 +83,16 @@ def open_system(args: argparse.Namespace) -> tuple[AdaptiveVLM, AdaptiveGuard, T
         )
     wait_for_compiled()  # what is measured is what comes later
     return model, model.guard, task
+
+
+def checkpoint_of(args: argparse.Namespace) -> Path:
+    """The one controller that the flags name, or the one that comes with the model. Raises ConfigError."""
+    from budgetvlm.runtime import bundled_controller
+
+    given: list[Path] = args.checkpoint or [bundled_controller(args.model_path)]
+    if len(given) != 1:
+        raise ConfigError(f"{len(given)} checkpoints were given; one system runs at a time, so give one")
+    return given[0]
 
 
 def directory_of(checkpoint: Path) -> Path:
