@@ -12,8 +12,8 @@ from tiny_vlm import write_tiny_model
 
 from budgetvlm import cli
 from budgetvlm.commands.catalogue import command_parser
-from budgetvlm.commands.quickstart import Options, Places, steps
 from budgetvlm.commands.quickstart_examples import find_sample
+from budgetvlm.commands.quickstart_steps import Options, Places, steps
 from budgetvlm.errors import ConfigError
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.table import ProfileTable

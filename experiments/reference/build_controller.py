@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from budgetvlm.commands.catalogue import command_parser
-from budgetvlm.commands.quickstart import Options, Places, steps
+from budgetvlm.commands.quickstart_steps import Options, Places, steps
 from budgetvlm.controller.checkpoint import GUARD, load_controller, save_pretrained
 from budgetvlm.tasks import load_task
 from budgetvlm.vlm.loading import model_directory

@@ -12,16 +12,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from budgetvlm._io import atomic_path, check_schema, header_text
 from budgetvlm.errors import ConfigError, DataError, KnobSpaceError
 from budgetvlm.knobs import KnobSpace
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "validation", "test")
@@ -167,8 +166,6 @@ class ProfileTable:
             OutputError: the directory cannot be written or the disk is full.
             DataError: the metadata is not JSON.
         """
-        import pyarrow.parquet as pq  # slow to import, and a request reads no tables
-
         arrow = _to_arrow(self)
         with atomic_path(path) as temporary:
             pq.write_table(arrow, temporary, compression="zstd")
@@ -180,14 +177,12 @@ class ProfileTable:
         Raises:
             DataError: the file is missing, truncated, or not such a table.
         """
-        import pyarrow as pa
-
         path = Path(path)
         arrow = _read_arrow(path)
         header = _read_header(path, arrow)
         try:
             table = _from_arrow(arrow, header)
-        except (KeyError, TypeError, ValueError, KnobSpaceError) as error:
+        except (KeyError, TypeError, ValueError, KnobSpaceError, pa.ArrowInvalid) as error:
             raise DataError(f"{path} is not a usable profile table: {error}. Make it again.") from error
         del arrow
         pa.default_memory_pool().release_unused()  # it would keep twice what the table takes
@@ -298,8 +293,6 @@ def _take(values: Sequence[str], rows: np.ndarray) -> tuple[str, ...]:
 
 
 def _to_arrow(table: ProfileTable) -> pa.Table:
-    import pyarrow as pa
-
     columns: dict[str, Any] = {"sample_id": pa.array(table.sample_ids, pa.string())}
     if table.split is not None:
         columns["split"] = pa.array(table.split, pa.string())
@@ -315,9 +308,6 @@ def _to_arrow(table: ProfileTable) -> pa.Table:
 
 
 def _read_arrow(path: Path) -> pa.Table:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     if not path.is_file():
         raise DataError(f"{path} does not exist; a profile table is the .parquet file that `budgetvlm prepare` writes")
     try:

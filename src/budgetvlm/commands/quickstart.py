@@ -6,88 +6,16 @@ Each step is one of the other commands, shown as it could be typed. A second run
 from __future__ import annotations
 
 import argparse
-import shlex
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from budgetvlm.commands.flags import OptionFlags
-from budgetvlm.errors import ConfigError, OutputError
+from budgetvlm.commands.quickstart_steps import Options, Places, Step, steps
+from budgetvlm.errors import OutputError
 
-SPLITS = "train,validation,test"
-ENSEMBLE = 5  # controllers: where few samples are profiled, it is half a point better than one network
 OPTIONS_FILE = "quickstart.json"
-
-
-@dataclass(frozen=True)
-class Options:
-    """How much is measured and trained.
-
-    Attributes:
-        model_path: the bundled "reference", or the directory of a model of your own.
-        num_samples: number of samples whose accuracy is measured, over all three splits.
-        num_timed: number of samples among them whose latency is measured.
-        num_epochs: number of epochs at most.
-        num_calibrated: number of requests that calibrate the guard.
-        seed: seed of everything random.
-
-    Raises:
-        ConfigError: numbers that cannot work; all of them at once.
-    """
-
-    model_path: str = "reference"
-    num_samples: int = 1100
-    num_timed: int = 45
-    num_epochs: int = 100
-    num_calibrated: int = 40
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        least = {"num_samples": 30, "num_timed": 9, "num_epochs": 1, "num_calibrated": 28, "seed": 0}
-        wrong = [
-            f"{name}={getattr(self, name)}: give {low} or more"
-            for name, low in least.items()
-            if getattr(self, name) < low
-        ]
-        if self.num_timed > self.num_samples:
-            wrong.append(f"num_timed={self.num_timed} is more than num_samples={self.num_samples}: time a part of them")
-        if wrong:
-            raise ConfigError("the quickstart cannot run so: " + "; ".join(wrong))
-
-
 FLAGS = OptionFlags(Options, *Options.__dataclass_fields__)
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where the steps write, all below one directory."""
-
-    root: Path = Path("results/quickstart")
-
-    @property
-    def data(self) -> Path:
-        return self.root / "data" / "controller_training_data.json"
-
-    @property
-    def controller(self) -> Path:
-        return self.root / "controller"
-
-    @property
-    def picture(self) -> Path:
-        return self.root / "evaluation.png"
-
-
-@dataclass(frozen=True)
-class Step:
-    """A command of `budgetvlm` and what it is for."""
-
-    title: str
-    words: tuple[str, ...]
-
-    @property
-    def command(self) -> str:
-        """As it could be typed."""
-        return "budgetvlm " + shlex.join(self.words)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -114,47 +42,6 @@ def run(args: argparse.Namespace) -> int:
         print(line, flush=True)
     print(f"Done in {(time.monotonic() - started) / 60:.1f} minutes. Picture: {places.picture}")
     return 0
-
-
-def steps(options: Options, places: Places) -> tuple[Step, ...]:
-    """The commands, in order, as the README shows them: flags at their defaults are left out."""
-    exp5, exp6 = str(places.root / "exp5_accuracy"), str(places.root / "exp6_latency")
-    model, seed = _given(options, "model_path"), _given(options, "seed")
-    sampled = (*model, "--split", SPLITS, *seed)
-    data, controller = ("--data", str(places.data)), str(places.controller)
-    return (
-        Step(
-            f"Accuracy of every setting on {options.num_samples} samples (exp5)",
-            ("profile", "accuracy", *sampled, "--num_samples", str(options.num_samples), "--output_dir", exp5),
-        ),
-        Step(
-            f"Latency of every setting on {options.num_timed} samples (exp6)",
-            ("profile", "latency", *sampled, "--num_samples", str(options.num_timed), "--output_dir", exp6),
-        ),
-        Step(
-            "Training data: join both, extract features",
-            ("prepare", *model, "--exp5_dir", exp5, "--exp6_dir", exp6, "--output_data_path", str(places.data)),
-        ),
-        Step(
-            f"Train {ENSEMBLE} controllers with GRPO and average them",
-            ("train", *data, "--output_dir", controller, "--ensemble", str(ENSEMBLE), *_given(options, "num_epochs"),
-             *seed),
-        ),
-        Step(
-            "Evaluate on the test split",
-            ("evaluate", *data, "--checkpoint", controller, "--output_dir", str(places.root)),
-        ),
-        Step(
-            f"Calibrate the guard on this machine with {options.num_calibrated} requests",
-            ("calibrate", *model, *data, "--checkpoint", controller, "--samples", str(options.num_calibrated), *seed),
-        ),
-    )  # fmt: skip
-
-
-def _given(options: Options, name: str) -> tuple[str, ...]:
-    """A flag with its value, or nothing where it is the default's."""
-    value = getattr(options, name)
-    return () if value == getattr(Options, name) else (f"--{name}", str(value))
 
 
 def _run_step(step: Step, places: Places) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from budgetvlm.commands.quickstart import Options, Places
+from budgetvlm.commands.quickstart_steps import Options, Places
 
 if TYPE_CHECKING:
     from budgetvlm.knobs import KnobSpace
@@ -103,7 +103,7 @@ def _shows(accuracy: np.ndarray, space: KnobSpace, difficulty: str) -> bool:
 
 def budget(model: AdaptiveVLM, sample: Sample, ample: bool) -> tuple[float, str]:
     """A budget in ms from what the guard says of this request now, and how it was made."""
-    bounds_ms = model.preview(sample.load_image(), sample.question).bounds.bounds_ms
+    bounds_ms = model.bounds(sample.load_image(), sample.question).bounds_ms
     known = bounds_ms[np.isfinite(bounds_ms) & (bounds_ms > 0)]
     factor, ms, which = (AMPLE, bounds_ms[-1], "full") if ample else (TIGHT, known.min(), "cheapest")
     return round(factor * float(ms), 1), f"{factor:g} x the {ms:.1f} ms that the guard allows the {which} setting now"

@@ -122,8 +122,8 @@ def lean_imports() -> Iterator[None]:
 
     _make_late("scipy.optimize", linear_sum_assignment=_late_function("scipy.optimize", "linear_sum_assignment"))
     _make_late("torch._dynamo", assume_constant_result=_undecorated, disable=_undecorated, allow_in_graph=_undecorated)
-    _make_late("transformers")
-    _make_late("transformers.models")
+    for name in ("transformers", "transformers.models", "pyarrow", "pyarrow.parquet"):
+        _make_late(name)
     import transformers.utils
 
     with (
