@@ -43,11 +43,11 @@ MASK = "allowed = controller.allowed(controller.feasible(budget) & measured)"
 MUTATIONS = [
     Mutation(
         '`cut="needed"` always cuts', "answer.py", CUTS, "return True",
-        "test_cut.py::test_an_answer_is_finished_late_only_where_it_was_promised_and_the_credit_pays",
+        "test_calibration.py::test_which_answers_are_cut",
     ),
     Mutation(
         '`cut="needed"` ignores the credit', "answer.py", CUTS, CUTS.replace("(promised and may_be_late)", "promised"),
-        "test_cut.py::test_where_every_answer_would_be_late_1_plus_alpha_t_are_and_the_others_are_cut",
+        "test_calibration.py::test_which_answers_are_cut",
     ),
     Mutation(
         "a request is cut whatever the rule says", "runtime.py",

@@ -12,7 +12,7 @@ from budgetvlm.comparison.fits import OK, Cell
 from budgetvlm.evaluation.ceiling import CeilingMetrics
 from budgetvlm.evaluation.evaluation_data import EvaluationData
 from budgetvlm.evaluation.evaluation_options import EvaluationOptions
-from budgetvlm.evaluation.mean_budget import MeanBudgetMetrics, Sweep
+from budgetvlm.evaluation.mean_budget import MeanBudgetMetrics, PriceSweep
 from budgetvlm.evaluation.outcomes import BLIND, BLIND_NOTE, ORACLE, Outcomes
 from budgetvlm.table import ProfileTable
 
@@ -50,7 +50,7 @@ class _Metrics:
         """Look up the cells' choices in the evaluated samples."""
         under = {name: _outcomes(group, "budgets", data.test) for name, group in made.items()}
         sweeps = {
-            name: Sweep(
+            name: PriceSweep(
                 options.swept, _outcomes(group, "tuning_prices", data.tuning), _outcomes(group, "prices", data.test)
             )
             for name, group in made.items()

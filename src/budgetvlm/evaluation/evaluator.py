@@ -17,7 +17,7 @@ from budgetvlm.evaluation.ceiling import CeilingMetrics
 from budgetvlm.evaluation.evaluation_data import EvaluationData, learning_part
 from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 from budgetvlm.evaluation.frontier import mixing_path
-from budgetvlm.evaluation.mean_budget import MeanBudgetMetrics, Sweep
+from budgetvlm.evaluation.mean_budget import MeanBudgetMetrics, PriceSweep
 from budgetvlm.evaluation.outcomes import (
     BLIND,
     BLIND_NOTE,
@@ -92,14 +92,14 @@ def sweep_prices(
     contenders: Iterable[Contender],
     options: EvaluationOptions,
     progress: Progress = lambda text: None,
-) -> dict[str, Sweep]:
+) -> dict[str, PriceSweep]:
     """Let every contender that takes a price choose at every price, without a budget; sweeps by name."""
     prices = options.swept
     tuning, test, found = data.at_prices(prices, tuning=True), data.at_prices(prices), {}
     for contender in contenders:
         if contender.priced:
             progress(f"without a budget: {contender.name}")
-            found[contender.name] = Sweep(prices, outcomes(contender, tuning), outcomes(contender, test))
+            found[contender.name] = PriceSweep(prices, outcomes(contender, tuning), outcomes(contender, test))
     return found
 
 

@@ -23,7 +23,7 @@ LEAST_SAVING = 1e-3  # of a bound, below which a share of it means nothing
 
 
 @dataclass(frozen=True)
-class Sweep:
+class PriceSweep:
     """What a contender's choices at P prices, from high to low, gave on the tuning and on the evaluated samples."""
 
     prices: tuple[float, ...]
@@ -81,7 +81,7 @@ class MeanBudgetMetrics:
 
     @classmethod
     def measure(
-        cls, data: EvaluationData, accuracy_shares: Sequence[float], sweeps: Mapping[str, Sweep]
+        cls, data: EvaluationData, accuracy_shares: Sequence[float], sweeps: Mapping[str, PriceSweep]
     ) -> MeanBudgetMetrics:
         """The frontiers of what the contenders chose without a budget (`EvaluationData.at_prices`)."""
         frontiers = {BLIND: _blind(data)} | {name: _swept(data, sweep) for name, sweep in sweeps.items()}
@@ -137,7 +137,7 @@ def _blind(data: EvaluationData) -> Frontier:
     return Frontier.of(data.bootstrap, (None,) * len(hull), latency, accuracy, np.arange(len(hull)))
 
 
-def _swept(data: EvaluationData, sweep: Sweep) -> Frontier:
+def _swept(data: EvaluationData, sweep: PriceSweep) -> Frontier:
     """A contender at every price; the vertices are picked on the tuning split."""
     tuned, found = sweep.tuning, sweep.test
     vertices = mixing_path(tuned.sample_latency.mean(axis=0), tuned.sample_accuracy.mean(axis=0))
