@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -187,16 +186,6 @@ def test_threads_take_turns(vlm):
         thread.join()
     assert failures == []
     assert len(set(alone.values())) > 1
-
-
-def test_a_change_of_setting_costs_under_100_microseconds(vlm):
-    times = []
-    for _ in range(50):
-        start = time.perf_counter()
-        with vlm.apply(SPACE.cheapest):
-            pass
-        times.append(time.perf_counter() - start)
-    assert min(times) < 100e-6  # the least of 50: what it costs where nothing else runs
 
 
 def test_generate_times_every_stage_and_counts_tokens(vlm):

@@ -136,19 +136,17 @@ class Adapter:
     @contextmanager
     def _changed(self, layers: nn.ModuleList | None, top_k: int | None) -> Iterator[None]:
         """Change layers and top_k (None: not) for a ``with`` block; as before at its end, also after an exception."""
+        wanted: list[tuple[Any, str, Any]] = [(self._holder, self._list_name, layers)] if layers is not None else []
+        wanted += [(dial.owner, dial.name, top_k) for dial in self.dials if top_k is not None]
         with self._lock:
-            layers_before = self.layers
-            experts_before = [getattr(dial.owner, dial.name) for dial in self.dials]
+            before = [(owner, name, getattr(owner, name)) for owner, name, _ in wanted]
             try:
-                if layers is not None:
-                    setattr(self._holder, self._list_name, layers)
-                if top_k is not None:
-                    self._set_top_k(top_k)
+                for change in wanted:
+                    setattr(*change)
                 yield
             finally:
-                setattr(self._holder, self._list_name, layers_before)
-                for dial, experts in zip(self.dials, experts_before, strict=True):
-                    setattr(dial.owner, dial.name, experts)
+                for change in before:
+                    setattr(*change)
 
     def _set_top_k(self, top_k: int) -> None:
         for dial in self.dials:
