@@ -135,12 +135,12 @@ def test_requests_are_bounded_and_learnt_from(system, measured):
     assert (bounded(system.guard, measured.requests[0], 1e5).bounds_ms != before).any()
 
 
-@pytest.mark.parametrize("warm_up", [True, False])
-def test_a_guard_keeps_nothing_of_a_rehearsal_but_what_was_added_to_it(system, warm_up):
+@pytest.mark.parametrize("rehearsals", [2, 0])
+def test_a_guard_keeps_nothing_of_a_rehearsal_but_what_was_added_to_it(system, rehearsals):
     guard = system.guard.copy()
     guard.own_ms, before = 0.0, {**guard.to_dict(), "other_ms": 0.0}
-    made = AdaptiveVLM(system.vlm, system.controller, guard, warm_up=warm_up)
-    assert made.guard is guard and (made.own_ms > 0) == warm_up
+    made = AdaptiveVLM(system.vlm, system.controller, guard, rehearsals=rehearsals)
+    assert made.guard is guard and (made.own_ms > 0) == (rehearsals > 0)
     assert guard.to_dict() == {**before, "other_ms": made.own_ms}
 
 
@@ -149,7 +149,7 @@ def test_what_was_learnt_is_saved_beside_the_controller(system, tmp_path):
     system.generate(sample.load_image(), sample.question, budget_ms=1e5, max_new_tokens=4)
     assert load_guard(system.save_guard(tmp_path).parent).to_dict() == system.guard.to_dict()
     with pytest.raises(ConfigError, match="no guard"):
-        AdaptiveVLM(system.vlm, system.controller, warm_up=False).save_guard(tmp_path)
+        AdaptiveVLM(system.vlm, system.controller, rehearsals=0).save_guard(tmp_path)
 
 
 def test_a_setting_that_the_controller_never_learnt_is_never_chosen(vlm, guard):

@@ -38,9 +38,9 @@ from budgetvlm.vlm import VLM, Deadline, Generation, Overview, Quicker, load_vlm
 from budgetvlm.vlm.loading import bundled_controller
 from budgetvlm.vlm.protocol import STAGES
 
+REHEARSALS = 5  # requests before the first real one
 _BLANK = (256, 192)  # pixels of the image that the model is warmed up with
 _AMPLE_MS = 1e9  # a budget that holds any setting
-_REHEARSALS = 5  # answers before the first request
 _LOADING_S = 3.0  # that a rehearsal waits for compiled loops: long enough to load them, not to compile them
 
 
@@ -56,8 +56,8 @@ class AdaptiveVLM:
         vlm: the model.
         controller: trained on profiles of this model.
         guard: bounds each request's latency and learns from it; None: the controller's own fixed bounds.
-        warm_up: run a few requests on a blank image, so that the first real one is not the slowest, and so that it is
-            known what they take beside the model (else that is taken for 0).
+        rehearsals: requests on a blank image that are run first, so that the first real one is not the slowest, and so
+            that it is known what they take beside the model (with none, that is taken for 0).
         compiled: decide by compiled loops as soon as these are there; they are compiled in the background, once on each
             machine. False: decide in NumPy, which takes a millisecond more, for a program that answers once.
 
@@ -72,7 +72,7 @@ class AdaptiveVLM:
         controller: GRPOController,
         guard: AdaptiveGuard | None = None,
         *,
-        warm_up: bool = True,
+        rehearsals: int = REHEARSALS,
         compiled: bool = True,
     ) -> None:
         self.vlm, self.controller, self.network = vlm, controller.eval(), ValueNetwork(controller)
@@ -87,7 +87,7 @@ class AdaptiveVLM:
         self._lock = threading.Lock()  # of what the guard learns
         if compiled:
             decide.start_compiling(self.guard, self.network)
-        self.own_ms = self._rehearse(_REHEARSALS if warm_up else 0)
+        self.own_ms = self._rehearse(rehearsals)
         self.guard.own_ms = self.guard.own_ms or self.own_ms
 
     @classmethod
@@ -99,6 +99,7 @@ class AdaptiveVLM:
         guard: AdaptiveGuard | None = None,
         device: str = "cpu",
         num_threads: int | None = None,
+        rehearsals: int = REHEARSALS,
         compiled: bool = True,
     ) -> AdaptiveVLM:
         """Open a model and its controller.
@@ -108,7 +109,7 @@ class AdaptiveVLM:
             controller: a training directory, a checkpoint, a controller; None: ``controller/`` in the model's
                 directory.
             guard: None: the one that lies beside the controller, if there is one.
-            compiled: see `AdaptiveVLM`.
+            rehearsals, compiled: see `AdaptiveVLM`.
 
         Raises:
             ConfigError, CheckpointError, KnobSpaceError: either cannot be used, or they do not fit.
@@ -117,7 +118,7 @@ class AdaptiveVLM:
             path = bundled_controller(model_path) if controller is None else Path(controller)
             controller, guard = load_controller(path), guard or load_guard(path)
         vlm = load_vlm(model_path, device=device, num_threads=num_threads)
-        return cls(vlm, controller, guard, compiled=compiled)
+        return cls(vlm, controller, guard, rehearsals=rehearsals, compiled=compiled)
 
     def generate(
         self,
