@@ -205,7 +205,7 @@ def test_choosing_is_bounding_and_choosing():
 def test_what_was_learnt_survives_json():
     made = guard()
     list(requests(made, lambda row: 1.3))
-    made.speed.recent_slowdown = 0.0  # it is over before a document could be read
+    made.speed.pace[0] = 0.0  # it is over before a document could be read
     again = AdaptiveGuard.from_dict(json.loads(json.dumps(made.to_dict())))
     for row in range(20):
         request = Request(TOKENS["vision"][row], TOKENS["language"][row, 0], FEATURES[row])
@@ -338,6 +338,6 @@ def test_a_size_that_comes_again_has_the_bounds_it_would_have_alone():
     before = bounded(made, request, 60.0)
     list(requests(made, lambda row: 1.5))
     again = AdaptiveGuard.from_dict(made.to_dict())
-    again.speed.recent_slowdown = made.speed.recent_slowdown
+    again.speed.pace[0] = made.speed.pace[0]
     np.testing.assert_allclose(bounded(made, request, 60.0).bounds_ms, bounded(again, request, 60.0).bounds_ms)
     assert bounded(made, request, 60.0).slowdown > 1.2 * before.slowdown

@@ -11,6 +11,7 @@ from budgetvlm.errors import DataError
 from budgetvlm.guard.bounds import Outcome, Spent
 from budgetvlm.guard.conformal import FACTORS, choose_factor
 from budgetvlm.guard.kernels import budget_step, length_forecast, pace_after, score_quantile
+from budgetvlm.guard.learning import add_score
 from budgetvlm.guard.margin import Margin
 
 K = len(SPACE) - 1  # the full setting
@@ -31,7 +32,7 @@ def learnt_from(*, late=False, beside_ms=0.5, count=1):
 def test_a_quantile_is_of_the_last_hundred_scores_or_more_for_a_small_alpha(alpha, kept):
     margin = Margin(alpha)
     for score in range(500):
-        margin.add(float(score))
+        add_score(margin.scores, float(score))
     assert margin.to_dict()["scores"]["overview"] == list(range(500 - kept, 500))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from budgetvlm.guard.kernels import HIGHEST_LOG_MARGIN, LOWEST_LOG_MARGIN
+from budgetvlm.guard.learning import add_score, forget_scores, learn_margin
 from budgetvlm.guard.margin import MAX_GROUPS, Margin
 
 GROUPS = ("short", "tight")
@@ -18,7 +19,7 @@ def q(margin, groups=GROUPS, moment="overview"):
 
 
 def judge(margin, missed, target=0.05):
-    margin.learn(tuple(margin.number(group) for group in GROUPS), {}, float(missed), target)
+    learn_margin(margin, tuple(margin.number(group) for group in GROUPS), {}, float(missed), target)
 
 
 def scores(count=1000, spread=0.1, seed=0):
@@ -78,10 +79,10 @@ def test_a_noisy_spell_is_followed_and_forgotten():
     margin = started(0.05, scores())
     before = margin.log_margin()
     for score in scores(200, 0.6, seed=1):
-        margin.add(score)
+        add_score(margin.scores, score)
     assert margin.log_margin() > 4 * before
     for score in scores(100, 0.1, seed=2):
-        margin.add(score)
+        add_score(margin.scores, score)
     assert margin.log_margin() == pytest.approx(before, rel=0.4)
 
 
@@ -89,8 +90,8 @@ def test_scores_that_told_of_another_speed_are_dropped():
     margin = started(0.05, scores())
     before = margin.log_margin()
     for _ in range(4):
-        margin.add(2.3)
-    margin.forget(4)
+        add_score(margin.scores, 2.3)
+    forget_scores(margin.scores, 4)
     assert margin.log_margin() == pytest.approx(before, abs=0.02)
 
 
@@ -98,7 +99,7 @@ def test_each_moment_has_scores_of_its_own_and_the_level_in_common():
     margin = started(0.05, scores())
     assert q(margin, moment="image") == pytest.approx(q(margin) / 2)
     for score in scores(100, 0.6, seed=1):
-        margin.add(score, "image")
+        add_score(margin.scores, score, "image")
     assert q(margin, moment="image") > 2 * q(margin)
     before = q(margin, moment="image")
     judge(margin, True)
@@ -115,7 +116,7 @@ def test_factors_of_both_moments_belong_together_by_their_level():
 def test_without_scores_the_bound_is_the_predicted_time():
     margin = Margin(0.05)
     assert q(margin) == 0.0
-    margin.forget(4)
+    forget_scores(margin.scores, 4)
 
 
 @pytest.mark.parametrize("alpha", [0.01, 0.05])
@@ -126,7 +127,7 @@ def test_the_share_that_misses_follows_the_target_whatever_the_scores_are(alpha)
     for number in range(6000):
         score = 0.1 * rng.standard_t(3) + 0.3 * math.sin(number / 50) + 0.4 * (number % 1000 > 500)
         missed.append(score > q(margin))
-        margin.add(score)
+        add_score(margin.scores, score)
         judge(margin, missed[-1], alpha)
     assert np.mean(missed) == pytest.approx(alpha, rel=0.35)
 
@@ -140,7 +141,7 @@ def test_answers_cut_short_count_less_where_hardly_any_may_be_late(alpha, cost):
     for score in 0.1 * rng.standard_t(3, size=8000):
         over = score > q(margin)
         costs.append(float(over) * (1.0 if rng.random() < 0.1 else margin.cut_cost))
-        margin.add(score)
+        add_score(margin.scores, score)
         judge(margin, costs[-1], alpha)
     assert np.mean(costs) == pytest.approx(alpha, rel=0.2)
 
@@ -150,7 +151,7 @@ def test_a_group_keeps_its_number_and_very_many_share_the_last():
     numbers = [margin.number(str(number)) for number in range(MAX_GROUPS + 5)]
     assert numbers == [*range(MAX_GROUPS), *[MAX_GROUPS - 1] * 5]
     assert margin.number("7") == 7
-    margin.learn(tuple(numbers[-2:]), {}, 1.0, 0.05)
+    learn_margin(margin, tuple(numbers[-2:]), {}, 1.0, 0.05)
     assert set(margin.group_offsets) == {str(number) for number in range(MAX_GROUPS - 1, MAX_GROUPS + 5)}
 
 

@@ -54,7 +54,7 @@ def random_guard(rng) -> AdaptiveGuard:
     scores = rng.uniform(0.02, 0.5) * rng.standard_t(4, (2, int(rng.integers(1, 300))))
     margin = Margin.start(float(rng.choice([0.01, 0.05, 0.2])), {"overview": scores[0], "image": scores[1]})
     speed = StageSpeed(LATENCY.stages, rng.normal(0, 0.3, len(LATENCY.stages)), rng.normal(0, 0.6, len(LATENCY.stages)))
-    speed.recent_slowdown = rng.normal(0, 0.3)
+    speed.pace[0] = rng.normal(0, 0.3)
     speed.pace[1] = rng.choice([0.9, 1.5, 3.0])
     rules = Rule(), Rule(hurries=False), Rule(revises=False), UNGUARDED
     made = AdaptiveGuard(LATENCY, LENGTHS, margin, speed, rng.uniform(0, 3), rule=rules[rng.integers(4)])

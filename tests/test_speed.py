@@ -7,7 +7,8 @@ import pytest
 
 from budgetvlm.errors import DataError
 from budgetvlm.guard.kernels import pace_after
-from budgetvlm.guard.speed import NUM_AGREEING, StageSpeed
+from budgetvlm.guard.learning import NUM_AGREEING, follow_speed
+from budgetvlm.guard.speed import StageSpeed
 
 STAGES = ("vision", "decode")
 PREDICTED = np.array([10.0, 20.0])
@@ -15,7 +16,7 @@ PREDICTED = np.array([10.0, 20.0])
 
 def run(speed, vision, decode, count=1):
     """Whether a jump was seen."""
-    return sum(speed.follow(PREDICTED, np.array([10 * vision, 20 * decode])) for _ in range(count)) > 0
+    return sum(follow_speed(speed, PREDICTED, np.array([10 * vision, 20 * decode])) for _ in range(count)) > 0
 
 
 def test_a_slow_drift_is_followed_without_a_jump():
@@ -50,20 +51,16 @@ def test_noise_is_no_jump_and_no_drift():
 def test_the_recent_slowdown_follows_the_last_requests_and_the_overview():
     speed = StageSpeed(STAGES)
     run(speed, 1.2, 1.2, 3)
-    assert 1.08 < math.exp(speed.recent_slowdown) < 1.2
+    assert 1.08 < math.exp(speed.pace[0]) < 1.2
     assert np.exp(speed.log_scale).max() < 1.03
-    assert (
-        pace_after(speed.recent_slowdown, 10.0, 12.0)
-        > math.exp(speed.recent_slowdown)
-        > pace_after(speed.recent_slowdown, 10.0, 10.0)
-    )
-    slowdown = speed.recent_slowdown
+    assert pace_after(speed.pace[0], 10.0, 12.0) > math.exp(speed.pace[0]) > pace_after(speed.pace[0], 10.0, 10.0)
+    slowdown = speed.pace[0]
     assert pace_after(slowdown, 10.0, 12.0) > math.exp(slowdown) > pace_after(slowdown, 10.0, 10.0)
     assert pace_after(slowdown, 10.0, 0.0) == pytest.approx(math.exp(slowdown))  # no part is over
     run(speed, 1.0, 1.0, 20)
-    assert math.exp(speed.recent_slowdown) == pytest.approx(1.0, abs=0.02)
+    assert math.exp(speed.pace[0]) == pytest.approx(1.0, abs=0.02)
     run(speed, 10.0, 10.0, NUM_AGREEING)
-    assert speed.recent_slowdown == 0.0  # the scales have taken it over
+    assert speed.pace[0] == 0.0  # the scales have taken it over
 
 
 def test_the_slowdown_is_against_the_normal_speed_of_this_machine():
@@ -75,12 +72,12 @@ def test_the_slowdown_is_against_the_normal_speed_of_this_machine():
     assert speed.slowdown == pytest.approx(3.0)
     run(speed, 2.0, 6.0, NUM_AGREEING)  # a third of the time at its normal speed, the rest three times slower
     assert speed.slowdown == pytest.approx((1 + 2 * 3) / 3)
-    assert not speed.follow(PREDICTED, np.zeros(2)) and speed.slowdown == pytest.approx((1 + 2 * 3) / 3)
+    assert not follow_speed(speed, PREDICTED, np.zeros(2)) and speed.slowdown == pytest.approx((1 + 2 * 3) / 3)
 
 
 def test_stages_that_took_nothing_teach_nothing():
     speed = StageSpeed(STAGES)
-    assert not any(speed.follow(PREDICTED, speed.by_stage({"vision": 0.0, "other": 5.0})) for _ in range(20))
+    assert not any(follow_speed(speed, PREDICTED, speed.by_stage({"vision": 0.0, "other": 5.0})) for _ in range(20))
     assert speed.log_scale.tolist() == [0.0, 0.0]
 
 

@@ -24,10 +24,11 @@ from budgetvlm.guard.bounds import REST, STEP, Bounds, Outcome, Request, Spent
 from budgetvlm.guard.conformal import samples_needed
 from budgetvlm.guard.groups import Groups
 from budgetvlm.guard.latency_model import LatencyModel, Sizes
+from budgetvlm.guard.learning import NUM_AGREEING, follow_speed, forget_scores, learn_margin
 from budgetvlm.guard.margin import Margin
 from budgetvlm.guard.recourse import Hurry
 from budgetvlm.guard.rule import GUARDED, Rule
-from budgetvlm.guard.speed import NUM_AGREEING, StageSpeed
+from budgetvlm.guard.speed import StageSpeed
 from budgetvlm.guard.state import GuardState, guard_state
 from budgetvlm.guard.static import timed_rows
 from budgetvlm.knobs import KnobSpace
@@ -207,7 +208,10 @@ class AdaptiveGuard:
             return
         _check_clock(decided_by, outcome)
         chosen, groups = decided_by[0], decided_by[0].forecast.groups
-        took_ms, saved_ms = self.speed.by_stage(outcome.stages_ms), self.speed.by_stage(outcome.saved_ms)
+        stages = self.latency.stages
+        took_ms, saved_ms = (
+            np.array([times.get(stage, 0.0) for stage in stages]) for times in (outcome.stages_ms, outcome.saved_ms)
+        )
 
         # The margin: how far above its prediction the request was, and whether it missed its budget.
         scores = {bounds.moment: _score(bounds, index, outcome, float(saved_ms.sum())) for bounds in decided_by}
@@ -217,7 +221,7 @@ class AdaptiveGuard:
         # A broken budget that nothing was expected to keep breaks no promise; a kept one shows that bounds are wide.
         judged = missed if outcome.promised or missed == 0 else None
         found = {moment: score for moment, score in scores.items() if score is not None}
-        self.margin.learn(groups, found, judged, TARGET_SHARE * self.alpha)
+        learn_margin(self.margin, groups, found, judged, TARGET_SHARE * self.alpha)
 
         # What it took beside the model's stages; one request may say no more than four times what was known.
         rest_ms = outcome.total_ms - chosen.spent.total_ms
@@ -240,9 +244,9 @@ class AdaptiveGuard:
             took_ms[self.state.prepare_stage] = 0.0
         first_ms, step_ms = forecast.profiled_ms[:, :, index]
         predicted_ms = first_ms + max(output_tokens - 1, 0) * step_ms
-        jumped = self.speed.follow(predicted_ms, took_ms)
+        jumped = follow_speed(self.speed, predicted_ms, took_ms)
         if jumped:
-            self.margin.forget(NUM_AGREEING)
+            forget_scores(self.margin.scores, NUM_AGREEING)
         return jumped
 
     def copy(self) -> AdaptiveGuard:

@@ -54,40 +54,18 @@ class Scores:
         counts: how many there are, and the place of the next one in the window, int64 ``[2, 2]``.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, given: Mapping[Moment, Iterable[float]]) -> None:
         self.ascending, self.window = np.zeros((len(MOMENTS), size)), np.zeros((len(MOMENTS), size))
         self.counts = np.zeros((len(MOMENTS), 2), dtype=np.int64)
+        for moment, scores in given.items():
+            place, last = MOMENTS.index(moment), list(scores)[-size:]
+            self.window[place, : len(last)], self.ascending[place, : len(last)] = last, sorted(last)
+            self.counts[place] = len(last), len(last) % size
 
     @property
     def size(self) -> int:
         """The most scores of a moment."""
         return self.window.shape[1]
-
-    def add(self, score: float, place: int) -> None:
-        """Add a score of this moment; the oldest one makes room for it."""
-        count, following = self.counts[place].tolist()
-        ascending, window = self.ascending[place], self.window[place]
-        if count == self.size:
-            count = self._remove(window[following], place, count)
-        i = int(ascending[:count].searchsorted(score, side="right"))
-        ascending[i + 1 : count + 1] = ascending[i:count]
-        ascending[i] = window[following] = score
-        self.counts[place] = count + 1, (following + 1) % self.size
-
-    def forget(self, number: int) -> None:
-        """Drop the last scores of each moment, all but one at most."""
-        for place in range(len(MOMENTS)):
-            count, following = self.counts[place].tolist()
-            for _ in range(min(number, count - 1)):
-                following = (following - 1) % self.size
-                count = self._remove(self.window[place, following], place, count)
-            self.counts[place] = count, following
-
-    def _remove(self, score: float, place: int, count: int) -> int:
-        ascending = self.ascending[place]
-        i = int(ascending[:count].searchsorted(score))
-        ascending[i : count - 1] = ascending[i + 1 : count]
-        return count - 1
 
     def of_moment(self, place: int) -> list[float]:
         """The scores of a moment, oldest first."""
@@ -122,10 +100,7 @@ class Margin:
         self._numbers: dict[str, int] = {}
         self._free = itertools.count()
         self.offsets = np.zeros(MAX_GROUPS)
-        self.scores = Scores(max(MIN_SCORES, math.ceil(SCORES_PER_MISS / alpha)))
-        for moment, given in (scores or {}).items():
-            for score in given:
-                self.add(score, moment)
+        self.scores = Scores(max(MIN_SCORES, math.ceil(SCORES_PER_MISS / alpha)), scores or {})
 
     @property
     def cut_cost(self) -> float:
@@ -191,38 +166,6 @@ class Margin:
             return 1.0
         low, high = ascending[above - 1 : above + 1].tolist()
         return 1 - (above + (log_margin - low) / (high - low)) / (count + 1)
-
-    def learn(
-        self,
-        groups: Sequence[int],
-        scores: Mapping[Moment, float],
-        missed: float | None = None,
-        target: float = 0.0,
-    ) -> None:
-        """Learn from a finished request of the groups with these numbers.
-
-        Args:
-            scores: of the moments at which its setting was chosen.
-            missed: from 0 to 1, where ``target`` may be missed on average; None: this is not judged.
-        """
-        for moment, score in scores.items():
-            self.add(score, moment)
-        if missed is None:
-            return
-        # An offset that leads nowhere further would only take long to come back.
-        level = self.level + sum(float(self.offsets[group]) for group in groups)
-        moves = self.log_margin(groups) < HIGHEST_LOG_MARGIN if missed > 0 else level < self.highest_level
-        if moves:
-            for group in groups:
-                self.offsets[group] += self.rate * (target - missed)
-
-    def add(self, score: float, moment: Moment = "overview") -> None:
-        """Learn the score of a finished request."""
-        self.scores.add(score, MOMENTS.index(moment))
-
-    def forget(self, count: int) -> None:
-        """Drop the last scores, all but one at most: what they tell was the machine's new speed, not its noise."""
-        self.scores.forget(count)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able document; `from_dict` takes it back."""

@@ -19,12 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from budgetvlm.errors import DataError
-from budgetvlm.guard.kernels import LARGEST_STEP
 
-SCALE_RATE = 0.05  # share of the way that a scale goes towards one request's ratio
-SLOWDOWN_RATE = 0.3  # the same of the recent slowdown
-NUM_AGREEING = 4  # requests in a row that tell of a jump
-JUMP = math.log(1.35)  # the smallest change of a log ratio that is a jump
 DRIFTED = math.log(1.2)  # a scale this far from that of the calibration is reported
 
 
@@ -45,6 +40,7 @@ class StageSpeed:
         pace: log of the recent slowdown, and how many times as long as when it was calibrated the last request was to
             be expected to take, ``[2]``; the array stays where it is.
         normal: log scales of this machine when the guard was calibrated; drift is reported against them.
+        normal_scale: exp(normal). recent: log ratios of the last requests of each stage, the last first.
     """
 
     def __init__(
@@ -55,58 +51,13 @@ class StageSpeed:
         self.log_scale = self.normal.copy() if log_scale is None else np.array(log_scale, dtype=np.float64)
         self.scale = np.exp(self.log_scale)
         self.pace = np.array([0.0, 1.0])
-        self._normal_scale = np.exp(self.normal)
-        self._recent: list[list[float]] = [[] for _ in self.stages]  # log ratios of the last requests, the last first
-
-    @property
-    def recent_slowdown(self) -> float:
-        """Logarithm of the factor on top of all scales, from the last requests."""
-        return float(self.pace[0])
-
-    @recent_slowdown.setter
-    def recent_slowdown(self, log_factor: float) -> None:
-        self.pace[0] = log_factor
+        self.normal_scale = np.exp(self.normal)
+        self.recent: list[list[float]] = [[] for _ in self.stages]  # log ratios of the last requests, the last first
 
     @property
     def slowdown(self) -> float:
         """How many times as long as when it was calibrated the last request was to be expected to take."""
         return float(self.pace[1])
-
-    def follow(self, predicted_ms: np.ndarray, took_ms: np.ndarray) -> bool:
-        """Learn from one request's times; whether the speed of any stage has jumped.
-
-        Args:
-            predicted_ms: of each stage by the profile, ``[G]``.
-            took_ms: what each stage took, ``[G]``; one that took nothing teaches nothing.
-        """
-        learnt = [g for g in range(len(self.stages)) if took_ms[g] > 0 and predicted_ms[g] > 0]
-        if not learnt:
-            return False
-        expected = float(sum(predicted_ms[g] * self.scale[g] for g in learnt))
-        ratio = math.log(float(sum(took_ms[g] for g in learnt)) / expected)
-        self.pace[0] += SLOWDOWN_RATE * max(-LARGEST_STEP, min(ratio - self.recent_slowdown, LARGEST_STEP))
-        # All stages are learnt from, also behind one that has jumped.
-        jumps = [self._follow_stage(g, math.log(float(took_ms[g] / predicted_ms[g]))) for g in learnt]
-        if any(jumps):
-            self.pace[0] = 0.0
-        here, normal = float(predicted_ms @ self.scale), float(predicted_ms @ self._normal_scale)
-        self.pace[1] = math.exp(self.recent_slowdown) * here / normal
-        return any(jumps)
-
-    def _follow_stage(self, g: int, log_ratio: float) -> bool:
-        """Learn one stage's ratio; whether its speed has jumped."""
-        recent = self._recent[g]
-        recent.insert(0, log_ratio)
-        del recent[NUM_AGREEING:]
-        now = float(self.log_scale[g])
-        jumped = len(recent) == NUM_AGREEING and (min(recent) - now > JUMP or max(recent) - now < -JUMP)
-        if jumped:
-            now = (sum(recent) - min(recent) - max(recent)) / (NUM_AGREEING - 2)  # their median
-            recent.clear()
-        else:
-            now += SCALE_RATE * max(-LARGEST_STEP, min(log_ratio - now, LARGEST_STEP))
-        self.log_scale[g], self.scale[g] = now, math.exp(now)
-        return jumped
 
     def by_stage(self, times_ms: Mapping[str, float]) -> np.ndarray:
         """What a request took in each stage, ``[G]``; 0 where it is not known."""
@@ -114,13 +65,13 @@ class StageSpeed:
 
     def snapshot(self) -> SpeedSnapshot:
         """The speed as it is now; `restore` goes back to it."""
-        return SpeedSnapshot(self.log_scale.copy(), self.pace.copy(), tuple(map(tuple, self._recent)))
+        return SpeedSnapshot(self.log_scale.copy(), self.pace.copy(), tuple(map(tuple, self.recent)))
 
     def restore(self, snapshot: SpeedSnapshot) -> None:
         """Go back to an earlier speed."""
         self.log_scale[:], self.pace[:] = snapshot.log_scale, snapshot.pace
         self.scale[:] = np.exp(snapshot.log_scale)
-        self._recent = [list(recent) for recent in snapshot.recent]
+        self.recent = [list(recent) for recent in snapshot.recent]
 
     @property
     def drift(self) -> dict[str, float]:

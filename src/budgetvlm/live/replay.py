@@ -23,6 +23,7 @@ from budgetvlm.answer import Cut, cuts
 from budgetvlm.decide import seen_budget_ms
 from budgetvlm.guard.adaptive import AdaptiveGuard
 from budgetvlm.guard.bounds import Bounds, Outcome, Spent
+from budgetvlm.guard.learning import follow_speed
 from budgetvlm.guard.specification import best_allowed
 from budgetvlm.guard.speed import SpeedSnapshot
 from budgetvlm.knobs import Setting
@@ -139,7 +140,7 @@ class _Replay:
             stages = {name: speed * float(ms[row, k]) for name, ms in measured.stages_ms.items()}
             first_ms, step_ms = bounds.forecast.profiled_ms[:, :, k]
             predicted_ms = first_ms + (float(measured.output[row, k]) - 1) * step_ms
-            guard.speed.follow(predicted_ms, guard.speed.by_stage(stages))
+            follow_speed(guard.speed, predicted_ms, guard.speed.by_stage(stages))
         return [found[k] for k in range(len(found))]
 
     def _choose(self, row: int, budget_ms: float, speed: float, moments: Sequence[_Moment]) -> _Chosen:
