@@ -40,6 +40,7 @@ BLOCK = 4096  # states prepared at once, so that look-ups cost little per update
 # States x weights of an update above which several threads pay. Below, they wait for each other longer than they
 # compute: on two cores without a common cache 64 states take 1.6 times as long with two threads as with one.
 WORTH_SHARING = 6e7
+CACHE_LIMIT = 32_000_000  # numbers; features up to this size are standardised once, larger ones whenever they are used
 SEED_STRIDE = 1_000_003  # keeps the random streams of neighbouring seeds apart
 
 Validate = Callable[[int, Tensor], bool]
@@ -89,6 +90,8 @@ class GRPOTrainer:
             self.plan = replace(self.plan, price_share=0.0)
         self.template = controllers[0]  # its standardisation, bounds and latencies are those of all members
         self.complexity = torch.tensor(self.template.knob_space.complexity).to(data.image)
+        small = data.image.numel() + data.language.numel() <= CACHE_LIMIT
+        self.encoded = self.template.encode(data.image, data.language) if small else None
         self.stack = MemberStack(controllers)
         self.reference = copy.deepcopy(self.stack).requires_grad_(False).eval() if config.beta else None
         self._start_optimizer()
@@ -179,7 +182,7 @@ class GRPOTrainer:
         # Neighbouring states of one sample share its features.
         is_first = torch.ones(count, dtype=torch.bool, device=rows.device)
         is_first[1:] = (states.sample[:, 1:] != states.sample[:, :-1]).any(dim=0)
-        features = controller.encode(*self.data.features_of(states.sample[:, is_first].flatten()))
+        features = self._features_of(states.sample[:, is_first].flatten())
         return Batch(
             features.unflatten(0, (members, -1)),
             is_first.cumsum(0) - 1,
@@ -187,6 +190,14 @@ class GRPOTrainer:
             offset.unflatten(0, (members, count)),
             rewards.mul_(measured).unflatten(0, (members, count)),
         )
+
+    def _features_of(self, samples: Tensor) -> Tensor:
+        """Standardised features of samples, int64 ``[n]`` -> ``[n, F]``."""
+        rows = samples if self.data.rows is None else self.data.rows[samples]
+        if self.encoded is not None:
+            return self.encoded.index_select(0, rows)
+        image, language = (x.index_select(0, rows) for x in (self.data.image, self.data.language))
+        return self.template.encode(image, language)
 
     def log_policy(self, batch: Batch) -> Tensor:
         """Log-probability of every setting, ``[M, B, K]``, about `NEVER` where it is not allowed."""

@@ -48,8 +48,8 @@ class TrainingData:
 
     Attributes:
         outcomes: ``[S, K]``.
-        image, language: raw features ``[F, Di]`` and ``[F, Dl]``. They are standardised when they are used, because a
-            second copy would dominate the memory of a large training.
+        image, language: raw features ``[F, Di]`` and ``[F, Dl]``. A large training keeps no standardised copy of
+            them, because it would dominate the memory.
         rows: row of each sample in the features, int64 ``[S]``; None means that they are in the same order.
     """
 
@@ -57,11 +57,6 @@ class TrainingData:
     image: Tensor
     language: Tensor
     rows: Tensor | None = None
-
-    def features_of(self, samples: Tensor) -> tuple[Tensor, Tensor]:
-        """Raw image and language features of samples, int64 ``[n]`` -> ``[n, Di]`` and ``[n, Dl]``."""
-        rows = samples if self.rows is None else self.rows[samples]
-        return self.image.index_select(0, rows), self.language.index_select(0, rows)
 
 
 @dataclass(frozen=True)
