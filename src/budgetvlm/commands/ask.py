@@ -6,10 +6,12 @@ The controller chooses tiles, experts and blocks for this image, this question a
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import shlex
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,11 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask once; what is wrong with the request is found before a model is opened."""
-    from budgetvlm._io import open_image
-    from budgetvlm.answer import check_request
+    with no_collection():
+        from budgetvlm._io import open_image
+        from budgetvlm.answer import check_request
 
-    check_request(args.question, args.budget_ms, args.price)
-    image, model = open_image(args.image), open_model(args)
+        check_request(args.question, args.budget_ms, args.price)
+        image, model = open_image(args.image), open_model(args)
     if notice := notice_of_calibration(args):
         print(notice, file=sys.stderr)
     answer = model.generate(
@@ -67,6 +70,17 @@ def run(args: argparse.Namespace) -> int:
     )
     print(json.dumps(answer.to_dict(), ensure_ascii=False) if args.json else describe(answer))
     return 0
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Look for no garbage inside the ``with`` block: importing makes a million objects, and all of them stay."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def open_model(args: argparse.Namespace) -> AdaptiveVLM:

@@ -1,0 +1,49 @@
+"""The controller, the guard and the example image that come with the bundled model: `ask` works without training."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from budgetvlm.commands.ask import notice_of_calibration
+from budgetvlm.guard import saved
+from budgetvlm.guard.saved import load_guard
+from budgetvlm.vlm.loading import model_directory
+
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "signs.png"
+
+
+def test_ask_answers_without_a_checkpoint(run_cli):
+    words = ("--image", EXAMPLE, "--question", "read the sign in red", "--budget_ms", "100000", "--json")
+    done = run_cli("ask", *words)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert (answer["answer"], answer["budget_met"], answer["feasible"]) == ("X85", True, True)
+
+
+def test_the_guard_is_calibrated_and_the_controller_is_small():
+    directory = model_directory("reference") / "controller"
+    guard = load_guard(directory)
+    assert guard is not None and guard.calibrated_on >= 28
+    assert sum(path.stat().st_size for path in directory.iterdir()) < 5e6
+    assert {path.suffix for path in directory.iterdir()} == {".json", ".safetensors"}  # what the package's data names
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_a_guard_of_another_machine_says_so_until_it_is_calibrated(tmp_path, monkeypatch, here):
+    saved.save_guard({"schema_version": 0}, tmp_path)
+    if not here:
+        monkeypatch.setattr(saved, "this_machine", lambda: "another")
+    notice = notice_of_calibration(SimpleNamespace(checkpoint=str(tmp_path), model_path="reference"))
+    assert (notice is None) == here
+    if notice is not None:
+        assert f"`budgetvlm calibrate --checkpoint {tmp_path}` fits it to this one" in notice
+
+
+def test_machines_are_told_apart_by_their_processors(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.write_text("model name : A\nflags : x\nmodel name : A\n")
+    other.write_text("model name : B\n")
+    assert saved.this_machine(one) == saved.this_machine(one) != saved.this_machine(other)
+    assert len(saved.this_machine(tmp_path / "none")) == 16
