@@ -14,12 +14,16 @@ import pytest
 from budgetvlm.errors import DataError
 from budgetvlm.profiling.prepare.preparation import load_prepared
 from budgetvlm.profiling.prepare.task_samples import find_samples_by_index
-from budgetvlm.profiling.results.result_files import read_results
+from budgetvlm.profiling.results.result_files import iter_results
 from budgetvlm.tasks import load_task
 
 KNOBS = {"max_crops": [1, 12], "top_k": [2, 12], "num_active_blocks": [4, 8]}
 SETTINGS = [(c, t, b) for c in KNOBS["max_crops"] for t in KNOBS["top_k"] for b in KNOBS["num_active_blocks"]]
 RANKS = 3
+
+
+def list_results(directory, dataset_name, kind):
+    return tuple(iter_results(directory, dataset_name, kind))
 
 
 def score(index, setting):
@@ -89,13 +93,13 @@ def write_tree(root, split, size, count, timed, failed=(), merged=False):
 @pytest.mark.parametrize("merged", [False, True])
 def test_numbers_of_batches_and_ranks_become_the_index_in_the_split(tmp_path, merged):
     write_tree(tmp_path, "train", size=100, count=20, timed=9, failed=(4, 13), merged=merged)
-    for result in read_results(tmp_path / "exp5_accuracy", "signs", "accuracy"):
+    for result in list_results(tmp_path / "exp5_accuracy", "signs", "accuracy"):
         setting = tuple(result.knobs.values())
         assert result.indexed
         assert {int(r.sample_id): r.score for r in result.records} == {
             index: score(index, setting) for index in range(len(result.records))
         }
-    for number, result in enumerate(read_results(tmp_path / "exp6_latency", "signs", "latency")):
+    for number, result in enumerate(list_results(tmp_path / "exp6_latency", "signs", "latency")):
         setting = tuple(result.knobs.values())
         expected = set(range(27)) - ({4, 13} if number == 1 else set())
         assert {int(r.sample_id): r.T_total_ms for r in result.records} == {
@@ -108,7 +112,7 @@ def test_a_merged_file_and_the_first_ranks_agree(tmp_path):
     write_tree(tmp_path / "ranks", "train", size=100, count=20, timed=9)
     name = "exp5_accuracy_signs/exp5_accuracy_results_crops1_topk2_blocks4"
     (tmp_path / f"{name}_rank0.json").write_text((tmp_path / "ranks" / f"{name}_rank0.json").read_text())
-    first = read_results(tmp_path / "exp5_accuracy", "signs", "accuracy")[0]
+    first = list_results(tmp_path / "exp5_accuracy", "signs", "accuracy")[0]
     assert len(first.paths) == 2 and len(first.records) == 63
 
 
@@ -120,7 +124,7 @@ def test_samples_numbered_through_all_ranks_are_left_as_they_are(tmp_path):
         samples = [{"sample_id": i, "score": score(i, SETTINGS[0]), "pred": "x"} for i in indices(rank, 9, 26)]
         text = json.dumps(document("all_samples", samples, SETTINGS[0], "train", RANKS))
         (folder / f"exp5_accuracy_results_crops1_topk2_blocks4_rank{rank}.json").write_text(text)
-    (result,) = read_results(tmp_path, "signs", "accuracy")
+    (result,) = list_results(tmp_path, "signs", "accuracy")
     assert {int(r.sample_id): r.score for r in result.records} == {i: score(i, SETTINGS[0]) for i in range(26)}
 
 
@@ -130,12 +134,12 @@ def test_a_sample_that_occurs_twice_by_mistake_is_not_taken_for_another(tmp_path
     path = folder / "exp5_accuracy_results_crops1_topk2_blocks4.json"
     samples = [{"sample_id": n, "score": 0.5, "pred": "x"} for n in (0, 1, 2, 2, 3)]
     path.write_text(json.dumps(document("all_samples", samples, SETTINGS[0], "train", 1)))
-    (result,) = read_results(tmp_path, "signs", "accuracy")
+    (result,) = list_results(tmp_path, "signs", "accuracy")
     assert [r.sample_id for r in result.records] == ["0", "1", "2", "3"]
     samples[3]["score"] = 0.1
     path.write_text(json.dumps(document("all_samples", samples, SETTINGS[0], "train", 1)))
     with pytest.raises(DataError, match="sample 2 occurs twice with different values"):
-        read_results(tmp_path, "signs", "accuracy")
+        list_results(tmp_path, "signs", "accuracy")
 
 
 def test_a_merged_file_that_hides_where_a_rank_begins_is_refused(tmp_path):
@@ -145,7 +149,7 @@ def test_a_merged_file_that_hides_where_a_rank_begins_is_refused(tmp_path):
     path = folder / "exp5_accuracy_results_crops1_topk2_blocks4.json"
     path.write_text(json.dumps(document("all_samples", samples, SETTINGS[0], "train", RANKS)))
     with pytest.raises(DataError, match="do not show where each of the 3 ranks"):
-        read_results(tmp_path, "signs", "accuracy")
+        list_results(tmp_path, "signs", "accuracy")
 
 
 def test_an_index_beyond_the_split_is_refused_unless_it_only_evens_out_the_ranks():

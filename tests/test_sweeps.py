@@ -25,12 +25,16 @@ from budgetvlm.profiling.measure.latency_sweep import profile_latency
 from budgetvlm.profiling.measure.sweep import collect
 from budgetvlm.profiling.measure.sweep_options import SweepOptions
 from budgetvlm.profiling.prepare.columns import read_accuracy
-from budgetvlm.profiling.results.result_files import LatencyRecord, read_results
+from budgetvlm.profiling.results.result_files import LatencyRecord, iter_results
 from budgetvlm.tasks import Sample
 from budgetvlm.vlm import STAGES, Generation, Overview
 
 SPACE = KnobSpace({"max_crops": [1, 4], "top_k": [2, 4], "num_active_blocks": [2, 3]})
 SIZES = {"train": 10, "validation": 4, "test": 6}
+
+
+def list_results(directory, dataset_name, kind):
+    return tuple(iter_results(directory, dataset_name, kind))
 
 
 class FakeTask:
@@ -142,7 +146,7 @@ def test_accuracy_files_hold_what_was_measured(tmp_path):
 
 def test_accuracy_files_are_read_by_the_reader(tmp_path):
     accuracy(tmp_path)
-    results = read_results(tmp_path, "fake_task", "accuracy")
+    results = list_results(tmp_path, "fake_task", "accuracy")
     assert [tuple(result.knobs.values()) for result in results] == [tuple(s.values()) for s in SPACE.settings]
     assert all(len(result.records) == 16 for result in results)
 
@@ -271,7 +275,7 @@ def test_a_stopped_latency_sweep_goes_on(tmp_path, calls):
     assert said == ([going_on] if finished else [])
     done = Counter([*first.calls[: 8 * finished], *second.calls])
     assert len(done) == 10 * 8 and set(done.values()) == {2}  # every cell twice
-    assert all(len(result.records) == 10 for result in read_results(tmp_path, "fake_task", "latency"))
+    assert all(len(result.records) == 10 for result in list_results(tmp_path, "fake_task", "latency"))
 
 
 def test_an_unfinished_sweep_with_other_options_is_an_error(tmp_path):
@@ -384,12 +388,12 @@ def test_ranks_share_the_samples(tmp_path):
     for rank in (0, 1, 2):
         paths = accuracy(tmp_path / "three", rank=rank, world_size=3)
         assert paths[0].name.endswith(f"_rank{rank}.json")
-    one, three = (read_results(tmp_path / name, "fake_task", "accuracy") for name in ("one", "three"))
+    one, three = (list_results(tmp_path / name, "fake_task", "accuracy") for name in ("one", "three"))
     for a, b in zip(one, three, strict=True):
         assert {r.sample_id: r for r in a.records} == {r.sample_id: r for r in b.records}
     for rank in (0, 1):
         latency(tmp_path / "six", rank=rank, world_size=2)
-    assert all(len(r.records) == 16 for r in read_results(tmp_path / "six", "fake_task", "latency"))
+    assert all(len(r.records) == 16 for r in list_results(tmp_path / "six", "fake_task", "latency"))
 
 
 @pytest.mark.parametrize(
@@ -454,7 +458,7 @@ def test_both_scripts_run_on_a_real_model(tmp_path, run_script):
         done = run_script(f"experiments/profiling/{script}.py", *flags, *more, "--output_dir", tmp_path / script)
         assert done.returncode == 0, done.stderr
         assert "3 result files" in done.stdout
-        results = read_results(tmp_path / script, "signs", kind)
+        results = list_results(tmp_path / script, "signs", kind)
         assert [tuple(r.knobs.values()) for r in results] == [(1, 1, 2), (4, 2, 3), (4, 4, 4)]
         assert [len(r.records) for r in results] == [4, 4, 4]
         assert [r.records[0].num_vision_tokens for r in results] == [4, 20, 20]
@@ -499,7 +503,7 @@ def sweep_of(kind, directory, task, vlm=None, settings=SPACE.settings, say=lambd
 def test_a_corrupt_image_in_the_middle_is_skipped_counted_and_named(tmp_path, kind, error):
     said = []
     sweep_of(kind, tmp_path, Corrupt("train-0", "train-5", error=error), say=said.append)
-    results = read_results(tmp_path, "fake_task", kind)
+    results = list_results(tmp_path, "fake_task", kind)
     assert len(results) == 8
     for result in results:
         names = [record.sample_id for record in result.records]
@@ -518,7 +522,7 @@ def test_strict_stops_at_a_corrupt_image_and_keeps_what_was_measured(tmp_path, k
     second = FakeVLM()
     sweep_of(kind, tmp_path, FakeTask(), second)
     assert 0 < len(second.calls) < 16 * 8 + 16
-    assert all(len(result.records) == 16 for result in read_results(tmp_path, "fake_task", kind))
+    assert all(len(result.records) == 16 for result in list_results(tmp_path, "fake_task", kind))
 
 
 @pytest.mark.parametrize("kind", ["accuracy", "latency"])
@@ -540,7 +544,7 @@ class Refuses(FakeVLM):
 @pytest.mark.parametrize("kind", ["accuracy", "latency"])
 def test_an_image_that_the_model_refuses_takes_no_other_with_it(tmp_path, kind):
     sweep_of(kind, tmp_path, FakeTask(), Refuses())
-    for result in read_results(tmp_path, "fake_task", kind):
+    for result in list_results(tmp_path, "fake_task", kind):
         assert set(result.config["skipped"]) == {"train-3", "test-3"}
         assert len(result.records) == 14
 
@@ -553,14 +557,14 @@ def test_a_stopped_sweep_remembers_what_it_skipped(tmp_path, kind, name):
         sweep_of(kind, tmp_path / "cut", Corrupt(name), StopsAfter(60))
     sweep_of(kind, tmp_path / "cut", FakeTask())  # the image is there again, but half of the settings went without it
     assert len(whole) == 8
-    for result in read_results(tmp_path / "cut", "fake_task", kind):
+    for result in list_results(tmp_path / "cut", "fake_task", kind):
         assert name not in [record.sample_id for record in result.records]
 
 
 def test_settings_measured_later_skip_what_the_earlier_ones_skipped(tmp_path):
     sweep_of("accuracy", tmp_path, Corrupt("train-1"), settings=SPACE.settings[:3])
     sweep_of("accuracy", tmp_path, Corrupt("test-2"))
-    results = read_results(tmp_path, "fake_task", "accuracy")
+    results = list_results(tmp_path, "fake_task", "accuracy")
     assert [len(result.records) for result in results] == [15] * 3 + [14] * 5
     side = read_accuracy(tmp_path, "fake_task")
     assert len(side.sample_ids) == 14 and side.scores.shape == (14, 8)
@@ -603,7 +607,7 @@ class WordsTask(FakeTask):
 
 def timed_cells(directory):
     """(setting, sample) of all result files."""
-    read = read_results(directory, "fake_task", "latency")
+    read = list_results(directory, "fake_task", "latency")
     return {
         (str(Setting(tuple(result.knobs.items()))), record.sample_id) for result in read for record in result.records
     }
