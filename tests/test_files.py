@@ -5,15 +5,10 @@ import json
 import pytest
 
 from budgetvlm.errors import ConfigError, DataError, KnobSpaceError, OutputError
-from budgetvlm.profiling.results.result_files import (
-    AccuracyRecord,
-    LatencyRecord,
-    iter_results,
-    latency_statistics,
-    result_path,
-    write_accuracy_result,
-    write_latency_result,
-)
+from budgetvlm.profiling.results.layout import result_path
+from budgetvlm.profiling.results.measurements import AccuracyRecord, LatencyRecord
+from budgetvlm.profiling.results.reading import iter_results
+from budgetvlm.profiling.results.writing import latency_statistics, write_result
 
 KNOBS = {"max_crops": 4, "top_k": 2, "num_active_blocks": 6}
 CONFIG = {"split": "train", "max_new_tokens": 4, "world_size": 1, "versions": {"torch": "2"}}
@@ -65,7 +60,7 @@ def test_names_and_places(tmp_path):
 
 def test_an_accuracy_file_holds_what_readers_expect_and_comes_back(tmp_path):
     records = [accuracy("a", 1.0, num_output_tokens=3, groups={"kind": "read"}), accuracy("b", 0.5)]
-    path = write_accuracy_result(tmp_path, "signs", KNOBS, records, config=CONFIG, **BLOCKS)
+    path = write_result("accuracy", tmp_path, "signs", KNOBS, records, config=CONFIG, blocks=BLOCKS)
     document = json.loads(path.read_text())
     assert document["schema_version"] == 1
     assert document["summary"] == [KNOBS | BLOCKS | {"num_samples": 2, "accuracy": 0.75, "std": 0.25}]
@@ -77,7 +72,7 @@ def test_an_accuracy_file_holds_what_readers_expect_and_comes_back(tmp_path):
 
 def test_a_latency_file_holds_what_readers_expect_and_comes_back(tmp_path):
     records = [latency("a", 10.0, T_preprocess_ms=0.5, T_vision_ms=0.5), latency("b", 20.0)]
-    path = write_latency_result(tmp_path, "signs", KNOBS, records, config=CONFIG, rank=0, **BLOCKS)
+    path = write_result("latency", tmp_path, "signs", KNOBS, records, config=CONFIG, rank=0, blocks=BLOCKS)
     document = json.loads(path.read_text())
     summary = document["summary"][0]
     assert summary["latency_total_ms"] == {"mean": 15.0, "std": 5.0, "P50": 15.0, "P95": 19.5, "P99": 19.9}
@@ -102,14 +97,14 @@ def test_statistics_by_hand():
 )
 def test_writing_what_could_not_be_read(tmp_path, records, config, message):
     with pytest.raises(ConfigError, match=message):
-        write_accuracy_result(tmp_path, "signs", KNOBS, records, config=config, **BLOCKS)
+        write_result("accuracy", tmp_path, "signs", KNOBS, records, config=config, blocks=BLOCKS)
     assert not list(tmp_path.rglob("*.json"))
 
 
 def test_nothing_half_written(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError, match="cannot write"):
-        write_accuracy_result(tmp_path / "file", "signs", KNOBS, [accuracy()], config=CONFIG, **BLOCKS)
+        write_result("accuracy", tmp_path / "file", "signs", KNOBS, [accuracy()], config=CONFIG, blocks=BLOCKS)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +266,7 @@ def test_truncated_and_foreign_files(tmp_path):
 def test_a_model_may_lack_a_knob(tmp_path):
     """A dense model has no top_k: neither names nor contents of its files speak of it."""
     knobs = {"max_crops": 4, "num_active_blocks": 6}
-    path = write_accuracy_result(tmp_path, "text_vqa", knobs, [accuracy()], config=CONFIG, **BLOCKS)
+    path = write_result("accuracy", tmp_path, "text_vqa", knobs, [accuracy()], config=CONFIG, blocks=BLOCKS)
     assert path.name == "exp5_accuracy_results_crops4_blocks6.json"
     assert read_results(tmp_path, "text_vqa", "accuracy")[0].knobs == knobs
     with pytest.raises(KnobSpaceError, match="given: none"):

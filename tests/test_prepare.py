@@ -23,12 +23,8 @@ from budgetvlm.profiling.prepare.feature_extraction import extract_features, in_
 from budgetvlm.profiling.prepare.fill import predict_times
 from budgetvlm.profiling.prepare.preparation import PreparedData, load_prepared, prepare
 from budgetvlm.profiling.prepare.prepare_options import PrepareOptions
-from budgetvlm.profiling.results.result_files import (
-    AccuracyRecord,
-    LatencyRecord,
-    write_accuracy_result,
-    write_latency_result,
-)
+from budgetvlm.profiling.results.measurements import AccuracyRecord, LatencyRecord
+from budgetvlm.profiling.results.writing import write_result
 from budgetvlm.table import ProfileTable
 from budgetvlm.tasks import Sample, TaskOptions
 from budgetvlm.vlm import Overview
@@ -96,12 +92,12 @@ def write_profiles(
             )
             for sample, split in located
         ]
-        write_accuracy_result(root / "exp5", "toy", setting, records, config=config, **BLOCKS)
+        write_result("accuracy", root / "exp5", "toy", setting, records, config=config, blocks=BLOCKS)
         times = [
             LatencyRecord(name, 10.0 * (k + 1) + 2 * count, 4.0, 2.0 * count, 16, length, count, 1.0)
             for name, count, length in ((s.sample_id, tokens[s.sample_id], len(s.question)) for s, _ in located[:timed])
         ]
-        write_latency_result(root / "exp6", "toy", setting, times, config=config, **BLOCKS)
+        write_result("latency", root / "exp6", "toy", setting, times, config=config, blocks=BLOCKS)
 
 
 @dataclass

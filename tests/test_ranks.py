@@ -14,7 +14,7 @@ import pytest
 from budgetvlm.errors import DataError
 from budgetvlm.profiling.prepare.preparation import load_prepared
 from budgetvlm.profiling.prepare.task_samples import find_samples_by_index
-from budgetvlm.profiling.results.result_files import iter_results
+from budgetvlm.profiling.results.reading import iter_results
 from budgetvlm.tasks import load_task
 
 KNOBS = {"max_crops": [1, 12], "top_k": [2, 12], "num_active_blocks": [4, 8]}

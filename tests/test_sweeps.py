@@ -25,7 +25,8 @@ from budgetvlm.profiling.measure.latency_sweep import profile_latency
 from budgetvlm.profiling.measure.sweep import collect
 from budgetvlm.profiling.measure.sweep_options import SweepOptions
 from budgetvlm.profiling.prepare.columns import read_accuracy
-from budgetvlm.profiling.results.result_files import LatencyRecord, iter_results
+from budgetvlm.profiling.results.measurements import LatencyRecord
+from budgetvlm.profiling.results.reading import iter_results
 from budgetvlm.tasks import Sample
 from budgetvlm.vlm import STAGES, Generation, Overview
 
@@ -567,7 +568,7 @@ def test_settings_measured_later_skip_what_the_earlier_ones_skipped(tmp_path):
     results = list_results(tmp_path, "fake_task", "accuracy")
     assert [len(result.records) for result in results] == [15] * 3 + [14] * 5
     side = read_accuracy(tmp_path, "fake_task")
-    assert len(side.sample_ids) == 14 and side.scores.shape == (14, 8)
+    assert len(side.sample_ids) == 14 and side.values["score"].shape == (14, 8)
     assert set(side.config["skipped"]) == {"train-1", "test-2"}
 
 

@@ -20,8 +20,10 @@ from budgetvlm.profiling.measure.accuracy_sweep import profile_accuracy
 from budgetvlm.profiling.measure.cell_sampling import draw_cells
 from budgetvlm.profiling.measure.latency_sweep import profile_latency
 from budgetvlm.profiling.measure.sweep_options import SweepOptions
+from budgetvlm.profiling.prepare.columns import read_latencies
 from budgetvlm.profiling.prepare.fill import predict_cells
-from budgetvlm.profiling.results.result_files import iter_results
+from budgetvlm.profiling.results.measurements import STAGE_FIELDS, TOKEN_KINDS
+from budgetvlm.profiling.results.reading import iter_results
 from budgetvlm.table import ProfileTable
 from budgetvlm.tasks import Sample
 
@@ -119,10 +121,10 @@ def measure_latency(material: Material) -> list[Figure]:
         cells = draw_cells(table.num_samples, table.num_settings, CELLS, seed)
         known = np.where(cells, table.latency_ms, np.nan).astype(np.float32)
         stages = {n: np.where(cells, v, np.nan).astype(np.float32) for n, v in table.stages_ms.items()}
-        filled = predict_cells(replace(table, latency_ms=known, stages_ms=stages), seed)
+        filled, checked = predict_cells(replace(table, latency_ms=known, stages_ms=stages), seed)
         others = ~cells
         errors.append(100 * float(np.median(np.abs(filled.latency_ms / table.latency_ms - 1)[others])))
-        told.append(100 * float(np.median(filled.relative_errors)))
+        told.append(100 * float(np.median(checked)))
     everything = LatencyModel.fit(table).predict_table(table)
     return [
         Figure.of("cells measured", "%", [100 * float(cells.mean())], at_most=100 * CELLS),
@@ -151,20 +153,16 @@ def _timed_sweep(material: Material, count: int, repeats: int, cells: float = 1.
 
 def _latency_table(space: KnobSpace, options: SweepOptions, dataset: str) -> ProfileTable:
     """Latencies, stages and tokens of a sweep's files; accuracies are left at 0."""
-    results = tuple(iter_results(options.output_dir, dataset, "latency"))
-    ids = list(dict.fromkeys(record.sample_id for result in results for record in result.records))
-    rows = {name: row for row, name in enumerate(ids)}
-    names = ("T_total_ms", "T_preprocess_ms", "T_vision_ms", "T_prefill_ms", "T_decode_ms")
-    counts = ("num_vision_tokens", "num_language_tokens", "num_output_tokens")
-    values = np.full((len(names) + len(counts), len(ids), len(space)), np.nan, dtype=np.float32)
-    for result in results:
-        for record in result.records:
-            cell = rows[record.sample_id], space.index(result.knobs)
-            values[:, *cell] = [getattr(record, name) for name in (*names, *counts)]
-    stages = dict(zip(("preprocess", "vision", "prefill", "decode"), values[1:5], strict=True))
-    tokens = dict(zip(("vision", "language", "output"), values[5:], strict=True))
-    accuracy = np.zeros_like(values[0])
-    return ProfileTable.from_arrays(space, ids, accuracy, values[0], stages_ms=stages, tokens=tokens)
+    timed = read_latencies(options.output_dir, dataset)
+    values = {name: np.full((len(timed.sample_ids), len(space)), np.nan) for name in timed.values}
+    for name, measured in timed.values.items():
+        values[name][:, [space.index(setting) for setting in timed.settings]] = measured
+    stages = {stage: values[name] for stage, name in STAGE_FIELDS.items()}
+    tokens = {kind: values[f"num_{kind}_tokens"] for kind in TOKEN_KINDS}
+    total = values["T_total_ms"]
+    return ProfileTable.from_arrays(
+        space, timed.sample_ids, np.zeros_like(total), total, stages_ms=stages, tokens=tokens
+    )
 
 
 def _predictor(material: Material) -> list[Figure]:

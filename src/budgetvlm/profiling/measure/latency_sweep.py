@@ -31,7 +31,7 @@ from budgetvlm.profiling.measure.journal import Journal
 from budgetvlm.profiling.measure.machine import hardware, median_run
 from budgetvlm.profiling.measure.sweep import Sweep, load_image, remove, remove_leftovers
 from budgetvlm.profiling.measure.sweep_options import SweepOptions
-from budgetvlm.profiling.results.result_files import LatencyRecord, write_latency_result
+from budgetvlm.profiling.results.measurements import LatencyRecord
 from budgetvlm.tasks import SplitSample, Task
 from budgetvlm.vlm import VLM, Generation
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from budgetvlm._version import __version__
-from budgetvlm.profiling.results.result_files import LatencyRecord
+from budgetvlm.profiling.results.measurements import LatencyRecord
 
 FINGERPRINTED = (".json", ".safetensors", ".model", ".txt", ".jinja")
 PACKAGES = ("torch", "transformers", "numpy", "pillow")

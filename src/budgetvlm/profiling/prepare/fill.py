@@ -54,26 +54,16 @@ def predict_times(measured_tokens: np.ndarray, measured_ms: np.ndarray, wanted_t
     return Filled(times, np.abs(known @ coefficients[:, 0] - total) / total)
 
 
-@dataclass(frozen=True)
-class FilledCells:
-    """A table whose cells are all filled.
-
-    Attributes:
-        latency_ms, stages_ms: measured where they were, else predicted, ``[S, K]`` each.
-        relative_errors: |predicted - measured| / measured on cells that were held out from the fit, ``[n]``.
-    """
-
-    latency_ms: np.ndarray
-    stages_ms: dict[str, np.ndarray]
-    relative_errors: np.ndarray
-
-
-def predict_cells(table: ProfileTable, seed: int = 0) -> FilledCells:
+def predict_cells(table: ProfileTable, seed: int = 0) -> tuple[ProfileTable, np.ndarray]:
     """Predict the cells that were not timed with a `LatencyModel` of those that were.
 
     Args:
         table: latencies and stages are NaN where not timed; token counts are known.
         seed: draws the cells of the check.
+
+    Returns:
+        The table with the times that were measured and else predicted ones, and |predicted - measured| / measured on
+        cells that were held out from the fit, ``[n]``.
 
     Raises:
         DataError: too few cells were timed.
@@ -84,22 +74,21 @@ def predict_cells(table: ProfileTable, seed: int = 0) -> FilledCells:
             f"{int(measured.sum())} cells (sample, setting) were timed; to predict the others {MIN_CELLS} are needed. "
             "Time more."
         )
-    held_out = _drawn(measured, seed)
+    places = np.flatnonzero(measured)
+    held_out = np.zeros(measured.size, dtype=bool)
+    held_out[np.random.default_rng(seed).permutation(places)[: int(CHECKED * len(places))]] = True
+    held_out = held_out.reshape(measured.shape)
+    # what is held out is predicted by a model of the rest, and everything else by a model of all
     check = LatencyModel.fit(_only(table, measured & ~held_out)).predict_table(table)
     errors = relative_errors(check, np.where(held_out, table.latency_ms, np.nan))
     sizes, model = Sizes.of_table(table), LatencyModel.fit(table)
     predicted = np.maximum(model.predict(sizes), np.nanmin(table.latency_ms))
-    stages = model.predict_stages(sizes)
-    filled = {name: np.where(np.isfinite(known), known, stages[name]) for name, known in table.stages_ms.items()}
-    return FilledCells(np.where(measured, table.latency_ms, predicted), filled, errors)
-
-
-def _drawn(measured: np.ndarray, seed: int) -> np.ndarray:
-    """Draw a share `CHECKED` of the measured cells, bool ``[S, K]``."""
-    places = np.flatnonzero(measured)
-    out = np.zeros(measured.size, dtype=bool)
-    out[np.random.default_rng(seed).permutation(places)[: int(CHECKED * len(places))]] = True
-    return out.reshape(measured.shape)
+    latency = np.where(measured, table.latency_ms, predicted).astype(np.float32)
+    stages = {
+        name: np.where(np.isfinite(known), known, model.predict_stages(sizes)[name]).astype(np.float32)
+        for name, known in table.stages_ms.items()
+    }
+    return replace(table, latency_ms=latency, stages_ms=stages), errors
 
 
 def _only(table: ProfileTable, cells: np.ndarray) -> ProfileTable:

@@ -25,7 +25,7 @@ from budgetvlm.profiling.prepare.join import BY_INDEX, SAMPLE_IDS, join, split_n
 from budgetvlm.profiling.prepare.prepare_options import PrepareOptions
 from budgetvlm.profiling.prepare.splits import TASK_SPLIT, assign_splits
 from budgetvlm.profiling.prepare.task_samples import find_samples, sample_labels, with_task_ids
-from budgetvlm.profiling.results.result_files import result_files
+from budgetvlm.profiling.results.reading import result_files
 from budgetvlm.table import ProfileTable
 from budgetvlm.tasks import SPLITS, SplitSample, Task
 

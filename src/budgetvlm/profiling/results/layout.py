@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal
 
 from budgetvlm.errors import KnobSpaceError
 from budgetvlm.knobs import KNOBS, Value
@@ -15,26 +15,27 @@ from budgetvlm.profiling.results.measurements import AccuracyRecord, LatencyReco
 SCHEMA_VERSION = 1
 WORDS = ("crops", "topk", "blocks")  # of the knobs, in names of files
 Kind = Literal["accuracy", "latency"]
-R = TypeVar("R", AccuracyRecord, LatencyRecord)
 
 
 @dataclass(frozen=True)
-class SettingResult(Generic[R]):
+class SettingResult:
     """All samples of one setting.
 
     Attributes:
         knobs: the setting, in the order of `KNOBS`; those that the model has.
-        records: one a sample, ids unique.
+        records: one `AccuracyRecord` or `LatencyRecord` a sample, ids unique.
         config: as stored in the (first) file: dataset_name, split, max_new_tokens, versions and so on.
         paths: the files it was read from.
         indexed: whether the files number the samples: a sample_id is then its index in the split.
+        rank: of the samples, where they are those of one rank; None where they are all.
     """
 
     knobs: dict[str, Value]
-    records: tuple[R, ...]
+    records: tuple[Any, ...]
     config: dict[str, Any]
     paths: tuple[Path, ...]
     indexed: bool = False
+    rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -42,18 +43,16 @@ class Format:
     """How the files of one kind are called and built.
 
     Attributes:
-        experiment: stem of the directory's name.
+        experiment: stem of the directory's name, and name of the script that makes such files.
         stem: stem of the file's name.
         sample_keys: where the samples may be; the first one is where they are written.
         record: their type.
-        command: what makes such files.
     """
 
     experiment: str
     stem: str
     sample_keys: tuple[str, ...]
     record: type[AccuracyRecord] | type[LatencyRecord]
-    command: str
 
     @property
     def pattern(self) -> re.Pattern[str]:
@@ -63,28 +62,9 @@ class Format:
 
 
 FORMATS: dict[Kind, Format] = {
-    "accuracy": Format(
-        "exp5_accuracy",
-        "exp5_accuracy_results",
-        ("all_samples",),
-        AccuracyRecord,
-        "budgetvlm profile accuracy --dataset_name {dataset} --output_dir {directory}, "
-        "or python experiments/profiling/exp5_accuracy.py with the same flags",
-    ),
-    "latency": Format(
-        "exp6_latency",
-        "exp6_latency",
-        ("per_sample_latencies", "all_samples"),
-        LatencyRecord,
-        "budgetvlm profile latency --dataset_name {dataset} --output_dir {directory}, "
-        "or python experiments/profiling/exp6_latency.py with the same flags",
-    ),
+    "accuracy": Format("exp5_accuracy", "exp5_accuracy_results", ("all_samples",), AccuracyRecord),
+    "latency": Format("exp6_latency", "exp6_latency", ("per_sample_latencies", "all_samples"), LatencyRecord),
 }
-
-
-def same_dataset(first: str, second: str) -> bool:
-    """Return whether two names mean one data set: "text_vqa" is "text-vqa" in directory names."""
-    return first.replace("_", "-") == second.replace("_", "-")
 
 
 def results_directory(directory: str | Path, dataset_name: str, kind: Kind) -> Path:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from budgetvlm.errors import DataError
@@ -17,10 +17,34 @@ STAGE_FIELDS = {
     "prefill": "T_prefill_ms",
     "decode": "T_decode_ms",
 }
+TIMES = ("T_total_ms", *STAGE_FIELDS.values())
 
 
 @dataclass(frozen=True, slots=True)
-class AccuracyRecord:
+class Measurement:
+    """One sample of a result file; fields whose default is None may be missing.
+
+    Raises:
+        DataError: a value that cannot be; all problems are named at once.
+    """
+
+    sample_id: str
+
+    def __post_init__(self) -> None:
+        optional = {column.name for column in fields(self) if column.default is None}
+        values = {name: getattr(self, name) for name in self.__match_args__}
+        problems = [_problem(name, v) for name, v in values.items() if not (v is None and name in optional)]
+        if any(problems):
+            raise DataError(f"sample {self.sample_id}: " + "; ".join(filter(None, problems)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as the file holds it; what is not known is left out."""
+        values = {name: getattr(self, name) for name in self.__match_args__}
+        return {name: value for name, value in values.items() if value is not None and value != {}}
+
+
+@dataclass(frozen=True, slots=True)
+class AccuracyRecord(Measurement):
     """One sample of an exp5 file.
 
     Attributes:
@@ -30,12 +54,8 @@ class AccuracyRecord:
         answers: the reference answers; empty where the file has none.
         num_vision_tokens, num_language_tokens, num_output_tokens: counts; None in files of tools without them.
         groups: visible labels, for example {"image_id": "7", "kind": "read", "split": "train"}.
-
-    Raises:
-        DataError: a value that cannot be.
     """
 
-    sample_id: str
     score: float
     pred: str
     answers: tuple[str, ...] = ()
@@ -44,15 +64,6 @@ class AccuracyRecord:
     num_output_tokens: int | None = None
     groups: dict[str, str] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        problems = [*_number("score", self.score, high=1.0), *_counts(self, optional=True)]
-        _complain(self.sample_id, problems)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as the file holds it; counts that are None are left out."""
-        document = {"sample_id": self.sample_id, "score": self.score, "pred": self.pred, "answers": list(self.answers)}
-        return document | _given(self, TOKEN_COUNTS) | ({"groups": self.groups} if self.groups else {})
-
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> AccuracyRecord:
         """Check and take one entry of ``all_samples``; unknown fields are ignored.
@@ -60,24 +71,18 @@ class AccuracyRecord:
         Raises:
             DataError: a missing field, or a value that cannot be.
         """
-        sample_id = _sample_id(raw)
-        _require(sample_id, raw, ("score", "pred"))
-        answers = raw.get("answers", ())
-        groups = raw.get("groups", {})
+        known = _known_fields(cls, raw)
+        answers, groups = known.get("answers", ()), known.get("groups", {})
         if not isinstance(groups, Mapping):
-            raise DataError(f"sample {sample_id}: groups is {groups!r}; it has to be an object of labels")
-        return cls(
-            sample_id=sample_id,
-            score=raw["score"],
-            pred=str(raw["pred"]),
-            answers=tuple(map(str, answers)) if isinstance(answers, list | tuple) else (str(answers),),
-            groups={str(name): str(label) for name, label in groups.items()},
-            **{name: raw[name] for name in TOKEN_COUNTS if name in raw},
-        )
+            raise DataError(f"sample {known['sample_id']}: groups is {groups!r}; it has to be an object of labels")
+        known["pred"] = str(known["pred"])
+        known["answers"] = tuple(map(str, answers)) if isinstance(answers, list | tuple) else (str(answers),)
+        known["groups"] = {str(name): str(label) for name, label in groups.items()}
+        return cls(**known)
 
 
 @dataclass(frozen=True, slots=True)
-class LatencyRecord:
+class LatencyRecord(Measurement):
     """One sample of an exp6 file; times in ms at batch 1, the median over the repeats.
 
     Attributes:
@@ -87,12 +92,8 @@ class LatencyRecord:
         num_vision_tokens, num_language_tokens, num_output_tokens: counts.
         accuracy: the task's metric on the answer that was timed, 0 to 1.
         T_preprocess_ms, T_vision_ms: stages, 0 or more; None in files of tools that do not separate them.
-
-    Raises:
-        DataError: a value that cannot be.
     """
 
-    sample_id: str
     T_total_ms: float
     T_prefill_ms: float
     T_decode_ms: float
@@ -103,17 +104,6 @@ class LatencyRecord:
     T_preprocess_ms: float | None = None
     T_vision_ms: float | None = None
 
-    def __post_init__(self) -> None:
-        problems = [*_number("T_total_ms", self.T_total_ms, above=True)]
-        for name in STAGE_FIELDS.values():
-            problems += _number(name, getattr(self, name), optional=name in ("T_preprocess_ms", "T_vision_ms"))
-        problems += [*_counts(self), *_number("accuracy", self.accuracy, high=1.0)]
-        _complain(self.sample_id, problems)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as the file holds it; stages that are None are left out."""
-        return _given(self, tuple(column.name for column in fields(self)))
-
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> LatencyRecord:
         """Check and take one entry of ``per_sample_latencies``; unknown fields are ignored.
@@ -121,54 +111,34 @@ class LatencyRecord:
         Raises:
             DataError: a missing field, or a value that cannot be.
         """
-        sample_id = _sample_id(raw)
-        _require(sample_id, raw, ("T_total_ms", "T_prefill_ms", "T_decode_ms", *TOKEN_COUNTS, "accuracy"))
-        taken = {column.name: raw[column.name] for column in fields(cls) if column.name in raw}
-        return cls(**(taken | {"sample_id": sample_id}))
+        return cls(**_known_fields(cls, raw))
 
 
-Record = AccuracyRecord | LatencyRecord
-
-
-def _sample_id(raw: Mapping[str, Any]) -> str:
+def _known_fields(record: type[Measurement], raw: Any) -> dict[str, Any]:
+    """Return the fields of an entry that a record has, the sample's id as text, after a check for missing ones."""
     if not isinstance(raw, Mapping):
         raise DataError(f"a sample has to be an object with named fields, not {raw!r}")
     name = raw.get("sample_id")
     if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
         raise DataError(f"field sample_id is {name!r}; it has to be a text or a whole number")
-    return str(name)
-
-
-def _require(sample_id: str, raw: Mapping[str, Any], names: tuple[str, ...]) -> None:
-    missing = [name for name in names if raw.get(name) is None]
+    needed = [f.name for f in fields(record) if f.default is MISSING and f.default_factory is MISSING]
+    missing = [field_name for field_name in needed if raw.get(field_name) is None]
     if missing:
-        raise DataError(f"sample {sample_id}: missing field {', '.join(missing)}")
+        raise DataError(f"sample {name}: missing field {', '.join(missing)}")
+    return {key: raw[key] for key in record.__match_args__ if key in raw} | {"sample_id": str(name)}
 
 
-def _number(
-    name: str, value: Any, *, high: float = math.inf, above: bool = False, optional: bool = False
-) -> Iterator[str]:
-    if optional and value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        yield f"{name} is {value!r}, which is no finite number"
-    elif value < 0 or value > high or (above and value == 0):
-        allowed = "above 0" if above else f"between 0 and {high:g}" if high < math.inf else "0 or more"
-        yield f"{name} is {value!r}; it has to be {allowed}"
-
-
-def _counts(record: Any, optional: bool = False) -> Iterator[str]:
-    for name in TOKEN_COUNTS:
-        value = getattr(record, name)
+def _problem(name: str, value: Any) -> str | None:
+    """Say why a field cannot have a value; None where it can, and for fields that are no numbers."""
+    if name in TOKEN_COUNTS:
         whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-        if not whole and not (optional and value is None):
-            yield f"{name} is {value!r}; it has to be a whole number, 0 or more"
-
-
-def _complain(sample_id: str, problems: list[str]) -> None:
-    if problems:
-        raise DataError(f"sample {sample_id}: " + "; ".join(problems))
-
-
-def _given(record: Any, names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: getattr(record, name) for name in names if getattr(record, name) is not None}
+        return None if whole else f"{name} is {value!r}; it has to be a whole number, 0 or more"
+    if name not in (*TIMES, "score", "accuracy"):
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return f"{name} is {value!r}, which is no finite number"
+    if name == "T_total_ms":
+        return None if value > 0 else f"{name} is {value!r}; it has to be above 0"
+    if name in TIMES:
+        return None if value >= 0 else f"{name} is {value!r}; it has to be 0 or more"
+    return None if 0 <= value <= 1 else f"{name} is {value!r}; it has to be between 0 and 1"

@@ -11,19 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain, pairwise
-from typing import Any
 
 from budgetvlm.errors import DataError
-from budgetvlm.profiling.results.layout import FORMATS, Kind, SettingResult
+from budgetvlm.profiling.results.layout import Kind, SettingResult
 
 
-def rank_of(result: SettingResult[Any], kind: Kind) -> int | None:
-    """Return the rank in the file's name; None in a file that holds all of them."""
-    match = FORMATS[kind].pattern.fullmatch(result.paths[0].name)
-    return int(match[4]) if match and match[4] is not None else None
-
-
-def number_by_split(kind: Kind, parts: Sequence[SettingResult[Any]]) -> list[SettingResult[Any]]:
+def number_by_split(kind: Kind, parts: Sequence[SettingResult]) -> Sequence[SettingResult]:
     """Number the samples of the files of one setting by their index in the split, where they are not already.
 
     Numbers are a batch's or a rank's own if more of them repeat than the ranks could have samples in common: W ranks
@@ -34,37 +27,30 @@ def number_by_split(kind: Kind, parts: Sequence[SettingResult[Any]]) -> list[Set
     """
     world_size = parts[0].config.get("world_size")
     if not all(part.indexed for part in parts) or not isinstance(world_size, int) or world_size < 1:
-        return list(parts)
-    merged = [part for part in parts if rank_of(part, kind) is None]
+        return parts
+    merged = [part for part in parts if part.rank is None]
     numbers = list(chain.from_iterable(_numbers(part) for part in merged or parts))
-    if len(numbers) - len(set(numbers)) < world_size or not _start_again(kind, numbers, world_size):
-        return list(parts)
+    if kind == "accuracy":  # 0, 1, 2, ... again and again
+        own = numbers[0] == 0 and all(b in (0, a + 1) for a, b in pairwise(numbers))
+    else:  # only several ranks can have the same numbers
+        own = world_size > 1
+    if not own or len(numbers) - len(set(numbers)) < world_size:
+        return parts
     return [_renumbered(kind, part, world_size) for part in parts]
 
 
-def _start_again(kind: Kind, numbers: Sequence[int], world_size: int) -> bool:
-    """Tell whether numbers start again with each batch or rank, and are not of samples that occur twice by mistake.
-
-    Accuracy: 0, 1, 2, ... again and again. Latency: only several ranks can have the same numbers.
-    """
-    if kind == "latency":
-        return world_size > 1
-    return numbers[0] == 0 and all(b in (0, a + 1) for a, b in pairwise(numbers))
-
-
-def _renumbered(kind: Kind, part: SettingResult[Any], world_size: int) -> SettingResult[Any]:
-    rank = rank_of(part, kind)
+def _renumbered(kind: Kind, part: SettingResult, world_size: int) -> SettingResult:
     numbers = _numbers(part)
-    if rank is not None:
-        runs = {rank: list(range(len(numbers))) if kind == "accuracy" else numbers}
-    else:
+    if part.rank is None:
         runs = dict(enumerate(_ranks_of_merged(kind, part, numbers, world_size)))
+    else:
+        runs = {part.rank: list(range(len(numbers))) if kind == "accuracy" else numbers}
     indices = [local * world_size + rank for rank, run in runs.items() for local in run]
     named = (replace(r, sample_id=str(index)) for r, index in zip(part.records, indices, strict=True))
     return replace(part, records=tuple(named))
 
 
-def _ranks_of_merged(kind: Kind, part: SettingResult[Any], numbers: list[int], world_size: int) -> list[list[int]]:
+def _ranks_of_merged(kind: Kind, part: SettingResult, numbers: list[int], world_size: int) -> list[list[int]]:
     """Return the numbers of each rank within a file that holds one rank after the other."""
     if kind == "accuracy":
         share, rest = divmod(len(numbers), world_size)
@@ -81,5 +67,5 @@ def _ranks_of_merged(kind: Kind, part: SettingResult[Any], numbers: list[int], w
     return runs
 
 
-def _numbers(part: SettingResult[Any]) -> list[int]:
+def _numbers(part: SettingResult) -> list[int]:
     return [int(record.sample_id) for record in part.records]

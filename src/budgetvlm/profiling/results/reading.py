@@ -8,38 +8,21 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any
 
 from budgetvlm._io import read_json
 from budgetvlm.errors import DataError
 from budgetvlm.knobs import KNOBS, Value
-from budgetvlm.profiling.results.layout import (
-    FORMATS,
-    SCHEMA_VERSION,
-    Format,
-    Kind,
-    SettingResult,
-    results_directory,
-    same_dataset,
-)
-from budgetvlm.profiling.results.measurements import AccuracyRecord, LatencyRecord
-from budgetvlm.profiling.results.numbering import number_by_split, rank_of
+from budgetvlm.profiling.results.layout import FORMATS, SCHEMA_VERSION, Kind, SettingResult, results_directory
+from budgetvlm.profiling.results.numbering import number_by_split
 from budgetvlm.table import first_few
 
 
-@overload
-def iter_results(
-    directory: str | Path, dataset_name: str, kind: Literal["accuracy"]
-) -> Iterator[SettingResult[AccuracyRecord]]: ...
-@overload
-def iter_results(
-    directory: str | Path, dataset_name: str, kind: Literal["latency"]
-) -> Iterator[SettingResult[LatencyRecord]]: ...
-def iter_results(directory: str | Path, dataset_name: str, kind: Kind) -> Iterator[SettingResult[Any]]:
+def iter_results(directory: str | Path, dataset_name: str, kind: Kind) -> Iterator[SettingResult]:
     """Yield the settings that were measured, one at a time, in the order of their knobs.
 
     Files are looked for in ``<directory>/exp5_accuracy_<dataset>``, in the sibling ``<directory>_<dataset>`` and, if
@@ -49,44 +32,34 @@ def iter_results(directory: str | Path, dataset_name: str, kind: Kind) -> Iterat
     Raises:
         DataError: nothing there, or a file that is truncated, foreign or contradicts itself or another.
     """
-    for files in _files_by_setting(Path(directory), dataset_name, kind):
-        yield _merge(kind, [_parse(path, dataset_name, kind) for path in files])
+    by_setting: dict[tuple[int, ...], list[tuple[int, Path]]] = defaultdict(list)
+    for path in result_files(Path(directory), dataset_name, kind):
+        match = FORMATS[kind].pattern.fullmatch(path.name)
+        *setting, rank = (-1 if word is None else int(word) for word in (match.groups() if match else ()))
+        by_setting[tuple(setting)].append((rank, path))
+    for _, files in sorted(by_setting.items()):
+        parts = [read_file(path, dataset_name, kind) for _, path in sorted(files)]  # a merged file comes first
+        yield _merge(number_by_split(kind, parts))
 
 
-def read_file(path: Path, dataset_name: str, kind: Kind) -> SettingResult[Any]:
-    """Read and check one file.
+def read_file(path: Path, dataset_name: str, kind: Kind) -> SettingResult:
+    """Read and check one file as it is: samples may occur twice, and be numbered by rank or batch.
 
     Raises:
         DataError: the file cannot be used; it and the field are named.
     """
-    return _merge(kind, [_parse(path, dataset_name, kind)], every_rank=False)
-
-
-def _parse(path: Path, dataset_name: str, kind: Kind) -> SettingResult[Any]:
-    """Read one file as it is: samples may still occur twice, and be numbered by rank or batch."""
-    form = FORMATS[kind]
     document = read_json(path)
+    match = FORMATS[kind].pattern.fullmatch(path.name)
+    *setting, rank = match.groups() if match else (None,) * (len(KNOBS) + 1)
     try:
-        config, summary, samples = _sections(document, form, dataset_name)
-        knobs = _knobs(path, form, config, summary, samples)
-        records = tuple(form.record.from_dict(raw) for raw in samples)
+        config, summary, samples = _sections(document, FORMATS[kind].sample_keys, dataset_name)
+        named = {knob: int(value) for knob, value in zip(KNOBS, setting, strict=True) if value}
+        knobs = _knobs(samples, {"config": config, "summary": summary, "the file's name": named})
+        records = tuple(FORMATS[kind].record.from_dict(raw) for raw in samples)
     except DataError as error:
         raise DataError(f"{path}: {error}. Remove the file and measure again, or mend it.") from None
-    return SettingResult(knobs, records, dict(config), (path,), all(type(raw["sample_id"]) is int for raw in samples))
-
-
-def _files_by_setting(directory: Path, dataset_name: str, kind: Kind) -> list[list[Path]]:
-    """Return files of each setting, sorted by the knobs in their names; the merged file first."""
-    pattern = FORMATS[kind].pattern
-    by_setting: dict[tuple[int, ...], list[tuple[int, Path]]] = defaultdict(list)
-    for path in result_files(directory, dataset_name, kind):
-        match = pattern.fullmatch(path.name)
-        if match:
-            crops, top_k, blocks, rank = match.groups()
-            by_setting[int(crops or 0), int(top_k or 0), int(blocks or 0)].append(
-                (-1 if rank is None else int(rank), path)
-            )
-    return [[path for _, path in sorted(files)] for _, files in sorted(by_setting.items())]
+    indexed = all(type(raw["sample_id"]) is int for raw in samples)
+    return SettingResult(knobs, records, dict(config), (path,), indexed, None if rank is None else int(rank))
 
 
 def result_files(directory: Path, dataset_name: str, kind: Kind) -> list[Path]:
@@ -111,10 +84,8 @@ def result_files(directory: Path, dataset_name: str, kind: Kind) -> list[Path]:
 
 
 def _list(place: Path, kind: Kind) -> list[Path]:
-    if not place.is_dir():
-        return []
     pattern = FORMATS[kind].pattern
-    return sorted(path for path in place.iterdir() if pattern.fullmatch(path.name))
+    return sorted(p for p in place.iterdir() if pattern.fullmatch(p.name)) if place.is_dir() else []
 
 
 def _nothing_there(directory: Path, dataset_name: str, kind: Kind) -> str:
@@ -122,17 +93,17 @@ def _nothing_there(directory: Path, dataset_name: str, kind: Kind) -> str:
     state = (
         "holds no" if directory.is_dir() else "is a file and holds no" if directory.exists() else "does not exist: no"
     )
-    command = form.command.format(dataset=dataset_name, directory=directory)
     return (
         f"{directory} {state} {kind} results of {dataset_name} (looked there, in "
         f"{results_directory(directory, dataset_name, kind).name}/ in it and in "
         f"{directory.name}_{dataset_name.replace('_', '-')}/ beside it for {form.stem}_crops*_topk*_blocks*.json). "
-        f"Make them: {command}"
+        f"Make them: budgetvlm profile {kind} --dataset_name {dataset_name} --output_dir {directory}, or python "
+        f"experiments/profiling/{form.experiment}.py with the same flags"
     )
 
 
 def _sections(
-    document: Any, form: Format, dataset_name: str
+    document: Any, sample_keys: Sequence[str], dataset_name: str
 ) -> tuple[Mapping[str, Any], Mapping[str, Any], list[Mapping[str, Any]]]:
     """Return config, the single summary entry and the samples, each checked for its shape."""
     if not isinstance(document, dict):
@@ -140,9 +111,9 @@ def _sections(
     version = document.get("schema_version", SCHEMA_VERSION)
     if version != SCHEMA_VERSION:
         raise DataError(f"field schema_version is {version!r}; this version reads {SCHEMA_VERSION}")
-    key = next((key for key in form.sample_keys if key in document), None)
+    key = next((key for key in sample_keys if key in document), None)
     if key is None:
-        raise DataError(f"missing field {' or '.join(form.sample_keys)}; it may be a result of another kind")
+        raise DataError(f"missing field {' or '.join(sample_keys)}; it may be a result of another kind")
     samples, config, summaries = document[key], document.get("config", {}), document.get("summary", [{}])
     if not isinstance(samples, list) or not samples:
         raise DataError(f"field {key} has to be a list of samples, one at least")
@@ -151,7 +122,7 @@ def _sections(
     if not isinstance(summaries, list) or len(summaries) != 1 or not isinstance(summaries[0], dict):
         raise DataError("field summary has to be a list of one object")
     stored = config.get("dataset_name", dataset_name)
-    if not same_dataset(str(stored), dataset_name):
+    if str(stored).replace("_", "-") != dataset_name.replace("_", "-"):
         raise DataError(f"field config.dataset_name is {stored!r}, but results of {dataset_name!r} are asked for")
     count = summaries[0].get("num_samples", len(samples))
     if count != len(samples):
@@ -159,23 +130,11 @@ def _sections(
     return config, summaries[0], samples
 
 
-def _knobs(
-    path: Path,
-    form: Format,
-    config: Mapping[str, Any],
-    summary: Mapping[str, Any],
-    samples: list[Mapping[str, Any]],
-) -> dict[str, Value]:
+def _knobs(samples: Sequence[Any], others: Mapping[str, Mapping[str, Any]]) -> dict[str, Value]:
     """Find the setting in samples, config, summary or file name; where several tell it, they have to agree."""
-    match = form.pattern.fullmatch(path.name)
-    groups = match.groups()[: len(KNOBS)] if match else ()
-    from_name = {knob: int(value) for knob, value in zip(KNOBS, groups, strict=False) if value}
-    sources: Iterator[tuple[str, Mapping[str, Any]]] = chain(
-        ((f"sample {number}", sample) for number, sample in enumerate(samples) if isinstance(sample, dict)),
-        [("config", config), ("summary", summary), ("the file's name", from_name)],
-    )
+    named = ((f"sample {number}", sample) for number, sample in enumerate(samples) if isinstance(sample, dict))
     found: dict[str, tuple[str, Value]] = {}
-    for source, fields in sources:
+    for source, fields in chain(named, others.items()):
         for knob in KNOBS:
             if knob in fields:
                 where, value = found.setdefault(knob, (source, fields[knob]))
@@ -190,47 +149,42 @@ def _knobs(
     return knobs
 
 
-def _merge(kind: Kind, parts: list[SettingResult[Any]], every_rank: bool = True) -> SettingResult[Any]:
+def _merge(parts: Sequence[SettingResult]) -> SettingResult:
     """Merge the files of one setting, the merged file first where there is one."""
-    parts = number_by_split(kind, parts)
-    ranks = {rank_of(part, kind) for part in parts}
+    first, is_merged = parts[0], parts[0].rank is None
+    world_size = first.config.get("world_size", len(parts))
+    if not is_merged and isinstance(world_size, int):
+        missing = sorted(set(range(world_size)) - {part.rank for part in parts if part.rank is not None})
+        if missing:
+            raise DataError(
+                f"{first.paths[0]}: field config.world_size is {world_size}, but the files of ranks "
+                f"{', '.join(map(str, missing))} are missing and there is no merged file. Run the sweep to its end."
+            )
     paths = tuple(chain.from_iterable(part.paths for part in parts))
-    if every_rank and None not in ranks:
-        _require_all_ranks(parts[0], ranks)
     try:
-        first = replace(parts[0], records=_unique(iter(parts[0].records)))
-        records = _unique(chain.from_iterable(part.records for part in parts)) if parts[1:] else first.records
+        records = _unique(chain.from_iterable(part.records for part in parts))
     except DataError as error:
         raise DataError(
             f"{', '.join(map(str, paths))}: {error}. Ranks have to number samples together, or tell how many they "
             "are (field config.world_size)."
         ) from None
-    if None in ranks and len(records) > len(first.records):
-        lacking = {record.sample_id for record in records} - {record.sample_id for record in first.records}
+    lacking = records.keys() - {record.sample_id for record in first.records}
+    if is_merged and lacking:
         raise DataError(
             f"{first.paths[0]} lacks {len(lacking)} samples that the ranks' files beside it have: "
             f"{first_few(lacking)}. Remove whichever is out of date."
         )
     skipped = {name: why for part in parts for name, why in part.config.get("skipped", {}).items()}
     config = first.config | ({"skipped": skipped} if skipped else {})
-    return SettingResult(first.knobs, records, config, paths, all(part.indexed for part in parts))
+    indexed = all(part.indexed for part in parts)
+    return replace(first, records=tuple(records.values()), config=config, paths=paths, indexed=indexed, rank=None)
 
 
-def _require_all_ranks(first: SettingResult[Any], ranks: set[int | None]) -> None:
-    world_size = first.config.get("world_size", len(ranks))
-    missing = [str(rank) for rank in range(world_size) if rank not in ranks] if isinstance(world_size, int) else []
-    if missing:
-        raise DataError(
-            f"{first.paths[0]}: field config.world_size is {world_size}, but the files of ranks {', '.join(missing)} "
-            "are missing and there is no merged file. Run the sweep to its end."
-        )
-
-
-def _unique(records: Iterator[Any]) -> tuple[Any, ...]:
+def _unique(records: Iterable[Any]) -> dict[str, Any]:
     """Keep each sample once, in first order. Raises DataError where two records of one sample differ."""
     kept: dict[str, Any] = {}
     for record in records:
         first = kept.setdefault(record.sample_id, record)
         if first is not record and first != record:
             raise DataError(f"sample {record.sample_id} occurs twice with different values")
-    return tuple(kept.values())
+    return kept
