@@ -16,8 +16,7 @@ at the end.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,15 @@ from tqdm import tqdm
 from budgetvlm.errors import ConfigError, InputError
 from budgetvlm.knobs import Setting
 from budgetvlm.profiling.measure.cell_sampling import draw_cells
-from budgetvlm.profiling.measure.journal import Journal
 from budgetvlm.profiling.measure.machine import hardware, median_run
-from budgetvlm.profiling.measure.sweep import Sweep, load_image, remove, remove_leftovers
+from budgetvlm.profiling.measure.sweep import Sweep, load_image
 from budgetvlm.profiling.measure.sweep_options import SweepOptions
 from budgetvlm.profiling.results.measurements import LatencyRecord
 from budgetvlm.tasks import SplitSample, Task
 from budgetvlm.vlm import VLM, Generation
+
+Plan = dict[str, set[Setting]]  # sample id -> the settings to time it at
+Runs = dict[str, dict[str, Any]]  # what one pass has measured: sample id -> str(setting) -> record, as a dictionary
 
 
 def profile_latency(
@@ -63,7 +64,10 @@ def profile_latency(
         OutputError: results of another sweep are there, or nothing can be written.
         DataError: no sample can be used, or with ``options.strict`` one cannot.
     """
-    _check(warmup, repeats)
+    problems = [f"warmup={warmup} has to be 0 or more"] if warmup < 0 else []
+    problems += [f"repeats={repeats} has to be 1 at least"] if repeats < 1 else []
+    if problems:
+        raise ConfigError("cannot measure latency: " + "; ".join(problems))
     sweep = Sweep(
         "latency", vlm, task, settings, options, say,
         batch_size=1, warmup=warmup, repeats=repeats,
@@ -71,23 +75,14 @@ def profile_latency(
         path="overview encoded first and reused", hardware=hardware(device), **({"cells": cells} if cells < 1 else {}),
     )  # fmt: skip
     plan = _plan(vlm, sweep.samples, cells, options.seed)
-    if options.overwrite or not sweep.todo:
-        remove(_journal_path(sweep))
     if sweep.todo:
-        _sweep(sweep, plan)
-        sweep.skipped.note(sweep.samples)
+        with sweep.resume() as entries:
+            _write(sweep, plan, _measure(sweep, plan, entries))
+        sweep.say_what_was_skipped()
     return list(sweep.paths.values())
 
 
-def _check(warmup: int, repeats: int) -> None:
-    problems = [f"warmup={warmup} has to be 0 or more"] if warmup < 0 else []
-    problems += [f"repeats={repeats} has to be 1 at least"] if repeats < 1 else []
-    if problems:
-        raise ConfigError("cannot measure latency: " + "; ".join(problems))
-
-
-def _plan(vlm: VLM, samples: Sequence[SplitSample], cells: float, seed: int) -> dict[str, set[Setting]]:
-    """Return the settings to time each sample at."""
+def _plan(vlm: VLM, samples: Sequence[SplitSample], cells: float, seed: int) -> Plan:
     space = vlm.knob_space
     drawn = draw_cells(len(samples), len(space), cells, seed)
     return {
@@ -96,76 +91,48 @@ def _plan(vlm: VLM, samples: Sequence[SplitSample], cells: float, seed: int) -> 
     }
 
 
-def _journal_path(sweep: Sweep) -> Path:
-    rank = "" if sweep.options.file_rank is None else f"_rank{sweep.options.file_rank}"
-    return next(iter(sweep.paths.values())).with_name(f".exp6_latency{rank}.jsonl")
+def _measure(sweep: Sweep, plan: Plan, entries: Sequence[dict[str, Any]]) -> list[Runs]:
+    """Measure what the journal's entries lack; return what each pass has measured."""
+    passes: list[Runs] = [{name: {} for name in plan} for _ in range(int(sweep.config["repeats"]))]
+    for entry in entries:
+        passes[entry["pass"]][entry["sample_id"]].update(entry["runs"])
+    left = list(_left(sweep, plan, passes))
+    total = len(plan) * len(passes)
+    if entries:
+        sweep.say(f"going on with {total - len(left)} of {total} rounds (samples x repeats) of an earlier run")
+    if left:
+        _warm_up(sweep)
+    with tqdm(total=total, initial=total - len(left), desc="latency", unit="round") as bar:
+        for number, place, lacking in left:
+            name = place.sample.sample_id
+            if name not in sweep.skipped:
+                try:
+                    measured = _measure_sample(sweep, place, lacking)
+                except InputError as error:
+                    sweep.skip(place, error)
+                else:
+                    sweep.journal.append({"sample_id": name, "pass": number, "runs": measured})
+                    passes[number][name].update(measured)
+            bar.update()
+    return passes
 
 
-def _sweep(sweep: Sweep, plan: Mapping[str, set[Setting]]) -> None:
-    """Measure what the journal lacks, then write the files."""
-    samples, skipped = sweep.samples, sweep.skipped
-    with Journal(_journal_path(sweep), sweep.config) as journal:
-        # what each pass has measured: sample -> str(setting) -> record
-        passes: list[dict[str, dict[str, Any]]] = [
-            {place.sample.sample_id: {} for place in samples} for _ in range(int(sweep.config["repeats"]))
-        ]
-        for entry in journal.entries:
-            if "skipped" in entry:
-                skipped.remember({entry["sample_id"]: entry["skipped"]})
-            else:
-                passes[entry["pass"]][entry["sample_id"]].update(entry["runs"])
-        left = list(_left(samples, sweep.todo, plan, passes, sweep.options.seed))
-        total = len(samples) * len(passes)
-        if journal.entries:
-            sweep.say(f"going on with {total - len(left)} of {total} rounds (samples x repeats) of an earlier run")
-        if left:
-            _warm_up(sweep)
-        # measure the rest
-        with tqdm(total=total, initial=total - len(left), desc="latency", unit="round") as bar:
-            for number, place, lacking in left:
-                name = place.sample.sample_id
-                if name not in skipped:
-                    try:
-                        measured = _measure_sample(sweep, place, lacking)
-                    except InputError as error:
-                        skipped.add(name, error)
-                        journal.append({"sample_id": name, "skipped": str(error)})
-                    else:
-                        journal.append({"sample_id": name, "pass": number, "runs": measured})
-                        passes[number][name].update(measured)
-                bar.update()
-        _write(sweep, plan, passes)
-        journal.remove()
-
-
-def _write(sweep: Sweep, plan: Mapping[str, set[Setting]], passes: Sequence[Mapping[str, Mapping[str, Any]]]) -> None:
+def _write(sweep: Sweep, plan: Plan, passes: Sequence[Runs]) -> None:
     """Write one file for each setting, with the median run of each sample."""
-    used = [place.sample.sample_id for place in sweep.skipped.used(sweep.samples)]
+    names = [place.sample.sample_id for place in sweep.usable_samples()]
     for setting in sweep.todo:
-        remove_leftovers(sweep.paths[setting])
-        records = [
-            median_run([LatencyRecord(**done[name][str(setting)]) for done in passes])
-            for name in used
-            if setting in plan[name]
-        ]
-        arguments = sweep.result_arguments(setting)
-        write_latency_result(sweep.options.output_dir, sweep.task.name, setting, records, **arguments)
+        runs = [[done[name][str(setting)] for done in passes] for name in names if setting in plan[name]]
+        sweep.write(setting, [median_run([LatencyRecord.from_dict(raw) for raw in one]) for one in runs])
 
 
-def _left(
-    samples: Sequence[SplitSample],
-    settings: Sequence[Setting],
-    plan: Mapping[str, set[Setting]],
-    passes: Sequence[Mapping[str, Mapping[str, Any]]],
-    seed: int,
-) -> Iterator[tuple[int, SplitSample, list[Setting]]]:
+def _left(sweep: Sweep, plan: Plan, passes: Sequence[Runs]) -> Iterator[tuple[int, SplitSample, list[Setting]]]:
     """Yield what is yet to be measured, in order: number of the pass, sample, its settings."""
     for number, done in enumerate(passes):
-        rng = np.random.default_rng([seed, number])
-        for i in rng.permutation(len(samples)):
-            place = samples[i]
+        rng = np.random.default_rng([sweep.options.seed, number])
+        for i in rng.permutation(len(sweep.samples)):
+            place = sweep.samples[i]
             name = place.sample.sample_id
-            order = [settings[k] for k in rng.permutation(len(settings))]
+            order = [sweep.todo[k] for k in rng.permutation(len(sweep.todo))]
             lacking = [s for s in order if s in plan[name] and str(s) not in done[name]]
             if lacking:
                 yield number, place, lacking
@@ -186,7 +153,7 @@ def _measure_sample(sweep: Sweep, place: SplitSample, settings: Sequence[Setting
     """Measure one sample once at these settings; return str(setting) -> record."""
     image, most = load_image(place), sweep.max_new_tokens
     runs = {str(setting): request(sweep.vlm, image, place.sample.question, setting, most) for setting in settings}
-    return {name: asdict(_record(sweep.task, place, run)) for name, run in runs.items()}
+    return {name: _record(sweep.task, place, run).to_dict() for name, run in runs.items()}
 
 
 def request(vlm: VLM, image: Any, question: str, setting: Setting, max_new_tokens: int) -> Generation:

@@ -1,11 +1,12 @@
-"""What the accuracy and the latency sweep share: their options, their samples, what is finished already."""
+"""What the accuracy and the latency sweep share: samples, what is finished already, the journal, the result files."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from PIL import Image
 
 from budgetvlm.errors import ConfigError, DataError, InputError, OutputError
 from budgetvlm.knobs import Setting
-from budgetvlm.profiling.measure.journal import REMEDY, differences
+from budgetvlm.profiling.measure.journal import REMEDY, Journal, differences
 from budgetvlm.profiling.measure.machine import versions
 from budgetvlm.profiling.measure.sweep_options import SweepOptions
-from budgetvlm.profiling.results.result_files import Kind, read_file, result_path
+from budgetvlm.profiling.results.layout import FORMATS, Kind, result_path, results_directory
+from budgetvlm.profiling.results.measurements import Measurement
+from budgetvlm.profiling.results.reading import read_file
+from budgetvlm.profiling.results.writing import write_result
 from budgetvlm.table import first_few
 from budgetvlm.tasks import SplitSample, Task
 from budgetvlm.vlm import VLM
@@ -66,59 +70,17 @@ def _counts(task: Task, options: SweepOptions) -> Sequence[int | None]:
     return [total - sum(rest), *rest]
 
 
-class Skipped:
-    """Samples that cannot be used: skipped, counted and named, or with ``strict`` the end of the sweep.
-
-    Attributes:
-        reasons: sample id -> why. All settings leave out the same samples.
-    """
-
-    def __init__(self, strict: bool, say: Callable[[str], None]) -> None:
-        self.reasons: dict[str, str] = {}
-        self._strict, self._say = strict, say
-
-    def __contains__(self, sample_id: str) -> bool:
-        return sample_id in self.reasons
-
-    def add(self, sample_id: str, error: Exception) -> None:
-        """Leave a sample out. Raises DataError with ``strict``."""
-        if self._strict:
-            raise DataError(f"{error}. Mend the sample {sample_id}, or leave out --strict to skip it.") from error
-        self.reasons[sample_id] = str(error)
-        self._say(f"skipped sample {sample_id}: {error}")
-
-    def remember(self, reasons: Mapping[str, str]) -> None:
-        """Take over what an earlier run left out."""
-        self.reasons.update(reasons)
-
-    def used(self, samples: Sequence[SplitSample]) -> list[SplitSample]:
-        """Return the samples that are left. Raises DataError if none is."""
-        left = [place for place in samples if place.sample.sample_id not in self.reasons]
-        if not left:
-            name = samples[0].sample.sample_id
-            raise DataError(f"none of the {len(samples)} samples can be used; the first, {name}: {self.reasons[name]}")
-        return left
-
-    def note(self, samples: Sequence[SplitSample]) -> None:
-        """Say how many were left out, and which."""
-        if self.reasons:
-            names = first_few(self.reasons)
-            self._say(f"{len(self.reasons)} of {len(samples)} samples cannot be used and were skipped: {names}")
-
-    def for_config(self) -> dict[str, Any]:
-        """Return what the result files say of it."""
-        return {"skipped": dict(sorted(self.reasons.items()))} if self.reasons else {}
-
-
 class Sweep:
-    """What is measured by one run of a sweep.
+    """What is measured by one run of a sweep, how far it is, and which samples cannot be used.
 
     Attributes:
         samples: those of this rank.
         config: the `config` of the result files: all that decides what a result is, without clock times.
         paths: where the result of each setting goes.
         todo: the settings that are not finished.
-        skipped: samples that cannot be used, also those that finished results left out.
+        skipped: sample id -> why it cannot be used, also those that finished results left out. All settings leave out
+            the same samples.
+        journal: what is measured but not yet in a result file, while the sweep runs.
 
     Args:
         more: entries of the config that only this kind of sweep has.
@@ -127,6 +89,8 @@ class Sweep:
         ConfigError, KnobSpaceError: options that cannot work.
         OutputError: results of another sweep are there.
     """
+
+    journal: Journal
 
     def __init__(
         self,
@@ -142,25 +106,82 @@ class Sweep:
         self.samples = collect(task, options)
         self.config = self._describe(more)
         self.paths = {s: result_path(options.output_dir, task.name, kind, s, options.file_rank) for s in settings}
-        self.skipped = Skipped(options.strict, say)
+        self.skipped: dict[str, str] = {}
         self.todo = [setting for setting in settings if not self._is_finished(setting)]
         if len(self.todo) < len(self.paths):
             say(f"{len(self.paths) - len(self.todo)} of {len(self.paths)} settings are finished already")
+        if options.overwrite or not self.todo:
+            _remove(self._journal_path)  # a kill may have spared it
 
     @property
     def max_new_tokens(self) -> int:
         """The longest answer."""
         return int(self.config["max_new_tokens"])
 
-    def result_arguments(self, setting: Setting) -> dict[str, Any]:
-        """Return what the writers of result files want beside the records."""
+    @contextlib.contextmanager
+    def resume(self) -> Iterator[list[dict[str, Any]]]:
+        """Open the journal and yield what an earlier run wrote into it; delete it when everything is finished.
+
+        An entry's ``runs`` hold what was measured, by setting.
+
+        Raises:
+            OutputError, DataError: it is of another sweep, in use, or damaged.
+        """
+        with Journal(self._journal_path, self.config) as self.journal:
+            for path in self.paths.values():  # what a kill during the writing of a result file left beside it
+                for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+                    _remove(leftover)
+            for entry in self.journal.entries:
+                self.skipped.update(entry.get("skipped", {}))
+            yield [entry for entry in self.journal.entries if "runs" in entry]
+            measured = {name for entry in self.journal.entries for name in entry.get("runs", ())}
+            if measured <= set(map(str, self.paths)):  # else the rest is of settings that were not asked for this time
+                self.journal.remove()
+
+    def skip(self, place: SplitSample, error: Exception) -> None:
+        """Leave out a sample that cannot be used. Raises DataError with ``strict``."""
+        name = place.sample.sample_id
+        if self.options.strict:
+            raise DataError(f"{error}. Mend the sample {name}, or leave out --strict to skip it.") from error
+        self.skipped[name] = str(error)
+        self.say(f"skipped sample {name}: {error}")
+        self.journal.append({"skipped": {name: str(error)}})
+
+    def usable_samples(self) -> list[SplitSample]:
+        """Return the samples that are left. Raises DataError if none is."""
+        left = [place for place in self.samples if place.sample.sample_id not in self.skipped]
+        if not left:
+            name = self.samples[0].sample.sample_id
+            raise DataError(
+                f"none of the {len(self.samples)} samples can be used; the first, {name}: {self.skipped[name]}"
+            )
+        return left
+
+    def say_what_was_skipped(self) -> None:
+        """Say how many samples were left out, and which."""
+        if self.skipped:
+            names = first_few(self.skipped)
+            self.say(f"{len(self.skipped)} of {len(self.samples)} samples cannot be used and were skipped: {names}")
+
+    def write(self, setting: Setting, records: Sequence[Measurement]) -> None:
+        """Write the result of one setting."""
         active = self.vlm.active_blocks(int(setting.get("num_active_blocks", self.vlm.num_total_blocks)))
-        return {
-            "num_total_blocks": self.vlm.num_total_blocks,
-            "active_block_indices": active,
-            "config": self.config | self.skipped.for_config(),
-            "rank": self.options.file_rank,
-        }
+        write_result(
+            self.kind,
+            self.options.output_dir,
+            self.task.name,
+            setting,
+            records,
+            blocks={"num_total_blocks": self.vlm.num_total_blocks, "active_block_indices": list(active)},
+            config=self.config | ({"skipped": dict(sorted(self.skipped.items()))} if self.skipped else {}),
+            rank=self.options.file_rank,
+        )
+
+    @property
+    def _journal_path(self) -> Path:
+        rank = "" if self.options.file_rank is None else f"_rank{self.options.file_rank}"
+        directory = results_directory(self.options.output_dir, self.task.name, self.kind)
+        return directory / f".{FORMATS[self.kind].experiment}{rank}.jsonl"
 
     def _describe(self, more: dict[str, Any]) -> dict[str, Any]:
         options, ids = self.options, "\n".join(one.sample.sample_id for one in self.samples)
@@ -180,11 +201,25 @@ class Sweep:
         return dict(json.loads(json.dumps(config)))
 
     def _is_finished(self, setting: Setting) -> bool:
+        """Tell whether the result of a setting is there already; with ``overwrite`` remove it.
+
+        Raises:
+            OutputError: it is of another sweep, or cannot be removed.
+        """
         path = self.paths[setting]
-        done = is_finished(path, self.task, self.kind, self.config, self.options.overwrite)
-        if done:
-            self.skipped.remember(read_file(path, self.task.name, self.kind).config.get("skipped", {}))
-        return done
+        if self.options.overwrite:
+            _remove(path)
+        if not path.exists():
+            return False
+        try:
+            found = read_file(path, self.task.name, self.kind).config
+        except DataError as error:
+            raise OutputError(f"{error} {REMEDY}") from None
+        differing = differences(found, self.config)
+        if differing:
+            raise OutputError(f"{path} exists, but was made with other {', '.join(differing)}. {REMEDY}")
+        self.skipped.update(found.get("skipped", {}))
+        return True
 
 
 def load_image(place: SplitSample) -> Image.Image:
@@ -199,39 +234,9 @@ def load_image(place: SplitSample) -> Image.Image:
         raise InputError(f"the image of sample {place.sample.sample_id} cannot be read: {error}") from error
 
 
-def is_finished(path: Path, task: Task, kind: Kind, config: Mapping[str, Any], overwrite: bool) -> bool:
-    """Tell whether a result file of this very sweep is there; with ``overwrite`` remove it.
-
-    Raises:
-        OutputError: it is of another sweep, or cannot be removed.
-    """
-    if overwrite:
-        remove(path)
-    if not path.exists():
-        return False
-    try:
-        found = read_file(path, task.name, kind).config
-    except DataError as error:
-        raise OutputError(f"{error} {REMEDY}") from None
-    differing = differences(found, config)
-    if differing:
-        raise OutputError(f"{path} exists, but was made with other {', '.join(differing)}. {REMEDY}")
-    return True
-
-
-def remove(path: Path) -> None:
-    """Delete a file that may not be there.
-
-    Raises:
-        OutputError: it cannot be deleted.
-    """
+def _remove(path: Path) -> None:
+    """Delete a file that may not be there. Raises OutputError where it cannot be deleted."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"cannot remove {path}: {error.strerror}. Choose a writable --output_dir.") from error
-
-
-def remove_leftovers(path: Path) -> None:
-    """Delete what a kill during the writing of a result file left beside it; call it while holding its journal."""
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        remove(leftover)

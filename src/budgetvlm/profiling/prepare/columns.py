@@ -11,7 +11,7 @@ import numpy as np
 
 from budgetvlm.errors import DataError
 from budgetvlm.knobs import Setting
-from budgetvlm.profiling.results.layout import Kind
+from budgetvlm.profiling.results.layout import Kind, SettingResult
 from budgetvlm.profiling.results.measurements import TIMES, TOKEN_COUNTS
 from budgetvlm.profiling.results.reading import iter_results
 from budgetvlm.table import first_few
@@ -126,7 +126,8 @@ def read_sweep(directory: str | Path, dataset_name: str, kind: Kind, names: Sequ
     """
     rows: dict[str, int] = {}
     labels: dict[str, dict[str, str]] = {}
-    columns, results = [], []
+    columns: list[tuple[list[int], np.ndarray]] = []
+    results: list[SettingResult] = []
     for result in iter_results(directory, dataset_name, kind):
         groups = {record.sample_id: getattr(record, "groups", {}) for record in result.records}
         differing = [name for name, own in groups.items() if labels.setdefault(name, own) != own]

@@ -125,7 +125,8 @@ def _known_fields(record: type[Measurement], raw: Any) -> dict[str, Any]:
     missing = [field_name for field_name in needed if raw.get(field_name) is None]
     if missing:
         raise DataError(f"sample {name}: missing field {', '.join(missing)}")
-    return {key: raw[key] for key in record.__match_args__ if key in raw} | {"sample_id": str(name)}
+    known: dict[str, Any] = {key: raw[key] for key in record.__match_args__ if key in raw}
+    return known | {"sample_id": str(name)}
 
 
 def _problem(name: str, value: Any) -> str | None:
