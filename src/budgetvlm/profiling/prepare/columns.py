@@ -18,7 +18,7 @@ from budgetvlm.table import first_few
 
 
 @dataclass(frozen=True, eq=False)
-class SweepResults:
+class SweepArrays:
     """All results of one sweep.
 
     Attributes:
@@ -60,7 +60,7 @@ class SweepResults:
         known = all(name in self.values for name in TOKEN_COUNTS)
         return np.stack([self.values[name] for name in TOKEN_COUNTS], axis=-1) if known else None
 
-    def only(self, rows: np.ndarray) -> SweepResults:
+    def only(self, rows: np.ndarray) -> SweepArrays:
         """Return the results of some samples, by number or mask."""
         kept = np.arange(len(self.sample_ids))[rows]
         return replace(
@@ -70,7 +70,7 @@ class SweepResults:
             labels=tuple(self.labels[row] for row in kept),
         )
 
-    def at(self, other: SweepResults, names: Sequence[str]) -> np.ndarray:
+    def at(self, other: SweepArrays, names: Sequence[str]) -> np.ndarray:
         """Return these fields for samples and settings of another sweep, ``[S, M, fields]``, NaN where unknown."""
         row_of = {name: row for row, name in enumerate(self.sample_ids)}
         column_of = {setting: column for column, setting in enumerate(self.settings)}
@@ -81,7 +81,7 @@ class SweepResults:
         return padded[np.ix_(rows, columns)]
 
 
-def read_accuracy(exp5_dir: str | Path, dataset_name: str) -> SweepResults:
+def read_accuracy(exp5_dir: str | Path, dataset_name: str) -> SweepArrays:
     """Read all accuracy files of a data set; the samples are those that every setting was scored on.
 
     A sample that one setting skipped as unusable is left out of all. Where samples are numbered, so are those that
@@ -109,7 +109,7 @@ def read_accuracy(exp5_dir: str | Path, dataset_name: str) -> SweepResults:
     return sweep
 
 
-def read_latencies(exp6_dir: str | Path, dataset_name: str) -> SweepResults:
+def read_latencies(exp6_dir: str | Path, dataset_name: str) -> SweepArrays:
     """Read all latency files of a data set.
 
     Raises:
@@ -118,7 +118,7 @@ def read_latencies(exp6_dir: str | Path, dataset_name: str) -> SweepResults:
     return read_sweep(exp6_dir, dataset_name, "latency", (*TIMES, *TOKEN_COUNTS))
 
 
-def read_sweep(directory: str | Path, dataset_name: str, kind: Kind, names: Sequence[str]) -> SweepResults:
+def read_sweep(directory: str | Path, dataset_name: str, kind: Kind, names: Sequence[str]) -> SweepArrays:
     """Read these fields of all files of a sweep; the first one is never missing.
 
     Raises:
@@ -143,7 +143,7 @@ def read_sweep(directory: str | Path, dataset_name: str, kind: Kind, names: Sequ
     for column, (places, measured) in enumerate(columns):
         cells[places, column] = measured
     filled = ~np.isnan(cells[..., 0])
-    return SweepResults(
+    return SweepArrays(
         settings=tuple(Setting(tuple(result.knobs.items())) for result in results),
         sample_ids=tuple(rows),
         values={name: cells[..., i] for i, name in enumerate(names) if not np.isnan(cells[filled, i]).any()},

@@ -15,7 +15,7 @@ import numpy as np
 
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.knobs import KnobSpace, Setting
-from budgetvlm.profiling.prepare.columns import SweepResults, read_accuracy, read_latencies
+from budgetvlm.profiling.prepare.columns import SweepArrays, read_accuracy, read_latencies
 from budgetvlm.profiling.prepare.fill import MIN_MEASURED, predict_cells, predict_times
 from budgetvlm.profiling.prepare.prepare_options import LATENCY_FILLS
 from budgetvlm.profiling.results.measurements import STAGE_FIELDS, TIMES, TOKEN_COUNTS, TOKEN_KINDS
@@ -71,11 +71,11 @@ def join(
     return replace(table, groups=accuracy.groups | {LATENCY_SOURCE: source}, metadata=metadata), notes
 
 
-def _stages(timed: SweepResults) -> list[str]:
+def _stages(timed: SweepArrays) -> list[str]:
     return [stage for stage, name in STAGE_FIELDS.items() if name in timed.values]
 
 
-def _table(space: KnobSpace, accuracy: SweepResults, times: np.ndarray, timed: SweepResults) -> ProfileTable:
+def _table(space: KnobSpace, accuracy: SweepArrays, times: np.ndarray, timed: SweepArrays) -> ProfileTable:
     """Make a table of scores, tokens and times ``[S, M, T]``, without labels."""
     places = [space.index(setting) for setting in accuracy.settings]
 
@@ -105,7 +105,7 @@ def _space(exp5_dir: str | Path, settings: Sequence[Setting]) -> KnobSpace:
     return KnobSpace({name: sorted({setting[name] for setting in settings}) for name in names.pop()})
 
 
-def _only_timed(accuracy: SweepResults, timed: SweepResults) -> SweepResults:
+def _only_timed(accuracy: SweepArrays, timed: SweepArrays) -> SweepArrays:
     """Keep the samples that every timed setting was timed on: without token counts no latency can be predicted.
 
     Tools that number samples count tokens in the latency files alone.
@@ -117,7 +117,7 @@ def _only_timed(accuracy: SweepResults, timed: SweepResults) -> SweepResults:
     return replace(accuracy.only(everywhere), left_out=accuracy.left_out + int((~everywhere).sum()))
 
 
-def _check_settings(accuracy: SweepResults, timed: SweepResults, latency_fill: str) -> None:
+def _check_settings(accuracy: SweepArrays, timed: SweepArrays, latency_fill: str) -> None:
     remedy = ", or have them predicted with --latency_fill settings"
     for name, having, lacking, more in (
         ("exp6 (latency)", accuracy, timed, remedy),
@@ -133,7 +133,7 @@ def _check_settings(accuracy: SweepResults, timed: SweepResults, latency_fill: s
             )
 
 
-def _check_runs(accuracy: SweepResults, timed: SweepResults) -> None:
+def _check_runs(accuracy: SweepArrays, timed: SweepArrays) -> None:
     """Both sweeps have to have run one model, with answers of one length, on samples of the same splits."""
     known, other = accuracy.config, accuracy.paths[0]
     for where, config in zip(timed.paths, timed.configs, strict=True):
@@ -158,7 +158,7 @@ def split_names(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _filled_by_cell(
-    space: KnobSpace, accuracy: SweepResults, times: np.ndarray, timed: SweepResults
+    space: KnobSpace, accuracy: SweepArrays, times: np.ndarray, timed: SweepArrays
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Do as `_filled_by_setting` with one model of all settings; errors are of cells that it was not fitted on."""
     predicted = np.isnan(times[..., 0])
@@ -173,7 +173,7 @@ def _filled_by_cell(
 
 
 def _filled_by_setting(
-    accuracy: SweepResults, timed: SweepResults, times: np.ndarray, latency_fill: str
+    accuracy: SweepArrays, timed: SweepArrays, times: np.ndarray, latency_fill: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return times ``[S, M, T]``, which of them are predicted ``[S, M]``, and relative errors of the fits.
 
@@ -195,7 +195,7 @@ def _filled_by_setting(
 
 
 def _check_samples(
-    accuracy: SweepResults, timed: SweepResults, column: int, gaps: np.ndarray, latency_fill: str
+    accuracy: SweepArrays, timed: SweepArrays, column: int, gaps: np.ndarray, latency_fill: str
 ) -> None:
     """Raise unless every sample was timed at a setting of exp6, or the rest (the ``gaps``) can be predicted."""
     where, total, shared = timed.paths[column], len(gaps), int((~gaps).sum())
@@ -224,7 +224,7 @@ def _check_samples(
         raise DataError(_no_counts(accuracy, lacking))
 
 
-def _no_counts(accuracy: SweepResults, lacking: str) -> str:
+def _no_counts(accuracy: SweepArrays, lacking: str) -> str:
     return (
         f"{lacking}. They cannot be predicted, because {accuracy.paths[0]} and its like have no field "
         f"{', '.join(TOKEN_COUNTS)} in every sample. Time all samples."
@@ -232,7 +232,7 @@ def _no_counts(accuracy: SweepResults, lacking: str) -> str:
 
 
 def _describe_fill(
-    accuracy: SweepResults, timed: SweepResults, predicted: np.ndarray, errors: np.ndarray, by_cell: bool
+    accuracy: SweepArrays, timed: SweepArrays, predicted: np.ndarray, errors: np.ndarray, by_cell: bool
 ) -> tuple[tuple[str, ...], dict[str, Any]]:
     """Return notes for the user, and the same for the metadata."""
     count, total = int(predicted.any(axis=1).sum()), len(accuracy.sample_ids)
