@@ -194,9 +194,7 @@ def _filled_by_setting(
     return np.round(times, 4), predicted, np.concatenate(errors)
 
 
-def _check_samples(
-    accuracy: SweepArrays, timed: SweepArrays, column: int, gaps: np.ndarray, latency_fill: str
-) -> None:
+def _check_samples(accuracy: SweepArrays, timed: SweepArrays, column: int, gaps: np.ndarray, latency_fill: str) -> None:
     """Raise unless every sample was timed at a setting of exp6, or the rest (the ``gaps``) can be predicted."""
     where, total, shared = timed.paths[column], len(gaps), int((~gaps).sum())
     known = ~np.isnan(timed.values["T_total_ms"][:, column])
