@@ -11,6 +11,7 @@ import pytest
 from planted_tables import SPACE, planted
 
 from budgetvlm.cli import main
+from budgetvlm.comparison import CompareOptions, compare
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.policy import ControllerPolicy
 from budgetvlm.controller.training import train
@@ -49,8 +50,8 @@ def folder(tmp_path_factory):
     found = evaluate(made.table, made.features, {"controller": ControllerPolicy(controller)}, OPTIONS)
     (root / "evaluation.json").write_text(json.dumps(found.to_dict()))
     (root / "live.json").write_text(json.dumps(live()))
-    rows = [{"name": r.name, "role": r.role, "room": asdict(r.room)} for r in found.policies if r.room]
-    (root / "comparison.json").write_text(json.dumps({"schema_version": 1, "rows": rows}))
+    compared = compare(made.table, made.features, CompareOptions(OPTIONS, ("lookup", "full"), sections=("policies",)))
+    (root / "comparison.json").write_text(json.dumps(compared.to_dict()))
     return root
 
 
@@ -138,23 +139,20 @@ def test_a_damaged_evaluation_names_what_is_missing(folder, tmp_path):
         read_evaluation(tmp_path / "e.json")
 
 
-def test_a_comparison_of_any_shape_is_shown_or_left_out(folder, tmp_path):
-    first = read_comparison(folder / "comparison.json")[0]
-    assert first.name == "controller"
-    assert first.gain == read_evaluation(folder / "evaluation.json").policy("controller").room.accuracy_gain
-    path = tmp_path / "c.json"
-    for document, shown in (
-        ([1, 2], None),
-        ({"policies": 3}, None),
-        ({"policies": [{"name": "x"}, "y"]}, None),
-        ({"policies": {"x": {"room": {}}}}, ["x"]),
-        ({"rows": [{"name": "y", "role": "bound", "at_budget": [1]}]}, ["y (bound)"]),
-        ({"rows": [{"name": "y", "section": "variants", "room": {}}]}, None),
-    ):
-        path.write_text(json.dumps(document))
-        found = read_comparison(path)
-        assert (found and [policy.name for policy in found]) == shown
-        assert found is None or found[0].gain is None
+def test_a_comparison_is_read_back_and_its_tables_and_gains_are_shown(page, folder):
+    document = json.loads((folder / "comparison.json").read_text())
+    found = read_comparison(folder / "comparison.json")
+    assert json.loads(json.dumps(found.to_dict())) == document
+    assert 'id="comparison_gain"' in page
+    row = found.row("full")
+    assert f"<td>{100 * row.regret:.1f}</td>" in page and "points over\nlookup table</th>" in page
+
+
+@pytest.mark.parametrize("document", [[1, 2], {"rows": []}, {"policies": {}}, {"rows": [1], "notes": []}])
+def test_what_is_no_comparison_is_refused(document, tmp_path):
+    (tmp_path / "c.json").write_text(json.dumps(document))
+    with pytest.raises(DataError, match="comparison"):
+        read_comparison(tmp_path / "c.json")
 
 
 def inputs(folder, **changes):

@@ -79,8 +79,6 @@ def _gather(args: argparse.Namespace) -> ReportInputs:
     given = read_evaluation(args.evaluation) if args.evaluation else None
     live = read_live(args.live) if args.live else None
     comparison = read_comparison(args.compare) if args.compare else None
-    if args.compare and comparison is None:
-        _note(f"{args.compare} has no rows that this version can show; its table is left out")
     table, features = read_data(args)
     policies = evaluate.read_controllers(args.checkpoint, table, features)
     names = evaluate.checkpoint_names(args.checkpoint)

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
-from budgetvlm.evaluation.records import AtAccuracy, AtBudget, Estimate, Room, plain
-
-SCHEMA_VERSION = 1
+from budgetvlm.evaluation.records import Estimate, HeldOutReport, PolicyFigures
 
 
-@dataclass(frozen=True)
-class ComparisonRow:
+@dataclass(frozen=True, kw_only=True)
+class ComparisonRow(PolicyFigures):
     """One policy, in full or with something left out; its figures are means over its seeds.
 
     Attributes:
         key: of its entry. variant: what is left out, "" for nothing. section: see `CompareOptions`.
-        status, note: "ok" and what the policy does, or why there are no figures.
-        at_budget, room, at_accuracy: see `budgetvlm.evaluation.records`; empty or None where the policy keeps no
-            budget for each request.
+        status: "ok", or why there are no figures; the note then says more.
         comparable: whether it breaks no more budgets than the lookup table, see `CeilingMetrics.comparable`.
         regret: accuracy that the oracle has more, mean over the room budgets.
         best_other, vs_best_other: the best competitor besides it, and the paired difference in accuracy from that.
@@ -28,18 +22,11 @@ class ComparisonRow:
     """
 
     key: str
-    name: str
-    role: str
     section: str
     variant: str
     status: str
-    note: str
-    runs: int
-    at_budget: tuple[AtBudget, ...] = ()
-    room: Room | None = None
     comparable: bool = False
     regret: float | None = None
-    at_accuracy: tuple[AtAccuracy, ...] = ()
     best_other: str | None = None
     vs_best_other: Estimate | None = None
     fastest_other: str | None = None
@@ -57,33 +44,18 @@ class ComparisonRow:
         """Whether it may be called the best: it is no bound, and breaks no more budgets than the lookup table."""
         return self.status == "ok" and self.role != "bound" and self.comparable
 
-    @property
-    def latency_ms(self) -> float | None:
-        """Mean latency at the first accuracy target, where that is reached."""
-        found = self.at_accuracy[0].latency_ms if self.at_accuracy else None
-        return found.value if found else None
 
-
-@dataclass(frozen=True)
-class CompareReport:
+@dataclass(frozen=True, kw_only=True)
+class CompareReport(HeldOutReport):
     """The whole comparison.
 
     Attributes:
-        rows: those of the section "policies" from best to worst, then the others.
         notes: sentences about what is missing.
-        split, counts, latency_reference_ms, full_accuracy, room_budget_shares: as of `EvaluationReport`.
+        rows: those of the section "policies" from best to worst, then the others.
     """
 
-    split: str
-    counts: dict[str, int]
-    latency_reference_ms: float
-    full_accuracy: float
-    room_budget_shares: tuple[float, ...]
-    options: dict[str, Any]
-    versions: dict[str, str]
     notes: tuple[str, ...]
     rows: tuple[ComparisonRow, ...]
-    schema_version: int = SCHEMA_VERSION
 
     def section(self, name: str) -> tuple[ComparisonRow, ...]:
         """Rows of one section, in order."""
@@ -97,8 +69,3 @@ class CompareReport:
         """Place among the competitors by accuracy under a budget, 1 for the best."""
         order = [row.key for row in self.section("policies") if row.competes]
         return order.index(key) + 1 if key in order else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON document; NaN becomes None."""
-        document: dict[str, Any] = plain(dataclasses.asdict(self))
-        return document

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from budgetvlm.comparison.comparison_records import CompareReport, ComparisonRow
 from budgetvlm.evaluation.records import Estimate
-from budgetvlm.evaluation.text_tables import half_width, new_table, sample_counts
+from budgetvlm.evaluation.text_tables import add_policy, half_width, new_table, sample_counts
 
 WIDTH = 144  # what the widest table needs; a narrower terminal wraps lines rather than losing digits
 TITLES = {
@@ -47,17 +47,21 @@ def ranking_table(report: CompareReport) -> Table:
     """Accuracy against the lookup table and the best other policy, and mean latency against the fastest other."""
     shares = ", ".join(f"{share:g}" for share in report.room_budget_shares)
     target = f"{100 * report.options['evaluation']['accuracy_shares'][0]:g}%"
-    columns = ["points over\nlookup table", "points over\nbest other", "visible\nroom", "hindsight\nroom", "late"]
+    columns = [
+        "rank",
+        "points over\nlookup table",
+        "points over\nbest other",
+        "visible\nroom",
+        "hindsight\nroom",
+        "late",
+    ]
     title = f"Mean over the budgets {shares} x full, and mean latency at {target} of the full accuracy"
-    table = new_table(title, [], ["", "policy", *columns, f"ms at\n{target}", "latency over\nfastest other"])
-    table.columns[1].justify = "left"
+    table = new_table(title, [*columns, f"ms at\n{target}", "latency over\nfastest other"])
     rows, rank = report.section("policies"), 0
     for row, following in zip(rows, [*rows[1:], None], strict=True):
         rank += row.competes
-        table.add_row(
-            str(rank) if row.competes else "", _name(row), *_ranking_cells(row), style=_style(row),
-            end_section=following is not None and _group(row) != _group(following),
-        )  # fmt: skip
+        cells = [str(rank) if row.competes else "", *_ranking_cells(row)]
+        add_policy(table, row, cells, end_section=following is not None and _group(row) != _group(following))
     return table
 
 
@@ -77,12 +81,12 @@ def detail_table(report: CompareReport) -> Table:
     rows = [row for row in report.section("policies") if row.at_budget]
     title = "Accuracy (%) under a budget; regret: points that hindsight has more; time to learn and to decide"
     budgets = [f"{at.budget_ms:.4g} ms\n{at.budget_share:.3g} x" for at in rows[0].at_budget]
-    table = new_table(title, ["policy"], [*budgets, "regret", "learnt\nin s", "decision\nin µs"])
+    table = new_table(title, [*budgets, "regret", "learnt\nin s", "decision\nin µs"])
     for row in rows:
         accuracies = [f"{100 * at.accuracy.value:.1f}" for at in row.at_budget]
         regret = "" if row.regret is None else f"{100 * row.regret:.1f}"
         costs = ["", ""] if row.role == "bound" else [f"{row.fit_seconds or 0:.1f}", f"{row.decision_us or 0:.0f}"]
-        table.add_row(_name(row), *accuracies, regret, *costs, style=_style(row))
+        add_policy(table, row, [*accuracies, regret, *costs])
     return table
 
 
@@ -97,7 +101,7 @@ def left_out_table(report: CompareReport, section: str) -> Table:
     columns = []
     for key, name in named.items():
         columns += [f"{name}\npoints", "\nms"] if key in priced else [f"{name}\npoints"]
-    table = new_table(TITLES[section], [section], columns)
+    table = new_table(TITLES[section], columns, first=section)
     for variant in _variants(rows, section):
         cells = []
         for key in named:
@@ -121,14 +125,6 @@ def _group(row: ComparisonRow) -> tuple[bool, bool]:
     return row.role == "bound", row.competes
 
 
-def _name(row: ComparisonRow) -> str:
-    return f"{row.name} (bound)" if row.role == "bound" else row.name
-
-
-def _style(row: ComparisonRow) -> str:
-    return {"controller": "bold green", "variant": "green", "bound": "dim"}.get(row.role, "")
-
-
 def _points(number: Estimate | None) -> str:
     if number is None or number.low == number.high == 0:
         return "-"
@@ -142,7 +138,7 @@ def _relative(saved: Estimate | None) -> str:
 
 def _ms(row: ComparisonRow) -> str:
     """Mean latency at the first accuracy target; a dash where it is not reached."""
-    found = row.at_accuracy[0].latency_ms if row.at_accuracy else None
+    found = row.first_latency
     return "-" if found is None else f"{found.value:.1f} ±{(found.high - found.low) / 2:.1f}"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from budgetvlm.comparison.comparison_records import CompareReport, ComparisonRow
 from budgetvlm.evaluation.picture_canvas import INK, clean_axes, new_canvas, write_canvas
 from budgetvlm.evaluation.policy_styles import ROLE_COLOURS
+from budgetvlm.evaluation.records import Estimate
 
 
 def plot_comparison(report: CompareReport, path: str | Path) -> None:
@@ -22,10 +23,12 @@ def plot_comparison(report: CompareReport, path: str | Path) -> None:
     for axes in (left, right):
         clean_axes(axes, "x")
     for place, row in enumerate(rows):
-        _draw_gain(left, place, row)
-        _draw_latency(right, place, row)
+        if row.room is not None:
+            _draw_interval(left, place, row, row.room.accuracy_gain, scale=100)
+        if row.first_latency is not None:
+            _draw_interval(right, place, row, row.first_latency)
     left.axvline(0, color=INK, linewidth=1)
-    left.set_yticks(range(len(rows)), [row.name + (" (bound)" if row.role == "bound" else "") for row in rows])
+    left.set_yticks(range(len(rows)), [row.full_name for row in rows])
     shares = ", ".join(f"{share:g}" for share in report.room_budget_shares)
     left.set_xlabel(f"points of accuracy over the lookup table,\nmean over the budgets {shares} x full")
     share = 100 * report.options["evaluation"]["accuracy_shares"][0]
@@ -35,21 +38,9 @@ def plot_comparison(report: CompareReport, path: str | Path) -> None:
     write_canvas(canvas, path)
 
 
-def _draw_gain(axes: Any, place: int, row: ComparisonRow) -> None:
-    assert row.room is not None
-    gain = row.room.accuracy_gain
-    _draw_interval(axes, place, row, (100 * gain.low, 100 * gain.value, 100 * gain.high))
-
-
-def _draw_latency(axes: Any, place: int, row: ComparisonRow) -> None:
-    found = row.at_accuracy[0].latency_ms if row.at_accuracy else None
-    if found is not None:
-        _draw_interval(axes, place, row, (found.low, found.value, found.high))
-
-
-def _draw_interval(axes: Any, place: int, row: ComparisonRow, numbers: tuple[float, float, float]) -> None:
+def _draw_interval(axes: Any, place: int, row: ComparisonRow, found: Estimate, scale: float = 1) -> None:
     """Draw a value between its bounds; the point is hollow where a policy is late more often than is allowed."""
-    low, value, high = numbers
+    low, value, high = scale * found.low, scale * found.value, scale * found.high
     colour = ROLE_COLOURS[row.role]
     axes.plot([low, high], [place, place], color=colour, linewidth=2, alpha=0.6)
     filled = colour if row.competes or row.role == "bound" else "white"

@@ -84,7 +84,10 @@ class _Metrics:
     def blind_row(self) -> ComparisonRow:
         """The best input-blind mix: it keeps no budget for each request, so it has a mean latency alone."""
         at_accuracy = self.mean_budget.at_accuracy(BLIND)
-        return ComparisonRow("mix", BLIND, "baseline", "policies", "", OK, BLIND_NOTE, runs=1, at_accuracy=at_accuracy)
+        return ComparisonRow(
+            key="mix", name=BLIND, role="baseline", section="policies", variant="", status=OK, note=BLIND_NOTE, runs=1,
+            at_accuracy=at_accuracy,
+        )  # fmt: skip
 
     def compared(self, row: ComparisonRow, others: Sequence[ComparisonRow]) -> ComparisonRow:
         """The row, compared with the best of the others by accuracy and with the fastest of them."""
@@ -93,11 +96,10 @@ class _Metrics:
             best = max(rivals, key=lambda other: other.gain)
             gain = self.ceiling.gain(row.name, best.name, self.options.room_shares)
             row = replace(row, best_other=best.name, vs_best_other=gain)
-        timed = {other.name: other.latency_ms for other in others if other.competes or other.key == "mix"}
-        reached = {name: ms for name, ms in timed.items() if ms is not None}
-        if row.latency_ms is None or not reached:
+        timed = {o.name: o.first_latency.value for o in others if (o.competes or o.key == "mix") and o.first_latency}
+        if row.first_latency is None or not timed:
             return row
-        fastest = min(reached, key=lambda name: reached[name])
+        fastest = min(timed, key=lambda name: timed[name])
         faster = self.mean_budget.faster(row.name, fastest, self.options.accuracy_shares[0])
         return replace(row, fastest_other=fastest, faster=faster)
 

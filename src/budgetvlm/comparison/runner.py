@@ -17,7 +17,7 @@ from budgetvlm.comparison.roster import ALWAYS, ROSTER, Entry
 from budgetvlm.comparison.rows import comparison_rows
 from budgetvlm.errors import BudgetVLMError, ConfigError
 from budgetvlm.evaluation.evaluation_data import EvaluationData, learning_part
-from budgetvlm.evaluation.evaluator import versions
+from budgetvlm.evaluation.evaluator import common_fields, versions
 from budgetvlm.features import Features
 from budgetvlm.table import ProfileTable
 
@@ -62,7 +62,12 @@ def compare(
         progress(number, len(wanted), spec.name)
         cells.append(_cell(task, spec, directory))
     progress(len(wanted), len(wanted), "intervals")
-    return _report(task, cells)
+    return CompareReport(
+        **common_fields(task.data, options.evaluation),
+        options=asdict(options),
+        notes=tuple(_notes(task.data, cells)),
+        rows=comparison_rows(cells, task.data, options.evaluation),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,21 +175,6 @@ def _check_origin(directory: Path, task: _Task, features: Features | None) -> No
             f"the comparison in {directory.parent} was begun with another {', '.join(differing)}; give the same "
             "options and data, or --overwrite to start anew"
         )
-
-
-def _report(task: _Task, cells: Sequence[Cell]) -> CompareReport:
-    data, options = task.data, task.options
-    return CompareReport(
-        split=options.evaluation.split,
-        counts=data.counts,
-        latency_reference_ms=data.means.reference_ms,
-        full_accuracy=data.full_accuracy,
-        room_budget_shares=options.evaluation.room_shares,
-        options=asdict(options),
-        versions=versions(),
-        notes=tuple(_notes(data, cells)),
-        rows=comparison_rows(cells, data, options.evaluation),
-    )
 
 
 def _notes(data: EvaluationData, cells: Sequence[Cell]) -> Iterator[str]:

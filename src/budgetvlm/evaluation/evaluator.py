@@ -7,8 +7,9 @@ among the settings that the same guard allows, and a request is charged the meas
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
@@ -69,8 +70,16 @@ def evaluate(
     sweeps = sweep_prices(data, contenders, options, progress)
     progress("mean latency at equal accuracy")
     mean_budget = MeanBudgetMetrics.measure(data, options.accuracy_shares, sweeps)
-    results = [_result(contender, ceiling, mean_budget, options) for contender in contenders]
-    return _report(data, [*results, _blind_mix(mean_budget)], options)
+    space = data.test.knob_space
+    return EvaluationReport(
+        **common_fields(data, options),
+        options={**asdict(options), "settings": [dict(setting) for setting in space.settings]},
+        tuning_split=data.tuning_split,
+        knobs=space.to_dict(),
+        guard=data.guard.to_dict(),
+        statics=_statics(data),
+        policies=tuple(_results(contenders, ceiling, mean_budget, options)),
+    )
 
 
 def under_budgets(
@@ -140,43 +149,36 @@ def _predictor(data: EvaluationData, seed: int) -> ArgmaxPolicy:
     return fit_predictor(train, features.aligned(train.sample_ids), rest, features.aligned(rest.sample_ids), config)
 
 
-def _result(
-    contender: Contender, ceiling: CeilingMetrics, mean_budget: MeanBudgetMetrics, options: EvaluationOptions
-) -> PolicyResult:
-    name = contender.name
-    return PolicyResult(
-        name=name,
-        role=contender.role,
-        runs=len(contender.runs),
-        note=contender.note,
-        at_budget=ceiling.at_budgets(name),
-        room=ceiling.room(name, options.room_shares),
-        frontier=mean_budget.frontier(name),
-        at_accuracy=mean_budget.at_accuracy(name),
-    )
-
-
-def _blind_mix(mean_budget: MeanBudgetMetrics) -> PolicyResult:
-    """The best input-blind mix keeps no budget for each request, so it has only a frontier."""
+def _results(
+    contenders: Sequence[Contender], ceiling: CeilingMetrics, mean_budget: MeanBudgetMetrics, options: EvaluationOptions
+) -> Iterator[PolicyResult]:
+    """Everything about each contender; the blind mix keeps no budget for a request, so it has only a frontier."""
+    for contender in contenders:
+        name = contender.name
+        yield PolicyResult(
+            name=name,
+            role=contender.role,
+            runs=len(contender.runs),
+            note=contender.note,
+            at_budget=ceiling.at_budgets(name),
+            room=ceiling.room(name, options.room_shares),
+            frontier=mean_budget.frontier(name),
+            at_accuracy=mean_budget.at_accuracy(name),
+        )
     frontier, at_accuracy = mean_budget.frontier(BLIND), mean_budget.at_accuracy(BLIND)
-    return PolicyResult(BLIND, "baseline", 1, BLIND_NOTE, frontier=frontier, at_accuracy=at_accuracy)
+    yield PolicyResult(name=BLIND, role="baseline", runs=1, note=BLIND_NOTE, frontier=frontier, at_accuracy=at_accuracy)
 
 
-def _report(data: EvaluationData, results: list[PolicyResult], options: EvaluationOptions) -> EvaluationReport:
-    return EvaluationReport(
-        split=options.split,
-        tuning_split=data.tuning_split,
-        counts=data.counts,
-        latency_reference_ms=data.means.reference_ms,
-        full_accuracy=data.full_accuracy,
-        room_budget_shares=options.room_shares,
-        options={**asdict(options), "settings": [dict(setting) for setting in data.test.knob_space.settings]},
-        versions=versions(),
-        knobs=data.test.knob_space.to_dict(),
-        guard=data.guard.to_dict(),
-        statics=_statics(data),
-        policies=tuple(results),
-    )
+def common_fields(data: EvaluationData, options: EvaluationOptions) -> dict[str, Any]:
+    """The fields of a `HeldOutReport`, without its options."""
+    return {
+        "split": options.split,
+        "counts": data.counts,
+        "latency_reference_ms": data.means.reference_ms,
+        "full_accuracy": data.full_accuracy,
+        "room_budget_shares": options.room_shares,
+        "versions": versions(),
+    }
 
 
 def _statics(data: EvaluationData) -> tuple[FrontierPoint, ...]:

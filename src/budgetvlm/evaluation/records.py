@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
+import typing
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,9 +101,9 @@ class AtAccuracy:
     saved_vs_predict: Estimate | None
 
 
-@dataclass(frozen=True)
-class PolicyResult:
-    """Everything that was found about one policy; see `Contender` for its role."""
+@dataclass(frozen=True, kw_only=True)
+class PolicyFigures:
+    """What any report says about one policy; see `Contender` for its role."""
 
     name: str
     role: str
@@ -109,8 +111,24 @@ class PolicyResult:
     note: str
     at_budget: tuple[AtBudget, ...] = ()
     room: Room | None = None
-    frontier: tuple[FrontierPoint, ...] = ()
     at_accuracy: tuple[AtAccuracy, ...] = ()
+
+    @property
+    def full_name(self) -> str:
+        """The name as tables and pictures show it."""
+        return f"{self.name} (bound)" if self.role == "bound" else self.name
+
+    @property
+    def first_latency(self) -> Estimate | None:
+        """Mean latency at the first accuracy target; None where it is not reached or the policy takes no price."""
+        return self.at_accuracy[0].latency_ms if self.at_accuracy else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyResult(PolicyFigures):
+    """Everything that an evaluation found about one policy."""
+
+    frontier: tuple[FrontierPoint, ...] = ()
 
     @property
     def vertices(self) -> tuple[FrontierPoint, ...]:
@@ -119,42 +137,52 @@ class PolicyResult:
         return tuple(sorted(on_path, key=lambda point: point.vertex or 0))
 
 
-@dataclass(frozen=True)
-class EvaluationReport:
-    """The whole evaluation.
+@dataclass(frozen=True, kw_only=True)
+class HeldOutReport:
+    """What reports of an evaluation and of a comparison have in common.
 
     Attributes:
-        split: where policies were measured. tuning_split: where hulls were picked and training was stopped.
+        split: where policies were measured.
         counts: numbers of samples by split and of images, of evaluated samples left out as incomplete, and of those
             that were timed; violations are counted over the timed ones (over all if none was).
         latency_reference_ms: the full setting's median latency on the training samples.
         full_accuracy: of the full setting on the evaluated split.
         room_budget_shares: the budgets that `Room` averages over.
-        statics: latency and accuracy of every measured setting on the evaluated split.
     """
 
     split: str
-    tuning_split: str
     counts: dict[str, int]
     latency_reference_ms: float
     full_accuracy: float
     room_budget_shares: tuple[float, ...]
     options: dict[str, Any]
     versions: dict[str, str]
-    knobs: dict[str, list[int | float]]
-    guard: dict[str, Any]
-    statics: tuple[FrontierPoint, ...]
-    policies: tuple[PolicyResult, ...]
     schema_version: int = SCHEMA_VERSION
-
-    def policy(self, name: str) -> PolicyResult | None:
-        """The result of this name, if there is one."""
-        return next((result for result in self.policies if result.name == name), None)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON document; NaN becomes None."""
         document: dict[str, Any] = plain(dataclasses.asdict(self))
         return document
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationReport(HeldOutReport):
+    """The whole evaluation.
+
+    Attributes:
+        tuning_split: where hulls were picked and training was stopped.
+        statics: latency and accuracy of every measured setting on the evaluated split.
+    """
+
+    tuning_split: str
+    knobs: dict[str, list[int | float]]
+    guard: dict[str, Any]
+    statics: tuple[FrontierPoint, ...]
+    policies: tuple[PolicyResult, ...]
+
+    def policy(self, name: str) -> PolicyResult | None:
+        """The result of this name, if there is one."""
+        return next((result for result in self.policies if result.name == name), None)
 
 
 def plain(value: Any) -> Any:
@@ -166,3 +194,25 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     return value
+
+
+def build(kind: Any, value: Any) -> Any:
+    """Convert a value of a JSON document into a field's type; None becomes NaN where a number is expected.
+
+    Raises:
+        ValueError: a record lacks a field; the message names both.
+    """
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType and type(None) in arguments:
+        return None if value is None else build(arguments[0], value)
+    if dataclasses.is_dataclass(kind):
+        needed = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
+        missing = [name for name in needed if name not in value]
+        if missing:
+            raise ValueError(f"{kind.__name__} lacks {', '.join(missing)}")  # type: ignore[union-attr]
+        hints = typing.get_type_hints(kind)
+        known = {name: build(hint, value[name]) for name, hint in hints.items() if name in value}
+        return kind(**known)  # type: ignore[operator]
+    if origin is tuple:
+        return tuple(build(arguments[0], item) for item in value)
+    return (math.nan if value is None else float(value)) if kind is float else value

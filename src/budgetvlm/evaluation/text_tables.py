@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
-from budgetvlm.evaluation.records import AtAccuracy, AtBudget, Estimate, EvaluationReport, PolicyResult
+from budgetvlm.evaluation.records import AtAccuracy, AtBudget, Estimate, EvaluationReport, PolicyFigures
 
 MAX_SETTINGS = 3
 WIDTH = 128  # what the widest table needs; a narrower terminal wraps lines rather than losing digits
@@ -23,14 +23,19 @@ def plain_text(content: RenderableType, width: int = WIDTH) -> str:
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
 
 
-def new_table(title: str, first: Iterable[str], numbers: Iterable[str], caption: str | None = None) -> Table:
-    """An empty table: columns of words on the left, columns of numbers on the right."""
+def new_table(title: str, numbers: Iterable[str], first: str = "policy", caption: str | None = None) -> Table:
+    """An empty table: a column of names on the left, columns of numbers on the right."""
     table = Table(title=title, caption=caption, box=SIMPLE_HEAD, title_justify="left", caption_justify="left")
-    for column in first:
-        table.add_column(column, no_wrap=True)
+    table.add_column(first, no_wrap=True)
     for column in numbers:
         table.add_column(column, justify="right", no_wrap=True)
     return table
+
+
+def add_policy(table: Table, result: PolicyFigures, cells: Iterable[str], *, end_section: bool = False) -> None:
+    """Add the row of one policy in the style of its role."""
+    style = {"controller": "bold green", "variant": "green", "bound": "dim", "run": "dim green"}.get(result.role, "")
+    table.add_row(result.full_name, *cells, style=style, end_section=end_section)
 
 
 def sample_counts(counts: dict[str, int], split: str, full_accuracy: float, reference_ms: float) -> str:
@@ -46,7 +51,7 @@ def tables(report: EvaluationReport) -> RenderableType:
     """All tables, one below the other."""
     return Group(
         _heading(report),
-        _by_budget("Accuracy under a budget (%)", report, lambda at: _percent(at.accuracy)),
+        accuracy_table(report),
         _by_budget("Latency under a budget: mean / P50 / P95 (ms)", report, _latency),
         _by_budget("Requests over the budget (%)", report, lambda at: _percent(at.violation_rate)),
         room_table(report),
@@ -65,11 +70,17 @@ def _heading(report: EvaluationReport) -> str:
     return f"{said} {level}\n{note if predicted else ''}"
 
 
+def accuracy_table(report: EvaluationReport) -> Table:
+    """Accuracy of each policy at each budget."""
+    return _by_budget("Accuracy under a budget (%, ± half the interval)", report, lambda at: _percent(at.accuracy))
+
+
 def _by_budget(title: str, report: EvaluationReport, cell: Callable[[AtBudget], str]) -> Table:
     """One row for each policy, one column for each budget; ± is half of the interval's width."""
-    table = new_table(title, ["policy"], map(_budget, report.policies[0].at_budget))
-    for result in _with_budgets(report):
-        table.add_row(_name(result), *map(cell, result.at_budget), style=_style(result))
+    table = new_table(title, map(_budget, report.policies[0].at_budget))
+    for result in report.policies:
+        if result.at_budget:
+            add_policy(table, result, map(cell, result.at_budget))
     return table
 
 
@@ -77,13 +88,12 @@ def room_table(report: EvaluationReport) -> Table:
     """The means over the room budgets."""
     shares = ", ".join(f"{share:g}" for share in report.room_budget_shares)
     columns = ["points over\nlookup", "share of the\nvisible room", "share of the\nhindsight room"]
-    table = new_table(f"Mean over the budgets {shares}", ["policy"], [*columns, "points over\npredict", "over\nbudget"])
-    for result in _with_budgets(report):
+    table = new_table(f"Mean over the budgets {shares}", [*columns, "points over\npredict", "over\nbudget"])
+    for result in report.policies:
         if room := result.room:
-            table.add_row(
-                _name(result), _points(room.accuracy_gain), _share(room.visible_room_closed), _share(room.room_closed),
-                _points(room.vs_predict), f"{100 * room.violation_rate.value:.1f}%", style=_style(result),
-            )  # fmt: skip
+            gained = [_points(room.accuracy_gain), _share(room.visible_room_closed), _share(room.room_closed)]
+            late = f"{100 * room.violation_rate.value:.1f}%"
+            add_policy(table, result, [*gained, _points(room.vs_predict), late])
     return table
 
 
@@ -94,11 +104,11 @@ def equal_accuracy_table(report: EvaluationReport) -> Table:
     targets = results[0].at_accuracy if results else ()
     columns = [f"{100 * at.accuracy_share:g}% of full\n(accuracy {100 * at.target_accuracy:.1f}%)" for at in targets]
     columns += ["share of the\nvisible saving*", "saved over\npredict*"]
-    table = new_table(title, ["policy"], columns, caption="* at the first of these accuracies")
+    table = new_table(title, columns, caption="* at the first of these accuracies")
     for result in results:
         first = result.at_accuracy[0]
-        cells = [*map(_at_accuracy, result.at_accuracy), _share(first.visible_saving_closed)]
-        table.add_row(_name(result), *cells, _share(first.saved_vs_predict), style=_style(result))
+        saved = [_share(first.visible_saving_closed), _share(first.saved_vs_predict)]
+        add_policy(table, result, [*map(_at_accuracy, result.at_accuracy), *saved])
     return table
 
 
@@ -106,9 +116,9 @@ def settings_table(report: EvaluationReport) -> Table:
     """The settings that the controller (or the first policy) chose most often."""
     result = report.policies[0]
     title = f"What the {result.name} chooses most often ({' / '.join(report.knobs)})"
-    table = new_table(title, [], map(_budget, result.at_budget))
+    table = new_table(title, map(_budget, result.at_budget), first="")
     for rank in range(MAX_SETTINGS):
-        table.add_row(*(_setting(at, rank) for at in result.at_budget))
+        table.add_row(f"{rank + 1}.", *(_setting(at, rank) for at in result.at_budget))
     return table
 
 
@@ -119,20 +129,8 @@ def _setting(at: AtBudget, rank: int) -> str:
     return f"{'/'.join(f'{value:g}' for value in chosen.setting.values())} {100 * chosen.share:.0f}%"
 
 
-def _with_budgets(report: EvaluationReport) -> Sequence[PolicyResult]:
-    return [result for result in report.policies if result.at_budget]
-
-
 def _budget(at: AtBudget) -> str:
     return f"{at.budget_ms:.1f} ms\n({at.budget_share:g} x full)"
-
-
-def _name(result: PolicyResult) -> str:
-    return f"{result.name} (bound)" if result.role == "bound" else result.name
-
-
-def _style(result: PolicyResult) -> str:
-    return {"controller": "bold green", "bound": "dim", "run": "dim green"}.get(result.role, "")
 
 
 def half_width(number: Estimate) -> float:

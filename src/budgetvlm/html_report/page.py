@@ -19,8 +19,7 @@ from budgetvlm.html_report.report_chart import ReportChart
 
 FILTERS = (
     number_format.percent, number_format.milliseconds, number_format.decimal, number_format.signed,
-    number_format.points, number_format.interval_points, number_format.share_closed, number_format.plus_minus,
-    number_format.reached_time, chart_table,
+    number_format.interval_points, chart_table,
 )  # fmt: skip
 
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from budgetvlm.comparison.comparison_records import CompareReport
 from budgetvlm.errors import DataError, KnobSpaceError
 from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 from budgetvlm.evaluation.records import EvaluationReport
 from budgetvlm.html_report.controller_choices import ControllerChoices
-from budgetvlm.html_report.saved_results import ComparedPolicy, SavedRun
+from budgetvlm.html_report.saved_results import SavedRun
 from budgetvlm.table import ProfileTable
 
 
@@ -33,7 +34,7 @@ class ReportInputs:
         choices: what the controllers choose; None without a controller.
         runs: the training run of each controller.
         live: the document of `budgetvlm evaluate --live`, or None.
-        comparison: the policies of a comparison, or None.
+        comparison: a comparison of policies, or None.
         pictures: the samples that can be shown, by sample id.
         source: what the prepared data says about its origin, for example "dataset_name".
 
@@ -47,7 +48,7 @@ class ReportInputs:
     choices: ControllerChoices | None = None
     runs: tuple[SavedRun, ...] = ()
     live: Mapping[str, Any] | None = None
-    comparison: tuple[ComparedPolicy, ...] | None = None
+    comparison: CompareReport | None = None
     pictures: Mapping[str, SamplePicture] = field(default_factory=dict)
     source: Mapping[str, Any] = field(default_factory=dict)
 

@@ -5,20 +5,17 @@ Every document is checked for what the report reads from it; an error names the 
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import types
-import typing
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from budgetvlm._io import read_json
+from budgetvlm.comparison.comparison_records import CompareReport
 from budgetvlm.controller.checkpoint import GUARD
 from budgetvlm.controller.run_directory import METRICS, members_of
 from budgetvlm.errors import DataError
-from budgetvlm.evaluation.records import SCHEMA_VERSION, Estimate, EvaluationReport
+from budgetvlm.evaluation.records import SCHEMA_VERSION, EvaluationReport, build
 
 LIVE_NUMBERS = (
     "requests", "violation_rate", "interval", "infeasible", "cut", "accuracy", "latency_ms", "controller_ms",
@@ -44,72 +41,42 @@ class SavedRun:
     history: tuple[dict[str, Any], ...] = ()
     best_epoch: int | None = None
     maximised: str = ""
-    training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
     other_ms: float | None = None
     calibrated_on: int = 0
     members: tuple[SavedRun, ...] = ()
 
 
-@dataclass(frozen=True)
-class ComparedPolicy:
-    """One policy of a comparison; None stands for what it does not say.
-
-    Attributes:
-        name: of the policy, with "(bound)" where it knows what cannot be known.
-        gain: accuracy over the lookup table.
-        late: share of the requests over their budget.
-        regret: accuracy that the oracle has more.
-        fit_seconds: time of learning.
-        decision_us: median time of one decision in microseconds.
-    """
-
-    name: str
-    gain: Estimate | None
-    late: float | None
-    regret: float | None
-    fit_seconds: float | None
-    decision_us: float | None
-
-
 def read_evaluation(path: str | Path) -> EvaluationReport:
-    """Read an `evaluation.json`.
-
-    Raises:
-        DataError: the file is missing, damaged, no evaluation, or of another schema version.
-    """
-    document = read_json(path)
-    if not isinstance(document, dict) or "policies" not in document or "statics" not in document:
-        raise DataError(f"{path} is no evaluation: it lacks policies or statics. Give the evaluation.json of evaluate.")
-    if document.get("schema_version") != SCHEMA_VERSION:
-        raise DataError(
-            f"{path}: field schema_version is {document.get('schema_version')!r}; this version reads {SCHEMA_VERSION}. "
-            "Evaluate again."
-        )
-    try:
-        report: EvaluationReport = _build(EvaluationReport, document)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{path} is damaged: {error}. Evaluate again.") from None
+    """Read an `evaluation.json`. Raises DataError, see `_read_report`."""
+    report: EvaluationReport = _read_report(path, EvaluationReport, "evaluation", ("policies", "statics"))
     return report
 
 
-def _build(kind: Any, value: Any) -> Any:
-    """Convert a value of a JSON document into a field's type; None becomes NaN where a number is expected."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):
-        options = [a for a in arguments if a is not type(None)]
-        return None if value is None else _build(options[0], value) if len(options) == 1 else value
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        needed = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
-        missing = [name for name in needed if name not in value]
-        if missing:
-            raise ValueError(f"{kind.__name__} lacks {', '.join(missing)}")
-        hints = typing.get_type_hints(kind)
-        return kind(**{name: _build(hint, value[name]) for name, hint in hints.items() if name in value})
-    if origin is tuple:
-        return tuple(_build(arguments[0], item) for item in value)
-    if kind is float:
-        return math.nan if value is None else float(value)
-    return value
+def read_comparison(path: str | Path) -> CompareReport:
+    """Read a `comparison.json`. Raises DataError, see `_read_report`."""
+    report: CompareReport = _read_report(path, CompareReport, "comparison", ("rows", "notes"))
+    return report
+
+
+def _read_report(path: str | Path, kind: type, name: str, needed: tuple[str, str]) -> Any:
+    """Read a report that `to_dict` made.
+
+    Raises:
+        DataError: the file is missing, damaged, lacks the ``needed`` fields, or has another schema version.
+    """
+    document = read_json(path)
+    if not isinstance(document, dict) or not set(needed) <= set(document):
+        raise DataError(f"{path} is no {name}: it lacks {' or '.join(needed)}. Give the {name}.json that was written.")
+    if document.get("schema_version") != SCHEMA_VERSION:
+        raise DataError(
+            f"{path}: field schema_version is {document.get('schema_version')!r}; this version reads {SCHEMA_VERSION}. "
+            f"Make the {name} again."
+        )
+    try:
+        return build(kind, document)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path} is damaged: {error}. Make the {name} again.") from None
 
 
 def read_live(path: str | Path) -> dict[str, Any]:
@@ -131,52 +98,13 @@ def read_live(path: str | Path) -> dict[str, Any]:
     return {**document, "systems": dict(sorted(systems.items()))}  # the guarded one first
 
 
-def _missing(document: Mapping[str, Any], systems: Mapping[str, Any]) -> typing.Iterator[str]:
+def _missing(document: Mapping[str, Any], systems: Mapping[str, Any]) -> Iterator[str]:
     yield from (name for name in ("alpha", "reference_ms") if name not in document)
     for name, system in systems.items():
         parts = {part: system.get(part) for part in ("all", "by_budget", "by_group", "stretches")}
         yield from (f"systems.{name}.{part}" for part, value in parts.items() if value is None)
         numbers = parts["all"] or {}
         yield from (f"systems.{name}.all.{number}" for number in LIVE_NUMBERS if number not in numbers)
-
-
-def read_comparison(path: str | Path) -> tuple[ComparedPolicy, ...] | None:
-    """The policies of a comparison that have results; None where there is none.
-
-    Raises:
-        DataError: the file is missing or is not JSON.
-    """
-    document = read_json(path)
-    rows = document.get("policies", document.get("rows")) if isinstance(document, dict) else None
-    if isinstance(rows, dict):
-        rows = [{"name": name, **row} for name, row in rows.items() if isinstance(row, dict)]
-    rows = [row for row in rows if isinstance(row, dict) and "name" in row] if isinstance(rows, list) else []
-    return tuple(_compared(row) for row in rows if _has_results(row)) or None
-
-
-def _has_results(row: Mapping[str, Any]) -> bool:
-    return row.get("section", "policies") == "policies" and (
-        isinstance(row.get("room"), dict) or bool(row.get("at_budget"))
-    )
-
-
-def _compared(row: Mapping[str, Any]) -> ComparedPolicy:
-    gain = [_number(row, "room", "accuracy_gain", name) for name in ("value", "low", "high")]
-    return ComparedPolicy(
-        name=f"{row['name']}{' (bound)' if row.get('role') == 'bound' else ''}",
-        gain=None if None in gain else Estimate(*gain),  # type: ignore[arg-type]
-        late=_number(row, "room", "violation_rate", "value"),
-        regret=_number(row, "regret"),
-        fit_seconds=_number(row, "fit_seconds"),
-        decision_us=_number(row, "decision_us"),
-    )
-
-
-def _number(document: Any, *path: str) -> float | None:
-    """The number at a path of nested fields; None where there is none."""
-    for name in path:
-        document = document.get(name) if isinstance(document, dict) else None
-    return document if isinstance(document, float | int) else None
 
 
 def read_run(checkpoint: Path, name: str) -> SavedRun:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from budgetvlm.comparison.comparison_records import CompareReport
+from budgetvlm.comparison.comparison_tables import detail_table, ranking_table
 from budgetvlm.evaluation.policy_styles import GREY, POLICY_STYLES, SKY, WITH_INTERVAL
 from budgetvlm.evaluation.records import Estimate, EvaluationReport, PolicyResult
-from budgetvlm.html_report.number_format import percent
+from budgetvlm.evaluation.text_tables import accuracy_table, equal_accuracy_table, room_table
 from budgetvlm.html_report.page import ReportSection
 from budgetvlm.html_report.report_chart import ReportChart, Scatter, bar_figure, bars, curve, line_figure
 from budgetvlm.html_report.report_inputs import ReportInputs
-from budgetvlm.html_report.saved_results import ComparedPolicy
 
 DRAWN = ("controller", "predict + argmax", "lookup table", "best blind mix", "group lookup", "oracle")
 
@@ -68,32 +69,21 @@ def _static_points(evaluation: EvaluationReport) -> Scatter:
 
 def comparison(inputs: ReportInputs) -> ReportSection:
     """All policies as tables, and the policies of `budgetvlm compare` where its result is given."""
-    evaluation, compared = inputs.evaluation, inputs.comparison or ()
-    at_budget = next((result.at_budget for result in evaluation.policies if result.at_budget), ())
-    targets = next((result.at_accuracy for result in evaluation.policies if result.at_accuracy), ())
+    evaluation, compared = inputs.evaluation, inputs.comparison
     values = {
-        "evaluation": evaluation,
-        "compared": compared,
-        "budgets": [f"{at.budget_ms:.0f} ms ({at.budget_share:g}×)" for at in at_budget],
-        "room_budgets": ", ".join(f"{share:g}" for share in evaluation.room_budget_shares),
-        "targets": [f"{percent(at.accuracy_share, 0)} of full ({percent(at.target_accuracy)})" for at in targets],
+        "tables": [accuracy_table(evaluation), room_table(evaluation), equal_accuracy_table(evaluation)],
+        "compared": [ranking_table(compared), detail_table(compared)] if compared else [],
     }
-    known = [policy for policy in compared if policy.gain is not None]
-    charts = ((_gains(known),),) if known else ()
+    charts = ((_gains(compared),),) if compared else ()
     return ReportSection("comparison", "Comparison with everything simple", charts, values)
 
 
-def _gains(compared: list[ComparedPolicy]) -> ReportChart:
+def _gains(compared: CompareReport) -> ReportChart:
     """Bars from the smallest gain to the largest, which Plotly draws from the bottom up."""
-    gains = sorted(((p.gain, p.name) for p in compared if p.gain is not None), key=lambda pair: pair[0].value)
-    label = "points over the lookup table"
-    trace = bars(
-        label,
-        [name for _, name in gains],
-        [100 * gain.value for gain, _ in gains],
-        SKY,
-        [(100 * gain.low, 100 * gain.high) for gain, _ in gains],
-        flat=True,
-    )
+    rows = sorted((row for row in compared.section("policies") if row.room), key=lambda row: row.gain)
+    gains = [row.room.accuracy_gain for row in rows if row.room]
+    label, interval = "points over the lookup table", [(100 * gain.low, 100 * gain.high) for gain in gains]
+    heights = [100 * gain.value for gain in gains]
+    trace = bars(label, [row.full_name for row in rows], heights, SKY, interval, flat=True)
     figure = bar_figure([trace], label, "")
     return ReportChart("comparison_gain", "Everything that was compared", figure, "identical splits, budgets and guard")
