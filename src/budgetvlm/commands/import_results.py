@@ -165,10 +165,10 @@ def _from_lmms(args: argparse.Namespace, say: Any) -> tuple[ProfileTable, bool]:
     table = to_table(cells, duplicates=args.duplicates, metadata=metadata)
     if args.latencies:
         given = read_flat(
-            Path(args.latencies), knobs=tuple(cells.knobs), latency_unit=args.latency_unit,
+            Path(args.latencies), knobs=cells.knobs, latency_unit=args.latency_unit,
             optional=("sample_id", "score"),
         )  # fmt: skip
-        table = with_latencies(table, given)
+        table = with_latencies(table, given, duplicates=args.duplicates)
     return _without_gaps(args, table, say), cells.by_index
 
 

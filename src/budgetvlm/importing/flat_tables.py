@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,13 @@ USUAL = {  # columns that are taken without being asked for
     **{f"num_{kind}_tokens": f"tokens.{kind}" for kind in TOKEN_KINDS},
 }
 UNITS = {"ms": 1.0, "s": 1000.0}
+READERS: dict[str, Callable[[Path], pa.Table]] = {
+    ".csv": csv.read_csv,
+    ".tsv": partial(csv.read_csv, parse_options=csv.ParseOptions(delimiter="\t")),
+    ".parquet": parquet.read_table,
+    ".jsonl": json.read_json,
+    ".ndjson": json.read_json,
+}
 
 
 def read_flat(
@@ -48,36 +55,45 @@ def read_flat(
         DataError: a file that cannot be read, a missing column, values that are no numbers.
     """
     wanted = {name: name for name in (*PLAIN, *knobs)} | _mapping(columns or {}, knobs)
-    if latency_unit not in UNITS or not score_scale > 0:
-        raise ConfigError(f"latency_unit={latency_unit!r} has to be ms or s, score_scale={score_scale} above 0")
     table = _read(path)
     taken = set(wanted.values())
     wanted |= {role: name for name, role in USUAL.items() if name in table.column_names and name not in taken}
     _require_columns(path, table, wanted, optional)
     present = {role: name for role, name in wanted.items() if name in table.column_names}
+    return to_cells(str(path), table, present, knobs, score_scale=score_scale, latency_unit=latency_unit)
 
-    def numbers(role: str, scale: float = 1.0) -> np.ndarray:
-        return _numbers(path, table, present[role]) * scale if role in present else np.full(len(table), np.nan)
 
-    def of(kind: str, scale: float = 1.0) -> dict[str, np.ndarray]:
-        return {role.removeprefix(kind): numbers(role, scale) for role in present if role.startswith(kind)}
+def to_cells(
+    source: str,
+    table: pa.Table,
+    columns: Mapping[str, str],
+    knobs: Sequence[str],
+    *,
+    score_scale: float = 1.0,
+    latency_unit: str = "ms",
+) -> Cells:
+    """Take the columns of a table that mean something: what a column is -> its name. Scales as in `read_flat`.
 
-    unit = UNITS[latency_unit]
-    return Cells(
-        source=str(path),
-        sample_ids=_texts(path, table, present["sample_id"]) if "sample_id" in present else np.full(len(table), ""),
-        knobs={name: numbers(name) for name in knobs},
-        score=numbers("score", 1 / score_scale),
-        latency_ms=numbers("latency_ms", unit),
-        stages_ms=of("stage.", unit),
-        tokens=of("tokens."),
-        groups={
-            role.removeprefix("group."): _texts(path, table, name)
-            for role, name in present.items()
-            if role.startswith("group.")
-        },
-        by_index="sample_id" in present and pa.types.is_integer(table.schema.field(present["sample_id"]).type),
+    Raises:
+        ConfigError: a scale that cannot be.
+        DataError: values that are no numbers, ids or labels that are missing.
+    """
+    if latency_unit not in UNITS or not score_scale > 0:
+        raise ConfigError(f"latency_unit={latency_unit!r} has to be ms or s, score_scale={score_scale} above 0")
+    scales = dict.fromkeys(
+        ["latency_ms", *(role for role in columns if role.startswith("stage."))], UNITS[latency_unit]
     )
+    scales["score"] = 1 / score_scale
+    values: dict[str, np.ndarray] = {name: np.full(len(table), np.nan) for name in ("score", "latency_ms")}
+    labels = {}
+    for role, name in columns.items():
+        if role == "sample_id" or role.startswith("group."):
+            labels[role] = _texts(source, table, name)
+        else:
+            values[role] = _numbers(source, table, name) * scales.get(role, 1.0)
+    numbered = "sample_id" in columns and pa.types.is_integer(table.schema.field(columns["sample_id"]).type)
+    sample_ids = labels.pop("sample_id", np.full(len(table), ""))
+    return Cells(source, tuple(knobs), sample_ids, values, labels, by_index=numbered)
 
 
 def _mapping(columns: Mapping[str, str], knobs: Sequence[str]) -> dict[str, str]:
@@ -93,19 +109,14 @@ def _mapping(columns: Mapping[str, str], knobs: Sequence[str]) -> dict[str, str]
 
 def _read(path: Path) -> pa.Table:
     suffix = path.suffix.lower()
+    if suffix not in READERS:
+        raise DataError(f"{path} is of no known kind; give a .csv, .tsv, .parquet or .jsonl file")
     try:
-        if suffix in (".csv", ".tsv"):
-            parse = csv.ParseOptions(delimiter="," if suffix == ".csv" else "\t")
-            return csv.read_csv(path, parse_options=parse)
-        if suffix == ".parquet":
-            return parquet.read_table(path)
-        if suffix in (".jsonl", ".ndjson"):
-            return json.read_json(path)
+        return READERS[suffix](path)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} cannot be read as {suffix[1:]}: {error}") from None
-    raise DataError(f"{path} is of no known kind; give a .csv, .tsv, .parquet or .jsonl file")
 
 
 def _require_columns(path: Path, table: pa.Table, wanted: Mapping[str, str], optional: Sequence[str]) -> None:
@@ -120,7 +131,7 @@ def _require_columns(path: Path, table: pa.Table, wanted: Mapping[str, str], opt
         )
 
 
-def _numbers(path: Path, table: pa.Table, name: str) -> np.ndarray:
+def _numbers(source: str, table: pa.Table, name: str) -> np.ndarray:
     """Return a column as float64 ``[n]``, NaN for what is empty."""
     column = table[name]
     try:
@@ -129,14 +140,13 @@ def _numbers(path: Path, table: pa.Table, name: str) -> np.ndarray:
         values: np.ndarray = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
         return values.astype(np.float64)
     except (pa.ArrowException, TypeError, ValueError) as error:
-        raise DataError(f"{path}: column {name} is not a column of numbers: {error}") from None
+        raise DataError(f"{source}: column {name} is not a column of numbers: {error}") from None
 
 
-def _texts(path: Path, table: pa.Table, name: str) -> np.ndarray:
+def _texts(source: str, table: pa.Table, name: str) -> np.ndarray:
     """Return a column as strings ``[n]``."""
     column = table[name]
     if column.null_count:
         row = next(number for number, value in enumerate(column.to_pylist(), 1) if value is None)
-        raise DataError(f"{path}: column {name} is empty in row {row}; every row needs one")
-    values: list[Any] = column.to_pylist()
-    return np.array([str(value) for value in values], dtype=object)
+        raise DataError(f"{source}: column {name} is empty in row {row}; every row needs one")
+    return np.array([str(value) for value in column.to_pylist()], dtype=object)

@@ -10,17 +10,17 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
 from tqdm import tqdm
 
 from budgetvlm._io import read_json
 from budgetvlm.errors import ConfigError, DataError
-from budgetvlm.importing.flat_tables import UNITS
+from budgetvlm.importing.flat_tables import to_cells
 from budgetvlm.importing.measured_rows import Cells
 
 LOG_NAME = re.compile(r"(?:(?P<date>\d{8}_\d{6})_)?samples_(?P<task>.+)\.jsonl")
@@ -28,6 +28,7 @@ NO_METRICS = {
     "doc_id", "doc", "target", "arguments", "input", "resps", "filtered_resps", "token_counts", "doc_hash",
     "input_media", "submission", "repeats", "idx",
 }  # fmt: skip
+Knobs = tuple[tuple[str, float], ...]
 _RUN = re.compile(r"(?P<setting>[A-Za-z_]\w*=[^=,]+(?:,[A-Za-z_]\w*=[^=,]+)*)=(?P<path>.+)")
 
 
@@ -36,7 +37,7 @@ class LoggedRun:
     """A log (a file, or a directory with several) and its setting; None: the log itself says it, line by line."""
 
     path: Path
-    setting: tuple[tuple[str, float], ...] | None
+    setting: Knobs | None
 
     @classmethod
     def parse(cls, text: str) -> LoggedRun:
@@ -98,31 +99,39 @@ def read_runs(
     """
     if not runs:
         raise ConfigError("no runs were given; give --run 'max_crops=4,top_k=8,num_active_blocks=16=DIR' or --manifest")
-    if latency_unit not in UNITS or not score_scale > 0:
-        raise ConfigError(f"latency_unit={latency_unit!r} has to be ms or s, score_scale={score_scale} above 0")
     logs = [(run, name, path) for run in runs for name, path in _logs(run, task)]
     several = len({name for _, name, _ in logs}) > 1
-    rows: list[_Row] = []
+    rows: list[dict[str, Any]] = []
+    settings: list[Knobs] = []
     for run, name, path in tqdm(logs, desc="logs", unit="log", disable=not progress):
         lines = list(_lines(path))
         wanted = _metric(path, lines, metric)
-        rows += [
-            _row(path, line, number, run, name, several, wanted, latency_field) for number, line in enumerate(lines, 1)
-        ]
-    return _cells(rows, runs, score_scale, UNITS[latency_unit], several)
+        for number, line in enumerate(lines, 1):
+            where = f"{path}, line {number}"
+            settings.append(run.setting if run.setting is not None else _own_setting(where, line, run.path))
+            own = {"sample_id": f"{name}:{line['doc_id']}" if several else str(line["doc_id"]), "group.task": name}
+            rows.append(dict(settings[-1]) | own | _measured(where, line, wanted, latency_field))
+    knobs = _common_knobs(settings)
+    table = pa.Table.from_pylist(rows)
+    shared = [role for role in table.column_names if role == "latency_ms" or not table[role].null_count]
+    cells = to_cells(
+        str(runs[0].path) if len(runs) == 1 else f"the {len(runs)} runs", table, {role: role for role in shared}, knobs,
+        score_scale=score_scale, latency_unit=latency_unit,
+    )  # fmt: skip
+    return replace(cells, by_index=not several)
 
 
-@dataclass(frozen=True)
-class _Row:
-    sample_id: str
-    setting: tuple[tuple[str, float], ...]
-    score: float
-    latency: float
-    stages_ms: Mapping[str, float]
-    groups: Mapping[str, str]
+def _common_knobs(settings: Sequence[Knobs]) -> tuple[str, ...]:
+    names = [tuple(name for name, _ in setting) for setting in settings]
+    other = next((some for some in names if set(some) != set(names[0])), None)
+    if other is not None:
+        raise ConfigError(
+            f"settings need the same knobs in every run; given {', '.join(names[0])} and {', '.join(other)}"
+        )
+    return names[0]
 
 
-def _setting(words: Mapping[str, Any], where: str) -> tuple[tuple[str, float], ...]:
+def _setting(words: Mapping[str, Any], where: str) -> Knobs:
     try:
         return tuple((str(name).strip(), float(value)) for name, value in words.items())
     except (TypeError, ValueError):
@@ -138,7 +147,9 @@ def _logs(run: LoggedRun, task: str | None) -> list[tuple[str, Path]]:
         raise DataError(
             f"{run.path} does not exist; give the --output_path of a run with --log_samples, or a log of it"
         )
-    found = [(match["task"], path) for path in sorted(run.path.rglob("*.jsonl")) if (match := _is_log(path))]
+    found = [
+        (match["task"], path) for path in sorted(run.path.rglob("*.jsonl")) if (match := LOG_NAME.fullmatch(path.name))
+    ]
     found = [(name, path) for name, path in found if task in (None, name)]
     if not found:
         names = f" of task {task}" if task else ""
@@ -150,11 +161,8 @@ def _logs(run: LoggedRun, task: str | None) -> list[tuple[str, Path]]:
     return found
 
 
-def _is_log(path: Path) -> re.Match[str] | None:
-    return LOG_NAME.fullmatch(path.name)
-
-
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Read the samples of a log, each as its values by their paths: "vqa_acc", "token_counts.0.latency_ms"."""
     with open(path, encoding="utf-8") as file:
         for number, text in enumerate(file, 1):
             if not text.strip():
@@ -167,14 +175,27 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                 ) from None
             if not isinstance(line, dict) or "doc_id" not in line:
                 raise DataError(f"{path}, line {number}, has no doc_id; it is no log of samples of lmms-eval")
-            yield line
+            yield dict(_leaves("", line))
+
+
+def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the values within objects and lists by their dotted paths."""
+    if not isinstance(value, dict | list):
+        yield path, value
+        return
+    for name, part in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from _leaves(f"{path}.{name}" if path else str(name), part)
 
 
 def _metric(path: Path, lines: Sequence[Mapping[str, Any]], metric: str | None) -> str:
-    """Choose the metric that is meant."""
+    """Choose the metric that is meant: a number of a line, or of an object in it, that is not known to be another."""
     if not lines:
         raise DataError(f"{path} is empty; run that setting again")
-    found = list(_metrics(lines[0]))
+    found = [
+        name
+        for name, value in lines[0].items()
+        if _is_score(value) and re.fullmatch(r"[^.]+(\.(?!\d)[^.]+)?", name) and name.split(".")[0] not in NO_METRICS
+    ]
     if metric is None and len(found) == 1:
         return found[0]
     if metric is None or metric not in found:
@@ -186,98 +207,39 @@ def _metric(path: Path, lines: Sequence[Mapping[str, Any]], metric: str | None) 
     return metric
 
 
-def _metrics(line: Mapping[str, Any]) -> Iterator[str]:
-    for name, value in line.items():
-        if name in NO_METRICS:
-            continue
-        if isinstance(value, dict):
-            yield from (f"{name}.{key}" for key, part in value.items() if _is_score(part))
-        elif _is_score(value):
-            yield name
-
-
 def _is_score(value: Any) -> bool:
     return isinstance(value, int | float) and not (isinstance(value, float) and math.isnan(value))
 
 
-def _look(line: Any, dotted: str) -> Any:
-    """Look a value up by its path of names and list indices; return None where there is none."""
-    if isinstance(line, Mapping) and dotted in line:
-        return line[dotted]
-    for word in dotted.split("."):
-        if isinstance(line, Mapping):
-            line = line.get(word)
-        elif isinstance(line, list) and word.isdigit() and int(word) < len(line):
-            line = line[int(word)]
-        else:
-            return None
-    return line
+def _within(line: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """Return the values within an object by their names."""
+    return {name.removeprefix(path): value for name, value in line.items() if name.startswith(path)}
 
 
-def _row(
-    path: Path,
-    line: Mapping[str, Any],
-    number: int,
-    run: LoggedRun,
-    task: str,
-    several: bool,
-    metric: str,
-    latency_field: str | None,
-) -> _Row:
-    score, cost = _look(line, metric), _look(line, "token_counts.0") or {}
-    latency = _look(line, latency_field or "token_counts.0.latency_ms")
-    where = f"{path}, line {number}"
+def _own_setting(where: str, line: Mapping[str, Any], path: Path) -> Knobs:
+    """Return the setting that a line says it was answered at."""
+    setting = _within(line, "token_counts.0.setting.")
+    if not setting:
+        raise DataError(
+            f"{where} does not say its setting. Say it: --run 'max_crops=4,top_k=8,num_active_blocks=16={path}'"
+        )
+    return _setting(setting, where)
+
+
+def _measured(where: str, line: Mapping[str, Any], metric: str, latency_field: str | None) -> dict[str, Any]:
+    """Return score, latency, stages and image of a line, named as `to_cells` names them."""
+    score: Any = line.get(metric)
+    latency = line.get(latency_field or "token_counts.0.latency_ms")
     if not _is_score(score):
         raise DataError(f"{where}: metric {metric} is {score!r}, no number. Choose another with --metric NAME.")
     if latency is not None and not _is_score(latency):
         raise DataError(f"{where}: the latency {latency!r} is no number; name its field with --latency_field a.b")
     if latency_field is not None and latency is None:
         raise DataError(f"{where} has no field {latency_field}; it has {', '.join(line)}")
-    setting = run.setting
-    if setting is None:
-        if not isinstance(cost.get("setting"), dict):
-            raise DataError(
-                f"{where} does not say its setting. Say it: --run 'max_crops=4,top_k=8,num_active_blocks=16={run.path}'"
-            )
-        setting = _setting(cost["setting"], where)
-    media = line.get("input_media")
-    own = isinstance(cost, dict) and latency_field is None and isinstance(cost.get("stages_ms"), dict)
-    return _Row(
-        sample_id=f"{task}:{line['doc_id']}" if several else str(line["doc_id"]),
-        setting=setting,
-        score=float(score),
-        latency=math.nan if latency is None else float(latency),
-        stages_ms={name: float(ms) for name, ms in cost["stages_ms"].items()} if own else {},
-        groups={"task": task}
-        | ({"image_id": media[0]} if isinstance(media, list) and len(media) == 1 and _is_path(media[0]) else {}),
-    )
-
-
-def _is_path(media: Any) -> bool:
-    return isinstance(media, str) and len(media) < 1000  # else it is the image itself, in base64
-
-
-def _cells(rows: Sequence[_Row], runs: Sequence[LoggedRun], score_scale: float, unit: float, several: bool) -> Cells:
-    names = tuple(name for name, _ in rows[0].setting)
-    other = next((row.setting for row in rows if {name for name, _ in row.setting} != set(names)), None)
-    if other is not None:
-        raise ConfigError(
-            f"settings need the same knobs in every run; given {', '.join(names)} and {', '.join(n for n, _ in other)}"
-        )
-    settings = [dict(row.setting) for row in rows]
-    return Cells(
-        source=str(runs[0].path) if len(runs) == 1 else f"the {len(runs)} runs",
-        sample_ids=np.array([row.sample_id for row in rows], dtype=object),
-        knobs={name: np.array([setting[name] for setting in settings]) for name in names},
-        score=np.array([row.score for row in rows]) / score_scale,
-        latency_ms=np.array([row.latency for row in rows]) * unit,
-        stages_ms=_shared((row.stages_ms for row in rows), float),
-        groups=_shared((row.groups for row in rows), object),
-        by_index=not several,
-    )
-
-
-def _shared(rows: Iterable[Mapping[str, Any]], dtype: type) -> dict[str, np.ndarray]:
-    """Return the columns that every row has."""
-    rows = list(rows)
-    return {name: np.array([r[name] for r in rows], dtype=dtype) for name in rows[0] if all(name in r for r in rows)}
+    found = {"score": float(score), "latency_ms": None if latency is None else float(latency)}
+    if latency_field is None:
+        found |= {f"stage.{name}": float(ms) for name, ms in _within(line, "token_counts.0.stages_ms.").items()}
+    media = _within(line, "input_media.")
+    if len(media) == 1 and isinstance(media.get("0"), str) and len(media["0"]) < 1000:
+        return found | {"group.image_id": media["0"]}  # a longer one is the image itself, in base64
+    return found

@@ -5,11 +5,12 @@ Shapes: n rows, S samples, K settings of the space that the knobs' values span.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.knobs import KnobSpace
@@ -19,29 +20,36 @@ DUPLICATES = ("error", "mean", "last")
 MAX_CELLS = 200_000_000  # of the table; beyond it a column that is no knob was taken for one
 
 
+_TINY, _HUGE = np.finfo(np.float64).tiny, np.finfo(np.float64).max
+# what a column may hold: from, to, and the rule in words
+RULES = {
+    "score": (0.0, 1.0, "it has to be 0 to 1. Where scores are in per cent, give --score_scale 100"),
+    "latency_ms": (_TINY, _HUGE, "it has to be above 0. Leave it empty where nothing ran"),
+    "stage": (0.0, _HUGE, "it has to be 0 or more"),
+    "tokens": (0.0, _HUGE, "it has to be 0 or more"),
+}
+KNOB_RULE = (_TINY, _HUGE, "knobs are numbers above 0")
+
+
 @dataclass(frozen=True, eq=False)
 class Cells:
     """Rows of measurements.
 
     Attributes:
         source: where they come from, for messages.
+        knobs: the names of the knobs.
         sample_ids: strings ``[n]``.
-        knobs: knob -> float64 ``[n]``.
-        score: float64 ``[n]``, 0 to 1, NaN where none.
-        latency_ms: float64 ``[n]``, above 0, NaN where none.
-        stages_ms, tokens: name -> float64 ``[n]``.
-        groups: label -> strings ``[n]``, alike in all rows of a sample.
+        values: float64 ``[n]`` of each knob and of "score" (0 to 1), "latency_ms" (above 0), "stage.NAME" in ms and
+            "tokens.NAME" (0 or more), NaN where none.
+        labels: "group.NAME" -> strings ``[n]``, alike in all rows of a sample.
         by_index: whether a sample's id is its index in the split.
     """
 
     source: str
+    knobs: tuple[str, ...]
     sample_ids: np.ndarray
-    knobs: Mapping[str, np.ndarray]
-    score: np.ndarray
-    latency_ms: np.ndarray
-    stages_ms: Mapping[str, np.ndarray] = field(default_factory=dict)
-    tokens: Mapping[str, np.ndarray] = field(default_factory=dict)
-    groups: Mapping[str, np.ndarray] = field(default_factory=dict)
+    values: Mapping[str, np.ndarray]
+    labels: Mapping[str, np.ndarray]
     by_index: bool = False
 
     def __len__(self) -> int:
@@ -49,7 +57,7 @@ class Cells:
 
     def where(self, row: int) -> str:
         """Name one row in words."""
-        setting = ", ".join(f"{name}={values[row]:g}" for name, values in self.knobs.items())
+        setting = ", ".join(f"{name}={self.values[name][row]:g}" for name in self.knobs)
         return f"sample {self.sample_ids[row]} at {setting}"
 
 
@@ -69,24 +77,33 @@ def to_table(cells: Cells, *, duplicates: str = "error", metadata: Mapping[str, 
         raise DataError(f"{cells.source} holds no measurements")
     _check_values(cells)
     space, columns = _settings(cells)
-    names, first, rows = _samples(cells)
+    coded = pa.array(cells.sample_ids, pa.string()).dictionary_encode()  # in the order of their first rows
+    names, rows = coded.dictionary.to_pylist(), coded.indices.to_numpy()
     if len(names) * space.num_settings > MAX_CELLS:
         raise DataError(
             f"{len(names)} samples x {space.num_settings} settings are more than {MAX_CELLS} cells. The settings are "
             f"all that the values of {', '.join(space.names)} span: {space}. Is one of these columns no knob?"
         )
     shape = (len(names), space.num_settings)
-    place = _filler(cells, rows * space.num_settings + columns, shape, duplicates)
+    flat = rows.astype(np.int64) * space.num_settings + columns
+    if duplicates == "error":
+        _require_each_once(cells, flat)
+    matrices = {role: _matrix(values, flat, shape, duplicates == "mean") for role, values in cells.values.items()}
     return ProfileTable.from_arrays(
         space,
         names,
-        place(cells.score),
-        place(cells.latency_ms),
-        stages_ms={stage: place(values) for stage, values in cells.stages_ms.items()},
-        tokens={kind: place(values) for kind, values in cells.tokens.items()},
-        groups={label: _labels(cells, label, first, rows) for label in cells.groups},
+        matrices["score"],
+        matrices["latency_ms"],
+        stages_ms=_named(matrices, "stage."),
+        tokens=_named(matrices, "tokens."),
+        groups={name: _label(cells, name, labels, rows) for name, labels in _named(cells.labels, "group.").items()},
         metadata={"measured_settings": len(np.unique(columns)), **metadata},
     )
+
+
+def _named(columns: Mapping[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
+    """Return the columns of one kind ("stage.") by their own names."""
+    return {role.removeprefix(kind): values for role, values in columns.items() if role.startswith(kind)}
 
 
 def counts(table: ProfileTable) -> dict[str, int]:
@@ -121,84 +138,59 @@ def complete_samples(table: ProfileTable) -> ProfileTable:
     return table.subset(kept)
 
 
-def with_latencies(table: ProfileTable, given: Cells) -> ProfileTable:
+def with_latencies(table: ProfileTable, given: Cells, *, duplicates: str = "error") -> ProfileTable:
     """Replace the latencies by those of another file, of each sample at each setting or of each setting alone.
 
+    Args:
+        given: rows with the knobs of the table, with or without sample ids.
+        duplicates: as in `to_table`.
+
     Raises:
-        DataError: a setting of the table that the file lacks, other knobs, or latencies that cannot be.
+        DataError: a setting of the table that the file lacks, or latencies that cannot be.
     """
-    if set(given.knobs) != set(table.knob_space.names):
-        raise DataError(f"{given.source} has knobs {', '.join(given.knobs)}, not {', '.join(table.knob_space.names)}")
-    _check_values(given)
-    per_setting = not given.sample_ids.any()
-    found: dict[tuple[str, int], float] = {}
-    for row, (name, ms) in enumerate(zip(given.sample_ids, given.latency_ms, strict=True)):
-        setting = {knob: _number(given.knobs[knob][row]) for knob in table.knob_space.names}
-        if all(value in table.knob_space.values(knob) for knob, value in setting.items()):
-            key = name, table.knob_space.index(setting)
-            if found.setdefault(key, ms) != ms:
-                raise DataError(f"{given.source}: {given.where(row)} occurs twice with different latencies")
-    latency = np.array(table.latency_ms)
-    for column in np.flatnonzero(~np.isnan(table.accuracy).all(axis=0)):
-        times = [found.get(("" if per_setting else name, int(column)), np.nan) for name in table.sample_ids]
-        if np.isnan(times).all():
-            raise DataError(f"{given.source} has no latency of {table.knob_space.settings[column]}. Add its rows.")
-        latency[:, column] = np.where(np.isnan(times), latency[:, column], times)
-    return replace(table, latency_ms=latency)
+    theirs = to_table(given, duplicates=duplicates, metadata={})
+    row_of = {name: row for row, name in enumerate(theirs.sample_ids)}
+    column_of = {setting: column for column, setting in enumerate(theirs.knob_space.settings)}
+    rows = [row_of.get(name, -1) if given.sample_ids.any() else 0 for name in table.sample_ids]
+    columns = [column_of.get(setting, -1) for setting in table.knob_space.settings]
+    padded = np.pad(theirs.latency_ms, (0, 1), constant_values=np.nan)  # -1 finds the NaN at the end
+    found, measured = padded[np.ix_(rows, columns)], ~np.isnan(table.accuracy).all(axis=0)
+    lacking = np.flatnonzero(measured & np.isnan(found).all(axis=0))
+    if len(lacking):
+        raise DataError(f"{given.source} has no latency of {table.knob_space.settings[lacking[0]]}. Add its rows.")
+    return replace(table, latency_ms=np.where(np.isnan(found) | ~measured, table.latency_ms, found))
 
 
 def _check_values(cells: Cells) -> None:
-    checks: list[tuple[str, np.ndarray, Callable[[np.ndarray], np.ndarray], str]] = [
-        ("score", cells.score, lambda v: (v < 0) | (v > 1),
-         "it has to be 0 to 1. Where scores are in per cent, give --score_scale 100"),
-        ("latency_ms", cells.latency_ms, lambda v: v <= 0, "it has to be above 0. Leave it empty where nothing ran"),
-        *((f"stage {name}", v, lambda v: v < 0, "it has to be 0 or more") for name, v in cells.stages_ms.items()),
-        *((f"tokens {name}", v, lambda v: v < 0, "it has to be 0 or more") for name, v in cells.tokens.items()),
-    ]  # fmt: skip
-    for name, values, wrong, rule in checks:
-        rows = np.flatnonzero(wrong(values) | np.isinf(values))
-        if len(rows):
-            more = f" ({len(rows)} such rows)" if len(rows) > 1 else ""
-            raise DataError(f"{cells.source}: {name} of {cells.where(rows[0])} is {values[rows[0]]:g}; {rule}{more}")
-    for name, values in cells.knobs.items():
-        rows = np.flatnonzero(~((values > 0) & np.isfinite(values)))
-        if len(rows):
-            raise DataError(
-                f"{cells.source}: knob {name} is {values[rows[0]]:g} in row {rows[0] + 1}; knobs are numbers above 0"
-            )
+    for role, values in cells.values.items():
+        is_knob = role in cells.knobs
+        low, high, rule = KNOB_RULE if is_knob else RULES[role.partition(".")[0]]
+        wrong = np.flatnonzero((values < low) | (values > high) | (np.isnan(values) & is_knob))
+        if len(wrong):
+            value = f"is {values[wrong[0]]:g}"
+            what = f"knob {role} {value} in row {wrong[0] + 1}"
+            if not is_knob:
+                what = f"{role.replace('.', ' ', 1)} of {cells.where(wrong[0])} {value}"
+            more = f" ({len(wrong)} such rows)" if len(wrong) > 1 else ""
+            raise DataError(f"{cells.source}: {what}; {rule}{more}")
 
 
 def _settings(cells: Cells) -> tuple[KnobSpace, np.ndarray]:
     """Return the space that the values span, and each row's setting, int64 ``[n]``."""
     columns = np.zeros(len(cells), dtype=np.int64)
     knobs = {}
-    for name, values in cells.knobs.items():
-        distinct, inverse = np.unique(values, return_inverse=True)
-        knobs[name] = [_number(value) for value in distinct]
+    for name in cells.knobs:
+        distinct, inverse = np.unique(cells.values[name], return_inverse=True)
+        knobs[name] = [int(value) if value.is_integer() else value for value in distinct.tolist()]
         columns = columns * len(distinct) + inverse
     return KnobSpace(knobs), columns
 
 
-def _number(value: float) -> int | float:
-    return int(value) if float(value).is_integer() else float(value)
-
-
-def _samples(cells: Cells) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Return distinct ids in order of appearance ``[S]``, the first row of each ``[S]``, each row's sample ``[n]``."""
-    distinct, first, inverse = np.unique(cells.sample_ids.astype(str), return_index=True, return_inverse=True)
-    order = np.argsort(first, kind="stable")
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    return distinct[order].tolist(), first[order], rank[inverse]
-
-
-def _filler(
-    cells: Cells, flat: np.ndarray, shape: tuple[int, int], duplicates: str
-) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function that puts a column of rows ``[n]`` into a matrix ``[S, K]``."""
+def _require_each_once(cells: Cells, flat: np.ndarray) -> None:
+    """Raise DataError where two rows are of one cell; ``flat`` are the cells' numbers, ``[n]``."""
     _, first, times = np.unique(flat, return_index=True, return_counts=True)
     repeated = first[times > 1]
-    if len(repeated) and duplicates == "error":
+    if len(repeated):
         raise DataError(
             f"{cells.source}: {len(repeated)} cells occur more than once: {cells.where(repeated[0])} "
             f"({int(times[times > 1][0])} times)"
@@ -206,30 +198,29 @@ def _filler(
             + ". Remove what does not belong there, or give --duplicates mean or --duplicates last."
         )
 
-    def place(values: np.ndarray) -> np.ndarray:
-        matrix = np.full(shape[0] * shape[1], np.nan)
-        given = ~np.isnan(values)
-        where, known = flat[given], values[given]
-        if duplicates == "mean":
-            total = np.bincount(where, known, minlength=len(matrix))
-            count = np.bincount(where, minlength=len(matrix))
-            matrix[count > 0] = total[count > 0] / count[count > 0]
-        else:
-            matrix[where] = known  # of equal places numpy keeps the last
-        return matrix.reshape(shape)
 
-    return place
+def _matrix(values: np.ndarray, flat: np.ndarray, shape: tuple[int, int], mean: bool) -> np.ndarray:
+    """Put a column ``[n]`` into the cells ``[S, K]`` of its rows: of several values the mean, or else the last one."""
+    matrix = np.full(shape[0] * shape[1], np.nan)
+    given = ~np.isnan(values)
+    where, known = flat[given], values[given]
+    if mean:
+        count = np.bincount(where, minlength=len(matrix))
+        total = np.bincount(where, known, minlength=len(matrix))
+        matrix[count > 0] = total[count > 0] / count[count > 0]
+    else:
+        matrix[where] = known  # of equal places numpy keeps the last
+    return matrix.reshape(shape)
 
 
-def _labels(cells: Cells, label: str, first: np.ndarray, rows: np.ndarray) -> list[str]:
-    """Return one label for each sample ``[S]``."""
-    values = cells.groups[label].astype(str)
-    kept = values[first]
-    differing = np.flatnonzero(values != kept[rows])
+def _label(cells: Cells, name: str, labels: np.ndarray, rows: np.ndarray) -> list[str]:
+    """Return one label for each sample ``[S]``, of labels and samples by row, ``[n]`` each."""
+    kept = labels[np.unique(rows, return_index=True)[1]]
+    differing = np.flatnonzero(labels != kept[rows])
     if len(differing):
         names = {str(cells.sample_ids[row]) for row in differing}
         raise DataError(
-            f"{cells.source}: label {label} differs between rows of one sample: {first_few(names)}. A label is of "
+            f"{cells.source}: label {name} differs between rows of one sample: {first_few(names)}. A label is of "
             "the sample, not of the setting; leave that column out."
         )
-    return [str(value) for value in kept]
+    return [str(label) for label in kept]

@@ -10,12 +10,6 @@ import numpy as np
 from budgetvlm.errors import ConfigError
 
 
-def check_share(cells: float) -> None:
-    """Raise ConfigError for a share that cannot be."""
-    if not 0 < cells <= 1:
-        raise ConfigError(f"cells={cells:g} is no share of the cells; give a number above 0 and up to 1, like 0.25")
-
-
 def draw_cells(num_samples: int, num_settings: int, cells: float, seed: int) -> np.ndarray:
     """Draw the cells to measure, bool ``[S, K]``: equally many of each sample, and of each setting up to one.
 
@@ -28,7 +22,8 @@ def draw_cells(num_samples: int, num_settings: int, cells: float, seed: int) -> 
     Raises:
         ConfigError: a share that cannot be, or one that leaves a sample or a setting without a measurement.
     """
-    check_share(cells)
+    if not 0 < cells <= 1:
+        raise ConfigError(f"cells={cells:g} is no share of the cells; give a number above 0 and up to 1, like 0.25")
     each = int(cells * num_settings + 1e-9)
     if each < 1 or each * num_samples < num_settings:
         raise ConfigError(

@@ -59,7 +59,8 @@ def parse_settings(space: KnobSpace, text: str) -> tuple[Setting, ...]:
     for part in filter(None, (part.strip() for part in text.split(";"))):
         values = [_number(word, part) for word in part.split(",")]
         if len(values) != len(space.names):
-            raise KnobSpaceError(f"{part!r} is no setting: give {','.join(space.names)}, for example {_example(space)}")
+            example = ",".join(str(value) for value in space.full.values())
+            raise KnobSpaceError(f"{part!r} is no setting: give {','.join(space.names)}, for example {example}")
         indices.add(space.index(dict(zip(space.names, values, strict=True))))
     return tuple(space.settings[i] for i in sorted(indices))
 
@@ -127,7 +128,3 @@ def _number(word: str, part: str) -> float:
         return float(word)
     except ValueError:
         raise KnobSpaceError(f"{word.strip()!r} in the setting {part!r} is not a number") from None
-
-
-def _example(space: KnobSpace) -> str:
-    return ",".join(str(value) for value in space.full.values())
