@@ -5,10 +5,9 @@ import json
 import pytest
 
 from budgetvlm.errors import ConfigError, DataError, KnobSpaceError, OutputError
-from budgetvlm.profiling.results.layout import result_path
 from budgetvlm.profiling.results.measurements import AccuracyRecord, LatencyRecord
 from budgetvlm.profiling.results.reading import iter_results
-from budgetvlm.profiling.results.writing import latency_statistics, write_result
+from budgetvlm.profiling.results.result_files import latency_statistics, result_path, write_result
 
 KNOBS = {"max_crops": 4, "top_k": 2, "num_active_blocks": 6}
 CONFIG = {"split": "train", "max_new_tokens": 4, "world_size": 1, "versions": {"torch": "2"}}

@@ -18,7 +18,7 @@ from budgetvlm.cli import main
 from budgetvlm.features import Features
 from budgetvlm.importing.finish import FinishOptions, finish
 from budgetvlm.importing.lmms_logs import LoggedRun
-from budgetvlm.profiling.prepare.backend import Backend
+from budgetvlm.profiling.prepare.feature_extraction import Backend
 from budgetvlm.table import ProfileTable
 from budgetvlm.tasks import load_task
 

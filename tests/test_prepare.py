@@ -16,15 +16,14 @@ from PIL import Image
 from budgetvlm.errors import ConfigError, DataError, KnobSpaceError, OutputError
 from budgetvlm.features import Features
 from budgetvlm.knobs import KnobSpace
-from budgetvlm.profiling.measure.cell_sampling import draw_cells
 from budgetvlm.profiling.measure.machine import model_fingerprint
-from budgetvlm.profiling.prepare.backend import Backend
-from budgetvlm.profiling.prepare.feature_extraction import extract_features, in_batches
+from budgetvlm.profiling.measure.setting_sampling import draw_cells
+from budgetvlm.profiling.prepare.feature_extraction import Backend, extract_features, in_batches
 from budgetvlm.profiling.prepare.fill import predict_times
-from budgetvlm.profiling.prepare.preparation import PreparedData, load_prepared, prepare
+from budgetvlm.profiling.prepare.preparation import PreparedData, features_path, load_prepared, prepare, table_path
 from budgetvlm.profiling.prepare.prepare_options import PrepareOptions
 from budgetvlm.profiling.results.measurements import AccuracyRecord, LatencyRecord
-from budgetvlm.profiling.results.writing import write_result
+from budgetvlm.profiling.results.result_files import write_result
 from budgetvlm.table import ProfileTable
 from budgetvlm.tasks import Sample, TaskOptions
 from budgetvlm.vlm import Overview
@@ -171,13 +170,13 @@ def test_the_document_holds_it_all(toy):
 def test_it_comes_back_from_the_document_and_from_the_table(toy):
     write_profiles(toy.root, timed=20)
     data = toy()
-    for table in (load_prepared(data.path).table, ProfileTable.load(data.table_path)):
+    for table in (load_prepared(data.path).table, ProfileTable.load(table_path(data.path))):
         np.testing.assert_array_equal(table.latency_ms, data.table.latency_ms)
         np.testing.assert_array_equal(table.accuracy, data.table.accuracy)
         np.testing.assert_array_equal(table.stages_ms["prefill"], data.table.stages_ms["prefill"])
         np.testing.assert_array_equal(table.tokens["output"], data.table.tokens["output"])
         assert (table.split, table.groups) == (data.table.split, data.table.groups)
-    np.testing.assert_array_equal(Features.load(data.features_path).image, data.features.image)
+    np.testing.assert_array_equal(Features.load(features_path(data.path)).image, data.features.image)
 
 
 def test_latency_that_was_not_measured_is_predicted_and_said(toy):

@@ -17,8 +17,8 @@ from budgetvlm.errors import DataError
 from budgetvlm.guard.latency_model import LatencyModel, Sizes
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.profiling.measure.accuracy_sweep import profile_accuracy
-from budgetvlm.profiling.measure.cell_sampling import draw_cells
 from budgetvlm.profiling.measure.latency_sweep import profile_latency
+from budgetvlm.profiling.measure.setting_sampling import draw_cells
 from budgetvlm.profiling.measure.sweep_options import SweepOptions
 from budgetvlm.profiling.prepare.columns import read_latencies
 from budgetvlm.profiling.prepare.fill import predict_cells

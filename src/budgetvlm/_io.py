@@ -47,6 +47,22 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def require_writable(directory: Path, flag: str) -> None:
+    """Make a directory and raise OutputError where nothing can be written into it: before hours of work, not after.
+
+    Args:
+        flag: what the user gave the directory with.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to {directory}: {error.strerror or error}; give a writable directory as {flag}"
+        ) from error
+
+
 def write_json(path: str | Path, document: Any) -> None:
     """Write a JSON document whole or not at all. NaN and infinity are refused (ValueError)."""
     text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=None)

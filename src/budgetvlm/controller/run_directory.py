@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from budgetvlm._io import require_writable
 from budgetvlm.controller.checkpoint import BEST, GUARD, LAST
 from budgetvlm.controller.checkpoint_files import CONFIG, WEIGHTS, read_checkpoint
 from budgetvlm.controller.training_options import TrainingConfig
@@ -42,7 +42,7 @@ def open_output(directory: str | Path, *, resume: bool = False, overwrite: bool 
             f"{directory} already holds a training run ({', '.join(present)}); add --resume to continue it, "
             "--overwrite to replace it, or give another --output_dir"
         )
-    _require_writable(directory)
+    require_writable(directory, "--output_dir")
     if overwrite and remove:
         _remove_run(directory)
 
@@ -50,17 +50,6 @@ def open_output(directory: str | Path, *, resume: bool = False, overwrite: bool 
 def members_of(directory: Path) -> list[Path]:
     """The directories of an ensemble's members, in their order; empty if this is no ensemble."""
     return sorted((directory / MEMBERS).glob("[0-9]*"), key=lambda path: int(path.name))
-
-
-def _require_writable(directory: Path) -> None:
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
-    except OSError as error:
-        raise OutputError(
-            f"cannot write to {directory}: {error.strerror or error}; give a writable directory as --output_dir"
-        ) from error
 
 
 def _remove_run(directory: Path) -> None:

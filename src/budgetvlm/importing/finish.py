@@ -10,8 +10,7 @@ import numpy as np
 
 from budgetvlm.errors import ConfigError, DataError, OutputError
 from budgetvlm.features import Features
-from budgetvlm.profiling.prepare.backend import Backend
-from budgetvlm.profiling.prepare.feature_extraction import features_of_table
+from budgetvlm.profiling.prepare.feature_extraction import Backend, features_of_table
 from budgetvlm.profiling.prepare.join import split_names
 from budgetvlm.profiling.prepare.splits import assign_splits
 from budgetvlm.profiling.prepare.task_samples import find_samples, sample_labels, with_task_ids

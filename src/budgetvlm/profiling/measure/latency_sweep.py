@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 from budgetvlm.errors import ConfigError, InputError
 from budgetvlm.knobs import Setting
-from budgetvlm.profiling.measure.cell_sampling import draw_cells
 from budgetvlm.profiling.measure.machine import hardware, median_run
+from budgetvlm.profiling.measure.setting_sampling import draw_cells
 from budgetvlm.profiling.measure.sweep import Sweep, load_image
 from budgetvlm.profiling.measure.sweep_options import SweepOptions
 from budgetvlm.profiling.results.measurements import LatencyRecord

@@ -17,10 +17,9 @@ from budgetvlm.knobs import Setting
 from budgetvlm.profiling.measure.journal import REMEDY, Journal, differences
 from budgetvlm.profiling.measure.machine import versions
 from budgetvlm.profiling.measure.sweep_options import SweepOptions
-from budgetvlm.profiling.results.layout import FORMATS, Kind, result_path, results_directory
 from budgetvlm.profiling.results.measurements import Measurement
 from budgetvlm.profiling.results.reading import read_file
-from budgetvlm.profiling.results.writing import write_result
+from budgetvlm.profiling.results.result_files import FORMATS, Kind, result_path, results_directory, write_result
 from budgetvlm.table import first_few
 from budgetvlm.tasks import SplitSample, Task
 from budgetvlm.vlm import VLM

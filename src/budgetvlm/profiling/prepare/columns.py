@@ -11,9 +11,9 @@ import numpy as np
 
 from budgetvlm.errors import DataError
 from budgetvlm.knobs import Setting
-from budgetvlm.profiling.results.layout import Kind, SettingResult
 from budgetvlm.profiling.results.measurements import TIMES, TOKEN_COUNTS
 from budgetvlm.profiling.results.reading import iter_results
+from budgetvlm.profiling.results.result_files import Kind, SettingResult
 from budgetvlm.table import first_few
 
 

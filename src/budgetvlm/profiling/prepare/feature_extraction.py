@@ -7,7 +7,9 @@ Shapes: S samples, Di and Dl dimensions.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -16,12 +18,34 @@ from tqdm import tqdm
 from budgetvlm._version import __version__
 from budgetvlm.errors import ConfigError, KnobSpaceError
 from budgetvlm.features import Features
-from budgetvlm.knobs import KnobSpace
+from budgetvlm.profiling.measure.machine import model_fingerprint
 from budgetvlm.profiling.measure.out_of_memory import for_each_batch
-from budgetvlm.profiling.prepare.backend import Backend
 from budgetvlm.table import ProfileTable
-from budgetvlm.tasks import Sample, SplitSample
-from budgetvlm.vlm import VLM, Overview
+from budgetvlm.tasks import Sample, SplitSample, Task, TaskOptions, load_task
+from budgetvlm.vlm import VLM, Overview, load_vlm
+
+T = TypeVar("T")
+
+
+def _fingerprint(model_path: str) -> str:
+    from budgetvlm.vlm.loading import model_directory
+
+    return model_fingerprint(model_directory(model_path))
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Where tasks and models come from; a parameter, so that other models and tests can bring their own.
+
+    Attributes:
+        open_task: data set's name, or its options -> task.
+        open_vlm: (model path, device) -> model.
+        fingerprint: model path -> digest of model and processor, without opening the model.
+    """
+
+    open_task: Callable[[TaskOptions], Task] = load_task
+    open_vlm: Callable[[str, str], VLM] = field(default=lambda path, device: load_vlm(path, device=device))
+    fingerprint: Callable[[str], str] = _fingerprint
 
 
 @runtime_checkable
@@ -50,20 +74,15 @@ def features_of_table(
         KnobSpaceError: the table has a value of a knob that the model does not know.
     """
     vlm = backend.open_vlm(model_path, device)
-    require_known_values(table.knob_space, vlm, model_path)
-    metadata = {"budgetvlm": __version__, **metadata}
-    return extract_features(vlm, [one.sample for one in samples], batch_size=batch_size, metadata=metadata, say=say)
-
-
-def require_known_values(space: KnobSpace, vlm: VLM, model_path: str) -> None:
-    """Raise `KnobSpaceError` where results have a value of a knob that the model does not know."""
-    for name, values in space.knobs:
+    for name, values in table.knob_space.knobs:
         unknown = set(values) - set(vlm.knob_space.values(name))
         if unknown:
             raise KnobSpaceError(
                 f"the results have {name} = {', '.join(map(str, sorted(unknown)))}, which {model_path} does "
                 f"not know (its space: {vlm.knob_space}). They are of another model; give that model's --model_path."
             )
+    metadata = {"budgetvlm": __version__, **metadata}
+    return extract_features(vlm, [one.sample for one in samples], batch_size=batch_size, metadata=metadata, say=say)
 
 
 def extract_features(
@@ -84,12 +103,14 @@ def extract_features(
         DataError: a feature is not finite.
     """
     by_image = {sample.image_id: sample for sample in samples}
-    by_question = {sample.question: sample for sample in samples}
-    images = in_batches(
-        list(by_image.values()), lambda batch: _image_features(vlm, batch), batch_size, "image features", say
-    )
+    by_question = dict.fromkeys(sample.question for sample in samples)
+    images = in_batches(list(by_image.values()), partial(_image_features, vlm), batch_size, "image features", say)
     questions = in_batches(
-        list(by_question.values()), lambda batch: _question_features(vlm, batch), batch_size, "language features", say
+        list(by_question),
+        lambda texts: np.stack([vlm.question_feature(text) for text in texts]),
+        batch_size,
+        "language features",
+        say,
     )
     image_row = {name: row for row, name in enumerate(by_image)}
     question_row = {text: row for row, text in enumerate(by_question)}
@@ -102,27 +123,27 @@ def extract_features(
 
 
 def in_batches(
-    samples: Sequence[Sample],
-    encode: Callable[[Sequence[Sample]], np.ndarray],
+    items: Sequence[T],
+    encode: Callable[[Sequence[T]], np.ndarray],
     batch_size: int,
     name: str,
     say: Callable[[str], None] = print,
 ) -> np.ndarray:
-    """Encode all samples ``[n] -> [n, D]``, in batches that are halved whenever memory runs out.
+    """Encode all items ``[n] -> [n, D]``, in batches that are halved whenever memory runs out.
 
     Raises:
-        ConfigError: ``batch_size`` is below 1, or a single sample does not fit into memory.
+        ConfigError: ``batch_size`` is below 1, or a single item does not fit into memory.
     """
     if batch_size < 1:
         raise ConfigError(f"feature_batch_size={batch_size} cannot work; it has to be 1 at least")
     parts: list[np.ndarray] = []
-    with tqdm(total=len(samples), desc=name, unit="sample", mininterval=0.5) as bar:
+    with tqdm(total=len(items), desc=name, unit="sample", mininterval=0.5) as bar:
 
-        def add(batch: Sequence[Sample]) -> None:
+        def add(batch: Sequence[T]) -> None:
             parts.append(encode(batch))
             bar.update(len(batch))
 
-        for_each_batch(samples, batch_size, add, say)
+        for_each_batch(items, batch_size, add, say)
     return np.concatenate(parts)
 
 
@@ -133,8 +154,3 @@ def _image_features(vlm: VLM, samples: Sequence[Sample]) -> np.ndarray:
     else:
         overviews = [vlm.encode_overview(sample.load_image()) for sample in samples]
     return np.stack([overview.feature for overview in overviews])
-
-
-def _question_features(vlm: VLM, samples: Sequence[Sample]) -> np.ndarray:
-    """Return ``[n, Dl]``, float32."""
-    return np.stack([vlm.question_feature(sample.question) for sample in samples])

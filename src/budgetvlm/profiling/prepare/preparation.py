@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from budgetvlm._io import write_json
+from budgetvlm._io import require_writable, write_json
 from budgetvlm._version import __version__
 from budgetvlm.errors import DataError, OutputError
 from budgetvlm.features import Features
-from budgetvlm.profiling.prepare.backend import Backend
 from budgetvlm.profiling.prepare.document import REMEDY, read_document, to_document, to_table
-from budgetvlm.profiling.prepare.feature_extraction import features_of_table
+from budgetvlm.profiling.prepare.feature_extraction import Backend, features_of_table
 from budgetvlm.profiling.prepare.join import BY_INDEX, SAMPLE_IDS, join, split_names
 from budgetvlm.profiling.prepare.prepare_options import PrepareOptions
 from budgetvlm.profiling.prepare.splits import TASK_SPLIT, assign_splits
@@ -39,7 +37,7 @@ class PreparedData:
     Attributes:
         table: the profile table, with splits.
         features: a row for each of the table's samples, in its order.
-        path: the JSON document.
+        path: the JSON document; `features_path` and `table_path` tell where the rest lies.
         reused: whether it was there already.
     """
 
@@ -47,14 +45,6 @@ class PreparedData:
     features: Features
     path: Path
     reused: bool = False
-
-    @property
-    def table_path(self) -> Path:
-        return table_path(self.path)
-
-    @property
-    def features_path(self) -> Path:
-        return features_path(self.path)
 
 
 def prepare(
@@ -74,7 +64,7 @@ def prepare(
     run = _Preparation(options, backend or Backend(), say)
     if options.output_data_path.exists() and not force_recompute:
         return run.reuse()
-    _require_writable(options.output_data_path)
+    require_writable(options.output_data_path.parent, "--output_data_path")
     return run.make(force_recompute)
 
 
@@ -266,15 +256,3 @@ def _with_task_labels(table: ProfileTable, samples: Sequence[SplitSample]) -> Pr
             "another version of the data set; profile this one."
         )
     return replace(table, groups=known | table.groups)
-
-
-def _require_writable(path: Path) -> None:
-    """Fail before hours of work, not after them."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {path}: {error.strerror or error}. Choose a writable directory with --output_data_path."
-        ) from error

@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import chain, pairwise
 
 from budgetvlm.errors import DataError
-from budgetvlm.profiling.results.layout import Kind, SettingResult
+from budgetvlm.profiling.results.result_files import Kind, SettingResult
 
 
 def number_by_split(kind: Kind, parts: Sequence[SettingResult]) -> Sequence[SettingResult]:

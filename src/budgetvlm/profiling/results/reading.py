@@ -17,8 +17,8 @@ from typing import Any
 from budgetvlm._io import read_json
 from budgetvlm.errors import DataError
 from budgetvlm.knobs import KNOBS, Value
-from budgetvlm.profiling.results.layout import FORMATS, SCHEMA_VERSION, Kind, SettingResult, results_directory
 from budgetvlm.profiling.results.numbering import number_by_split
+from budgetvlm.profiling.results.result_files import FORMATS, SCHEMA_VERSION, Kind, SettingResult, results_directory
 from budgetvlm.table import first_few
 
 
