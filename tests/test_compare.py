@@ -17,7 +17,6 @@ from budgetvlm.comparison import CompareOptions, compare
 from budgetvlm.comparison.comparison_tables import WIDTH, tables
 from budgetvlm.comparison.fits import Cell, CellSpec
 from budgetvlm.comparison.fitting_data import viewed, with_splits
-from budgetvlm.comparison.gains_plot import plot_comparison
 from budgetvlm.comparison.roster import ROSTER, Entry
 from budgetvlm.comparison.runner import ORIGIN
 from budgetvlm.errors import ConfigError, DataError
@@ -25,6 +24,8 @@ from budgetvlm.evaluation.evaluation_data import learning_part
 from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 from budgetvlm.evaluation.text_tables import plain_text
 from budgetvlm.features import Features
+from budgetvlm.html_report.picture_files import save_side_by_side
+from budgetvlm.html_report.result_charts import comparison_charts
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.table import ProfileTable
 
@@ -134,7 +135,7 @@ def test_the_printed_tables_name_every_policy_and_lose_nothing(report) -> None:
 def test_the_document_is_json_and_the_picture_is_drawn(report, tmp_path) -> None:
     document = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert {row["key"] for row in document["rows"]} >= {"grpo", "oracle"}
-    plot_comparison(report, tmp_path / "x.png")
+    save_side_by_side(comparison_charts(report), tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 10_000
 
 

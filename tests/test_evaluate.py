@@ -22,10 +22,11 @@ from budgetvlm.errors import ConfigError, DataError, OutputError
 from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 from budgetvlm.evaluation.evaluator import evaluate
 from budgetvlm.evaluation.outcomes import Contender, outcomes
-from budgetvlm.evaluation.plots import plot_evaluation
 from budgetvlm.evaluation.records import AtBudget, EvaluationReport, PolicyResult
 from budgetvlm.evaluation.text_tables import plain_text, tables
 from budgetvlm.features import Features
+from budgetvlm.html_report.picture_files import save_side_by_side
+from budgetvlm.html_report.result_charts import evaluation_charts
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.policies import States
 from budgetvlm.table import ProfileTable
@@ -273,11 +274,11 @@ def test_document_and_text(report: EvaluationReport) -> None:
 
 
 def test_picture_is_written_whole_or_not_at_all(report: EvaluationReport, tmp_path: Path) -> None:
-    plot_evaluation(report, tmp_path / "deep" / "evaluation.png")
+    save_side_by_side(evaluation_charts(report), tmp_path / "deep" / "evaluation.png")
     assert (tmp_path / "deep" / "evaluation.png").read_bytes().startswith(b"\x89PNG")
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):
-        plot_evaluation(report, tmp_path / "file" / "evaluation.png")
+        save_side_by_side(evaluation_charts(report), tmp_path / "file" / "evaluation.png")
 
 
 def test_options_say_all_that_is_wrong_at_once() -> None:

@@ -10,24 +10,25 @@ import argparse
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from budgetvlm.commands.data_arguments import add_data_arguments, read_table
 from budgetvlm.commands.flags import OptionFlags, add_json_flag
 from budgetvlm.commands.showing import check_output, show_report, write_report
+from budgetvlm.comparison.compare_options import CompareOptions
 from budgetvlm.errors import ConfigError
 from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 
 if TYPE_CHECKING:
-    from budgetvlm.comparison import CompareOptions, CompareReport, Entry
+    from budgetvlm.comparison import CompareReport, Entry
     from budgetvlm.features import Features
     from budgetvlm.table import ProfileTable
 
 REPORT, PICTURE, CELLS = "comparison.json", "comparison.png", "cells"
 QUICK_EPOCHS = 30
 EVALUATION = OptionFlags(EvaluationOptions, "labels", "resamples", budget_shares="budgets")
+COMPARED = OptionFlags(CompareOptions, "seeds", "sections", "num_epochs", "members")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,16 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_arguments(parser)
     what = parser.add_argument_group("what is compared")
     what.add_argument("--policies", nargs="+", metavar="NAME", help="some of them; --policies help lists all")
-    what.add_argument("--seeds", type=int, nargs="+", metavar="N", help="default: 0 1 2")
-    what.add_argument(
-        "--sections", nargs="+", metavar="NAME", help="policies, knobs, features, samples (default: all of them)"
-    )
     what.add_argument(
         "--quick", action="store_true",
         help=f"the quick policies, one seed, {QUICK_EPOCHS} epochs, nothing left out; other flags win over it",
     )  # fmt: skip
-    what.add_argument("--num_epochs", type=int, metavar="N", help="at most, for trained policies (default: 100)")
-    what.add_argument("--members", type=int, default=5, metavar="N", help="of the ensembles (default: 5)")
+    COMPARED.add(what, seeds=None, sections=None, num_epochs=None)
     how = parser.add_argument_group("how")
     how.add_argument(
         "--split", default="test", choices=["test", "validation"], help="samples to report (default: test)"
@@ -60,7 +56,7 @@ def run(args: argparse.Namespace, rivals: Sequence[Entry] = ()) -> int:
     """Read, compare, report; ``rivals`` are further policies that --policies may name."""
     from budgetvlm.comparison import ROSTER
     from budgetvlm.comparison.comparison_tables import WIDTH, tables
-    from budgetvlm.comparison.gains_plot import plot_comparison
+    from budgetvlm.html_report.result_charts import comparison_charts
 
     known = [*ROSTER.values(), *rivals]
     if args.policies == ["help"]:
@@ -71,7 +67,7 @@ def run(args: argparse.Namespace, rivals: Sequence[Entry] = ()) -> int:
     table, features = read_table(args)
     entries = [entry for entry in rivals if entry.key in keys]
     report = _compare(table, features, options, args.output_dir, entries)
-    written = write_report(report, lambda path: plot_comparison(report, path), args.output_dir, REPORT, PICTURE)
+    written = write_report(report, comparison_charts, args.output_dir, REPORT, PICTURE)
     show_report(report, tables(report), WIDTH, args.json, written)
     return 0
 
@@ -95,19 +91,11 @@ def _chosen_keys(args: argparse.Namespace, known: Sequence[Entry]) -> list[str]:
 
 
 def _options(args: argparse.Namespace, policies: tuple[str, ...]) -> CompareOptions:
-    from budgetvlm.comparison import CompareOptions
-
     given = EVALUATION.read(args)
     given["budget_shares"] = tuple(sorted(given["budget_shares"]))
-    options = CompareOptions(EvaluationOptions(split=args.split, **given), policies, members=args.members)
-    if args.quick:
-        options = replace(options, seeds=(0,), sections=("policies",), num_epochs=QUICK_EPOCHS)
-    return replace(
-        options,
-        seeds=options.seeds if args.seeds is None else tuple(dict.fromkeys(args.seeds)),
-        sections=options.sections if args.sections is None else tuple(dict.fromkeys(args.sections)),
-        num_epochs=options.num_epochs if args.num_epochs is None else args.num_epochs,
-    )
+    quick: dict[str, Any] = {"seeds": (0,), "sections": ("policies",), "num_epochs": QUICK_EPOCHS} if args.quick else {}
+    chosen = quick | COMPARED.read(args)
+    return CompareOptions(EvaluationOptions(split=args.split, **given), policies, **chosen)
 
 
 def _open_output(args: argparse.Namespace) -> None:

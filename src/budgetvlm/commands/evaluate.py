@@ -49,8 +49,8 @@ def run(args: argparse.Namespace) -> int:
     """Read, evaluate, report."""
     if args.live:
         return live.run(args)
-    from budgetvlm.evaluation.plots import plot_evaluation
     from budgetvlm.evaluation.text_tables import WIDTH, tables
+    from budgetvlm.html_report.result_charts import evaluation_charts
 
     options = _options(args)
     if not args.overwrite:
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     table, features = read_data(args)
     policies = read_controllers(args.checkpoint, table, features)
     report = evaluate_with_progress(table, features, policies, options)
-    written = write_report(report, lambda path: plot_evaluation(report, path), args.output_dir, REPORT, PICTURE)
+    written = write_report(report, evaluation_charts, args.output_dir, REPORT, PICTURE)
     show_report(report, tables(report), WIDTH, args.json, written)
     return 0
 

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from budgetvlm.errors import OutputError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-
-class JsonReport(Protocol):
-    """A report that can be written as one JSON document."""
-
-    def to_dict(self) -> dict[str, Any]: ...
+    from budgetvlm.evaluation.records import HeldOutReport
+    from budgetvlm.html_report.report_chart import ReportChart
 
 
 def check_output(directory: Path | None, names: list[str], remedy: str) -> None:
@@ -28,32 +25,33 @@ def check_output(directory: Path | None, names: list[str], remedy: str) -> None:
 
 
 def write_report(
-    report: JsonReport, draw: Callable[[Path], None], directory: Path | None, document: str, picture: str
+    report: Any, charts: Callable[[Any], Sequence[ReportChart]], directory: Path | None, document: str, picture: str
 ) -> list[Path]:
-    """Write the document and the picture (with ``draw``) into a directory; their paths."""
+    """Write a report's document and its charts as one picture into a directory; their paths."""
     if directory is None:
         return []
     from budgetvlm._io import write_json
+    from budgetvlm.html_report.picture_files import save_side_by_side
 
     write_json(directory / document, report.to_dict())
-    draw(directory / picture)
+    save_side_by_side(charts(report), directory / picture)
     return [directory / document, directory / picture]
 
 
-def show_report(report: JsonReport, tables: RenderableType, width: int, as_json: bool, written: list[Path]) -> None:
+def show_report(report: HeldOutReport, tables: RenderableType, width: int, as_json: bool, written: list[Path]) -> None:
     """Print a report, as one JSON document or as tables that need a ``width``, and the paths that were written."""
     if as_json:
         print(json.dumps(report.to_dict(), allow_nan=False, ensure_ascii=False))
         return
-    if sys.stdout.isatty():
-        from rich.console import Console
+    from rich.console import Console
 
+    from budgetvlm.evaluation.text_tables import plain_text
+
+    if sys.stdout.isatty():
         console = Console()
         console.width = max(console.width, width)
         console.print(tables)
     else:
-        from budgetvlm.evaluation.text_tables import plain_text
-
         sys.stdout.write(plain_text(tables, width))
     for path in written:
         print(path)

@@ -1,6 +1,6 @@
 """Accuracy, latency and violations when each request has a latency ceiling, its budget.
 
-Shapes: S samples, P budgets, U runs, R resamples.
+Shapes: S samples, P budgets, U runs, R resamples; numbers with an interval are ``[1 + R, ...]``, see `intervals`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from budgetvlm.evaluation.evaluation_data import EvaluationData
-from budgetvlm.evaluation.intervals import Resampled
+from budgetvlm.evaluation.intervals import ratio
 from budgetvlm.evaluation.outcomes import GROUP, LOOKUP, ORACLE, PREDICT, Outcomes
 from budgetvlm.evaluation.records import AtBudget, Estimate, Room, SettingShare
 
@@ -20,14 +20,14 @@ LEAST_ROOM = 1e-3  # below a tenth of a point of accuracy a share of the room me
 
 @dataclass(frozen=True, eq=False)
 class CeilingMetrics:
-    """For each contender by name: its outcomes, and its mean accuracy, latency (ms) and violation rate ``[P]``."""
+    """Each contender's outcomes by its name, and its mean accuracy, latency (ms) and violation rate ``[1 + R, P]``."""
 
     data: EvaluationData
     shares: tuple[float, ...]
     found: Mapping[str, Outcomes]
-    accuracy: dict[str, Resampled]
-    latency_ms: dict[str, Resampled]
-    violations: dict[str, Resampled]
+    accuracy: dict[str, np.ndarray]
+    latency_ms: dict[str, np.ndarray]
+    violations: dict[str, np.ndarray]
 
     @classmethod
     def measure(cls, data: EvaluationData, shares: Sequence[float], found: Mapping[str, Outcomes]) -> CeilingMetrics:
@@ -38,7 +38,7 @@ class CeilingMetrics:
         for name, outcomes in found.items():
             accuracy[name] = mean(outcomes.sample_accuracy)
             latency[name] = mean(outcomes.sample_latency)
-            violations[name] = mean(outcomes.sample_violations(budgets_ms) * timed) / mean(timed)
+            violations[name] = ratio(mean(outcomes.sample_violations(budgets_ms) * timed), mean(timed))
         return cls(data, tuple(shares), found, accuracy, latency, violations)
 
     def at_budgets(self, name: str) -> tuple[AtBudget, ...]:
@@ -66,7 +66,7 @@ class CeilingMetrics:
 
     def comparable(self, name: str, room_shares: Sequence[float]) -> bool:
         """Whether a policy breaks at most as many budgets as the lookup table, plus what the guard tolerates."""
-        late, lookup_late = (self._over(self.violations[n], room_shares).value for n in (name, LOOKUP))
+        late, lookup_late = (self._over(self.violations[n], room_shares)[0] for n in (name, LOOKUP))
         return bool(late <= lookup_late + 1 - self.data.guard.quantile)
 
     def gain(self, name: str, other: str, room_shares: Sequence[float]) -> Estimate:
@@ -79,28 +79,29 @@ class CeilingMetrics:
         return AtBudget(
             budget_share=self.shares[p],
             budget_ms=float(self.data.budgets_ms(self.shares)[p]),
-            accuracy=estimate(self.accuracy[name][p]),
-            vs_lookup=estimate(self.accuracy[name][p] - self.accuracy[LOOKUP][p]),
-            mean_ms=estimate(self.latency_ms[name][p]),
+            accuracy=estimate(self.accuracy[name][:, p]),
+            vs_lookup=estimate(self.accuracy[name][:, p] - self.accuracy[LOOKUP][:, p]),
+            mean_ms=estimate(self.latency_ms[name][:, p]),
             p50_ms=float(p50),
             p95_ms=float(p95),
-            violation_rate=estimate(self.violations[name][p]),
+            violation_rate=estimate(self.violations[name][:, p]),
             settings=self._settings(found.chosen[:, p]),
         )
 
-    def _over(self, number: Resampled, room_shares: Sequence[float]) -> Resampled:
-        """The mean over the named budgets."""
-        return number[np.array([self.shares.index(share) for share in room_shares])].mean()
+    def _over(self, number: np.ndarray, room_shares: Sequence[float]) -> np.ndarray:
+        """The mean over the named budgets, ``[1 + R, P]`` -> ``[1 + R]``."""
+        mean: np.ndarray = number[:, [self.shares.index(share) for share in room_shares]].mean(axis=1)
+        return mean
 
-    def _difference(self, name: str, other: str, room_shares: Sequence[float]) -> Resampled:
+    def _difference(self, name: str, other: str, room_shares: Sequence[float]) -> np.ndarray:
         return self._over(self.accuracy[name] - self.accuracy[other], room_shares)
 
-    def _share(self, gain: Resampled, bound: str, room_shares: Sequence[float]) -> Estimate | None:
+    def _share(self, gain: np.ndarray, bound: str, room_shares: Sequence[float]) -> Estimate | None:
         """A gain over the lookup table as a share of a bound's; None where the bound gains next to nothing."""
         if bound not in self.found:
             return None
         room = self._difference(bound, LOOKUP, room_shares)
-        return self.data.bootstrap.estimate(gain / room) if room.value >= LEAST_ROOM else None
+        return self.data.bootstrap.estimate(ratio(gain, room)) if room[0] >= LEAST_ROOM else None
 
     def _settings(self, chosen: np.ndarray) -> tuple[SettingShare, ...]:
         """Settings chosen, the most frequent first."""

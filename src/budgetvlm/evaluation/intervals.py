@@ -1,5 +1,7 @@
 """Bootstrap intervals over images: samples that share an image are drawn together.
 
+Numbers that have an interval are arrays ``[1 + R, ...]``: the number itself, then what it is in every resample, so
+that arithmetic with them is paired by resample.
 Shapes: S samples, I images, R resamples; "..." stands for any number of quantities.
 """
 
@@ -13,35 +15,9 @@ import numpy as np
 from budgetvlm.evaluation.records import Estimate
 
 
-@dataclass(frozen=True, eq=False)
-class Resampled:
-    """Numbers ``[...]`` and what each of them is in every resample ``[R, ...]``; arithmetic is paired by resample."""
-
-    value: np.ndarray
-    resamples: np.ndarray
-
-    def __getitem__(self, index: int | np.ndarray) -> Resampled:
-        return Resampled(self.value[index], self.resamples[:, index])
-
-    def __sub__(self, other: Resampled) -> Resampled:
-        return Resampled(self.value - other.value, self.resamples - other.resamples)
-
-    def __rmul__(self, factor: float) -> Resampled:
-        return Resampled(factor * self.value, factor * self.resamples)
-
-    def __truediv__(self, other: Resampled) -> Resampled:
-        """The ratio; NaN in a resample in which the other number is not positive."""
-        positive = np.where(other.resamples > 0, other.resamples, np.nan)
-        return Resampled(self.value / other.value, self.resamples / positive)
-
-    def mean(self) -> Resampled:
-        """The mean over the quantities."""
-        return Resampled(self.value.mean(), self.resamples.mean(axis=1))
-
-    def saved_over(self, other: Resampled) -> Resampled:
-        """One minus the ratio to another number."""
-        ratio = self / other
-        return Resampled(1 - ratio.value, 1 - ratio.resamples)
+def ratio(number: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """``number / other``, ``[1 + R, ...]``; NaN wherever the other number is not positive."""
+    return number / np.where(other > 0, other, np.nan)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +55,9 @@ class Bootstrap:
         means = (self.weights @ sums) / (self.weights @ size)[:, None]
         return means.reshape(len(self.weights), *values.shape[1:])
 
-    def mean(self, values: np.ndarray) -> Resampled:
-        """Mean over the samples ``[S, ...]``, overall and in each resample."""
-        return Resampled(values.mean(axis=0, dtype=np.float64), self.means(values))
+    def mean(self, values: np.ndarray) -> np.ndarray:
+        """Mean over the samples ``[S, ...]``, overall and in each resample, ``[1 + R, ...]``."""
+        return np.concatenate([values.mean(axis=0, dtype=np.float64)[None], self.means(values)])
 
     def interval(self, resampled: np.ndarray) -> np.ndarray:
         """Percentile interval over the first axis, ``[R, ...]`` -> ``[2, ...]``; NaN resamples are left out.
@@ -93,7 +69,7 @@ class Bootstrap:
         filled = np.where(known, resampled, 0.0)
         return np.where(known, np.nanquantile(filled, [tail, 1 - tail], axis=0), np.nan)
 
-    def estimate(self, number: Resampled) -> Estimate:
-        """A single number with its interval."""
-        low, high = self.interval(number.resamples)
-        return Estimate(float(number.value), float(low), float(high))
+    def estimate(self, number: np.ndarray) -> Estimate:
+        """A single number ``[1 + R]`` with its interval."""
+        low, high = self.interval(number[1:])
+        return Estimate(float(number[0]), float(low), float(high))

@@ -3,7 +3,7 @@
 Each price gives a point (mean latency, mean accuracy), and choosing at random between neighbouring prices gives the
 line between their points. Which prices are worth choosing from (the hull's vertices) is picked on the tuning split,
 for the blind mix of settings on the training split; what they give is measured on the evaluated split.
-Shapes: S samples, P prices or settings, V vertices, R resamples.
+Shapes: S samples, P prices or settings, V vertices, R resamples; the first of ``1 + R`` is the number itself.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from budgetvlm.evaluation.evaluation_data import EvaluationData
 from budgetvlm.evaluation.frontier import latency_at, mixing_path
-from budgetvlm.evaluation.intervals import Bootstrap, Resampled
+from budgetvlm.evaluation.intervals import ratio
 from budgetvlm.evaluation.outcomes import BLIND, GROUP, PREDICT, Outcomes
 from budgetvlm.evaluation.records import AtAccuracy, Estimate, FrontierPoint
 
@@ -33,37 +33,21 @@ class PriceSweep:
 
 @dataclass(frozen=True, eq=False)
 class Frontier:
-    """Points ``[P]`` on the evaluated split (None: a setting without a price), and the vertices ``[V]`` among them."""
+    """Points ``[1 + R, P]`` on the evaluated split (price None: a setting), and the vertices ``[V]`` among them."""
 
     prices: tuple[float | None, ...]
-    latency_ms: Resampled
-    accuracy: Resampled
+    latency_ms: np.ndarray
+    accuracy: np.ndarray
     vertices: np.ndarray
 
-    @classmethod
-    def of(
-        cls,
-        bootstrap: Bootstrap,
-        prices: Sequence[float | None],
-        latency_ms: np.ndarray,
-        accuracy: np.ndarray,
-        vertices: np.ndarray,
-    ) -> Frontier:
-        """The frontier from accuracy and latency of each evaluated sample ``[S, P]``."""
-        return cls(tuple(prices), bootstrap.mean(latency_ms), bootstrap.mean(accuracy), vertices)
-
-    def latency_at(self, target: Resampled) -> Resampled:
-        """Mean latency at an accuracy, in each resample at the resample's own; NaN where it is not reached."""
-        ms, accuracy = self.latency_ms[self.vertices], self.accuracy[self.vertices]
-        return Resampled(
-            latency_at(ms.value, accuracy.value, target.value),
-            latency_at(ms.resamples, accuracy.resamples, target.resamples),
-        )
+    def latency_at(self, target: np.ndarray) -> np.ndarray:
+        """Mean latency at an accuracy ``[1 + R]``, in each resample at its own; NaN where it is not reached."""
+        return latency_at(self.latency_ms[:, self.vertices], self.accuracy[:, self.vertices], target)
 
     def points(self, reference_ms: float) -> tuple[FrontierPoint, ...]:
         """All points in the order of the prices; a price is also given in points of accuracy per ms."""
         rank = {int(p): place for place, p in enumerate(self.vertices)}
-        found = zip(self.prices, self.latency_ms.value.tolist(), self.accuracy.value.tolist(), strict=True)
+        found = zip(self.prices, self.latency_ms[0].tolist(), self.accuracy[0].tolist(), strict=True)
         return tuple(
             FrontierPoint(price, None if price is None else price * 100.0 / reference_ms, ms, accuracy, rank.get(p))
             for p, (price, ms, accuracy) in enumerate(found)
@@ -77,7 +61,7 @@ class MeanBudgetMetrics:
     data: EvaluationData
     frontiers: dict[str, Frontier]
     accuracy_shares: tuple[float, ...]
-    full_accuracy: Resampled
+    full_accuracy: np.ndarray
 
     @classmethod
     def measure(
@@ -103,29 +87,31 @@ class MeanBudgetMetrics:
     def _at(self, name: str, share: float) -> AtAccuracy:
         latency = self._latency(name, share)
         saved, visible = self._saved(name, BLIND, share), self._saved(GROUP, BLIND, share)
-        closed = saved / visible if saved and visible and visible.value > LEAST_SAVING else None
+        closed = None
+        if saved is not None and visible is not None and visible[0] > LEAST_SAVING:
+            closed = ratio(saved, visible)
         return AtAccuracy(
             accuracy_share=share,
-            target_accuracy=share * float(self.full_accuracy.value),
+            target_accuracy=share * float(self.full_accuracy[0]),
             latency_ms=self._estimate(latency),
-            reached_share=float(np.isfinite(latency.resamples).mean()),
+            reached_share=float(np.isfinite(latency[1:]).mean()),
             saved=self._estimate(saved),
             visible_saving_closed=self._estimate(closed),
             saved_vs_predict=self.faster(name, PREDICT, share),
         )
 
-    def _latency(self, name: str, share: float) -> Resampled:
+    def _latency(self, name: str, share: float) -> np.ndarray:
         return self.frontiers[name].latency_at(share * self.full_accuracy)
 
-    def _saved(self, name: str, other: str, share: float) -> Resampled | None:
+    def _saved(self, name: str, other: str, share: float) -> np.ndarray | None:
         """One minus the ratio of two contenders' latencies; None where one has no frontier."""
         if not {name, other} <= set(self.frontiers):
             return None
-        return self._latency(name, share).saved_over(self._latency(other, share))
+        return 1 - ratio(self._latency(name, share), self._latency(other, share))
 
-    def _estimate(self, number: Resampled | None) -> Estimate | None:
+    def _estimate(self, number: np.ndarray | None) -> Estimate | None:
         """None where the number is not defined or the target was not reached."""
-        if number is None or not np.isfinite(number.value):
+        if number is None or not np.isfinite(number[0]):
             return None
         return self.data.bootstrap.estimate(number)
 
@@ -134,11 +120,13 @@ def _blind(data: EvaluationData) -> Frontier:
     """The settings on the hull of the training means, as measured on the evaluated split."""
     hull = mixing_path(data.means.latency_ms, data.means.accuracy)
     latency, accuracy = data.test.latency_ms[:, hull], data.test.accuracy[:, hull]
-    return Frontier.of(data.bootstrap, (None,) * len(hull), latency, accuracy, np.arange(len(hull)))
+    mean = data.bootstrap.mean
+    return Frontier((None,) * len(hull), mean(latency), mean(accuracy), np.arange(len(hull)))
 
 
 def _swept(data: EvaluationData, sweep: PriceSweep) -> Frontier:
     """A contender at every price; the vertices are picked on the tuning split."""
     tuned, found = sweep.tuning, sweep.test
     vertices = mixing_path(tuned.sample_latency.mean(axis=0), tuned.sample_accuracy.mean(axis=0))
-    return Frontier.of(data.bootstrap, sweep.prices, found.sample_latency, found.sample_accuracy, vertices)
+    mean = data.bootstrap.mean
+    return Frontier(sweep.prices, mean(found.sample_latency), mean(found.sample_accuracy), vertices)

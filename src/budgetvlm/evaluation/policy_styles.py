@@ -15,7 +15,7 @@ COLOUR_CYCLE = (ORANGE, BLUE, GREEN, PURPLE, AMBER, SKY)
 ROLE_COLOURS = {"controller": ORANGE, "variant": AMBER, "baseline": BLUE, "bound": GREY}
 
 DASHES: dict[str, Any] = {"solid": "-", "dash": (0, (4, 2)), "dot": (0, (1, 1.6)), "dashdot": (0, (5, 1.5, 1.2, 1.5))}
-MARKERS = {"circle": "o", "diamond": "D", "triangle-up": "^", "": ""}
+MARKERS = {"circle": "o", "diamond": "D", "triangle-up": "^", "star": "*", "": ""}
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def line_figure(
 
 
 def bars(
-    name: str, labels: Sequence[str], heights: Sequence[Number], colour: str,
+    name: str, labels: Sequence[str], heights: Sequence[Number], colour: str | list[str],
     interval: Sequence[tuple[Number, Number]] = (), *, flat: bool = False,
 ) -> Bar:  # fmt: skip
     """One colour of a bar chart with optional whiskers; ``flat`` bars lie on their side."""

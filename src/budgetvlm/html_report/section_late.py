@@ -25,7 +25,7 @@ from budgetvlm.html_report.report_chart import (
     line_figure,
 )
 from budgetvlm.html_report.report_inputs import ReportInputs
-from budgetvlm.html_report.section_frontier import budget_curve
+from budgetvlm.html_report.result_charts import budget_curve
 
 DRAWN = ("controller", "predict + argmax", "lookup table")
 SYSTEM_COLOURS = {"guarded": ORANGE, "unguarded": GREY}
