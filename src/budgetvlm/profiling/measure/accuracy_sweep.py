@@ -128,14 +128,19 @@ def _sweep_batch(progress: _Progress, group: Sequence[Setting], batch: Sequence[
             loaded.append((place, load_image(place)))
         except InputError as error:
             sweep.skip(place, error)
+    _answer(progress, lacking, loaded)
+
+
+def _answer(progress: _Progress, lacking: Sequence[Setting], loaded: Sequence[Loaded]) -> None:
+    """Answer one batch; where the model refuses a sample, answer them one by one, which tells whom to leave out."""
     try:
         _answer_batch(progress, lacking, loaded)
-    except InputError:  # the model refuses one of them; alone it tells which
-        for place, image in loaded:
-            try:
-                _answer_batch(progress, lacking, [(place, image)])
-            except InputError as error:
-                sweep.skip(place, error)
+    except InputError as error:
+        if len(loaded) == 1:
+            progress.sweep.skip(loaded[0][0], error)
+            return
+        for one in loaded:
+            _answer(progress, lacking, [one])
 
 
 def _answer_batch(progress: _Progress, lacking: Sequence[Setting], loaded: Sequence[Loaded]) -> None:

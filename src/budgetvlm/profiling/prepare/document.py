@@ -35,7 +35,10 @@ def to_document(table: ProfileTable, how: Mapping[str, Any]) -> dict[str, Any]:
         "latency_reference_ms": latency_reference_ms(table),
         "splits": describe_splits(table),
         "metadata": table.metadata,
-        "samples": [_sample(table, row) for row in range(table.num_samples)],
+        "samples": [
+            {"sample_id": name, "split": side, "groups": {label: table.groups[label][row] for label in table.groups}}
+            for row, (name, side) in enumerate(zip(table.sample_ids, table.split or (), strict=True))
+        ],
         "settings": [
             {
                 **setting,
@@ -102,12 +105,6 @@ def latency_reference_ms(table: ProfileTable) -> float | None:
     return None if np.isnan(times).all() else round(float(np.nanmedian(times)), 4)
 
 
-def _sample(table: ProfileTable, row: int) -> dict[str, Any]:
-    assert table.split is not None
-    groups = {name: labels[row] for name, labels in table.groups.items()}
-    return {"sample_id": table.sample_ids[row], "split": table.split[row], "groups": groups}
-
-
 def _numbers(values: np.ndarray, digits: int) -> list[float | None] | None:
     """Return rounded numbers with None for NaN, or None where nothing was measured."""
     if np.isnan(values).all():
@@ -123,5 +120,4 @@ def _matrices(settings: list[dict[str, Any]], field: str) -> dict[str, np.ndarra
 def _matrix(columns: list[list[float | None] | None]) -> np.ndarray:
     """Return ``[S, K]`` from K columns; None becomes NaN."""
     count = max(len(column) for column in columns if column is not None)
-    empty = np.full(count, np.nan, dtype=np.float32)
-    return np.stack([empty if c is None else np.array(c, dtype=np.float32) for c in columns], axis=1)
+    return np.array([[None] * count if column is None else column for column in columns], dtype=np.float32).T

@@ -54,10 +54,11 @@ def join(
     space = _space(exp5_dir, accuracy.settings)
     by_cell = latency_fill == "settings" or (latency_fill == "model" and any("cells" in c for c in timed.configs))
     times = timed.at(accuracy, [name for name in TIMES if name in timed.values])
+    predicted = np.isnan(times[..., 0])
     if by_cell:
-        times, predicted, errors = _filled_by_cell(space, accuracy, times, timed)
+        times, errors = _filled_by_cell(space, accuracy, times, timed)
     else:
-        times, predicted, errors = _filled_by_setting(accuracy, timed, times, latency_fill)
+        times, errors = _filled_by_setting(accuracy, timed, times, latency_fill)
     notes, fill = _describe_fill(accuracy, timed, predicted, errors, by_cell)
     source = tuple(np.where(predicted.any(axis=1), "predicted", "measured").tolist())
     metadata = {
@@ -67,7 +68,7 @@ def join(
         "exp5_config": accuracy.config,
         "exp6_config": timed.config,
     } | ({SAMPLE_IDS: BY_INDEX} if accuracy.indexed else {})
-    table = _table(space, accuracy, times, timed)
+    table = _table(space, accuracy, np.round(times, 4), timed)
     return replace(table, groups=accuracy.groups | {LATENCY_SOURCE: source}, metadata=metadata), notes
 
 
@@ -159,39 +160,39 @@ def split_names(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _filled_by_cell(
     space: KnobSpace, accuracy: SweepArrays, times: np.ndarray, timed: SweepArrays
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Do as `_filled_by_setting` with one model of all settings; errors are of cells that it was not fitted on."""
-    predicted = np.isnan(times[..., 0])
-    if not predicted.any():
-        return np.round(times, 4), predicted, np.zeros(0)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return times ``[S, M, T]`` without gaps, by one model of all settings, and its errors on cells held out."""
+    gaps = np.isnan(times)
+    if not gaps.any():
+        return times, np.zeros(0)
     if accuracy.tokens is None:
-        raise DataError(_no_counts(accuracy, f"exp6 timed {int((~predicted).sum())} of {predicted.size} cells"))
+        cells = gaps[..., 0]
+        raise DataError(_no_counts(accuracy, f"exp6 timed {int((~cells).sum())} of {cells.size} cells"))
     filled, errors = predict_cells(_table(space, accuracy, times, timed))
     places = [space.index(setting) for setting in accuracy.settings]
     whole = np.stack([filled.latency_ms, *(filled.stages_ms[s] for s in _stages(timed))], axis=-1)[:, places]
-    return np.round(np.where(np.isnan(times), whole, times), 4), predicted, errors
+    return np.where(gaps, whole, times), errors
 
 
 def _filled_by_setting(
     accuracy: SweepArrays, timed: SweepArrays, times: np.ndarray, latency_fill: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return times ``[S, M, T]``, which of them are predicted ``[S, M]``, and relative errors of the fits.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return times ``[S, M, T]`` without gaps, and the relative errors of the fits.
 
     Each setting has a fit of its own, to all samples that exp6 has of it.
     """
-    predicted = np.isnan(times[..., 0])
     wanted, counts, errors = accuracy.tokens, timed.tokens, [np.zeros(0)]
     measured = np.stack([timed.values[name] for name in TIMES if name in timed.values], axis=-1)
     times = times.copy()
     for column, setting in enumerate(accuracy.settings):
-        gaps, own = predicted[:, column], timed.settings.index(setting)
+        gaps, own = np.isnan(times[:, column, 0]), timed.settings.index(setting)
         known = ~np.isnan(measured[:, own, 0])
         _check_samples(accuracy, timed, own, gaps, latency_fill)
         if gaps.any() and wanted is not None and counts is not None:
             filled = predict_times(counts[known, own], measured[known, own], wanted[gaps, column])
             times[gaps, column] = filled.times_ms
             errors.append(filled.relative_errors)
-    return np.round(times, 4), predicted, np.concatenate(errors)
+    return times, np.concatenate(errors)
 
 
 def _check_samples(accuracy: SweepArrays, timed: SweepArrays, column: int, gaps: np.ndarray, latency_fill: str) -> None:

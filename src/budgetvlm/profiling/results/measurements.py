@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any
+from typing import Any, Self
 
 from budgetvlm.errors import DataError
 
@@ -18,6 +18,13 @@ STAGE_FIELDS = {
     "decode": "T_decode_ms",
 }
 TIMES = ("T_total_ms", *STAGE_FIELDS.values())
+# how fields that are texts are read, whatever another tool wrote
+_TEXTS: dict[str, Callable[[Any], Any]] = {
+    "sample_id": str,
+    "pred": str,
+    "answers": lambda given: tuple(map(str, given if isinstance(given, list | tuple) else [given])),
+    "groups": lambda given: {str(name): str(label) for name, label in given.items()},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,27 @@ class Measurement:
         values = {name: getattr(self, name) for name in self.__match_args__}
         return {name: value for name, value in values.items() if value is not None and value != {}}
 
+    @classmethod
+    def from_dict(cls, raw: Any) -> Self:
+        """Check and take one sample of a file; unknown fields are ignored.
+
+        Raises:
+            DataError: a missing field, or a value that cannot be.
+        """
+        if not isinstance(raw, Mapping):
+            raise DataError(f"a sample has to be an object with named fields, not {raw!r}")
+        sample_id = raw.get("sample_id")
+        if isinstance(sample_id, bool) or not isinstance(sample_id, str | int) or sample_id == "":
+            raise DataError(f"field sample_id is {sample_id!r}; it has to be a text or a whole number")
+        needed = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
+        missing = [name for name in needed if raw.get(name) is None]
+        if missing:
+            raise DataError(f"sample {sample_id}: missing field {', '.join(missing)}")
+        if not isinstance(raw.get("groups", {}), Mapping):
+            raise DataError(f"sample {sample_id}: groups is {raw['groups']!r}; it has to be an object of labels")
+        known = {name: raw[name] for name in cls.__match_args__ if name in raw}
+        return cls(**{name: _TEXTS[name](value) if name in _TEXTS else value for name, value in known.items()})
+
 
 @dataclass(frozen=True, slots=True)
 class AccuracyRecord(Measurement):
@@ -63,22 +91,6 @@ class AccuracyRecord(Measurement):
     num_language_tokens: int | None = None
     num_output_tokens: int | None = None
     groups: dict[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> AccuracyRecord:
-        """Check and take one entry of ``all_samples``; unknown fields are ignored.
-
-        Raises:
-            DataError: a missing field, or a value that cannot be.
-        """
-        known = _known_fields(cls, raw)
-        answers, groups = known.get("answers", ()), known.get("groups", {})
-        if not isinstance(groups, Mapping):
-            raise DataError(f"sample {known['sample_id']}: groups is {groups!r}; it has to be an object of labels")
-        known["pred"] = str(known["pred"])
-        known["answers"] = tuple(map(str, answers)) if isinstance(answers, list | tuple) else (str(answers),)
-        known["groups"] = {str(name): str(label) for name, label in groups.items()}
-        return cls(**known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,30 +115,6 @@ class LatencyRecord(Measurement):
     accuracy: float
     T_preprocess_ms: float | None = None
     T_vision_ms: float | None = None
-
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> LatencyRecord:
-        """Check and take one entry of ``per_sample_latencies``; unknown fields are ignored.
-
-        Raises:
-            DataError: a missing field, or a value that cannot be.
-        """
-        return cls(**_known_fields(cls, raw))
-
-
-def _known_fields(record: type[Measurement], raw: Any) -> dict[str, Any]:
-    """Return the fields of an entry that a record has, the sample's id as text, after a check for missing ones."""
-    if not isinstance(raw, Mapping):
-        raise DataError(f"a sample has to be an object with named fields, not {raw!r}")
-    name = raw.get("sample_id")
-    if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
-        raise DataError(f"field sample_id is {name!r}; it has to be a text or a whole number")
-    needed = [f.name for f in fields(record) if f.default is MISSING and f.default_factory is MISSING]
-    missing = [field_name for field_name in needed if raw.get(field_name) is None]
-    if missing:
-        raise DataError(f"sample {name}: missing field {', '.join(missing)}")
-    known: dict[str, Any] = {key: raw[key] for key in record.__match_args__ if key in raw}
-    return known | {"sample_id": str(name)}
 
 
 def _problem(name: str, value: Any) -> str | None:
