@@ -548,9 +548,9 @@ def test_the_fingerprint_follows_model_and_processor(tmp_path):
 def test_predictions_stay_above_what_was_measured():
     tokens = np.array([[1, 5], [2, 5], [3, 5]])
     times = np.array([[10.0, 1.0], [12.0, 2.0], [14.0, 3.0]])
-    filled = predict_times(tokens, times, np.array([[4, 5], [0, 5]]))
-    np.testing.assert_allclose(filled.times_ms, [[16, 4], [10, 1]])
-    np.testing.assert_allclose(filled.relative_errors, 0, atol=1e-12)
+    predicted, errors = predict_times(tokens, times, np.array([[4, 5], [0, 5]]))
+    np.testing.assert_allclose(predicted, [[16, 4], [10, 1]])
+    np.testing.assert_allclose(errors, 0, atol=1e-12)
 
 
 def test_ten_thousand_samples_of_36_settings_stay_under_2_gb(tmp_path):

@@ -20,7 +20,7 @@ from budgetvlm.profiling.measure.accuracy_sweep import profile_accuracy
 from budgetvlm.profiling.measure.latency_sweep import profile_latency
 from budgetvlm.profiling.measure.setting_sampling import draw_cells
 from budgetvlm.profiling.measure.sweep_options import SweepOptions
-from budgetvlm.profiling.prepare.columns import read_latencies
+from budgetvlm.profiling.prepare.columns import read_sweep
 from budgetvlm.profiling.prepare.fill import predict_cells
 from budgetvlm.profiling.results.measurements import STAGE_FIELDS, TOKEN_KINDS
 from budgetvlm.profiling.results.reading import iter_results
@@ -153,7 +153,7 @@ def _timed_sweep(material: Material, count: int, repeats: int, cells: float = 1.
 
 def _latency_table(space: KnobSpace, options: SweepOptions, dataset: str) -> ProfileTable:
     """Latencies, stages and tokens of a sweep's files; accuracies are left at 0."""
-    timed = read_latencies(options.output_dir, dataset)
+    timed = read_sweep(options.output_dir, dataset, "latency")
     values = {name: np.full((len(timed.sample_ids), len(space)), np.nan) for name in timed.values}
     for name, measured in timed.values.items():
         values[name][:, [space.index(setting) for setting in timed.settings]] = measured

@@ -13,9 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -29,15 +28,6 @@ from budgetvlm.tasks import SplitSample, Task
 from budgetvlm.vlm import VLM, Generation
 
 Loaded = tuple[SplitSample, Image.Image]
-
-
-@runtime_checkable
-class SharesTiles(Protocol):
-    """A `VLM` that can encode tiles once and answer with them at many settings."""
-
-    def encode_tiles(self, images: Sequence[Image.Image], max_crops: int | None) -> list[torch.Tensor]:
-        """Return visual tokens of each image."""
-        ...
 
 
 def profile_accuracy(
@@ -149,8 +139,9 @@ def _answer_batch(progress: _Progress, lacking: Sequence[Setting], loaded: Seque
         return
     vlm, task = progress.sweep.vlm, progress.sweep.task
     shared: dict[str, Any] = {}
-    if isinstance(vlm, SharesTiles):
-        shared["visual"] = vlm.encode_tiles([image for _, image in loaded], _crops(lacking[0]) or None)
+    encode_tiles = getattr(vlm, "encode_tiles", None)  # not every model can part encoding from answering
+    if encode_tiles is not None:
+        shared["visual"] = encode_tiles([image for _, image in loaded], _crops(lacking[0]) or None)
     for setting in lacking:
         known = progress.done[setting]
         rows = [row for row, (place, _) in enumerate(loaded) if place.sample.sample_id not in known]

@@ -74,6 +74,7 @@ class Sweep:
 
     Attributes:
         samples: those of this rank.
+        max_new_tokens: largest number of tokens in an answer.
         config: the `config` of the result files: all that decides what a result is, without clock times.
         paths: where the result of each setting goes.
         todo: the settings that are not finished.
@@ -103,6 +104,7 @@ class Sweep:
     ) -> None:
         self.kind, self.vlm, self.task, self.options, self.say = kind, vlm, task, options, say
         self.samples = collect(task, options)
+        self.max_new_tokens = options.max_new_tokens or task.max_new_tokens
         self.config = self._describe(more)
         self.paths = {s: result_path(options.output_dir, task.name, kind, s, options.file_rank) for s in settings}
         self.skipped: dict[str, str] = {}
@@ -111,11 +113,6 @@ class Sweep:
             say(f"{len(self.paths) - len(self.todo)} of {len(self.paths)} settings are finished already")
         if options.overwrite or not self.todo:
             _remove(self._journal_path)  # a kill may have spared it
-
-    @property
-    def max_new_tokens(self) -> int:
-        """The longest answer."""
-        return int(self.config["max_new_tokens"])
 
     @contextlib.contextmanager
     def resume(self) -> Iterator[list[dict[str, Any]]]:
@@ -190,7 +187,7 @@ class Sweep:
             "split": "+".join(options.splits),
             "num_samples": list(options.num_samples) if options.num_samples else None,
             "samples_digest": hashlib.sha256(ids.encode()).hexdigest()[:16],
-            "max_new_tokens": options.max_new_tokens or self.task.max_new_tokens,
+            "max_new_tokens": self.max_new_tokens,
             "seed": options.seed,
             "world_size": options.world_size,
             "versions": versions(),

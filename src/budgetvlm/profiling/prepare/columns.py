@@ -91,7 +91,7 @@ def read_accuracy(exp5_dir: str | Path, dataset_name: str) -> SweepArrays:
     Raises:
         DataError: unusable files, or settings that were scored on different samples.
     """
-    sweep = read_sweep(exp5_dir, dataset_name, "accuracy", ("score", *TOKEN_COUNTS))
+    sweep = read_sweep(exp5_dir, dataset_name, "accuracy")
     sweep = sweep.only(np.array([name not in sweep.skipped for name in sweep.sample_ids]))
     lacking = np.isnan(sweep.values["score"])
     shared = ~lacking.any(axis=1)
@@ -109,21 +109,13 @@ def read_accuracy(exp5_dir: str | Path, dataset_name: str) -> SweepArrays:
     return sweep
 
 
-def read_latencies(exp6_dir: str | Path, dataset_name: str) -> SweepArrays:
-    """Read all latency files of a data set.
-
-    Raises:
-        DataError: unusable files.
-    """
-    return read_sweep(exp6_dir, dataset_name, "latency", (*TIMES, *TOKEN_COUNTS))
-
-
-def read_sweep(directory: str | Path, dataset_name: str, kind: Kind, names: Sequence[str]) -> SweepArrays:
-    """Read these fields of all files of a sweep; the first one is never missing.
+def read_sweep(directory: str | Path, dataset_name: str, kind: Kind) -> SweepArrays:
+    """Read all files of a sweep.
 
     Raises:
         DataError: unusable files, or labels of a sample that differ between settings.
     """
+    names = (*(("score",) if kind == "accuracy" else TIMES), *TOKEN_COUNTS)  # the first one is never missing
     rows: dict[str, int] = {}
     labels: dict[str, dict[str, str]] = {}
     columns: list[tuple[list[int], np.ndarray]] = []

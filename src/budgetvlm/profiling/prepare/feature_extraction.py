@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from budgetvlm._version import __version__
@@ -22,7 +21,7 @@ from budgetvlm.profiling.measure.machine import model_fingerprint
 from budgetvlm.profiling.measure.out_of_memory import for_each_batch
 from budgetvlm.table import ProfileTable
 from budgetvlm.tasks import Sample, SplitSample, Task, TaskOptions, load_task
-from budgetvlm.vlm import VLM, Overview, load_vlm
+from budgetvlm.vlm import VLM, load_vlm
 
 T = TypeVar("T")
 
@@ -46,15 +45,6 @@ class Backend:
     open_task: Callable[[TaskOptions], Task] = load_task
     open_vlm: Callable[[str, str], VLM] = field(default=lambda path, device: load_vlm(path, device=device))
     fingerprint: Callable[[str], str] = _fingerprint
-
-
-@runtime_checkable
-class EncodesBatches(Protocol):
-    """A `VLM` that can also encode the overview crops of several images in one pass."""
-
-    def encode_overviews(self, images: Sequence[Image.Image]) -> list[Overview]:
-        """Do the same as `VLM.encode_overview` one by one."""
-        ...
 
 
 def features_of_table(
@@ -149,8 +139,7 @@ def in_batches(
 
 def _image_features(vlm: VLM, samples: Sequence[Sample]) -> np.ndarray:
     """Return ``[n, Di]``, float32."""
-    if isinstance(vlm, EncodesBatches):
-        overviews = vlm.encode_overviews([sample.load_image() for sample in samples])
-    else:
-        overviews = [vlm.encode_overview(sample.load_image()) for sample in samples]
+    images = [sample.load_image() for sample in samples]
+    encode_overviews = getattr(vlm, "encode_overviews", None)  # not every model can encode several in one pass
+    overviews = encode_overviews(images) if encode_overviews else [vlm.encode_overview(image) for image in images]
     return np.stack([overview.feature for overview in overviews])

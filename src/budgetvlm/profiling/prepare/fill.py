@@ -8,7 +8,7 @@ predict the others. What comes out is an expected time: it lacks the scatter of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from scipy.optimize import nnls
@@ -22,20 +22,9 @@ MIN_CELLS = 40  # the same for the model of all settings
 CHECKED = 0.2  # share of the measured cells that a model is checked on which was fitted on the others
 
 
-@dataclass(frozen=True)
-class Filled:
-    """Predicted times of one setting.
-
-    Attributes:
-        times_ms: float64 ``[m, T]``.
-        relative_errors: |predicted - measured| / measured of the first column, on the ``n`` samples of the fit.
-    """
-
-    times_ms: np.ndarray
-    relative_errors: np.ndarray
-
-
-def predict_times(measured_tokens: np.ndarray, measured_ms: np.ndarray, wanted_tokens: np.ndarray) -> Filled:
+def predict_times(
+    measured_tokens: np.ndarray, measured_ms: np.ndarray, wanted_tokens: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Fit time = a + b . tokens with a, b >= 0 to each column of times, and predict the others.
 
     A prediction is never below the smallest time that was measured: tokens outside the fitted range cannot make
@@ -45,13 +34,16 @@ def predict_times(measured_tokens: np.ndarray, measured_ms: np.ndarray, wanted_t
         measured_tokens: counts ``[n, C]`` of the samples that were timed.
         measured_ms: their times ``[n, T]``; the first column is the total.
         wanted_tokens: counts ``[m, C]`` of the samples to predict.
+
+    Returns:
+        Predicted times ``[m, T]``, and |predicted - measured| / measured of the total on the ``n`` samples of the fit.
     """
     varies = np.ptp(measured_tokens, axis=0) > 0  # a count that never changes cannot be told from the fixed part
     known, wanted = _design(measured_tokens[:, varies]), _design(wanted_tokens[:, varies])
     coefficients = np.stack([nnls(known, column)[0] for column in measured_ms.T], axis=1)
     times = np.maximum(wanted @ coefficients, measured_ms.min(axis=0))
     total = measured_ms[:, 0]
-    return Filled(times, np.abs(known @ coefficients[:, 0] - total) / total)
+    return times, np.abs(known @ coefficients[:, 0] - total) / total
 
 
 def predict_cells(table: ProfileTable, seed: int = 0) -> tuple[ProfileTable, np.ndarray]:

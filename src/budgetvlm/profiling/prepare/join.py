@@ -15,7 +15,7 @@ import numpy as np
 
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.knobs import KnobSpace, Setting
-from budgetvlm.profiling.prepare.columns import SweepArrays, read_accuracy, read_latencies
+from budgetvlm.profiling.prepare.columns import SweepArrays, read_accuracy, read_sweep
 from budgetvlm.profiling.prepare.fill import MIN_MEASURED, predict_cells, predict_times
 from budgetvlm.profiling.prepare.prepare_options import LATENCY_FILLS
 from budgetvlm.profiling.results.measurements import STAGE_FIELDS, TIMES, TOKEN_COUNTS, TOKEN_KINDS
@@ -46,7 +46,7 @@ def join(
     """
     if latency_fill not in LATENCY_FILLS:
         raise ConfigError(f"latency_fill={latency_fill!r} is unknown; choose from {', '.join(LATENCY_FILLS)}")
-    accuracy, timed = read_accuracy(exp5_dir, dataset_name), read_latencies(exp6_dir, dataset_name)
+    accuracy, timed = read_accuracy(exp5_dir, dataset_name), read_sweep(exp6_dir, dataset_name, "latency")
     _check_settings(accuracy, timed, latency_fill)
     _check_runs(accuracy, timed)
     if accuracy.indexed and accuracy.tokens is None and latency_fill != "none":
@@ -189,9 +189,10 @@ def _filled_by_setting(
         known = ~np.isnan(measured[:, own, 0])
         _check_samples(accuracy, timed, own, gaps, latency_fill)
         if gaps.any() and wanted is not None and counts is not None:
-            filled = predict_times(counts[known, own], measured[known, own], wanted[gaps, column])
-            times[gaps, column] = filled.times_ms
-            errors.append(filled.relative_errors)
+            times[gaps, column], own_errors = predict_times(
+                counts[known, own], measured[known, own], wanted[gaps, column]
+            )
+            errors.append(own_errors)
     return times, np.concatenate(errors)
 
 
