@@ -21,15 +21,21 @@ from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 from budgetvlm.evaluation.evaluator import evaluate
 from budgetvlm.evaluation.policy_styles import PolicyStyle
 from budgetvlm.features import Features
-from budgetvlm.html_report.chart_table import chart_table
 from budgetvlm.html_report.controller_choices import choices_of, late_share, value_shares
-from budgetvlm.html_report.page import charts_of, figure_document, write_page
+from budgetvlm.html_report.page import charts_of, figure_document, report_sections, write_page
 from budgetvlm.html_report.picture_files import save_pictures
-from budgetvlm.html_report.report_chart import ReportChart, bar_figure, bars, curve, heat_figure, line_figure
+from budgetvlm.html_report.report_chart import (
+    ReportChart,
+    bar_figure,
+    bars,
+    chart_table,
+    curve,
+    heat_figure,
+    line_figure,
+)
 from budgetvlm.html_report.report_inputs import ReportInputs, SamplePicture
 from budgetvlm.html_report.sample_cards import pick_samples
 from budgetvlm.html_report.saved_results import read_comparison, read_evaluation, read_live, read_run
-from budgetvlm.html_report.sections import report_sections
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.live.live_evaluation import LiveRecord, summary
 from budgetvlm.table import ProfileTable

@@ -45,9 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read, evaluate if needed, and write the page and the pictures."""
     _check(args)
-    from budgetvlm.html_report.page import charts_of, write_page
+    from budgetvlm.html_report.page import charts_of, report_sections, write_page
     from budgetvlm.html_report.picture_files import save_pictures
-    from budgetvlm.html_report.sections import report_sections
 
     sections = report_sections(_gather(args))
     write_page(sections, args.title, args.output)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +13,25 @@ from plotly.offline import get_plotlyjs
 from budgetvlm._io import atomic_path
 from budgetvlm._version import __version__
 from budgetvlm.html_report import number_format
-from budgetvlm.html_report.chart_table import chart_table
-from budgetvlm.html_report.report_chart import ReportChart
+from budgetvlm.html_report.report_chart import ReportChart, ReportSection, chart_table
+from budgetvlm.html_report.report_inputs import ReportInputs
+from budgetvlm.html_report.section_choices import choices
+from budgetvlm.html_report.section_frontier import comparison, frontier
+from budgetvlm.html_report.section_knobs import coupling
+from budgetvlm.html_report.section_late import late
+from budgetvlm.html_report.section_start import glance, measured
+from budgetvlm.html_report.section_training import learning, overhead
 
 FILTERS = (
     number_format.percent, number_format.milliseconds, number_format.decimal, number_format.signed,
     number_format.interval_points, chart_table,
 )  # fmt: skip
+SECTIONS = (glance, frontier, late, choices, coupling, comparison, learning, overhead, measured)
 
 
-@dataclass(frozen=True, eq=False)
-class ReportSection:
-    """One chapter of the page, written by the template ``<key>.html.j2``.
-
-    Attributes:
-        key: its anchor and the name of its template.
-        title: its heading.
-        charts: rows of charts that stand side by side where there is room.
-        values: what else the template shows.
-    """
-
-    key: str
-    title: str
-    charts: tuple[tuple[ReportChart, ...], ...] = ()
-    values: dict[str, Any] = field(default_factory=dict)
+def report_sections(inputs: ReportInputs) -> tuple[ReportSection, ...]:
+    """All sections in the order of the page; one whose input is missing says so."""
+    return tuple(section(inputs) for section in SECTIONS)
 
 
 def charts_of(sections: tuple[ReportSection, ...]) -> list[ReportChart]:

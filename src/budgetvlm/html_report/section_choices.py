@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from budgetvlm.html_report.controller_choices import ControllerChoices, value_shares
-from budgetvlm.html_report.page import ReportSection
-from budgetvlm.html_report.report_chart import ReportChart, bar_figure, bars, heat_figure, shades
+from budgetvlm.html_report.report_chart import ReportChart, ReportSection, bar_figure, bars, heat_figure, shades
 from budgetvlm.html_report.report_inputs import ReportInputs
 from budgetvlm.html_report.sample_cards import SampleCard, pick_samples, sample_card
 from budgetvlm.knobs import KnobSpace

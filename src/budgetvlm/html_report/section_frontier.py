@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from budgetvlm.comparison.comparison_tables import detail_table, ranking_table
 from budgetvlm.evaluation.text_tables import accuracy_table, equal_accuracy_table, room_table
-from budgetvlm.html_report.page import ReportSection
+from budgetvlm.html_report.report_chart import ReportSection
 from budgetvlm.html_report.report_inputs import ReportInputs
 from budgetvlm.html_report.result_charts import comparison_charts, evaluation_charts
 

@@ -8,12 +8,12 @@ from itertools import combinations
 import numpy as np
 
 from budgetvlm.evaluation.policy_styles import BLUE, ORANGE, PolicyStyle
-from budgetvlm.html_report.page import ReportSection
 from budgetvlm.html_report.report_chart import (
     LARGER_IS_BETTER,
     SMALLER_IS_BETTER,
     Number,
     ReportChart,
+    ReportSection,
     curve,
     heat_figure,
     line_figure,

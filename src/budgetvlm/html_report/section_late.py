@@ -11,12 +11,12 @@ from budgetvlm.evaluation.labels import natural
 from budgetvlm.evaluation.policy_styles import GREY, ORANGE, PolicyStyle
 from budgetvlm.evaluation.records import EvaluationReport
 from budgetvlm.html_report.controller_choices import ControllerChoices, late_share, mean_accuracy
-from budgetvlm.html_report.page import ReportSection
 from budgetvlm.html_report.report_chart import (
     SMALLER_IS_BETTER,
     Bar,
     Number,
     ReportChart,
+    ReportSection,
     Scatter,
     bar_figure,
     bars,

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from budgetvlm.evaluation.policy_styles import COLOUR_CYCLE, ORANGE, PolicyStyle
-from budgetvlm.html_report.page import ReportSection
-from budgetvlm.html_report.report_chart import ReportChart, Scatter, bar_figure, bars, curve, line_figure
+from budgetvlm.html_report.report_chart import ReportChart, ReportSection, Scatter, bar_figure, bars, curve, line_figure
 from budgetvlm.html_report.report_inputs import ReportInputs
 from budgetvlm.html_report.saved_results import SavedRun
 from budgetvlm.policies.setting_means import column_means
