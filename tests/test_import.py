@@ -20,7 +20,7 @@ from budgetvlm.importing.finish import FinishOptions, finish
 from budgetvlm.importing.lmms_logs import LoggedRun
 from budgetvlm.profiling.prepare.feature_extraction import Backend
 from budgetvlm.table import ProfileTable
-from budgetvlm.tasks import load_task
+from budgetvlm.tasks import TaskOptions, load_task
 
 NAMES = [f"q{number}" for number in range(12)]
 SETTINGS = [(1, 3), (1, 6), (4, 3), (4, 6)]
@@ -196,7 +196,7 @@ def test_features_are_extracted_from_the_samples_that_the_numbers_mean(tmp_path)
 
     table = ProfileTable.from_arrays(SPACE, ["3", "0", "8", "5"], np.ones((4, 4)), np.ones((4, 4)))
     backend = Backend(lambda name: Task(), lambda path, device: ToyVLM(), lambda path: "1")
-    options = FinishOptions(tmp_path / "t.parquet", model_path="m", dataset_name="toy", split="train")
+    options = FinishOptions(tmp_path / "t.parquet", model_path="m", task=TaskOptions("toy"), split="train")
     table, features = finish(table, options, by_index=True, backend=backend, say=print)
     assert table.sample_ids == ("1-h", "0-w", "4-w", "2-h")  # two questions an image: what, how many
     assert features.image[:, 0].tolist() == [1.0, 0.0, 4.0, 2.0]
@@ -214,7 +214,7 @@ def test_what_the_ranks_repeated_is_left_out_and_the_results_say_the_split(tmp_p
         metadata={"exp5_config": {"split": "train", "world_size": 3}},
     )  # fmt: skip
     backend = Backend(lambda name: Task(), lambda path, device: ToyVLM(), lambda path: "1")
-    options = FinishOptions(tmp_path / "t.parquet", model_path="m", dataset_name="toy")
+    options = FinishOptions(tmp_path / "t.parquet", model_path="m", task=TaskOptions("toy"))
     said = []
     table, features = finish(table, options, by_index=True, backend=backend, say=said.append)
     assert len(table) == len(features) == 32

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from budgetvlm.commands.task_arguments import add_task_arguments
+from budgetvlm.commands.task_arguments import READ, add_task_arguments
 
 if TYPE_CHECKING:
     from budgetvlm.importing.finish import FinishOptions
@@ -126,13 +126,21 @@ def _finish_options(args: argparse.Namespace) -> FinishOptions:
     from dataclasses import fields
     from pathlib import Path
 
-    from budgetvlm.importing.finish import READING, FinishOptions
+    from budgetvlm.errors import ConfigError
+    from budgetvlm.importing.finish import FinishOptions
+    from budgetvlm.tasks import TaskOptions
 
-    given = {f.name: getattr(args, f.name) for f in fields(FinishOptions)}
+    given = {f.name: getattr(args, f.name) for f in fields(FinishOptions) if f.name != "task"}
     paths = {name: Path(given[name]) for name in ("output", "features") if given[name] is not None}
-    asked = any(given[name] is not None for name in ("model_path", *READING))
-    named = {"dataset_name": None} if args.kind == "profiles" and not asked else {}  # there it names directories too
-    return FinishOptions(**(given | paths | named))
+    reading = READ.read(args)
+    asked = [*reading, *(["split"] if args.split else []), *(["model_path"] if args.model_path else [])]
+    task = None
+    if args.dataset_name is not None and (asked or args.kind != "profiles"):  # there it names directories too
+        task = TaskOptions(args.dataset_name, **reading)
+    options = FinishOptions(**given | paths, task=task)
+    if asked and task is None:
+        raise ConfigError(f"cannot import: --{asked[0]} needs --dataset_name")
+    return options
 
 
 def _from_profiles(args: argparse.Namespace, say: Any) -> tuple[ProfileTable, bool]:

@@ -18,7 +18,6 @@ from budgetvlm.table import SPLITS, ProfileTable
 from budgetvlm.tasks import SplitSample, TaskOptions
 
 Say = Callable[[str], None]
-READING = ("data_files", "columns", "prompt", "repository", "split")
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,7 @@ class FinishOptions:
         output: the table, a .parquet file; features go beside it, as .features.safetensors.
         features: a file of features (.safetensors or .npz), or None.
         model_path: instead of a file: the model to extract them with, from the data set.
-        dataset_name: data set that the sample ids are of; the table then has its ids and its images'. None: not asked.
-        data_files, columns, prompt, repository: how it is read; see `budgetvlm.tasks.TaskOptions`.
+        task: data set that the sample ids are of; the table then has its ids and its images'. None: not asked.
         split: of the data set, where samples are numbered by their index in it.
         train_split, test_split, seed: of the splits; see `budgetvlm.profiling.prepare.splits.assign_splits`.
         overwrite: replace what is there.
@@ -42,11 +40,7 @@ class FinishOptions:
     output: Path
     features: Path | None = None
     model_path: str | None = None
-    dataset_name: str | None = None
-    data_files: str | None = None
-    columns: str | None = None
-    prompt: str | None = None
-    repository: str | None = None
+    task: TaskOptions | None = None
     split: str | None = None
     train_split: float = 0.8
     test_split: float = 0.0
@@ -61,20 +55,12 @@ class FinishOptions:
             problems.append(f"output={str(self.output)!r} has to be the name of a .parquet file")
         if self.features is not None and self.model_path is not None:
             problems.append("features come from --features or from --model_path, not from both")
-        reading = [name for name in READING if getattr(self, name) is not None]
-        if self.dataset_name is None and (self.model_path is not None or reading):
-            problems.append(f"--{'model_path' if self.model_path else reading[0]} needs --dataset_name")
+        if self.model_path is not None and self.task is None:
+            problems.append("--model_path needs --dataset_name")
         if not 0 < self.train_split < 1 or not 0 <= self.test_split < 1:
             problems.append(f"train_split={self.train_split} and test_split={self.test_split} have to be shares")
         if problems:
             raise ConfigError("cannot import: " + "; ".join(problems))
-
-    @property
-    def task(self) -> TaskOptions | None:
-        """The data set that the sample ids are of."""
-        if self.dataset_name is None:
-            return None
-        return TaskOptions(self.dataset_name, **{name: getattr(self, name) for name in READING if name != "split"})
 
     @property
     def features_path(self) -> Path:
@@ -107,7 +93,8 @@ def finish(
     if options.model_path is not None:
         features = features_of_table(
             table, samples, options.model_path, backend, device=options.device, batch_size=options.feature_batch_size,
-            metadata={"model_path": options.model_path, "dataset_name": options.dataset_name}, say=say,
+            metadata={"model_path": options.model_path, "dataset_name": options.task and options.task.dataset_name},
+            say=say,
         )  # fmt: skip
     elif options.features is not None:
         features = read_features(options.features).aligned(table.sample_ids)

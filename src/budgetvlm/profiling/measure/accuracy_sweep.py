@@ -10,7 +10,6 @@ undisturbed run.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from budgetvlm.tasks import SplitSample, Task
 from budgetvlm.vlm import VLM, Generation
 
 Loaded = tuple[SplitSample, Image.Image]
+Answered = dict[Setting, dict[str, AccuracyRecord]]  # setting -> sample id -> what the model answered
 
 
 def profile_accuracy(
@@ -62,24 +62,9 @@ def profile_accuracy(
     return list(sweep.paths.values())
 
 
-@dataclass
-class _Progress:
-    """What a sweep has measured so far: setting -> sample id -> record; and the bar that shows it."""
-
-    sweep: Sweep
-    done: dict[Setting, dict[str, AccuracyRecord]]
-    bar: Any
-
-    def add(self, setting: Setting, records: Sequence[AccuracyRecord]) -> None:
-        """Write a batch into the journal and remember it."""
-        self.sweep.journal.append({"runs": {str(setting): [record.to_dict() for record in records]}})
-        self.done[setting].update((record.sample_id, record) for record in records)
-        self.bar.update(len(records))
-
-
 def _measure(sweep: Sweep, entries: Sequence[dict[str, Any]], batch_size: int) -> None:
     """Measure what the journal's entries lack, and write each setting's file when it is complete."""
-    done: dict[Setting, dict[str, AccuracyRecord]] = {
+    done: Answered = {
         setting: {
             raw["sample_id"]: AccuracyRecord.from_dict(raw)
             for entry in entries
@@ -91,11 +76,11 @@ def _measure(sweep: Sweep, entries: Sequence[dict[str, Any]], batch_size: int) -
     if kept:
         sweep.say(f"going on with {kept} of {total} answers of an earlier run")
     with tqdm(total=total, initial=kept, desc="accuracy", unit="answer", mininterval=0.5) as bar:
-        progress = _Progress(sweep, done, bar)
         # tiling by tiling, because settings that share one share the encoded tiles
         for max_crops in sorted({_crops(setting) for setting in done}):
             group = [setting for setting in done if _crops(setting) == max_crops]
-            batch_size = for_each_batch(sweep.samples, batch_size, partial(_sweep_batch, progress, group), sweep.say)
+            for_batch = partial(_sweep_batch, sweep, {setting: done[setting] for setting in group}, bar)
+            batch_size = for_each_batch(sweep.samples, batch_size, for_batch, sweep.say)
             for setting in group:
                 sweep.write(setting, [done[setting][place.sample.sample_id] for place in sweep.usable_samples()])
 
@@ -105,11 +90,10 @@ def _crops(setting: Setting) -> int:
     return int(setting.get("max_crops", 0))
 
 
-def _sweep_batch(progress: _Progress, group: Sequence[Setting], batch: Sequence[SplitSample]) -> None:
+def _sweep_batch(sweep: Sweep, done: Answered, bar: tqdm, batch: Sequence[SplitSample]) -> None:
     """Answer one batch at all settings of one tiling that lack it, without samples that cannot be used."""
-    sweep, done = progress.sweep, progress.done
     batch = [place for place in batch if place.sample.sample_id not in sweep.skipped]
-    lacking = [s for s in group if any(place.sample.sample_id not in done[s] for place in batch)]
+    lacking = {s: known for s, known in done.items() if any(place.sample.sample_id not in known for place in batch)}
     if not lacking:
         return
     loaded: list[Loaded] = []
@@ -118,43 +102,43 @@ def _sweep_batch(progress: _Progress, group: Sequence[Setting], batch: Sequence[
             loaded.append((place, load_image(place)))
         except InputError as error:
             sweep.skip(place, error)
-    _answer(progress, lacking, loaded)
+    if loaded:
+        _answer(sweep, lacking, bar, loaded)
 
 
-def _answer(progress: _Progress, lacking: Sequence[Setting], loaded: Sequence[Loaded]) -> None:
+def _answer(sweep: Sweep, done: Answered, bar: tqdm, loaded: Sequence[Loaded]) -> None:
     """Answer one batch; where the model refuses a sample, answer them one by one, which tells whom to leave out."""
     try:
-        _answer_batch(progress, lacking, loaded)
+        _answer_batch(sweep, done, bar, loaded)
     except InputError as error:
         if len(loaded) == 1:
-            progress.sweep.skip(loaded[0][0], error)
+            sweep.skip(loaded[0][0], error)
             return
         for one in loaded:
-            _answer(progress, lacking, [one])
+            _answer(sweep, done, bar, [one])
 
 
-def _answer_batch(progress: _Progress, lacking: Sequence[Setting], loaded: Sequence[Loaded]) -> None:
-    """Answer one batch at the settings that lack it."""
-    if not loaded:
-        return
-    vlm, task = progress.sweep.vlm, progress.sweep.task
+def _answer_batch(sweep: Sweep, done: Answered, bar: tqdm, loaded: Sequence[Loaded]) -> None:
+    """Answer one batch at the settings that lack it; write the answers into the journal."""
     shared: dict[str, Any] = {}
-    encode_tiles = getattr(vlm, "encode_tiles", None)  # not every model can part encoding from answering
+    encode_tiles = getattr(sweep.vlm, "encode_tiles", None)  # not every model can part encoding from answering
     if encode_tiles is not None:
-        shared["visual"] = encode_tiles([image for _, image in loaded], _crops(lacking[0]) or None)
-    for setting in lacking:
-        known = progress.done[setting]
+        shared["visual"] = encode_tiles([image for _, image in loaded], _crops(next(iter(done))) or None)
+    for setting, known in done.items():
         rows = [row for row, (place, _) in enumerate(loaded) if place.sample.sample_id not in known]
         if not rows:
             continue
-        answers = vlm.generate_batch(
+        answers = sweep.vlm.generate_batch(
             [loaded[row][1] for row in rows],
             [loaded[row][0].sample.question for row in rows],
             setting,
-            max_new_tokens=progress.sweep.max_new_tokens,
+            max_new_tokens=sweep.max_new_tokens,
             **{name: [values[row] for row in rows] for name, values in shared.items()},
         )
-        progress.add(setting, [_record(task, loaded[row][0], a) for row, a in zip(rows, answers, strict=True)])
+        records = [_record(sweep.task, loaded[row][0], answer) for row, answer in zip(rows, answers, strict=True)]
+        sweep.journal.append({"runs": {str(setting): [record.to_dict() for record in records]}})
+        known.update((record.sample_id, record) for record in records)
+        bar.update(len(records))
 
 
 def _record(task: Task, place: SplitSample, answer: Generation) -> AccuracyRecord:
