@@ -11,12 +11,12 @@ from budgetvlm.guard.learning import NUM_AGREEING, follow_speed
 from budgetvlm.guard.speed import StageSpeed
 
 STAGES = ("vision", "decode")
-PREDICTED = np.array([10.0, 20.0])
+PREDICTED = [10.0, 20.0]
 
 
 def run(speed, vision, decode, count=1):
     """Whether a jump was seen."""
-    return sum(follow_speed(speed, PREDICTED, np.array([10 * vision, 20 * decode])) for _ in range(count)) > 0
+    return sum(follow_speed(speed, PREDICTED, [10 * vision, 20 * decode]) for _ in range(count)) > 0
 
 
 def test_a_slow_drift_is_followed_without_a_jump():
@@ -72,7 +72,7 @@ def test_the_slowdown_is_against_the_normal_speed_of_this_machine():
     assert speed.slowdown == pytest.approx(3.0)
     run(speed, 2.0, 6.0, NUM_AGREEING)  # a third of the time at its normal speed, the rest three times slower
     assert speed.slowdown == pytest.approx((1 + 2 * 3) / 3)
-    assert not follow_speed(speed, PREDICTED, np.zeros(2)) and speed.slowdown == pytest.approx((1 + 2 * 3) / 3)
+    assert not follow_speed(speed, PREDICTED, [0.0, 0.0]) and speed.slowdown == pytest.approx((1 + 2 * 3) / 3)
 
 
 def test_stages_that_took_nothing_teach_nothing():

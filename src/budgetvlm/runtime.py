@@ -83,7 +83,7 @@ class AdaptiveVLM:
         self.known = np.isfinite(bounds_ms)
         columns = [vlm.knob_space.index(setting) for setting in controller.knob_space.settings]
         self._settings = [vlm.knob_space.settings[column] for column in columns]  # the model knows its own ones
-        self._columns = np.array(columns)
+        self._columns = None if columns == list(range(len(vlm.knob_space))) else np.array(columns)
         self._lock = threading.Lock()  # of what the guard learns
         if compiled:
             decide.start_compiling(self.guard, self.network)
@@ -200,7 +200,8 @@ class AdaptiveVLM:
     def request(self, image: Image.Image, question: str) -> Request:
         """What is known of a request before the model runs, at the controller's settings."""
         vision, language = self.vlm.prompt_size(image, question)
-        return Request(vision[self._columns], float(language), self.vlm.question_feature(question))
+        vision = vision if self._columns is None else vision[self._columns]
+        return Request(vision, float(language), self.vlm.question_feature(question))
 
     def setting(self, index: int) -> Setting:
         """The model's setting with this number among the controller's."""

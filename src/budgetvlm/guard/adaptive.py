@@ -165,7 +165,7 @@ class AdaptiveGuard:
         """The groups of this request's image: usually, and on an overloaded machine. Raises DataError."""
         if len(request.feature) != len(self.lengths.mean):
             self.lengths.check(request.feature)
-        most_tokens = float(request.vision.max())
+        most_tokens = max(request.vision.tolist())
         found = self._image_groups.get(most_tokens)
         if found is None:
             found = self._image_groups[most_tokens] = self.groups.of_image(most_tokens)
@@ -208,13 +208,14 @@ class AdaptiveGuard:
             return
         _check_clock(decided_by, outcome)
         chosen, groups = decided_by[0], decided_by[0].forecast.groups
-        stages = self.latency.stages
-        took_ms, saved_ms = (
-            np.array([times.get(stage, 0.0) for stage in stages]) for times in (outcome.stages_ms, outcome.saved_ms)
+        stages, saved = self.latency.stages, outcome.saved_ms
+        took_ms = [outcome.stages_ms.get(stage, 0.0) for stage in stages]
+        needed_ms = (
+            [ms + saved.get(stage, 0.0) for stage, ms in zip(stages, took_ms, strict=True)] if saved else took_ms
         )
 
         # The margin: how far above its prediction the request was, and whether it missed its budget.
-        scores = {bounds.moment: _score(bounds, index, outcome, float(saved_ms.sum())) for bounds in decided_by}
+        scores = {bounds.moment: _score(bounds, index, outcome, sum(saved.values())) for bounds in decided_by}
         if outcome.promised:
             self.credit = min(self.credit + self.alpha, MAX_CREDIT) - outcome.late
         missed = 1.0 if outcome.late else self.margin.cut_cost if outcome.cut else 0.0
@@ -225,14 +226,14 @@ class AdaptiveGuard:
 
         # What it took beside the model's stages; one request may say no more than four times what was known.
         rest_ms = outcome.total_ms - chosen.spent.total_ms
-        beside_ms = rest_ms - (float(took_ms.sum()) - chosen.spent.image_ms)
+        beside_ms = rest_ms - (sum(took_ms) - chosen.spent.image_ms)
         beside_ms = max(0.0, min(beside_ms, 4 * self.own_ms + 1.0))
         self.own_ms += OWN_COST_RATE * (beside_ms - self.own_ms)
 
         # How fast the machine runs each stage.
-        self.follow(chosen, index, took_ms + saved_ms, outcome.output_tokens)
+        self.follow(chosen, index, needed_ms, outcome.output_tokens)
 
-    def follow(self, chosen: Bounds, index: int, took_ms: np.ndarray, output_tokens: float) -> bool:
+    def follow(self, chosen: Bounds, index: int, took_ms: Sequence[float], output_tokens: float) -> bool:
         """Learn this machine's speed from a request, and nothing else; whether a stage's speed has jumped.
 
         Args:
@@ -241,9 +242,10 @@ class AdaptiveGuard:
         """
         forecast = chosen.forecast
         if forecast.large:  # preparing such an image says nothing about the machine
-            took_ms[self.state.prepare_stage] = 0.0
-        first_ms, step_ms = forecast.profiled_ms[:, :, index]
-        predicted_ms = first_ms + max(output_tokens - 1, 0) * step_ms
+            took_ms = [0.0 if g == self.state.prepare_stage else ms for g, ms in enumerate(took_ms)]
+        first_ms, step_ms = forecast.profiled_ms[:, :, index].tolist()
+        more = max(output_tokens - 1, 0)
+        predicted_ms = [first + more * step for first, step in zip(first_ms, step_ms, strict=True)]
         jumped = follow_speed(self.speed, predicted_ms, took_ms)
         if jumped:
             forget_scores(self.margin.scores, NUM_AGREEING)

@@ -254,7 +254,7 @@ def log_margin(state: Any, groups: Any, moment: int) -> float:
     level = state.level
     for group in groups:
         level += state.group_offsets[group]
-    count = state.score_counts[moment, 0]
+    count = state.score_counts[moment]
     found = score_quantile(state.sorted_scores[moment], count, min(level, state.highest_level))
     return max(LOWEST_LOG_MARGIN, min(found, HIGHEST_LOG_MARGIN))
 

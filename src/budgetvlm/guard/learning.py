@@ -6,9 +6,9 @@ What is learnt, and why, stands in `budgetvlm.guard.margin` and `budgetvlm.guard
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
-
-import numpy as np
+from operator import mul
 
 from budgetvlm.guard.bounds import MOMENTS, Moment
 from budgetvlm.guard.kernels import HIGHEST_LOG_MARGIN, LARGEST_STEP
@@ -39,7 +39,7 @@ def learn_margin(
     if missed is None:
         return
     # An offset that leads nowhere further would only take long to come back.
-    level = margin.level + sum(float(margin.offsets[group]) for group in groups)
+    level = margin.level + sum(map(margin.offsets.item, groups))
     moves = margin.log_margin(groups) < HIGHEST_LOG_MARGIN if missed > 0 else level < margin.highest_level
     if moves:
         for group in groups:
@@ -48,67 +48,55 @@ def learn_margin(
 
 def add_score(scores: Scores, score: float, moment: Moment = "overview") -> None:
     """Add a score; the oldest one makes room for it."""
-    place, size = MOMENTS.index(moment), scores.window.shape[1]
-    count, following = scores.counts[place].tolist()
-    ascending, window = scores.ascending[place], scores.window[place]
-    if count == size:
-        count = _remove(ascending, window[following], count)
-    i = int(ascending[:count].searchsorted(score, side="right"))
-    ascending[i + 1 : count + 1] = ascending[i:count]
-    ascending[i] = window[following] = score
-    scores.counts[place] = count + 1, (following + 1) % size
+    place = MOMENTS.index(moment)
+    arrived, ordered = scores.arrived[place], scores.ordered[place]
+    if len(arrived) == arrived.maxlen:
+        del ordered[bisect_left(ordered, arrived[0])]
+    arrived.append(score)
+    insort(ordered, score)
+    scores.publish(place)
 
 
 def forget_scores(scores: Scores, number: int) -> None:
     """Drop the last scores, all but one at most: what they tell was the machine's new speed, not its noise."""
-    for place in range(len(MOMENTS)):
-        count, following = scores.counts[place].tolist()
-        for _ in range(min(number, count - 1)):
-            following = (following - 1) % scores.window.shape[1]
-            count = _remove(scores.ascending[place], scores.window[place, following], count)
-        scores.counts[place] = count, following
+    for place, (arrived, ordered) in enumerate(zip(scores.arrived, scores.ordered, strict=True)):
+        for _ in range(min(number, len(arrived) - 1)):
+            del ordered[bisect_left(ordered, arrived.pop())]
+        scores.publish(place)
 
 
-def _remove(ascending: np.ndarray, score: float, count: int) -> int:
-    """Take a score out of ``count`` ascending ones; returns how many are left."""
-    i = int(ascending[:count].searchsorted(score))
-    ascending[i : count - 1] = ascending[i + 1 : count]
-    return count - 1
-
-
-def follow_speed(speed: StageSpeed, predicted_ms: np.ndarray, took_ms: np.ndarray) -> bool:
+def follow_speed(speed: StageSpeed, predicted_ms: Sequence[float], took_ms: Sequence[float]) -> bool:
     """Learn the machine's speed from one request's times; whether the speed of any stage has jumped.
 
     Args:
         predicted_ms: of each stage by the profile, ``[G]``.
         took_ms: what each stage took, ``[G]``; one that took nothing teaches nothing.
     """
-    learnt = [g for g in range(len(took_ms)) if took_ms[g] > 0 and predicted_ms[g] > 0]
+    learnt = [g for g, took in enumerate(took_ms) if took > 0 and predicted_ms[g] > 0]
     if not learnt:
         return False
-    expected = float(sum(predicted_ms[g] * speed.scale[g] for g in learnt))
-    ratio = math.log(float(sum(took_ms[g] for g in learnt)) / expected)
-    pace = speed.pace
-    pace[0] += SLOWDOWN_RATE * max(-LARGEST_STEP, min(ratio - pace[0], LARGEST_STEP))
+    log_scale, scale, pace = speed.log_scale.tolist(), speed.scale.tolist(), speed.pace
+    ratio = math.log(sum(took_ms[g] for g in learnt) / sum(predicted_ms[g] * scale[g] for g in learnt))
+    slowdown = float(pace[0])
+    slowdown += SLOWDOWN_RATE * max(-LARGEST_STEP, min(ratio - slowdown, LARGEST_STEP))
     # All stages are learnt from, also behind one that has jumped.
-    jumps = [_follow_stage(speed, g, math.log(float(took_ms[g] / predicted_ms[g]))) for g in learnt]
-    if any(jumps):
-        pace[0] = 0.0
-    pace[1] = math.exp(pace[0]) * float(predicted_ms @ speed.scale) / float(predicted_ms @ speed.normal_scale)
-    return any(jumps)
+    jumped = False
+    for g in learnt:
+        log_scale[g], jumps = _followed(speed.recent[g], log_scale[g], math.log(took_ms[g] / predicted_ms[g]))
+        scale[g], jumped = math.exp(log_scale[g]), jumped or jumps
+    speed.log_scale[:], speed.scale[:] = log_scale, scale
+    slowdown = 0.0 if jumped else slowdown
+    here, usual = (sum(map(mul, predicted_ms, factors)) for factors in (scale, speed.normal_scale))
+    pace[:] = slowdown, math.exp(slowdown) * here / usual
+    return jumped
 
 
-def _follow_stage(speed: StageSpeed, g: int, log_ratio: float) -> bool:
-    """Learn one stage's ratio; whether its speed has jumped."""
-    recent = speed.recent[g]
+def _followed(recent: list[float], log_scale: float, log_ratio: float) -> tuple[float, bool]:
+    """A stage's scale after one more ratio, and whether its speed has jumped."""
     recent.insert(0, log_ratio)
     del recent[NUM_AGREEING:]
-    now = float(speed.log_scale[g])
-    jumped = len(recent) == NUM_AGREEING and (min(recent) - now > JUMP or max(recent) - now < -JUMP)
-    if jumped:
-        now = (sum(recent) - min(recent) - max(recent)) / (NUM_AGREEING - 2)  # their median
+    if len(recent) == NUM_AGREEING and (min(recent) - log_scale > JUMP or max(recent) - log_scale < -JUMP):
+        median = (sum(recent) - min(recent) - max(recent)) / (NUM_AGREEING - 2)
         recent.clear()
-    else:
-        now += SCALE_RATE * max(-LARGEST_STEP, min(log_ratio - now, LARGEST_STEP))
-    speed.log_scale[g], speed.scale[g] = now, math.exp(now)
-    return jumped
+        return median, True
+    return log_scale + SCALE_RATE * max(-LARGEST_STEP, min(log_ratio - log_scale, LARGEST_STEP)), False

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -46,32 +47,33 @@ MAX_GROUPS = 4096  # that have an offset of their own
 
 
 class Scores:
-    """The last scores of each of `MOMENTS`, N at the most, in arrays that stay where they are.
+    """The last scores of each of `MOMENTS`, N at the most.
 
     Attributes:
-        ascending: in order, ``[2, N]``.
-        window: the same scores in a ring, oldest first, ``[2, N]``.
-        counts: how many there are, and the place of the next one in the window, int64 ``[2, 2]``.
+        arrived: in the order in which they came, for each moment.
+        ordered: the same, ascending.
+        ascending, counts: the same once more for the compiled loops, in arrays that stay where they are: ``[2, N]``,
+            and how many there are, int64 ``[2]``.
     """
 
     def __init__(self, size: int, given: Mapping[Moment, Iterable[float]]) -> None:
-        self.ascending, self.window = np.zeros((len(MOMENTS), size)), np.zeros((len(MOMENTS), size))
-        self.counts = np.zeros((len(MOMENTS), 2), dtype=np.int64)
-        for moment, scores in given.items():
-            place, last = MOMENTS.index(moment), list(scores)[-size:]
-            self.window[place, : len(last)], self.ascending[place, : len(last)] = last, sorted(last)
-            self.counts[place] = len(last), len(last) % size
+        self.arrived = [deque(given.get(moment, ()), maxlen=size) for moment in MOMENTS]
+        self.ordered = [sorted(scores) for scores in self.arrived]
+        self.ascending = np.zeros((len(MOMENTS), size))
+        self.counts = np.zeros(len(MOMENTS), dtype=np.int64)
+        for place in range(len(MOMENTS)):
+            self.publish(place)
 
     @property
     def size(self) -> int:
         """The most scores of a moment."""
-        return self.window.shape[1]
+        return self.ascending.shape[1]
 
-    def of_moment(self, place: int) -> list[float]:
-        """The scores of a moment, oldest first."""
-        count, following = self.counts[place].tolist()
-        out: list[float] = np.roll(self.window[place], -following)[self.size - count :].tolist()
-        return out
+    def publish(self, place: int) -> None:
+        """Bring the arrays of a moment up to date."""
+        ordered = self.ordered[place]
+        self.ascending[place, : len(ordered)] = ordered
+        self.counts[place] = len(ordered)
 
 
 class Margin:
@@ -150,14 +152,14 @@ class Margin:
     def image_factors(self, factors: np.ndarray) -> np.ndarray:
         """The factors once the image is encoded that belong to these at the choice: of the same level, ``[F]``."""
         place = MOMENTS.index("image")
-        count, ascending = int(self.scores.counts[place, 0]), self.scores.ascending[place]
+        count, ascending = int(self.scores.counts[place]), self.scores.ascending[place]
         levels = [self._level_of(log_factor) for log_factor in np.log(factors).tolist()]
         return np.exp([score_quantile(ascending, count, level) for level in levels])
 
     def _level_of(self, log_margin: float) -> float:
         """The level at which the quantile at the choice of a setting is this; 1 if all scores are above it."""
         place = MOMENTS.index("overview")
-        count = int(self.scores.counts[place, 0])
+        count = int(self.scores.counts[place])
         ascending = self.scores.ascending[place, :count]
         if log_margin >= ascending[-1]:
             return float(1 / (count + 1) - (log_margin - ascending[-1]) / BEYOND_SCORES)
@@ -169,7 +171,7 @@ class Margin:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able document; `from_dict` takes it back."""
-        scores = {moment: self.scores.of_moment(place) for place, moment in enumerate(MOMENTS)}
+        scores = {moment: list(self.scores.arrived[place]) for place, moment in enumerate(MOMENTS)}
         return {"level": self.level, "parts": self.group_offsets, "scores": scores}
 
     @classmethod

@@ -51,7 +51,7 @@ class StageSpeed:
         self.log_scale = self.normal.copy() if log_scale is None else np.array(log_scale, dtype=np.float64)
         self.scale = np.exp(self.log_scale)
         self.pace = np.array([0.0, 1.0])
-        self.normal_scale = np.exp(self.normal)
+        self.normal_scale: list[float] = np.exp(self.normal).tolist()
         self.recent: list[list[float]] = [[] for _ in self.stages]  # log ratios of the last requests, the last first
 
     @property
@@ -59,9 +59,9 @@ class StageSpeed:
         """How many times as long as when it was calibrated the last request was to be expected to take."""
         return float(self.pace[1])
 
-    def by_stage(self, times_ms: Mapping[str, float]) -> np.ndarray:
+    def by_stage(self, times_ms: Mapping[str, float]) -> list[float]:
         """What a request took in each stage, ``[G]``; 0 where it is not known."""
-        return np.array([float(times_ms.get(stage, 0.0)) for stage in self.stages])
+        return [float(times_ms.get(stage, 0.0)) for stage in self.stages]
 
     def snapshot(self) -> SpeedSnapshot:
         """The speed as it is now; `restore` goes back to it."""

@@ -32,7 +32,7 @@ class GuardState(NamedTuple):
         length_weights, length_bias, lengths: of the answer's length, ``[L, Dl]``, ``[L]`` and ``[L]``.
         scale: how many times as long as profiled each stage takes, ``[G]``.
         pace: log of the recent slowdown, and how slow the machine is compared with its calibration, ``[2]``.
-        sorted_scores, score_counts: of each moment, ``[2, N]`` and int64 ``[2, 2]`` (`budgetvlm.guard.margin.Scores`).
+        sorted_scores, score_counts: of each moment, ``[2, N]`` and int64 ``[2]`` (`budgetvlm.guard.margin.Scores`).
         group_offsets: what each group adds to the level.
         group_table: numbers of the groups that do not depend on the image, int64 ``[2, 1 + steps + L]``.
         fastest_settings: the setting that an answer can be hurried down to, int64 ``[K]``.
@@ -115,7 +115,7 @@ def _check(state: GuardState) -> None:
         "scale": (np.float64, (stages,)),
         "pace": (np.float64, (2,)),
         "sorted_scores": (np.float64, (moments, state.sorted_scores.shape[-1])),
-        "score_counts": (np.int64, (moments, 2)),
+        "score_counts": (np.int64, (moments,)),
         "group_offsets": (np.float64, (len(state.group_offsets),)),
         "group_table": (np.int64, (2, state.group_table.shape[-1])),
         "fastest_settings": (np.int64, (settings,)),

@@ -139,7 +139,7 @@ class _Replay:
             found[k] = _Moment(guard.speed.snapshot(), bounds, revised)
             stages = {name: speed * float(ms[row, k]) for name, ms in measured.stages_ms.items()}
             first_ms, step_ms = bounds.forecast.profiled_ms[:, :, k]
-            predicted_ms = first_ms + (float(measured.output[row, k]) - 1) * step_ms
+            predicted_ms = (first_ms + (float(measured.output[row, k]) - 1) * step_ms).tolist()
             follow_speed(guard.speed, predicted_ms, guard.speed.by_stage(stages))
         return [found[k] for k in range(len(found))]
 
