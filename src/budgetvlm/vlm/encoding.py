@@ -74,7 +74,12 @@ def pool(tokens: torch.Tensor, deepstack_levels: int = 0) -> np.ndarray:
     if deepstack_levels:
         tokens = tokens[:, : tokens.shape[1] // (1 + deepstack_levels)]
     rows: np.ndarray = tokens.float().cpu().numpy()
-    return np.concatenate([rows.mean(0), rows.max(0)])
+    width = rows.shape[1]
+    out = np.empty(2 * width, dtype=np.float32)
+    np.add.reduce(rows, out=out[:width])
+    out[:width] /= len(rows)
+    np.maximum.reduce(rows, out=out[width:])
+    return out
 
 
 class WordMeans:
