@@ -65,10 +65,9 @@ def choose(
     if loops is None or not isinstance(guard, AdaptiveGuard):
         return specified_choice(guard, network, request, image, budget_ms, spent, known, price)
     features = network.inputs(image, request.feature) if network.projects else (image, request.feature)
-    weights = network.default_weights if price is None else network.weights(float(price))
-    times, fastest, forecast, values, index = loops.choose(
-        guard.state, request, guard.image_groups(request), known, budget_ms, spent, weights, *features
-    )
+    weights = network.default_tuple if price is None else tuple(network.weights(float(price)))
+    asked = tuple(request), guard.image_groups(request), known, budget_ms, tuple(spent)
+    times, fastest, forecast, values, index = loops.choose(guard.state_tuple, *asked, weights, *features)
     return Decision(Bounds(times, fastest, forecast, spent), values, index)
 
 
@@ -85,7 +84,9 @@ def choose_again(
     if loops is None or not isinstance(guard, AdaptiveGuard):
         return specified_revision(guard, chosen, index, budget_ms, spent, known)
     forecast = chosen.bounds.forecast
-    times, fastest, best = loops.choose_again(guard.state, forecast, index, known, spent, chosen.values, budget_ms)
+    times, fastest, best = loops.choose_again(
+        guard.state_tuple, forecast, index, known, spent, chosen.values, budget_ms
+    )
     return Decision(Bounds(times, fastest, forecast, spent, "image"), chosen.values, best)
 
 
@@ -137,18 +138,18 @@ def wait_for_compiled(seconds: float | None = None) -> bool:
 
 def _compiled_by_example(guard: AdaptiveGuard, network: ValueNetwork) -> SimpleNamespace:
     """The loops, called once, so that they are compiled for the types of every later call."""
-    state, weights = guard.state, network.weights(None)
+    state, weights = guard.state, network.default_tuple
     request = Request(np.ones(state.size_weights.shape[2]), 1.0, np.zeros(state.length_weights.shape[1], np.float32))
-    image = np.zeros(len(weights.mean), np.float32)
+    image = np.zeros(len(network.default_weights.mean), np.float32)
     known, spent, groups = (
         np.ones(len(request.vision), dtype=bool),
         Spent(1.0, 1.0, 0.0, 0.0),
         guard.image_groups(request),
     )
     loops = compile_module(kernels)
-    nothing = image[:0]
-    _, _, forecast, values, _ = loops.choose(state, request, groups, known, 1.0, spent, weights, image, nothing)
-    loops.choose_again(state, forecast, 0, known, spent, values, 1.0)
+    asked = tuple(request), groups, known, 1.0, tuple(spent)
+    _, _, forecast, values, _ = loops.choose(guard.state_tuple, *asked, weights, image, image[:0])
+    loops.choose_again(guard.state_tuple, tuple(forecast), 0, known, tuple(spent), values, 1.0)
     return loops
 
 

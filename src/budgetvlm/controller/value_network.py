@@ -58,7 +58,7 @@ class ValueNetwork:
     """The values of a controller for one state at a time. May be called by several threads.
 
     Attributes:
-        default_weights: at the controller's own price.
+        default_weights, default_tuple: at the controller's own price, as a record and as compiled loops take them.
         projects: whether features are projected before the network takes them.
 
     Args:
@@ -75,6 +75,7 @@ class ValueNetwork:
         self._unpriced = weights
         self.projects = bool(self._projections)
         self.default_weights = self._at_price(self._default_price)
+        self.default_tuple = tuple(self.default_weights)
         self._priced = self._default_price, self.default_weights
 
     def values(self, image: np.ndarray, language: np.ndarray, budget_ms: float, price: float | None) -> np.ndarray:

@@ -29,7 +29,7 @@ from budgetvlm.guard.margin import Margin
 from budgetvlm.guard.recourse import Hurry
 from budgetvlm.guard.rule import GUARDED, Rule
 from budgetvlm.guard.speed import StageSpeed
-from budgetvlm.guard.state import GuardState, guard_state
+from budgetvlm.guard.state import guard_state
 from budgetvlm.guard.static import timed_rows
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.table import ProfileTable
@@ -46,7 +46,8 @@ class AdaptiveGuard:
     """See the module.
 
     Attributes:
-        latency, lengths, margin, speed, rule: its parts. state: what the specification and the compiled loops read.
+        latency, lengths, margin, speed, rule: its parts. state, state_tuple: what the specification and the compiled
+            loops read.
 
     Args:
         latency: predicts times.
@@ -84,7 +85,8 @@ class AdaptiveGuard:
         self._account = np.array([own_ms, 1.0])
         self._faster = Hurry(latency.knob_space).steps
         parts = self.speed, self.margin, self.groups
-        self.state: GuardState = guard_state(latency, lengths, *parts, self._account, rule)
+        self.state = guard_state(latency, lengths, *parts, self._account, rule)
+        self.state_tuple = tuple(self.state)
 
     def replaced(self, *, margin: Margin | None = None, rule: Rule | None = None) -> AdaptiveGuard:
         """Another guard with these parts in place of its own; it shares the others with this one."""

@@ -6,9 +6,10 @@ the image is encoded. What they compute is specified in `budgetvlm.guard.specifi
 property test holds both equal. All loops, and the constants that they read, stand in this one file, so that no machine
 code can be older than the arithmetic it was made from.
 
-Arguments: ``state`` is `budgetvlm.guard.state.GuardState`; ``request``, ``spent`` and ``forecast`` are those of
-`budgetvlm.guard.bounds`; ``network`` is `budgetvlm.controller.value_network.NetworkWeights`; ``known`` marks the
-settings that may be chosen, bool ``[K]``. Shapes: G stages, K settings, L answer lengths. Times in ms.
+Arguments: ``state``, ``request``, ``spent`` and ``forecast`` are records of `budgetvlm.guard.bounds`, ``network`` is
+`budgetvlm.controller.value_network.NetworkWeights`, ``known`` marks the settings that may be chosen, bool ``[K]``. The
+first two functions take records as plain tuples, which Numba passes in half the time. Shapes: G stages, K settings,
+L answer lengths. Times in ms.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from budgetvlm.guard.bounds import AIMED, ANSWER, BOUND, EXPECTED, NUM_ROWS, READ, REST, SAVING, STEP, Forecast
+from budgetvlm.guard.bounds import AIMED, ANSWER, BOUND, EXPECTED, NUM_ROWS, READ, REST, SAVING, STEP
+
+# isort: split
+from budgetvlm.guard.bounds import Forecast, GuardState, Request, Spent
 
 # How far a bound lies above its prediction (`budgetvlm.guard.margin`).
 LOWEST_LOG_MARGIN, HIGHEST_LOG_MARGIN = math.log(0.7), math.log(20.0)
@@ -35,7 +39,7 @@ SMALLEST_BUDGET_SHARE, LARGEST_BUDGET_SHARE = 0.05, 1.5  # of the full setting's
 ONE = np.float32(1.0)  # a plain 1 would make doubles of what it is added to
 
 
-# --- The two moments at which a setting is chosen -------------------------------------------------------------------
+# The two moments at which a setting is chosen
 
 
 def choose(
@@ -52,8 +56,9 @@ def choose(
         Times ``[8, K]`` (see `budgetvlm.guard.bounds.Bounds`), the fastest setting, the forecast, values ``[K]``, and
         the number of the best setting; -1 if none is allowed.
     """
-    times, fastest, forecast = bounds_at_choice(state, request, image_groups, known, budget_ms, spent)
-    seen_ms = max((budget_ms - spent.waited_ms - state.account[0]) / forecast.slowdown, 1e-3)
+    known_state, asked, taken = GuardState(*state), Request(*request), Spent(*spent)
+    times, fastest, forecast = bounds_at_choice(known_state, asked, image_groups, known, budget_ms, taken)
+    seen_ms = max((budget_ms - taken.waited_ms - known_state.account[0]) / forecast.slowdown, 1e-3)
     values = network_values(network, image, language, seen_ms)
     return times, fastest, forecast, values, best_allowed(values, times[BOUND], budget_ms)
 
@@ -66,11 +71,11 @@ def choose_again(
     Returns:
         Times ``[8, K]``, the fastest setting, and the number of the best one; -1 if none is allowed.
     """
-    times, fastest = bounds_at_revision(state, forecast, index, known, spent)
+    times, fastest = bounds_at_revision(GuardState(*state), Forecast(*forecast), index, known, Spent(*spent))
     return times, fastest, best_allowed(values, times[BOUND], budget_ms)
 
 
-# --- Bounds -----------------------------------------------------------------------------------------------------------
+# Bounds
 
 
 def bounds_at_choice(
@@ -79,23 +84,21 @@ def bounds_at_choice(
     """See `budgetvlm.guard.specification.bounds_at_choice`."""
     expected, length = length_forecast(request.feature, state)
     expected, long_tokens = max(expected, 1.0), state.lengths[length]
-    fewest = request.vision.min()
-    profiled, terms = time_terms(state, request, fewest)
+    profiled, terms = time_terms(state, request)
     full_ms = terms[0, -1] + terms[1, -1] + (expected - 1) * terms[2, -1]
     full_profiled_ms = profiled[0, :, -1].sum() + (expected - 1) * profiled[1, :, -1].sum()
     # What the overview took tells how fast the machine is right now, and whether the image is a large one.
     done_ms, excess_ms = 0.0, 0.0
-    if spent.image_ms > 0:
-        done_ms = overview_ms(state, fewest)
+    if spent.image_ms > 0:  # the first setting shows the overview alone
+        done_ms = terms[0, 0]
     if spent.prepared_ms > 0 and state.prepare_stage >= 0:
-        weights, stage = state.size_weights, state.prepare_stage
-        usual_ms = state.scale[stage] * (weights[0, stage, 0] + fewest * weights[1, stage, 0])
+        usual_ms = state.scale[state.prepare_stage] * profiled[0, state.prepare_stage, 0]
         took_ms = spent.prepared_ms / math.exp(state.pace[0])
         if took_ms > LARGE_IMAGE * usual_ms:
             excess_ms = took_ms - usual_ms
             done_ms += excess_ms
             for k in range(terms.shape[1]):  # the whole image is read again to cut its tiles
-                terms[0, k] += excess_ms * (2.0 if request.vision[k] > fewest else 1.0)
+                terms[0, k] += excess_ms * (2.0 if request.vision[k] > request.vision[0] else 1.0)
     pace = pace_after(state.pace[0], done_ms, spent.image_ms)
     # The request's groups and their margins.
     overloaded = int(state.pace[1] > OVERLOADED)
@@ -186,10 +189,10 @@ def best_allowed(values: Any, bounds_ms: Any, budget_ms: float) -> int:
     return best
 
 
-# --- What a request is expected to take -------------------------------------------------------------------------------
+# What a request is expected to take
 
 
-def time_terms(state: Any, request: Any, fewest: float) -> tuple[Any, Any]:
+def time_terms(state: Any, request: Any) -> tuple[Any, Any]:
     """Times of each stage by the profile ``[2, G, K]``, and what times are sums of ``[3, K]``: see `Forecast`."""
     weights, num_stages, num_settings = state.size_weights, len(state.scale), len(request.vision)
     profiled, terms = np.empty((2, num_stages, num_settings)), np.zeros((3, num_settings))
@@ -200,7 +203,7 @@ def time_terms(state: Any, request: Any, fewest: float) -> tuple[Any, Any]:
             context = vision + request.language
             first = weights[0, g, k] + vision * weights[1, g, k]
             first += context * (weights[2, g, k] + context * weights[3, g, k])
-            if vision > fewest:
+            if vision > request.vision[0]:
                 first += weights[6, g, k]
             step = weights[4, g, k] + context * weights[5, g, k]
             profiled[0, g, k], profiled[1, g, k] = first, step
@@ -208,15 +211,6 @@ def time_terms(state: Any, request: Any, fewest: float) -> tuple[Any, Any]:
             terms[1, k] += scale * (1 - image_share) * first
             terms[2, k] += scale * step
     return profiled, terms
-
-
-def overview_ms(state: Any, fewest: float) -> float:
-    """What the image takes where it is shown least: that is its overview."""
-    total = 0.0
-    for g in range(len(state.scale)):
-        weights = state.size_weights[:, g, 0]
-        total += state.scale[g] * state.image_stages[g] * (weights[0] + fewest * weights[1])
-    return total
 
 
 def length_forecast(feature: Any, state: Any) -> tuple[float, int]:
@@ -246,7 +240,7 @@ def budget_step(share: float) -> int:
     return round(math.log(share) / math.log(BUDGET_RATIO))
 
 
-# --- Margin and pace --------------------------------------------------------------------------------------------------
+# Margin and pace
 
 
 def log_margin(state: Any, groups: Any, moment: int) -> float:
@@ -274,55 +268,56 @@ def score_quantile(ascending: Any, count: int, level: float) -> float:
 def pace_after(recent_slowdown: float, predicted_ms: float, took_ms: float) -> float:
     """Factor on predicted times, from a part of the request itself that is over; 0: none is."""
     if predicted_ms > 0 and took_ms > 0:
-        recent_slowdown += OVERVIEW_RATE * limited_step(math.log(took_ms / predicted_ms) - recent_slowdown)
+        difference = math.log(took_ms / predicted_ms) - recent_slowdown
+        recent_slowdown += OVERVIEW_RATE * max(-LARGEST_STEP, min(difference, LARGEST_STEP))
     return math.exp(recent_slowdown)
 
 
-def limited_step(log_ratio: float) -> float:
-    """What one request may say of the machine's speed."""
-    return max(-LARGEST_STEP, min(log_ratio, LARGEST_STEP))
-
-
-# --- The controller's network -----------------------------------------------------------------------------------------
+# The controller's network
 
 
 def network_values(network: Any, image: Any, language: Any, budget_ms: float) -> Any:
-    """See `budgetvlm.controller.value_network.ValueNetwork.values`, float32 ``[K]``."""
-    state = np.empty(len(network.first), np.float32)
-    for i in range(len(network.mean)):  # slices that are assigned to would take seconds to compile
+    """See `budgetvlm.controller.value_network.ValueNetwork.values`, float32 ``[K]``; ``network`` is its weights."""
+    mean, scale, frequencies, embedding, first, first_bias, hidden, hidden_bias, heads, head_bias = network[:10]
+    reference_ms, largest_budget_ms, largest_log_ratio, largest_score = (
+        network[10],
+        network[11],
+        network[12],
+        network[13],
+    )
+    state = np.empty(len(first), np.float32)
+    for i in range(len(mean)):  # slices that are assigned to would take seconds to compile
         raw = image[i] if i < len(image) else language[i - len(image)]
-        score = (raw - network.mean[i]) * network.scale[i]
-        state[i] = min(max(score, -network.largest_score), network.largest_score)
-    ratio = math.log(min(budget_ms, network.largest_budget_ms) / network.reference_ms)
-    ratio = max(-network.largest_log_ratio, min(ratio, network.largest_log_ratio))
-    embed(network, ratio, state[len(network.mean) :])
-    now = network.first_bias.copy()
-    add_product(network.first, state, now)
-    for layer in range(len(network.hidden)):
+        state[i] = min(max((raw - mean[i]) * scale[i], -largest_score), largest_score)
+    ratio = math.log(min(budget_ms, largest_budget_ms) / reference_ms)
+    ratio = max(-largest_log_ratio, min(ratio, largest_log_ratio))
+    embed(frequencies, embedding, ratio, state[len(mean) :])
+    now = first_bias.copy()
+    add_product(first, state, now)
+    for layer in range(len(hidden)):
         silu(now)
-        after = network.hidden_bias[layer].copy()
-        size = network.hidden.shape[2]
-        for block in range(network.hidden.shape[1]):  # members of an ensemble are blocks on the diagonal
+        after = hidden_bias[layer].copy()
+        size = hidden.shape[2]
+        for block in range(hidden.shape[1]):  # members of an ensemble are blocks on the diagonal
             start, end = block * size, (block + 1) * size
-            add_product(network.hidden[layer, block], now[start:end], after[start:end])
+            add_product(hidden[layer, block], now[start:end], after[start:end])
         now = after
     silu(now)
-    out = network.head_bias.copy()
-    add_product(network.heads, now, out)
+    out = head_bias.copy()
+    add_product(heads, now, out)
     return out
 
 
-def embed(network: Any, log_ratio: float, out: Any) -> None:
+def embed(frequencies: Any, embedding: Any, log_ratio: float, out: Any) -> None:
     """Write the embedding of the budget's log ratio: a layer over its sines, its cosines, itself and 1."""
-    count = len(network.frequencies)
+    count = len(frequencies)
     basis = np.empty(2 * count + 2, np.float32)
     for i in range(count):
-        basis[i] = math.sin(network.frequencies[i] * log_ratio)
-        basis[count + i] = math.cos(network.frequencies[i] * log_ratio)
+        basis[i], basis[count + i] = math.sin(frequencies[i] * log_ratio), math.cos(frequencies[i] * log_ratio)
     basis[2 * count], basis[2 * count + 1] = log_ratio, 1.0
     for i in range(len(out)):
         out[i] = 0.0
-    add_product(network.embedding, basis, out)
+    add_product(embedding, basis, out)
     silu(out)
 
 

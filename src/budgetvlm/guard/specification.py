@@ -15,7 +15,7 @@ import math
 
 import numpy as np
 
-from budgetvlm.guard.bounds import Bounds, Forecast, Request, Spent
+from budgetvlm.guard.bounds import Bounds, Forecast, GuardState, Request, Spent
 from budgetvlm.guard.kernels import (
     LARGE_IMAGE,
     OVERLOADED,
@@ -25,7 +25,6 @@ from budgetvlm.guard.kernels import (
     log_margin,
     pace_after,
 )
-from budgetvlm.guard.state import GuardState
 
 
 def bounds_at_choice(
@@ -51,9 +50,9 @@ def bounds_at_choice(
     full_profiled_ms = float(first[:, -1].sum() + (expected - 1) * step[:, -1].sum())
 
     # What the overview took tells how fast the machine is right now, and whether the image is a large one.
-    overview_ms = overview_time(state, request) if spent.image_ms > 0 else 0.0
-    excess_ms = large_image_excess(state, request, spent.prepared_ms)
-    terms[0] += excess_ms * np.where(request.vision > request.vision.min(), 2.0, 1.0)  # it is read again to cut tiles
+    overview_ms = float(terms[0, 0]) if spent.image_ms > 0 else 0.0  # the first setting shows the overview alone
+    excess_ms = large_image_excess(state, first, spent.prepared_ms)
+    terms[0] += excess_ms * np.where(request.vision > request.vision[0], 2.0, 1.0)  # it is read again to cut tiles
     overview_ms += excess_ms
     pace = pace_after(float(state.pace[0]), overview_ms, spent.image_ms)
 
@@ -163,23 +162,16 @@ def stage_times(state: GuardState, request: Request) -> np.ndarray:
     """What each stage takes by the profile: until the first token, and for each further one, ``[2, G, K]``."""
     fixed, each, token, square, step, step_token, tiles = state.size_weights
     vision, context = request.vision, request.vision + request.language
-    first = fixed + vision * each + context * token + context**2 * square + (vision > vision.min()) * tiles
+    first = fixed + vision * each + context * token + context**2 * square + (vision > vision[0]) * tiles
     return np.stack([first, step + context * step_token])
 
 
-def overview_time(state: GuardState, request: Request) -> float:
-    """What the image takes where it is shown least, at the speed of the last requests: that is its overview."""
-    by_stage = state.size_weights[0, :, 0] + request.vision.min() * state.size_weights[1, :, 0]
-    return float((state.scale * state.image_stages * by_stage).sum())
-
-
-def large_image_excess(state: GuardState, request: Request, prepared_ms: float) -> float:
+def large_image_excess(state: GuardState, first_ms: np.ndarray, prepared_ms: float) -> float:
     """What preparing the overview took beyond the usual, where it took so long that the image must be large, else 0."""
     stage = state.prepare_stage
     if prepared_ms <= 0 or stage < 0:
         return 0.0
-    weights = state.size_weights[:, stage, 0]
-    usual_ms = float(state.scale[stage] * (weights[0] + request.vision.min() * weights[1]))
+    usual_ms = float(state.scale[stage] * first_ms[stage, 0])
     took_ms = prepared_ms / math.exp(float(state.pace[0]))
     return took_ms - usual_ms if took_ms > LARGE_IMAGE * usual_ms else 0.0
 

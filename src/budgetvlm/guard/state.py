@@ -5,13 +5,11 @@ Shapes: G stages, K settings, L answer lengths, Dl language features, N scores. 
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 from budgetvlm.errors import ConfigError
 from budgetvlm.guard.answer_length import LengthModel
-from budgetvlm.guard.bounds import MOMENTS
+from budgetvlm.guard.bounds import MOMENTS, GuardState
 from budgetvlm.guard.groups import Groups
 from budgetvlm.guard.latency_model import SIZES, LatencyModel
 from budgetvlm.guard.margin import Margin
@@ -21,48 +19,6 @@ from budgetvlm.guard.speed import StageSpeed
 
 PREPARE = "preprocess"
 IMAGE_STAGES = (PREPARE, "vision")  # of which the overview is a part
-
-
-class GuardState(NamedTuple):
-    """See the module. The arrays of speed and margin are those that learning changes in place.
-
-    Attributes:
-        size_weights: times of each stage by functions of the request's size, ``[7, G, K]`` (`LatencyModel`).
-        image_stages: 1 for the image's stages, 0 for others, ``[G]``.
-        length_weights, length_bias, lengths: of the answer's length, ``[L, Dl]``, ``[L]`` and ``[L]``.
-        scale: how many times as long as profiled each stage takes, ``[G]``.
-        pace: log of the recent slowdown, and how slow the machine is compared with its calibration, ``[2]``.
-        sorted_scores, score_counts: of each moment, ``[2, N]`` and int64 ``[2]`` (`budgetvlm.guard.margin.Scores`).
-        group_offsets: what each group adds to the level.
-        group_table: numbers of the groups that do not depend on the image, int64 ``[2, 1 + steps + L]``.
-        fastest_settings: the setting that an answer can be hurried down to, int64 ``[K]``.
-        same_image: the settings that show the model the same image, int64 ``[images, K / images]``.
-        account: what a request takes beside the model's stages in ms, and the credit in late answers, ``[2]``.
-        level, highest_level: of the margin. alpha: the share of requests that may be late.
-        prepare_stage: number of the stage that prepares the image; -1 if there is none.
-        revises: whether the choice will be revised. expected_only: whether expected times are the bounds.
-    """
-
-    size_weights: np.ndarray
-    image_stages: np.ndarray
-    length_weights: np.ndarray
-    length_bias: np.ndarray
-    lengths: np.ndarray
-    scale: np.ndarray
-    pace: np.ndarray
-    sorted_scores: np.ndarray
-    score_counts: np.ndarray
-    group_offsets: np.ndarray
-    group_table: np.ndarray
-    fastest_settings: np.ndarray
-    same_image: np.ndarray
-    account: np.ndarray
-    level: float
-    highest_level: float
-    alpha: float
-    prepare_stage: int
-    revises: bool
-    expected_only: bool
 
 
 def guard_state(

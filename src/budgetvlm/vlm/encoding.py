@@ -73,7 +73,8 @@ def pool(tokens: torch.Tensor, deepstack_levels: int = 0) -> np.ndarray:
     """
     if deepstack_levels:
         tokens = tokens[:, : tokens.shape[1] // (1 + deepstack_levels)]
-    rows: np.ndarray = tokens.float().cpu().numpy()
+    plain = tokens.dtype is torch.float32 and tokens.is_cpu
+    rows: np.ndarray = (tokens if plain else tokens.float().cpu()).numpy()
     width = rows.shape[1]
     out = np.empty(2 * width, dtype=np.float32)
     np.add.reduce(rows, out=out[:width])
