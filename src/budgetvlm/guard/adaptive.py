@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -208,32 +208,32 @@ class AdaptiveGuard:
         """
         if not self.rule.learns:
             return
-        _check_clock(decided_by, outcome)
-        chosen, groups = decided_by[0], decided_by[0].forecast.groups
-        stages, saved = self.latency.stages, outcome.saved_ms
+        stages, saved, chosen = self.latency.stages, outcome.saved_ms, decided_by[0]
         took_ms = [outcome.stages_ms.get(stage, 0.0) for stage in stages]
-        needed_ms = (
-            [ms + saved.get(stage, 0.0) for stage, ms in zip(stages, took_ms, strict=True)] if saved else took_ms
-        )
+        known_ms, rest_ms = sum(took_ms), outcome.total_ms - chosen.spent.total_ms
+        least_ms = min(*took_ms, rest_ms, outcome.total_ms - decided_by[-1].spent.total_ms)
+        if not (least_ms >= 0 and known_ms + outcome.total_ms < math.inf):
+            _complain(decided_by, outcome)
 
         # The margin: how far above its prediction the request was, and whether it missed its budget.
-        scores = {bounds.moment: _score(bounds, index, outcome, sum(saved.values())) for bounds in decided_by}
+        missing_ms = sum(saved.values()) if saved else 0.0
+        scores = {bounds.moment: _score(bounds, index, outcome, missing_ms) for bounds in decided_by}
         if outcome.promised:
             self.credit = min(self.credit + self.alpha, MAX_CREDIT) - outcome.late
         missed = 1.0 if outcome.late else self.margin.cut_cost if outcome.cut else 0.0
         # A broken budget that nothing was expected to keep breaks no promise; a kept one shows that bounds are wide.
         judged = missed if outcome.promised or missed == 0 else None
-        found = {moment: score for moment, score in scores.items() if score is not None}
-        learn_margin(self.margin, groups, found, judged, TARGET_SHARE * self.alpha)
+        learn_margin(self.margin, chosen.forecast.groups, scores, judged, TARGET_SHARE * self.alpha)
 
         # What it took beside the model's stages; one request may say no more than four times what was known.
-        rest_ms = outcome.total_ms - chosen.spent.total_ms
-        beside_ms = rest_ms - (sum(took_ms) - chosen.spent.image_ms)
-        beside_ms = max(0.0, min(beside_ms, 4 * self.own_ms + 1.0))
-        self.own_ms += OWN_COST_RATE * (beside_ms - self.own_ms)
+        own_ms = self._account.item(0)
+        beside_ms = max(0.0, min(rest_ms - (known_ms - chosen.spent.image_ms), 4 * own_ms + 1.0))
+        self._account[0] = own_ms + OWN_COST_RATE * (beside_ms - own_ms)
 
         # How fast the machine runs each stage.
-        self.follow(chosen, index, needed_ms, outcome.output_tokens)
+        if saved:
+            took_ms = [ms + saved.get(stage, 0.0) for stage, ms in zip(stages, took_ms, strict=True)]
+        self.follow(chosen, index, took_ms, outcome.output_tokens)
 
     def follow(self, chosen: Bounds, index: int, took_ms: Sequence[float], output_tokens: float) -> bool:
         """Learn this machine's speed from a request, and nothing else; whether a stage's speed has jumped.
@@ -301,14 +301,13 @@ def _score(bounds: Bounds, index: int, outcome: Outcome, saved_ms: float) -> flo
     return math.log(rest_ms / bounds.times.item(REST, index)) if rest_ms > 0 else None
 
 
-def _check_clock(decided_by: Sequence[Bounds], outcome: Outcome) -> None:
+def _complain(decided_by: Sequence[Bounds], outcome: Outcome) -> NoReturn:
     """Raise DataError, naming the times that cannot be: a clock that jumped teaches nothing."""
     times = dict(outcome.stages_ms)
     for bounds in decided_by:
         times[f"rest after the {bounds.moment}"] = outcome.total_ms - bounds.spent.total_ms
     wrong = {name: ms for name, ms in times.items() if not 0 <= ms < math.inf}
-    if wrong:
-        raise DataError(f"times have to be numbers of ms of 0 or more, given {wrong}; has the clock jumped?")
+    raise DataError(f"times have to be numbers of ms of 0 or more, given {wrong}; has the clock jumped?")
 
 
 def answer_lengths(table: ProfileTable) -> np.ndarray:

@@ -24,18 +24,19 @@ JUMP = math.log(1.35)  # the smallest change of a log ratio that is a jump
 def learn_margin(
     margin: Margin,
     groups: Sequence[int],
-    scores: Mapping[Moment, float],
+    scores: Mapping[Moment, float | None],
     missed: float | None = None,
     target: float = 0.0,
 ) -> None:
     """Learn from a finished request of the groups with these numbers.
 
     Args:
-        scores: of the moments at which its setting was chosen.
+        scores: of the moments at which its setting was chosen; None: there is none.
         missed: from 0 to 1, where ``target`` may be missed on average; None: this is not judged.
     """
     for moment, score in scores.items():
-        add_score(margin.scores, score, moment)
+        if score is not None:
+            add_score(margin.scores, score, moment)
     if missed is None:
         return
     # An offset that leads nowhere further would only take long to come back.
