@@ -22,7 +22,7 @@ from budgetvlm.knobs import Setting
 from budgetvlm.profiling.measure.out_of_memory import for_each_batch
 from budgetvlm.profiling.measure.sweep import Sweep, load_image
 from budgetvlm.profiling.measure.sweep_options import SweepOptions
-from budgetvlm.profiling.results.measurements import AccuracyRecord
+from budgetvlm.profiling.results.measurements import TOKEN_COUNTS, AccuracyRecord
 from budgetvlm.tasks import SplitSample, Task
 from budgetvlm.vlm import VLM, Generation
 
@@ -147,8 +147,6 @@ def _record(task: Task, place: SplitSample, answer: Generation) -> AccuracyRecor
         score=float(task.score(answer.text, place.sample)),
         pred=answer.text,
         answers=place.sample.answers,
-        num_vision_tokens=answer.num_vision_tokens,
-        num_language_tokens=answer.num_language_tokens,
-        num_output_tokens=answer.num_output_tokens,
         groups=place.groups,
+        **{field: getattr(answer, field) for field in TOKEN_COUNTS},
     )

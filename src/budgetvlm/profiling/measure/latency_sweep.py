@@ -29,7 +29,7 @@ from budgetvlm.profiling.measure.machine import hardware, median_run
 from budgetvlm.profiling.measure.setting_sampling import draw_cells
 from budgetvlm.profiling.measure.sweep import Sweep, load_image
 from budgetvlm.profiling.measure.sweep_options import SweepOptions
-from budgetvlm.profiling.results.measurements import LatencyRecord
+from budgetvlm.profiling.results.measurements import STAGE_FIELDS, TOKEN_COUNTS, LatencyRecord
 from budgetvlm.tasks import SplitSample, Task
 from budgetvlm.vlm import VLM, Generation
 
@@ -163,15 +163,7 @@ def request(vlm: VLM, image: Any, question: str, setting: Setting, max_new_token
 
 
 def _record(task: Task, place: SplitSample, run: Generation) -> LatencyRecord:
-    return LatencyRecord(
-        sample_id=place.sample.sample_id,
-        T_total_ms=run.total_ms,
-        T_prefill_ms=run.stages_ms["prefill"],
-        T_decode_ms=run.stages_ms["decode"],
-        T_preprocess_ms=run.stages_ms["preprocess"],
-        T_vision_ms=run.stages_ms["vision"],
-        num_vision_tokens=run.num_vision_tokens,
-        num_language_tokens=run.num_language_tokens,
-        num_output_tokens=run.num_output_tokens,
-        accuracy=float(task.score(run.text, place.sample)),
-    )
+    stages: dict[str, Any] = {field: run.stages_ms[stage] for stage, field in STAGE_FIELDS.items()}
+    counts = {field: getattr(run, field) for field in TOKEN_COUNTS}
+    accuracy = float(task.score(run.text, place.sample))
+    return LatencyRecord(place.sample.sample_id, T_total_ms=run.total_ms, accuracy=accuracy, **stages, **counts)

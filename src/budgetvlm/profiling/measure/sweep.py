@@ -123,7 +123,8 @@ class Sweep:
         Raises:
             OutputError, DataError: it is of another sweep, in use, or damaged.
         """
-        with Journal(self._journal_path, self.config) as self.journal:
+        layout = {"entries": 2}  # of the journal's lines; a journal with other lines cannot be resumed
+        with Journal(self._journal_path, self.config | layout) as self.journal:
             for path in self.paths.values():  # what a kill during the writing of a result file left beside it
                 for leftover in path.parent.glob(f".{path.name}.*.tmp"):
                     _remove(leftover)

@@ -90,9 +90,7 @@ def _list(place: Path, kind: Kind) -> list[Path]:
 
 def _nothing_there(directory: Path, dataset_name: str, kind: Kind) -> str:
     form = FORMATS[kind]
-    state = (
-        "holds no" if directory.is_dir() else "is a file and holds no" if directory.exists() else "does not exist: no"
-    )
+    state = "holds no" if directory.exists() else "does not exist: no"
     return (
         f"{directory} {state} {kind} results of {dataset_name} (looked there, in "
         f"{results_directory(directory, dataset_name, kind).name}/ in it and in "
