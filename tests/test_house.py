@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": DATA | {"guard", "policies"},
     "comparison": LEARNING,
     "explanation": LEARNING,
-    "html_report": LEARNING,
+    "html_report": LEARNING | {"comparison"},
     "profiling": DATA | {"guard", "tasks", "vlm"},
     "importing": DATA | {"profiling", "tasks"},
     "decide": {"guard", "controller"},

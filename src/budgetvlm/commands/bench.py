@@ -45,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
     _find_benchmarks()
     from benchmarks.speed.bench_data import BenchOptions
     from benchmarks.speed.sections import run as run_sections
-    from budgetvlm.profiling.measure.machine import hardware, versions
+    from budgetvlm._version import versions
+    from budgetvlm.profiling.measure.machine import PACKAGES, hardware
 
     options = BenchOptions(
         args.quick, args.model_path, args.dataset_name, args.checkpoint, args.data, args.num_threads, args.seed
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     missed = [figure.name for figure in figures if figure.met is False]
     if args.json:
         document = {"schema_version": 1, "quick": args.quick, "sections": [section.to_dict() for section in found]}
-        print(json.dumps({**document, "missed": missed, "hardware": hardware(), "versions": versions()}))
+        print(json.dumps({**document, "missed": missed, "hardware": hardware(), "versions": versions(*PACKAGES)}))
     else:
         kept = sum(figure.met is True for figure in figures)
         print(f"{kept} of {kept + len(missed)} targets met" + (f"; missed: {'; '.join(missed)}" if missed else ""))

@@ -11,6 +11,7 @@ from budgetvlm.errors import ConfigError
 if TYPE_CHECKING:
     from budgetvlm.features import Features
     from budgetvlm.table import ProfileTable
+REMEDY = "give either --table and --features, or --data alone; they say what to work on"
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,10 +24,9 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 def read_data(args: argparse.Namespace) -> tuple[ProfileTable, Features]:
     """The table and its features. Raises ConfigError for flags that name neither or both, DataError for their files."""
-    if args.features is None and args.data is None:
-        raise ConfigError("give either --table and --features, or --data alone; they say what to work on")
     table, features = read_table(args)
-    assert features is not None
+    if features is None:
+        raise ConfigError(REMEDY)
     return table, features
 
 
@@ -38,7 +38,7 @@ def read_table(args: argparse.Namespace) -> tuple[ProfileTable, Features | None]
         prepared = load_prepared(args.data)
         return prepared.table, prepared.features
     if args.table is None or args.data is not None:
-        raise ConfigError("give either --table and --features, or --data alone; they say what to work on")
+        raise ConfigError(REMEDY)
     from budgetvlm.features import Features
     from budgetvlm.table import ProfileTable
 

@@ -18,7 +18,6 @@ from budgetvlm.errors import ConfigError
 if TYPE_CHECKING:
     from budgetvlm.controller.network import GRPOController
     from budgetvlm.explanation.explanation_records import Explanation
-    from budgetvlm.explanation.surrogate import Surrogate
     from budgetvlm.features import Features
     from budgetvlm.table import ProfileTable
 
@@ -43,11 +42,12 @@ def run(args: argparse.Namespace) -> int:
     """Explain a request, the policy, or both; what is wrong is found before a model is opened."""
     asked = _check(args)
     from budgetvlm.controller.checkpoint import load_controller
+    from budgetvlm.explanation.surrogate import surrogate
 
     controller = load_controller(args.checkpoint)
     data = _read_data(args.data, controller) if args.data else None
     explanation = _explain(args, controller, data) if asked else None
-    tree = _tree(controller, data) if args.tree and data is not None else None
+    tree = surrogate(controller, *data) if args.tree and data is not None else None
     if args.json:
         from dataclasses import asdict
 
@@ -116,9 +116,3 @@ def _explain(
     explainer = Explainer(controller, overview.feature, language, args.price)
     contexts = {factor: context(factor * args.budget_ms) for factor in FACTORS}
     return explain(explainer, contexts, context(math.inf), data)
-
-
-def _tree(controller: GRPOController, data: tuple[ProfileTable, Features]) -> Surrogate:
-    from budgetvlm.explanation.surrogate import surrogate
-
-    return surrogate(controller, *data)

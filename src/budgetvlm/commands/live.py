@@ -50,9 +50,10 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from budgetvlm._io import write_json
+    from budgetvlm._version import versions
     from budgetvlm.live.fresh_samples import fresh_samples
     from budgetvlm.live.live_evaluation import run_live, summary
-    from budgetvlm.profiling.measure.machine import hardware, versions
+    from budgetvlm.profiling.measure.machine import PACKAGES, hardware
 
     if not args.checkpoint:
         raise ConfigError("--live needs a trained controller; give --checkpoint DIR")
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         "cut": args.cut,
         "drift": guard.speed.drift,
         "hardware": hardware(args.device),
-        "versions": versions(),
+        "versions": versions(*PACKAGES),
     }
     if args.truth:
         found |= _prices(args, model, task, samples[-args.truth :], reference_ms)

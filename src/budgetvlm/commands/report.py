@@ -80,8 +80,7 @@ def _gather(args: argparse.Namespace) -> ReportInputs:
     comparison = read_comparison(args.compare) if args.compare else None
     table, features = read_data(args)
     policies = evaluate.read_controllers(args.checkpoint, table, features)
-    names = evaluate.checkpoint_names(args.checkpoint)
-    runs = tuple(read_run(path, name) for path, name in zip(args.checkpoint, names, strict=True))
+    runs = tuple(read_run(path, name) for path, name in zip(args.checkpoint, policies, strict=True))
     evaluation = given or evaluate.evaluate_with_progress(table, features, policies, EvaluationOptions())
     inputs = ReportInputs(table, evaluation, None, runs, live, comparison, source=_source(args))
     if policies:
@@ -116,7 +115,7 @@ def _pictures(args: argparse.Namespace, inputs: ReportInputs) -> dict[str, Sampl
     except (ConfigError, DataError) as error:
         if args.dataset_name is not None:
             raise
-        _note(f"no pictures of samples: {error}")
+        print(f"note: no pictures of samples: {error}", file=sys.stderr)
         return {}
     return {s.sample_id: SamplePicture(_data_uri(s), s.question, s.answers) for s in samples}
 
@@ -131,7 +130,3 @@ def _data_uri(sample: Sample) -> str:
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from budgetvlm._io import read_json, write_json
+from budgetvlm._version import __version__
 from budgetvlm.comparison.compare_options import CompareOptions
 from budgetvlm.comparison.comparison_records import CompareReport
 from budgetvlm.comparison.fits import FAILED, NO_FEATURES, OK, Cell, CellSpec, make_cell
@@ -17,7 +18,7 @@ from budgetvlm.comparison.roster import ALWAYS, ROSTER, Entry
 from budgetvlm.comparison.rows import comparison_rows
 from budgetvlm.errors import BudgetVLMError, ConfigError
 from budgetvlm.evaluation.evaluation_data import EvaluationData, learning_part
-from budgetvlm.evaluation.evaluator import common_fields, versions
+from budgetvlm.evaluation.evaluator import common_fields
 from budgetvlm.features import Features
 from budgetvlm.table import ProfileTable
 
@@ -161,7 +162,7 @@ def _check_origin(directory: Path, task: _Task, features: Features | None) -> No
         evaluation.pop(name)
     origin: dict[str, Any] = {
         **evaluation, "members": options.members, "num_epochs": options.num_epochs,
-        "data": fingerprint(task.table, features), "version": versions()["budgetvlm"],
+        "data": fingerprint(task.table, features), "version": __version__,
     }  # fmt: skip
     origin = {name: list(value) if isinstance(value, tuple) else value for name, value in origin.items()}
     path = directory / ORIGIN

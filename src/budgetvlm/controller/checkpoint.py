@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from budgetvlm.controller.checkpoint_files import CONFIG, read_checkpoint, versions
+from budgetvlm._version import versions
+from budgetvlm.controller.checkpoint_files import CONFIG, read_checkpoint
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.errors import CheckpointError
 
@@ -32,7 +33,7 @@ def controller_document(
         "controller_config": controller.config,
         "knob_space": controller.knob_space.to_dict(),
         "feature_statistics": {name: tensor for name, tensor in state.items() if name.startswith(FEATURE_STATISTICS)},
-        "versions": versions(),
+        "versions": versions("torch"),
     }
 
 

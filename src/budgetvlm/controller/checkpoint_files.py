@@ -6,7 +6,6 @@ Nothing is pickled but tensors and plain values: ``torch.load(path)`` opens a ch
 from __future__ import annotations
 
 import io
-import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,11 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 
 from budgetvlm._io import atomic_path, read_json, write_json
-from budgetvlm._version import __version__
+from budgetvlm._version import versions
 from budgetvlm.errors import CheckpointError, DataError
 
 SCHEMA_VERSION = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-
-
-def versions() -> dict[str, str]:
-    """Versions of the software that a checkpoint is made with."""
-    return {"budgetvlm": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
 
 
 def write_checkpoint(path: str | Path, document: Mapping[str, Any]) -> None:
@@ -75,7 +69,7 @@ def write_pretrained(config: Mapping[str, Any], tensors: Mapping[str, torch.Tens
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_path(directory / WEIGHTS) as temporary:
         temporary.write_bytes(tensors_to_bytes(plain, metadata={"format": "pt"}))
-    document = {"schema_version": SCHEMA_VERSION, "controller_config": config, "versions": versions()}
+    document = {"schema_version": SCHEMA_VERSION, "controller_config": config, "versions": versions("torch")}
     write_json(directory / CONFIG, document)
 
 

@@ -6,14 +6,13 @@ among the settings that the same guard allows, and a request is charged the meas
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from budgetvlm._version import __version__
+from budgetvlm._version import versions
 from budgetvlm.evaluation.ceiling import CeilingMetrics
 from budgetvlm.evaluation.evaluation_data import EvaluationData, learning_part
 from budgetvlm.evaluation.evaluation_options import EvaluationOptions
@@ -177,7 +176,7 @@ def common_fields(data: EvaluationData, options: EvaluationOptions) -> dict[str,
         "latency_reference_ms": data.means.reference_ms,
         "full_accuracy": data.full_accuracy,
         "room_budget_shares": options.room_shares,
-        "versions": versions(),
+        "versions": versions("numpy", "torch"),
     }
 
 
@@ -188,15 +187,3 @@ def _statics(data: EvaluationData) -> tuple[FrontierPoint, ...]:
     rank = {int(k): place for place, k in enumerate(path)}
     columns = np.flatnonzero(data.guard.measured)
     return tuple(FrontierPoint(None, None, float(latency[k]), float(accuracy[k]), rank.get(int(k))) for k in columns)
-
-
-def versions() -> dict[str, str]:
-    """The versions of what a report was made with."""
-    import torch
-
-    return {
-        "budgetvlm": __version__,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "torch": str(torch.__version__),
-    }

@@ -6,7 +6,7 @@ none, the first principal components of its features. Shapes: S samples, P budge
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from budgetvlm.table import ProfileTable
 
 COMPONENTS = 4  # of each feature, where there are no labels
 LEAVES = 16
+Describe = Callable[[ProfileTable, Features], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,14 @@ def surrogate(
     train = table.subset("train")
     guard, reference_ms = StaticGuard.fit_table(train), SettingMeans.fit(train).reference_ms
     rest = complete_rows(table.subset(side), guard.measured)
-    fitted, held_out = (_choices(controller, part, features, guard, reference_ms) for part in (train, rest))
+    sides = [(part, features.aligned(part.sample_ids)) for part in (train, rest)]
+    fitted, held_out = (_choices(controller, *side, guard, reference_ms) for side in sides)
     # The tree learns the former and is measured on the latter.
-    names, inputs = _inputs(train, rest, features.aligned(train.sample_ids), features.aligned(rest.sample_ids))
+    names, describe = _describer(*sides[0])
+    inputs = [_with_budgets(describe(*side)) for side in sides]
     tree = DecisionTreeClassifier(max_leaf_nodes=leaves, random_state=seed)
-    tree.fit(_with_budgets(inputs[0]), fitted.reshape(-1))
-    guess = tree.predict(_with_budgets(inputs[1])).reshape(held_out.shape)
+    tree.fit(inputs[0], fitted.reshape(-1))
+    guess = tree.predict(inputs[1]).reshape(held_out.shape)
     frequent = np.stack([np.bincount(row).argmax() for row in fitted])[:, None]
     return Surrogate(
         text=_readable(tree, names, [_short(table, int(k)) for k in tree.classes_], leaves),
@@ -103,14 +106,9 @@ def _choices(
     controller: GRPOController, table: ProfileTable, features: Features, guard: StaticGuard, reference_ms: float
 ) -> np.ndarray:
     """Settings chosen, ``[P, S]``."""
-    policy, aligned = ControllerPolicy(controller), features.aligned(table.sample_ids)
-    price = float(controller.default_price)
-    return np.stack(
-        [
-            policy.choose(States.under_budget(table, aligned, guard, share * reference_ms, price))
-            for share in BUDGET_SHARES
-        ]
-    )
+    policy, price = ControllerPolicy(controller), float(controller.default_price)
+    budgets = [share * reference_ms for share in BUDGET_SHARES]
+    return np.stack([policy.choose(States.under_budget(table, features, guard, b, price)) for b in budgets])
 
 
 def _with_budgets(inputs: np.ndarray) -> np.ndarray:
@@ -119,33 +117,25 @@ def _with_budgets(inputs: np.ndarray) -> np.ndarray:
     return np.hstack([budgets, np.tile(inputs, (len(BUDGET_SHARES), 1))])
 
 
-def _inputs(
-    train: ProfileTable, rest: ProfileTable, train_features: Features, rest_features: Features
-) -> tuple[list[str], tuple[np.ndarray, np.ndarray]]:
-    """Names, and the inputs of both sides, ``[S, F]`` each."""
-    labels = {name: values for name, values in readable_labels(train).items() if name in rest.groups}
+def _describer(train: ProfileTable, features: Features) -> tuple[list[str], Describe]:
+    """The names of the tree's inputs besides the budget, and what computes them ``[S, F]`` for other samples too."""
+    labels = readable_labels(train)
     if labels:
-        names = [f"{label}={value}" for label, values in labels.items() for value in values]
-        return names, (_one_hot(train, labels), _one_hot(rest, labels))
-    names, sides = [], []
-    for what in ("image", "language"):
-        fit, other = getattr(train_features, what), getattr(rest_features, what)
-        count = min(COMPONENTS, *fit.shape)
-        names += [f"{what} component {i + 1}" for i in range(count)]
-        sides.append(_components(fit, other, count))
-    return names, (np.hstack([a for a, _ in sides]), np.hstack([b for _, b in sides]))
+        pairs = [(label, value) for label, values in labels.items() for value in values]
 
+        def one_hot(table: ProfileTable, features: Features) -> np.ndarray:
+            return np.stack([np.array(table.groups[label]) == value for label, value in pairs], axis=1).astype(float)
 
-def _one_hot(table: ProfileTable, labels: dict[str, tuple[str, ...]]) -> np.ndarray:
-    columns = [np.array(table.groups[label]) == value for label, values in labels.items() for value in values]
-    return np.stack(columns, axis=1).astype(np.float64)
-
-
-def _components(fit: np.ndarray, other: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        return [f"{label}={value}" for label, value in pairs], one_hot
     from sklearn.decomposition import PCA
 
-    pca: Any = PCA(count, random_state=0).fit(fit)
-    return pca.transform(fit), pca.transform(other)
+    sides = {what: getattr(features, what) for what in ("image", "language")}
+    fits = {what: PCA(min(COMPONENTS, *x.shape), random_state=0).fit(x) for what, x in sides.items()}
+
+    def components(table: ProfileTable, features: Features) -> np.ndarray:
+        return np.hstack([pca.transform(getattr(features, what)) for what, pca in fits.items()])
+
+    return [f"{what} component {i + 1}" for what, pca in fits.items() for i in range(pca.n_components_)], components
 
 
 def _short(table: ProfileTable, index: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from budgetvlm.comparison.comparison_records import CompareReport
@@ -66,15 +66,10 @@ class ReportInputs:
             raise DataError(f"the evaluation is of {evaluated} {split} samples, and the data has {here}; {remedy}")
 
 
-def evaluated_rows(inputs: ReportInputs) -> ProfileTable:
-    """The evaluated split of the table."""
-    table, split = inputs.table, inputs.evaluation.split
-    return table.subset(split) if table.split is not None and split in table.split else table
-
-
 def options_of(evaluation: EvaluationReport) -> EvaluationOptions:
     """The options of an evaluation, as far as the controllers' choices depend on them."""
-    names = ("budget_shares", "price", "guard_quantile")
-    given: dict[str, Any] = {name: evaluation.options[name] for name in names if name in evaluation.options}
-    options = EvaluationOptions(split=evaluation.split, resamples=1, **given)
-    return replace(options, budget_shares=tuple(options.budget_shares))  # a list where they were read from JSON
+    given = evaluation.options
+    return EvaluationOptions(
+        split=evaluation.split, budget_shares=tuple(given["budget_shares"]), price=given["price"],
+        guard_quantile=given["guard_quantile"], resamples=1,
+    )  # fmt: skip

@@ -18,7 +18,7 @@ from budgetvlm.html_report.report_chart import (
     heat_figure,
     line_figure,
 )
-from budgetvlm.html_report.report_inputs import ReportInputs, evaluated_rows
+from budgetvlm.html_report.report_inputs import ReportInputs
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.policies.setting_means import column_means
 
@@ -28,7 +28,7 @@ MEASURES = {"accuracy": ("%", ORANGE, LARGER_IS_BETTER), "latency": ("ms", BLUE,
 
 def coupling(inputs: ReportInputs) -> ReportSection:
     """Heat maps of pairs of knobs, or lines of a single knob."""
-    table = evaluated_rows(inputs)
+    table = inputs.table.subset(inputs.evaluation.split)
     means = {"accuracy": 100 * column_means(table.accuracy), "latency": column_means(table.latency_ms)}
     space = table.knob_space
     moving = [name for name in space.names if len(space.values(name)) > 1]

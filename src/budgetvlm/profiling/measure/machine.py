@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import os
 import platform
 from collections.abc import Sequence
@@ -12,20 +11,10 @@ from typing import Any
 
 import torch
 
-from budgetvlm._version import __version__
 from budgetvlm.profiling.results.measurements import LatencyRecord
 
 FINGERPRINTED = (".json", ".safetensors", ".model", ".txt", ".jinja")
 PACKAGES = ("torch", "transformers", "numpy", "pillow")
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of all that influences a result."""
-    return {
-        "budgetvlm": __version__,
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
-    }
 
 
 def model_fingerprint(model_directory: Path) -> str:

@@ -12,10 +12,11 @@ from typing import Any
 
 from PIL import Image
 
+from budgetvlm._version import versions
 from budgetvlm.errors import ConfigError, DataError, InputError, OutputError
 from budgetvlm.knobs import Setting
 from budgetvlm.profiling.measure.journal import REMEDY, Journal, differences
-from budgetvlm.profiling.measure.machine import versions
+from budgetvlm.profiling.measure.machine import PACKAGES
 from budgetvlm.profiling.measure.sweep_options import SweepOptions
 from budgetvlm.profiling.results.measurements import Measurement
 from budgetvlm.profiling.results.reading import read_file
@@ -191,7 +192,7 @@ class Sweep:
             "max_new_tokens": self.max_new_tokens,
             "seed": options.seed,
             "world_size": options.world_size,
-            "versions": versions(),
+            "versions": versions(*PACKAGES),
             **({"task": dict(options.task_options)} if options.task_options else {}),
             **more,
         }
