@@ -34,8 +34,8 @@ from budgetvlm.html_report.report_chart import (
     line_figure,
 )
 from budgetvlm.html_report.report_inputs import ReportInputs, SamplePicture
-from budgetvlm.html_report.sample_cards import pick_samples
 from budgetvlm.html_report.saved_results import read_comparison, read_evaluation, read_live, read_run
+from budgetvlm.html_report.section_choices import pick_samples
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.live.live_evaluation import LiveRecord, summary
 from budgetvlm.table import ProfileTable

@@ -16,7 +16,7 @@ from budgetvlm.errors import KnobSpaceError, MissingExtraError
 from budgetvlm.features import Features
 from budgetvlm.guard.static import StaticGuard
 from budgetvlm.policies import LookupTable, Restricted, free_settings
-from budgetvlm.policies.feature_scaler import FeatureScaler
+from budgetvlm.policies.argmax_policy import FeatureScaler
 from budgetvlm.policies.nearest import fit_nearest, nearest
 from budgetvlm.policies.setting_means import SettingMeans
 from budgetvlm.table import ProfileTable

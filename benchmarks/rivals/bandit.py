@@ -17,7 +17,7 @@ from budgetvlm import _extras
 from budgetvlm.errors import MissingExtraError
 from budgetvlm.features import Features
 from budgetvlm.policies import States
-from budgetvlm.policies.feature_scaler import FeatureScaler
+from budgetvlm.policies.argmax_policy import FeatureScaler
 from budgetvlm.policies.setting_means import SettingMeans
 from budgetvlm.table import ProfileTable
 

@@ -13,8 +13,7 @@ import numpy as np
 
 from budgetvlm._extras import require
 from budgetvlm.features import Features
-from budgetvlm.policies.argmax_policy import ArgmaxPolicy
-from budgetvlm.policies.feature_scaler import FeatureScaler
+from budgetvlm.policies.argmax_policy import ArgmaxPolicy, FeatureScaler
 from budgetvlm.policies.setting_means import SettingMeans
 from budgetvlm.table import ProfileTable
 

@@ -101,7 +101,7 @@ def _source(args: argparse.Namespace) -> dict[str, Any]:
 def _pictures(args: argparse.Namespace, inputs: ReportInputs) -> dict[str, SamplePicture]:
     """Pictures and questions of the samples to show, by sample id; none if the data set cannot be opened."""
     from budgetvlm.html_report.report_inputs import SamplePicture
-    from budgetvlm.html_report.sample_cards import pick_samples
+    from budgetvlm.html_report.section_choices import pick_samples
     from budgetvlm.profiling.prepare.task_samples import find_samples
     from budgetvlm.tasks import SPLITS, load_task
 

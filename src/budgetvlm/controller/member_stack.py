@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from budgetvlm.controller.network import GRPOController
-from budgetvlm.policies.stacked_linear import FastDropout, StackedLinear
+from budgetvlm.policies.stacked_networks import FastDropout, StackedLinear
 
 _DOT = "-"  # PyTorch allows no dot in a submodule's name
 

@@ -34,7 +34,7 @@ from budgetvlm.controller.reward import constrained_reward, guide_reward
 from budgetvlm.controller.training_options import GRPOConfig, RewardWeights, StatePlan
 from budgetvlm.controller.training_states import TrainingData, TrainingStates, draw_states
 from budgetvlm.errors import ConfigError
-from budgetvlm.policies.stacked_linear import decay_groups
+from budgetvlm.policies.stacked_networks import decay_groups
 
 BLOCK = 4096  # states prepared at once, so that look-ups cost little per update
 # States x weights of an update above which several threads pay. Below, they wait for each other longer than they

@@ -25,7 +25,7 @@ from budgetvlm.features import Features
 from budgetvlm.guard.static import StaticGuard
 from budgetvlm.policies.predictor import PredictorConfig, fit_predictors
 from budgetvlm.policies.setting_means import SettingMeans
-from budgetvlm.policies.stacked_training import SupervisedOptions, train_stacked
+from budgetvlm.policies.stacked_networks import SupervisedOptions, train_stacked
 from budgetvlm.table import ProfileTable
 
 DISTILLATION = SupervisedOptions(lr=1e-3, weight_decay=1e-2, batch_size=128, num_epochs=60, patience=10)

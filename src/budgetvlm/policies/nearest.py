@@ -8,8 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from budgetvlm.features import Features
-from budgetvlm.policies.argmax_policy import ArgmaxPolicy
-from budgetvlm.policies.feature_scaler import FeatureScaler
+from budgetvlm.policies.argmax_policy import ArgmaxPolicy, FeatureScaler
 from budgetvlm.policies.setting_means import SettingMeans
 from budgetvlm.table import ProfileTable
 

@@ -14,11 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from budgetvlm.features import Features
-from budgetvlm.policies.argmax_policy import ArgmaxPolicy, Predict
-from budgetvlm.policies.feature_scaler import FeatureScaler
+from budgetvlm.policies.argmax_policy import ArgmaxPolicy, FeatureScaler, Predict
 from budgetvlm.policies.setting_means import SettingMeans
-from budgetvlm.policies.stacked_linear import stack_networks, unstack_networks
-from budgetvlm.policies.stacked_training import SupervisedOptions, train_stacked
+from budgetvlm.policies.stacked_networks import SupervisedOptions, stack_networks, train_stacked, unstack_networks
 from budgetvlm.table import ProfileTable
 
 
