@@ -179,30 +179,21 @@ def _mark(figure: Figure, height: float, name: str) -> None:
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class ChartTable:
-    """The headings of the columns and the rows, all as text; the first column holds names."""
-
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-
-def chart_table(figure: Figure) -> ChartTable:
-    """Every number that a figure draws."""
+def chart_table(figure: Figure) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Every number that a figure draws: the headings of the columns and the rows, whose first column holds names."""
     x_label, y_label = (axis.title.text for axis in (figure.layout.xaxis, figure.layout.yaxis))
     kind = figure.data[0].type if figure.data else "scatter"
     if kind == "bar":
         flat = figure.data[0].orientation == "h"
         names, heights = zip(*((t.y, t.x) if flat else (t.x, t.y) for t in figure.data), strict=True)
         columns = [map(_text, column) for column in heights]
-        return ChartTable(
-            (y_label if flat else x_label, *(t.name for t in figure.data)), tuple(zip(names[0], *columns, strict=True))
-        )
+        header = [y_label if flat else x_label, *(trace.name for trace in figure.data)]
+        return header, list(zip(names[0], *columns, strict=True))
     if kind == "heatmap":
         (trace,) = figure.data
-        rows = ((name, *map(_text, cells)) for name, cells in zip(trace.y, trace.z, strict=True))
-        return ChartTable((y_label, *trace.x), tuple(rows))
-    return ChartTable(("line", x_label, y_label, "from", "to"), tuple(_line_rows(figure)))
+        rows = [(name, *map(_text, cells)) for name, cells in zip(trace.y, trace.z, strict=True)]
+        return [y_label, *trace.x], rows
+    return ["line", x_label, y_label, "from", "to"], list(_line_rows(figure))
 
 
 def _line_rows(figure: Figure) -> Iterator[tuple[str, ...]]:
