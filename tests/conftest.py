@@ -19,6 +19,7 @@ os.environ["MPLBACKEND"] = "Agg"
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MKL_NUM_THREADS"] = "1"
 os.environ["COLUMNS"] = "120"
+os.environ["XDG_DATA_HOME"] = os.devnull  # no guard of the user's own
 
 ROOT = Path(__file__).resolve().parents[1]
 

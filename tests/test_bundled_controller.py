@@ -9,6 +9,7 @@ import pytest
 from budgetvlm.commands.ask import notice_of_calibration
 from budgetvlm.guard import saved
 from budgetvlm.guard.saved import load_guard
+from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.vlm.loading import model_directory
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "signs.png"
@@ -39,6 +40,22 @@ def test_a_guard_of_another_machine_says_so_until_it_is_calibrated(tmp_path, mon
     assert (notice is None) == here
     if notice is not None:
         assert f"`budgetvlm calibrate --checkpoint {tmp_path}` fits it to this one" in notice
+
+
+@pytest.mark.parametrize("variable", ["XDG_DATA_HOME", "HOME"])
+def test_the_guard_of_the_bundled_controller_is_kept_among_the_users_data(tmp_path, monkeypatch, variable):
+    """Nothing is written into the package, and the bundled controller takes the user's own guard from then on."""
+    monkeypatch.delenv("XDG_DATA_HOME")
+    monkeypatch.setenv(variable, str(tmp_path))
+    bundled = model_directory("reference") / "controller"
+    shipped, before = (bundled / "guard.json").read_bytes(), AdaptiveVLM.from_pretrained(rehearsals=0, compiled=False)
+    before.guard.calibrated_on = 1234
+    data = tmp_path if variable == "XDG_DATA_HOME" else tmp_path / ".local" / "share"
+    assert before.save_guard(bundled) == data / "budgetvlm" / "reference" / "guard.json"
+    assert (bundled / "guard.json").read_bytes() == shipped
+    after = AdaptiveVLM.from_pretrained(rehearsals=0, compiled=False)
+    assert after.guard.to_dict() == before.guard.to_dict() and after.guard.calibrated_on == 1234
+    assert notice_of_calibration(SimpleNamespace(checkpoint=None, model_path="reference")) is None
 
 
 def test_machines_are_told_apart_by_their_processors(tmp_path):

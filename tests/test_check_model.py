@@ -55,7 +55,8 @@ def test_the_page_fits_a_terminal_of_80_columns(directory):
     probe = Probe(vlm, [check_model.made_up_image((90, 60))], ["what"])
     stages = dict.fromkeys(("preprocess", "vision", "prefill", "decode", "total"), 1234.5)
     console = Console(width=80, file=io.StringIO())
-    console.print(check_model.page(vlm, probe, [], dict.fromkeys(vlm.knob_space.settings, stages)))
+    times = dict.fromkeys(vlm.knob_space.settings, stages)
+    console.print(check_model.page(check_model.document(vlm, probe, [], times)))
     words = console.file.getvalue().split()
     assert {"_crops", "top_k", "_blocks", "visual", "preprocess", "prefill", "decode", "total", "1234.5"} <= set(words)
 

@@ -173,6 +173,8 @@ class AdaptiveVLM:
     def save_guard(self, directory: str | Path) -> Path:
         """Write what the guard has learnt beside a controller; `from_pretrained` takes it from there. Returns the file.
 
+        The guard of the bundled controller goes to the user's data directory (`budgetvlm.guard.saved.guard_file`).
+
         Raises:
             ConfigError: there is no guard that learns. OutputError: it cannot be written.
         """

@@ -15,6 +15,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from budgetvlm.commands.flags import add_cut_flag, add_json_flag, add_model_flags
+
 if TYPE_CHECKING:
     from budgetvlm.answer import Answer
     from budgetvlm.runtime import AdaptiveVLM
@@ -29,7 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--question", required=True, metavar="TEXT", help="what to ask")
     add("--budget_ms", required=True, type=float, metavar="N", help="time for the whole request, in ms")
     add("--checkpoint", metavar="DIR", help="trained controller (default: the one that comes with the model)")
-    add("--model_path", default="reference", metavar="DIR", help="model directory, or 'reference' (default)")
     add(
         "--price", type=float, metavar="X", help="accuracy given for one latency of the full setting; 0: use the budget"
     )
@@ -38,15 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where no setting is expected to keep the budget: take the fastest (default), refuse, or take one that "
         "keeps it on average",
     )  # fmt: skip
-    add(
-        "--cut", default="always", choices=["always", "needed"],
-        help="stop before a token that the budget would not hold: always (default), or only where a late answer would "
-        "break the guard's promise",
-    )  # fmt: skip
     add("--max_new_tokens", type=int, default=16, metavar="N", help="longest answer (default: 16)")
-    add("--num_threads", type=int, metavar="N", help="threads of torch (default: torch's own choice)")
-    add("--device", default="cpu", help="torch device (default: cpu)")
-    add("--json", action="store_true", help="one JSON document instead of text")
+    add_cut_flag(parser)
+    add_model_flags(parser)
+    add_json_flag(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ import json
 import sys
 from pathlib import Path
 
+from budgetvlm.commands.flags import add_json_flag, add_model_flags
 from budgetvlm.errors import ConfigError
 
 NAMES = ("decision", "overhead", "training", "memory", "accuracy", "latency")
@@ -31,13 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--sections", nargs="+", choices=NAMES, default=list(NAMES), metavar="NAME", help="default: all, in this order")
     add("--quick", action="store_true", help="fewer and shorter runs: 3 minutes instead of 15")
-    add("--json", action="store_true", help="one JSON document on standard output")
     add("--data", type=Path, metavar="FILE", help="controller_training_data.json of the model")
     add("--checkpoint", type=Path, metavar="DIR", help="trained controller; its guard is used if one lies beside it")
-    add("--model_path", default="reference", metavar="DIR", help="model directory, or 'reference' (default)")
     add("--dataset_name", default="signs", metavar="NAME", help="task whose test split is asked (default: signs)")
-    add("--num_threads", type=int, metavar="N", help="threads of torch (default: torch's own choice)")
     add("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
+    add_model_flags(parser, "model_path", "num_threads")
+    add_json_flag(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,7 +1,8 @@
 """Calibrate the guard on this machine: measure a few requests, refit how fast each stage runs and how wide bounds are.
 
 The controller is not trained again. Do this on the machine, with the threads and beside the load that the model is to
-serve with; the guard is written beside the controller, and requests use it from then on.
+serve with. The guard is written beside the controller, that of the bundled controller into the user's data directory
+($XDG_DATA_HOME/budgetvlm or ~/.local/share/budgetvlm), and requests use it from then on.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import argparse
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from budgetvlm.commands.flags import add_json_flag, add_model_flags
 from budgetvlm.commands.task_arguments import add_task_arguments, open_task
@@ -48,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, refit, write."""
+    """Measure requests, fit the guard to them, write it and say where."""
     from budgetvlm.live.calibrate_here import calibrate, require_enough
 
     require_enough(args.samples, args.alpha)
@@ -57,13 +58,32 @@ def run(args: argparse.Namespace) -> int:
         model, task, args.samples, alpha=args.alpha, split=args.split, used=profiled_ids(args.data),
         hurries=not args.no_hurry, seed=args.seed,
     )  # fmt: skip
-    path = model.save_guard(directory_of(checkpoint_of(args)))
-    print(_document(guard, path, args.samples) if args.json else describe(guard, path, args.samples))
+    scales = zip(guard.latency.stages, guard.speed.normal, strict=True)
+    found = {
+        "guard": str(model.save_guard(checkpoint_of(args))),
+        "alpha": guard.alpha,
+        "factor": math.exp(guard.margin.log_margin()),
+        "stages": {stage: math.exp(log) for stage, log in scales},
+        "samples": args.samples,
+        "other_ms": guard.own_ms,
+        "hurries": guard.rule.hurries,
+    }
+    print(json.dumps(found) if args.json else describe(found))
     return 0
 
 
+def describe(found: dict[str, Any]) -> str:
+    """What was found, in a few lines for people."""
+    stages = ", ".join(f"{stage} x {factor:.2f}" for stage, factor in found["stages"].items())
+    return (
+        f"this machine against the profile: {stages}; controller and guard {found['other_ms']:.2f} ms\n"
+        f"bounds are {found['factor']:.2f} x the predicted time of a long answer: at most {found['alpha']:.1%} of the "
+        f"requests late, from {found['samples']} requests\nwrote {found['guard']}"
+    )
+
+
 def open_system(args: argparse.Namespace) -> tuple[AdaptiveVLM, AdaptiveGuard, Task]:
-    """Model, controller and guard, and the task.
+    """Open the model with its controller and guard, and the task.
 
     Raises:
         ConfigError: several checkpoints.
@@ -73,13 +93,11 @@ def open_system(args: argparse.Namespace) -> tuple[AdaptiveVLM, AdaptiveGuard, T
     from budgetvlm.guard.adaptive import AdaptiveGuard
     from budgetvlm.runtime import AdaptiveVLM
 
-    task = open_task(args)
-    path = checkpoint_of(args)
+    task, path = open_task(args), checkpoint_of(args)
     model = AdaptiveVLM.from_pretrained(args.model_path, path, device=args.device, num_threads=args.num_threads)
     if not isinstance(model.guard, AdaptiveGuard):
         raise CheckpointError(
-            f"no guard.json lies beside the controller in {directory_of(path)}; train again, `budgetvlm train` "
-            "writes it"
+            f"no guard.json lies beside the controller {path}; train again, `budgetvlm train` writes it"
         )
     wait_for_compiled()  # what is measured is what comes later
     return model, model.guard, task
@@ -95,11 +113,6 @@ def checkpoint_of(args: argparse.Namespace) -> Path:
     return given[0]
 
 
-def directory_of(checkpoint: Path) -> Path:
-    """The directory that holds a checkpoint's files."""
-    return checkpoint if checkpoint.is_dir() else checkpoint.parent
-
-
 def profiled_ids(data: Path | None) -> set[str]:
     """Ids of the samples and of the images of training data; none without it."""
     from budgetvlm.profiling.prepare.document import read_document
@@ -107,32 +120,3 @@ def profiled_ids(data: Path | None) -> set[str]:
     samples = read_document(data)["samples"] if data else []
     images = {sample["groups"]["image_id"] for sample in samples if "image_id" in sample.get("groups", {})}
     return images | {sample["sample_id"] for sample in samples}
-
-
-def _stage_factors(guard: AdaptiveGuard) -> dict[str, float]:
-    """How many times as long each stage takes here as on the machine that was profiled."""
-    return {stage: math.exp(log) for stage, log in zip(guard.latency.stages, guard.speed.normal, strict=True)}
-
-
-def _document(guard: AdaptiveGuard, path: Path, samples: int) -> str:
-    return json.dumps(
-        {
-            "guard": str(path),
-            "alpha": guard.alpha,
-            "factor": math.exp(guard.margin.log_margin()),
-            "stages": _stage_factors(guard),
-            "samples": samples,
-            "other_ms": guard.own_ms,
-            "hurries": guard.rule.hurries,
-        }
-    )
-
-
-def describe(guard: AdaptiveGuard, path: Path, samples: int) -> str:
-    """What was found, in a few lines for people."""
-    stages = ", ".join(f"{stage} x {factor:.2f}" for stage, factor in _stage_factors(guard).items())
-    return (
-        f"this machine against the profile: {stages}; controller and guard {guard.own_ms:.2f} ms\n"
-        f"bounds are {math.exp(guard.margin.log_margin()):.2f} x the predicted time of a long answer: at most "
-        f"{guard.alpha:.1%} of the requests late, from {samples} requests\nwrote {path}"
-    )

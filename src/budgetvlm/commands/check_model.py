@@ -7,11 +7,19 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import TYPE_CHECKING, Any
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from budgetvlm.commands.flags import add_json_flag, add_model_flags
+from budgetvlm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from budgetvlm.knobs import Setting
     from budgetvlm.vlm.adapter import Adapter
     from budgetvlm.vlm.conformance import Check
@@ -30,9 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--quick", action="store_true", help="settings that differ in one knob, instead of all")
     add("--repeats", type=int, default=3, metavar="N", help="timed requests at each setting; 0: none (default: 3)")
     add("--trust_remote_code", action="store_true", help="run the Python code that comes with the model")
-    add("--num_threads", type=int, metavar="N", help="threads of torch (default: torch's own choice)")
-    add("--device", default="cpu", help="torch device (default: cpu)")
-    add("--json", action="store_true", help="one JSON document instead of the page")
+    add_model_flags(parser, "num_threads", "device")
+    add_json_flag(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,14 +57,17 @@ def run(args: argparse.Namespace) -> int:
     if args.repeats > 0 and checks[-1].passed:
         _say("time per setting")
         times = time_settings(probe, repeats=args.repeats)
-    _show(vlm, probe, checks, times, args.json)
+    found = document(vlm, probe, checks, times)
+    if args.json:
+        print(json.dumps(found, ensure_ascii=False))
+    else:
+        Console(highlight=False).print(page(found))
     return FAILED if any(one.passed is False for one in checks) else 0
 
 
 def _asked(args: argparse.Namespace) -> tuple[list[Any], list[str]]:
     """Return two images and questions of different lengths: a batch of them has to be padded."""
     from budgetvlm._io import open_image
-    from budgetvlm.errors import ConfigError
 
     if args.repeats < 0:
         raise ConfigError(f"repeats={args.repeats} cannot be timed; give 0 for no timing, or a positive number")
@@ -81,18 +91,7 @@ def made_up_image(size: tuple[int, int]) -> Any:
 
 
 def _say(name: str) -> None:
-    import sys
-
     print(f"... {name}", file=sys.stderr, flush=True)
-
-
-def _show(vlm: Adapter, probe: Any, checks: list[Check], times: dict[Setting, dict[str, float]], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(document(vlm, probe, checks, times), ensure_ascii=False))
-        return
-    from rich.console import Console
-
-    Console(highlight=False).print(page(vlm, probe, checks, times))
 
 
 def document(vlm: Adapter, probe: Any, checks: list[Check], times: dict[Setting, dict[str, float]]) -> dict[str, Any]:
@@ -111,7 +110,7 @@ def document(vlm: Adapter, probe: Any, checks: list[Check], times: dict[Setting,
         "found": found(vlm),
         "blocks_in_order_of_importance": list(vlm.block_order),
         "passed": all(one.passed is not False for one in checks),
-        "checks": [{"name": one.name, "passed": one.passed, "detail": one.detail} for one in checks],
+        "checks": [asdict(one) for one in checks],
         "times_ms": [
             {**setting, "visual_tokens": promised[setting], **{name: round(ms, 3) for name, ms in stages.items()}}
             for setting, stages in times.items()
@@ -141,62 +140,38 @@ def found(vlm: Adapter) -> dict[str, str]:
     }
 
 
-def page(vlm: Adapter, probe: Any, checks: list[Check], times: dict[Setting, dict[str, float]]) -> RenderableType:
-    """Return one page for people."""
-    from rich.console import Group
-    from rich.text import Text
-
-    head = Text(f"{vlm.name}: {vlm.family.name}, {type(vlm.model).__name__}, {vlm.model.dtype}, {vlm.model.device}\n")
-    failed = sum(one.passed is False for one in checks)
+def page(found: dict[str, Any]) -> RenderableType:
+    """Return the document as one page for people."""
+    head = f"{found['model']}: {found['family']}, {found['class']}, torch.{found['dtype']}, {found['device']}\n"
+    knobs, values = _table("Knobs", "knob", "values", "where it lives"), found["knob_space"]
+    for name, place in found["found"].items():
+        knobs.add_row(name, ", ".join(f"{v:g}" for v in values[name]) if name in values else "-", Text(place))
+    checks = _table("Checks", "", "check", "seen")
+    words = {True: "[green]holds[/]", False: "[red]BROKEN[/]", None: "-"}
+    for one in found["checks"]:
+        checks.add_row(words[one["passed"]], one["name"], Text(one["detail"]))
+    failed = sum(one["passed"] is False for one in found["checks"])
     verdict = f"{failed} checks do not hold: do not steer this model" if failed else "All checks hold."
-    parts = [head, _knobs_table(vlm), _checks_table(checks), *([_times_table(vlm, probe, times)] if times else [])]
-    return Group(*parts, Text(verdict, style="red" if failed else "green"))
+    times = [_times_table(found["times_ms"], list(values))] if found["times_ms"] else []
+    return Group(Text(head), knobs, checks, *times, Text(verdict, style="red" if failed else "green"))
 
 
-def _table(*columns: str, title: str, numbers_from: int = 99) -> Any:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+def _times_table(times: list[dict[str, Any]], knobs: list[str]) -> Table:
+    """One row for each setting: its knobs, its visual tokens and the time of each stage."""
+    titles = {name: "\n_".join(name.rsplit("_", 1)) for name in knobs if len(name) > 8}  # to fit into 80 characters
+    titles["visual_tokens"] = "visual\ntokens"
+    columns = [titles.get(name, name) for name in times[0]]
+    table = _table("Time per setting, the fastest of a few requests (ms)", *columns, justify="right")
+    whole = {*knobs, "visual_tokens"}
+    for row in times:
+        table.add_row(*(f"{value:g}" if name in whole else f"{value:.1f}" for name, value in row.items()))
+    return table
 
+
+def _table(title: str, *columns: str, justify: Literal["left", "right"] = "left") -> Table:
     table = Table(
         box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", collapse_padding=True, pad_edge=False
     )
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i >= numbers_from else "left", overflow="fold")
-    return table
-
-
-def _knobs_table(vlm: Adapter) -> Any:
-    table = _table("knob", "values", "where it lives", title="Knobs")
-    values = vlm.knob_space.to_dict()
-    for name, place in found(vlm).items():
-        table.add_row(name, ", ".join(f"{v:g}" for v in values[name]) if name in values else "-", _plain(place))
-    return table
-
-
-def _checks_table(checks: list[Check]) -> Any:
-    table = _table("", "check", "seen", title="Checks")
-    words = {True: "[green]holds[/]", False: "[red]BROKEN[/]", None: "-"}
-    for one in checks:
-        table.add_row(words[one.passed], one.name, _plain(one.detail))
-    return table
-
-
-def _plain(text: str) -> Any:
-    """Brackets in it are no markup."""
-    from rich.text import Text
-
-    return Text(text)
-
-
-def _times_table(vlm: Adapter, probe: Any, times: dict[Setting, dict[str, float]]) -> Any:
-    names = list(vlm.knob_space.names)
-    stages = list(next(iter(times.values())))
-    tokens, _ = vlm.prompt_size(probe.images[0], probe.questions[0])
-    promised = dict(zip(vlm.knob_space.settings, tokens.tolist(), strict=True))
-    title = "Time per setting, the fastest of a few requests (ms)"
-    titles = ["\n_".join(name.rsplit("_", 1)) if len(name) > 8 else name for name in names]  # to fit into 80 characters
-    table = _table(*titles, "visual\ntokens", *stages, title=title, numbers_from=0)
-    for setting, ms in times.items():
-        row = [f"{setting[name]:g}" for name in names]
-        table.add_row(*row, f"{promised[setting]:g}", *(f"{ms[stage]:.1f}" for stage in stages))
+    for column in columns:
+        table.add_column(column, justify=justify, overflow="fold")
     return table

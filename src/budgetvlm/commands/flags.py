@@ -9,12 +9,20 @@ from __future__ import annotations
 import argparse
 import inspect
 import re
-from collections.abc import Iterable
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
+MODEL_FLAGS: dict[str, dict[str, Any]] = {
+    "model_path": {
+        "default": "reference",
+        "metavar": "DIR",
+        "help": "model directory or hub name (default: reference)",
+    },
+    "num_threads": {"type": int, "metavar": "N", "help": "threads of PyTorch (default: PyTorch's own choice)"},
+    "device": {"default": "cpu", "metavar": "NAME", "help": "PyTorch device (default: cpu)"},
+}
 
 
 class OptionFlags:
@@ -94,19 +102,21 @@ def _frozen(value: Any) -> Any:
     return tuple(dict.fromkeys(value)) if isinstance(value, list) else value
 
 
-def add_model_flags(parser: Any) -> None:
-    """The model under control and how it runs."""
-    add = parser.add_argument
-    add("--model_path", default="reference", metavar="DIR", help="model directory or hub name (default: reference)")
-    add("--num_threads", type=int, metavar="N", help="threads of PyTorch (default: PyTorch's own choice)")
-    add("--device", default="cpu", metavar="NAME", help="PyTorch device (default: cpu)")
+def add_model_flags(parser: Any, *names: str) -> None:
+    """Add the flags of the model under control and of how it runs: those named, or all of them."""
+    for name in names or MODEL_FLAGS:
+        parser.add_argument(f"--{name}", **MODEL_FLAGS[name])
+
+
+def add_cut_flag(parser: Any) -> None:
+    """Add `--cut`, which says when an answer may be cut short."""
+    parser.add_argument(
+        "--cut", default="always", choices=["always", "needed"],
+        help="stop before a token that the budget would not hold: always (default), or only where a late answer would "
+        "break the guard's promise",
+    )  # fmt: skip
 
 
 def add_json_flag(parser: Any) -> None:
     """`--json`, with the same meaning everywhere."""
     parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
-
-
-def given_paths(names: Iterable[str], args: argparse.Namespace) -> dict[str, Path | None]:
-    """Flags that hold paths, as paths."""
-    return {name: None if getattr(args, name) is None else Path(getattr(args, name)) for name in names}

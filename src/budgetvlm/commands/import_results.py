@@ -10,40 +10,45 @@ Writes the table (.parquet) and, with features, the features beside it; `budgetv
 from __future__ import annotations
 
 import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from budgetvlm.commands.flags import OptionFlags, add_json_flag
 from budgetvlm.commands.task_arguments import READ, add_task_arguments
+from budgetvlm.errors import ConfigError, DataError
+from budgetvlm.profiling.prepare.prepare_options import PrepareOptions
 
 if TYPE_CHECKING:
     from budgetvlm.importing.finish import FinishOptions
     from budgetvlm.table import ProfileTable
 
+Say = Callable[[str], None]
+
 KNOBS = "max_crops,top_k,num_active_blocks"
+PROFILES = OptionFlags(PrepareOptions, "exp5_dir", "exp6_dir", "latency_fill")
+HOW = OptionFlags(PrepareOptions, "train_split", "test_split", "seed", "feature_batch_size", "device")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add three sub-commands; what becomes of the table is the same for all."""
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="profiles|lmms|table")
-    profiles = _kind(kinds, "profiles", "exp5/exp6 directories of any tool, without opening a model")
-    profiles.add_argument("--exp5_dir", default="./results/profiling/exp5_accuracy", help="accuracy results")
-    profiles.add_argument("--exp6_dir", default="./results/profiling/exp6_latency", help="latency results")
-    profiles.add_argument(
-        "--latency_fill", choices=("model", "settings", "none"), default="model",
-        help="samples that exp6 did not time: predict their latency from token counts, or stop (default: model)",
-    )  # fmt: skip
+    PROFILES.add(_kind(kinds, "profiles", "exp5/exp6 directories of any tool, without opening a model"))
     lmms = _kind(kinds, "lmms", "logs of samples of lmms-eval, one run for each setting")
     lmms.add_argument(
         "--run", action="append", default=[], dest="runs", metavar="SETTING=PATH",
         help="a run's output directory or log and its setting: max_crops=4,top_k=8,num_active_blocks=16=PATH; once for "
         "each run; PATH alone where the log says the setting, as BudgetVLM's own does",
     )  # fmt: skip
-    lmms.add_argument("--manifest", metavar="FILE", help='or a JSON file: [{"setting": {...}, "path": "..."}, ...]')
-    lmms.add_argument("--metric", metavar="NAME", help="the score among the log's metrics, for example exact_match")
-    lmms.add_argument("--task", metavar="NAME", help="of the tasks in the logs (default: all)")
-    lmms.add_argument("--latency_field", metavar="a.b", help="the latency's field (default: token_counts.0.latency_ms)")
-    lmms.add_argument(
-        "--latencies", metavar="FILE", help="or a table of latencies, by setting or by sample and setting"
-    )
+    add = lmms.add_argument
+    add("--manifest", type=Path, metavar="FILE", help='or a JSON file: [{"setting": {...}, "path": "..."}, ...]')
+    add("--metric", metavar="NAME", help="the score among the log's metrics, for example exact_match")
+    add("--task", metavar="NAME", help="of the tasks in the logs (default: all)")
+    add("--latency_field", metavar="a.b", help="the latency's field (default: token_counts.0.latency_ms)")
+    add("--latencies", type=Path, metavar="FILE", help="table of latencies, by setting or by sample and setting")
     _values(lmms)
     flat = _kind(kinds, "table", "a file with a row for each sample at each setting")
     flat.add_argument("--input", required=True, metavar="FILE", help=".csv, .tsv, .parquet or .jsonl")
@@ -61,25 +66,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _kind(kinds: Any, name: str, text: str) -> argparse.ArgumentParser:
+    """A sub-command, with the flags that all of them have."""
     parser: argparse.ArgumentParser = kinds.add_parser(name, help=text, description=text)
     add = parser.add_argument
-    add("--output", required=True, metavar="FILE", help="table to write (.parquet)")
-    add("--features", metavar="FILE", help="the samples' features (.safetensors, or .npz: sample_ids, image, language)")
+    add("--output", type=Path, required=True, metavar="FILE", help="table to write (.parquet)")
+    add(
+        "--features", type=Path, metavar="FILE",
+        help="the samples' features (.safetensors, or .npz: sample_ids, image, language)",
+    )  # fmt: skip
     add("--model_path", metavar="DIR", help="or the model to extract them with, from --dataset_name")
     data = parser.add_argument_group("data set of the samples, to give them its ids and images")
     add_task_arguments(data, answers=False, scores=False)
     data.add_argument("--split", metavar="NAME", help="its split that the samples are of, or their numbers count in")
-    add("--train_split", type=float, default=0.8, metavar="X", help="share of train in train and validation")
-    add("--test_split", type=float, default=0.0, metavar="X", help="share of images to hold out (default: none)")
-    add("--seed", type=int, default=0, metavar="N", help="seed of the splits")
-    add("--feature_batch_size", type=int, default=32, metavar="N", help="images encoded at once (default: 32)")
-    add("--device", default="cpu", metavar="NAME", help="where to extract features (default: cpu)")
+    HOW.add(parser)
     add("--overwrite", action="store_true", help="replace what is there")
-    add("--json", action="store_true", help="one JSON document instead of text")
+    add_json_flag(parser)
     return parser
 
 
 def _values(parser: argparse.ArgumentParser) -> None:
+    """Add what the files of other programs leave open."""
     add = parser.add_argument
     add("--score_scale", type=float, default=1.0, metavar="X", help="largest score: 100 for per cent (default: 1)")
     add("--latency_unit", choices=("ms", "s"), default="ms", help="default: ms")
@@ -92,14 +98,12 @@ def _values(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read the results, write the table and say what it holds."""
-    import json
-    import shlex
-    import sys
-
     from budgetvlm.importing.finish import finish
     from budgetvlm.importing.measured_rows import counts
 
-    say = (lambda text: print(text, file=sys.stderr)) if args.json else print
+    def say(text: str) -> None:
+        print(text, file=sys.stderr if args.json else sys.stdout)
+
     options = _finish_options(args)
     options.require_free()
     table, by_index = READERS[args.kind](args, say)
@@ -123,28 +127,22 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _finish_options(args: argparse.Namespace) -> FinishOptions:
-    from dataclasses import fields
-    from pathlib import Path
-
-    from budgetvlm.errors import ConfigError
     from budgetvlm.importing.finish import FinishOptions
     from budgetvlm.tasks import TaskOptions
 
-    given = {f.name: getattr(args, f.name) for f in fields(FinishOptions) if f.name != "task"}
-    paths = {name: Path(given[name]) for name in ("output", "features") if given[name] is not None}
     reading = READ.read(args)
-    asked = [*reading, *(["split"] if args.split else []), *(["model_path"] if args.model_path else [])]
+    asked = [*reading, *(name for name in ("split", "model_path") if getattr(args, name))]
     task = None
     if args.dataset_name is not None and (asked or args.kind != "profiles"):  # there it names directories too
         task = TaskOptions(args.dataset_name, **reading)
-    options = FinishOptions(**given | paths, task=task)
+    names = ("output", "features", "model_path", "split", "overwrite")
+    options = FinishOptions(task=task, **{name: getattr(args, name) for name in names}, **HOW.read(args))
     if asked and task is None:
         raise ConfigError(f"cannot import: --{asked[0]} needs --dataset_name")
     return options
 
 
-def _from_profiles(args: argparse.Namespace, say: Any) -> tuple[ProfileTable, bool]:
-    from budgetvlm.errors import ConfigError
+def _from_profiles(args: argparse.Namespace, say: Say) -> tuple[ProfileTable, bool]:
     from budgetvlm.profiling.prepare.join import BY_INDEX, SAMPLE_IDS, join
 
     if args.dataset_name is None:
@@ -155,16 +153,13 @@ def _from_profiles(args: argparse.Namespace, say: Any) -> tuple[ProfileTable, bo
     return table, table.metadata.get(SAMPLE_IDS) == BY_INDEX
 
 
-def _from_lmms(args: argparse.Namespace, say: Any) -> tuple[ProfileTable, bool]:
-    import sys
-    from pathlib import Path
-
+def _from_lmms(args: argparse.Namespace, say: Say) -> tuple[ProfileTable, bool]:
     from budgetvlm.importing.flat_tables import read_flat
     from budgetvlm.importing.lmms_logs import LoggedRun, read_manifest, read_runs
     from budgetvlm.importing.measured_rows import to_table, with_latencies
 
     runs = [LoggedRun.parse(text) for text in args.runs]
-    runs += read_manifest(Path(args.manifest)) if args.manifest else []
+    runs += read_manifest(args.manifest) if args.manifest else []
     cells = read_runs(
         runs, metric=args.metric, task=args.task, score_scale=args.score_scale, latency_field=args.latency_field,
         latency_unit=args.latency_unit, progress=sys.stderr.isatty(),
@@ -173,17 +168,13 @@ def _from_lmms(args: argparse.Namespace, say: Any) -> tuple[ProfileTable, bool]:
     table = to_table(cells, duplicates=args.duplicates, metadata=metadata)
     if args.latencies:
         given = read_flat(
-            Path(args.latencies), knobs=cells.knobs, latency_unit=args.latency_unit,
-            optional=("sample_id", "score"),
+            args.latencies, knobs=cells.knobs, latency_unit=args.latency_unit, optional=("sample_id", "score")
         )  # fmt: skip
         table = with_latencies(table, given, duplicates=args.duplicates)
     return _without_gaps(args, table, say), cells.by_index
 
 
-def _from_flat(args: argparse.Namespace, say: Any) -> tuple[ProfileTable, bool]:
-    from pathlib import Path
-
-    from budgetvlm.errors import ConfigError
+def _from_flat(args: argparse.Namespace, say: Say) -> tuple[ProfileTable, bool]:
     from budgetvlm.importing.flat_tables import read_flat
     from budgetvlm.importing.measured_rows import to_table
 
@@ -199,21 +190,17 @@ def _from_flat(args: argparse.Namespace, say: Any) -> tuple[ProfileTable, bool]:
     return _without_gaps(args, table, say), by_index
 
 
-def _without_gaps(args: argparse.Namespace, table: ProfileTable, say: Any) -> ProfileTable:
+def _without_gaps(args: argparse.Namespace, table: ProfileTable, say: Say) -> ProfileTable:
     from budgetvlm.importing.measured_rows import complete_samples, counts
 
     gaps = table.num_samples - counts(table)["samples_without_gap"]
-    if not gaps:
-        return table
-    if args.gaps == "keep":
-        say(f"{gaps} of {table.num_samples} samples lack score or latency at a setting: kept, with gaps (--gaps drop)")
-        return table
-    say(f"{gaps} of {table.num_samples} samples lack score or latency at a setting: left out")
-    return complete_samples(table)
+    if gaps:
+        done = "kept, with gaps (--gaps drop)" if args.gaps == "keep" else "left out"
+        say(f"{gaps} of {table.num_samples} samples lack score or latency at a setting: {done}")
+    return complete_samples(table) if gaps and args.gaps == "drop" else table
 
 
 def _require_both(table: ProfileTable) -> None:
-    from budgetvlm.errors import DataError
     from budgetvlm.importing.measured_rows import counts
 
     found = counts(table)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from budgetvlm.commands.calibrate import open_system, profiled_ids
+from budgetvlm.commands.flags import add_cut_flag, add_model_flags
+from budgetvlm.commands.showing import check_output
 from budgetvlm.commands.task_arguments import add_task_arguments
-from budgetvlm.errors import ConfigError, OutputError
+from budgetvlm.errors import ConfigError
 
 if TYPE_CHECKING:
     from budgetvlm.runtime import AdaptiveVLM
@@ -23,8 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags that only matter with --live."""
     live = parser.add_argument_group("on the real clock (--live)")
     live.add_argument("--live", action="store_true", help="run the whole system on held-out samples, with its guard")
-    live.add_argument("--model_path", default="reference", metavar="DIR", help="model directory (default: reference)")
+    add_model_flags(live)
     add_task_arguments(live)
+    add_cut_flag(live)
     live.add_argument("--num_requests", type=int, default=1500, metavar="N", help="requests (default: 1500)")
     live.add_argument(
         "--truth", type=int, default=0, metavar="N",
@@ -35,18 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="measure them N times, and tell the gain for the medians as well: without the luck of a single run "
         "(default: 1)",
     )  # fmt: skip
-    live.add_argument(
-        "--cut", choices=["always", "needed"], default="always",
-        help="answers that stop before a token their budget would not hold: always (default), or only where finishing "
-        "them late would break the promise",
-    )  # fmt: skip
     live.add_argument("--load", type=int, default=0, metavar="N", help="busy processes beside the middle third")
-    live.add_argument("--num_threads", type=int, metavar="N", help="threads of torch (default: torch's own choice)")
-    live.add_argument("--device", default="cpu", help="torch device (default: cpu)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run, report."""
+    """Run both systems, and report."""
     from dataclasses import asdict
 
     from budgetvlm._io import write_json
@@ -55,8 +50,6 @@ def run(args: argparse.Namespace) -> int:
     from budgetvlm.live.live_evaluation import run_live, summary
     from budgetvlm.profiling.measure.machine import PACKAGES, hardware
 
-    if not args.checkpoint:
-        raise ConfigError("--live needs a trained controller; give --checkpoint DIR")
     _check(args)
     model, guard, task = open_system(args)
     available = min(args.num_requests, task.num_samples(args.split))
@@ -90,23 +83,23 @@ def _prices(
     from budgetvlm.live.live_evaluation import price_of_guarantee
 
     runs = [measure(model, task, samples, args.seed + n) for n in range(args.truth_repeats)]
-    found = {"price_of_guarantee": price_of_guarantee(model, task, runs[0], reference_ms, cut=args.cut)}
-    if len(runs) > 1:
-        found["price_at_typical_times"] = price_of_guarantee(model, task, typical(runs), reference_ms, cut=args.cut)
-    return found
+    times = {"price_of_guarantee": runs[0]} | ({"price_at_typical_times": typical(runs)} if len(runs) > 1 else {})
+    return {name: price_of_guarantee(model, task, taken, reference_ms, cut=args.cut) for name, taken in times.items()}
 
 
 def _check(args: argparse.Namespace) -> None:
     """Raise ConfigError or OutputError before any work is done."""
-    wrong = [f"--{name} {getattr(args, name)} has to be {least} or more" for name, least in LEAST.items()
-             if getattr(args, name) < least]  # fmt: skip
+    if not args.checkpoint:
+        raise ConfigError("--live needs a trained controller; give --checkpoint DIR")
+    given = {name: getattr(args, name) for name in LEAST}
+    wrong = [f"--{name} {n} has to be {LEAST[name]} or more" for name, n in given.items() if n < LEAST[name]]
     if args.split == "train" and args.data is None:
         wrong.append("--split train holds what the controller was trained on; give its --data, so that it is left out")
     if wrong:
         raise ConfigError("; ".join(wrong))
-    path: Path | None = args.output_dir / LIVE_REPORT if args.output_dir else None
-    if path is not None and path.exists() and not args.overwrite:
-        raise OutputError(f"{path} exists; add --overwrite to replace it, or choose another --output_dir")
+    if not args.overwrite:
+        remedy = "add --overwrite to replace it, or choose another --output_dir"
+        check_output(args.output_dir, [LIVE_REPORT], remedy)
 
 
 def reference_on_this_machine(model: AdaptiveVLM, samples: list[Sample]) -> float:
@@ -128,25 +121,22 @@ def describe(found: dict[str, Any]) -> str:
         f"{'hurried':>8} {'cut':>5} {'nothing fits':>13}",
     ]
     for name, figures in systems.items():
-        lines.append(_row(name, figures["all"]))
         phases = figures["by_phase"] if len(figures["by_phase"]) > 1 else {}
-        lines += [_row(f"  {phase}", part) for phase, part in phases.items()]
-        lines += [_row(f"  budget {share}", part) for share, part in figures["by_budget"].items()]
-        worst = figures["worst_group"]
-        if worst:
-            lines.append(_row(f"  worst: {worst['label']} {worst['name']}", worst))
+        parts = {name: figures["all"]} | {f"  {phase}": part for phase, part in phases.items()}
+        parts |= {f"  budget {share}": part for share, part in figures["by_budget"].items()}
+        if worst := figures["worst_group"]:
+            parts[f"  worst: {worst['label']} {worst['name']}"] = worst
+        lines += [_row(label, part) for label, part in parts.items()]
     own = systems["guarded"]["all"]
     share = own["controller_ms"] / own["latency_ms"]
     lines += ["", f"features, controller and guard: {own['controller_ms']:.2f} ms a request ({share:.1%} of its time)"]
     for key, times in (("price_of_guarantee", "times"), ("price_at_typical_times", "medians of times")):
-        price = found.get(key)
-        if price is None:
-            continue
-        lines.append(
-            f"replayed on the {times} of {price['requests']} requests: accuracy {price['guard']:.1%} "
-            f"({price['late']:.1%} late, {price['cut']:.1%} cut, {price['hurried']:.1%} hurried), "
-            f"of a guard that knows the true latencies {price['true latencies']:.1%}"
-        )
+        if price := found.get(key):
+            lines.append(
+                f"replayed on the {times} of {price['requests']} requests: accuracy {price['guard']:.1%} "
+                f"({price['late']:.1%} late, {price['cut']:.1%} cut, {price['hurried']:.1%} hurried), "
+                f"of a guard that knows the true latencies {price['true latencies']:.1%}"
+            )
     if found["drift"]:
         stages = ", ".join(f"{stage} x {factor:.2f}" for stage, factor in found["drift"].items())
         lines.append(f"drift since calibration: {stages}")
