@@ -65,7 +65,9 @@ def random_guard(rng) -> AdaptiveGuard:
 def random_request(rng) -> tuple[Request, np.ndarray, float, Spent, np.ndarray]:
     """A request, its image's feature, its budget, what it has spent, and the settings that may be chosen."""
     row = rng.integers(len(FEATURES))
-    request = Request(TOKENS["vision"][row], float(TOKENS["language"][row, 0]), FEATURES[row])
+    vision = TOKENS["vision"][row].copy()
+    vision.flags.writeable = False
+    request = Request(vision, float(TOKENS["language"][row, 0]), FEATURES[row])
     image = rng.normal(0, 3, IMAGE_WIDTH).astype(np.float32)
     prepared, waited = rng.choice([0.0, 1.0, 60.0]), rng.choice([0.0, 10.0])
     image_ms = rng.choice([0.0, prepared + rng.uniform(1, 10)])
@@ -93,6 +95,8 @@ def test_the_compiled_decision_is_the_specified_one_in_any_state(loops, monkeypa
         wanted = decide.specified_revision(made, wanted, index, budget, later, known)
         assert_equal(decide.choose_again(made, found, index, budget, later, known), wanted)
         monkeypatch.setattr(decide._LOOPS, "made", None)
+    # No call brought other types than those that the loops were compiled for: compiling takes longer than a request.
+    assert len(loops.choose.signatures) == len(loops.choose_again.signatures) == 1
 
 
 def assert_equal(found: decide.Decision, wanted: decide.Decision) -> None:
@@ -166,6 +170,24 @@ def test_parts_that_do_not_fit_together_are_named():
     speed = StageSpeed(["vision"])
     with pytest.raises(ConfigError, match=r"scale is float64 \[1\], not float64 \[4\]"):
         AdaptiveGuard(LATENCY, LENGTHS, made.margin, speed)
+
+
+def test_a_request_finds_its_loops_compiled(tmp_path):
+    """In a process of its own, with a real model; a budget may be a whole number."""
+    script = """
+from benchmarks.speed.bench_data import BenchOptions, Material
+from budgetvlm import decide
+
+material = Material(BenchOptions())
+system, (sample,) = material.system, material.samples(1)
+assert decide.wait_for_compiled()
+loops = decide._LOOPS.made
+for price in (None, 0, 0.3):
+    answer = system.generate(sample.load_image(), sample.question, budget_ms=1000, price=price)
+    assert answer.feasible and "controller" in answer.stages_ms
+assert len(loops.choose.signatures) == len(loops.choose_again.signatures) == 1, loops.choose.signatures
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=300)
 
 
 def test_without_loops_the_specification_answers():

@@ -84,9 +84,8 @@ def choose_again(
     if loops is None or not isinstance(guard, AdaptiveGuard):
         return specified_revision(guard, chosen, index, budget_ms, spent, known)
     forecast = chosen.bounds.forecast
-    times, fastest, best = loops.choose_again(
-        guard.state_tuple, forecast, index, known, spent, chosen.values, budget_ms
-    )
+    request = tuple(forecast), index, known, tuple(spent), chosen.values, budget_ms
+    times, fastest, best = loops.choose_again(guard.state_tuple, *request)
     return Decision(Bounds(times, fastest, forecast, spent, "image"), chosen.values, best)
 
 
@@ -139,17 +138,15 @@ def wait_for_compiled(seconds: float | None = None) -> bool:
 def _compiled_by_example(guard: AdaptiveGuard, network: ValueNetwork) -> SimpleNamespace:
     """The loops, called once, so that they are compiled for the types of every later call."""
     state, weights = guard.state, network.default_tuple
-    request = Request(np.ones(state.size_weights.shape[2]), 1.0, np.zeros(state.length_weights.shape[1], np.float32))
+    vision = np.ones(state.size_weights.shape[2])
+    vision.flags.writeable = False  # as that of a request
+    request = Request(vision, 1.0, np.zeros(state.length_weights.shape[1], np.float32))
     image = np.zeros(len(network.default_weights.mean), np.float32)
-    known, spent, groups = (
-        np.ones(len(request.vision), dtype=bool),
-        Spent(1.0, 1.0, 0.0, 0.0),
-        guard.image_groups(request),
-    )
+    known, spent = np.ones(len(request.vision), dtype=bool), tuple(Spent(1.0, 1.0))
     loops = compile_module(kernels)
-    asked = tuple(request), groups, known, 1.0, tuple(spent)
+    asked = tuple(request), guard.image_groups(request), known, 1.0, spent
     _, _, forecast, values, _ = loops.choose(guard.state_tuple, *asked, weights, image, image[:0])
-    loops.choose_again(guard.state_tuple, tuple(forecast), 0, known, tuple(spent), values, 1.0)
+    loops.choose_again(guard.state_tuple, tuple(forecast), 0, known, spent, values, 1.0)
     return loops
 
 

@@ -186,12 +186,10 @@ class AdaptiveVLM:
 
     def choose(self, image: Image.Image, question: str, budget_ms: float, price: float | None = None) -> Choice:
         """The controller's decision for a request, without answering it."""
-        overview = self.vlm.encode_overview(image)
+        overview, request = self.vlm.encode_overview(image), self.request(image, question)
         spent = Spent(0.0, overview.preprocess_ms + overview.vision_ms, overview.preprocess_ms)
-        request = self.request(image, question)
-        decision = decide.choose(
-            self.guard, self.network, request, overview.feature, budget_ms, spent, self.known, price
-        )
+        asked = request, overview.feature, budget_ms, spent, self.known, price
+        decision = decide.choose(self.guard, self.network, *asked)
         index = decision.settled(budget_ms)
         return Choice(self._settings[index], index, decision.best >= 0, decision.bounds)
 
@@ -202,7 +200,9 @@ class AdaptiveVLM:
     def request(self, image: Image.Image, question: str) -> Request:
         """What is known of a request before the model runs, at the controller's settings."""
         vision, language = self.vlm.prompt_size(image, question)
-        vision = vision if self._columns is None else vision[self._columns]
+        if self._columns is not None:
+            vision = vision[self._columns]
+            vision.flags.writeable = False
         return Request(vision, float(language), self.vlm.question_feature(question))
 
     def setting(self, index: int) -> Setting:

@@ -24,7 +24,7 @@ class Request(NamedTuple):
     """What is known of a request before the model runs.
 
     Attributes:
-        vision: visual tokens at each setting, float64 ``[K]``.
+        vision: visual tokens at each setting, float64 ``[K]``; not to be written to, requests of one size share it.
         language: the prompt's other tokens, a float.
         feature: feature of the question, float32 ``[Dl]``.
     """
