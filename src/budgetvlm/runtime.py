@@ -106,8 +106,7 @@ class AdaptiveVLM:
 
         Args:
             model_path: "reference" or a model's directory.
-            controller: a training directory, a checkpoint, a controller; None: ``controller/`` in the model's
-                directory.
+            controller: a training directory, a checkpoint, a controller; None: the one that the model brings.
             guard: None: the one that lies beside the controller, if there is one.
             rehearsals, compiled: see `AdaptiveVLM`.
 
@@ -226,8 +225,7 @@ class AdaptiveVLM:
     def _reject(self, request: Request, under_way: _InFlight) -> None:
         """Raise InputError if no setting is sure to keep the budget."""
         waited_ms, budget_ms = under_way.waited_ms, under_way.budget_ms
-        spent = Spent(waited_ms, waited_ms=waited_ms)
-        bounds = self.guard.bounds_at_choice(request, budget_ms, spent, self.known)
+        bounds = self.guard.bounds_at_choice(request, budget_ms, Spent(waited_ms, waited_ms=waited_ms), self.known)
         if not bounds.allowed(budget_ms).any():
             raise InputError(
                 f"budget_ms={budget_ms:g} cannot be kept: the fastest setting is expected to take up to "
