@@ -20,8 +20,7 @@ def derive_knob_space(family: Family, model: Any, images: Images) -> KnobSpace:
     Raises:
         ConfigError: no knob is left.
     """
-    holder, list_name = family.blocks(model)
-    num_blocks = len(getattr(holder, list_name))
+    num_blocks = family.num_blocks(model)
     knobs: dict[str, list[int]] = {"max_crops": images.crop_values()}
     dials = family.dials(model)
     if dials:
@@ -47,8 +46,7 @@ def check_knobs(space: KnobSpace, family: Family, model: Any, name: str) -> None
     Raises:
         ConfigError: it cannot; all problems at once.
     """
-    holder, list_name = family.blocks(model)
-    num_blocks = len(getattr(holder, list_name))
+    num_blocks = family.num_blocks(model)
     problems = list(_problems(space, family, model, num_blocks))
     if problems:
         raise ConfigError(f"the knobs of {name} do not fit the model: " + "; ".join(problems))

@@ -191,9 +191,8 @@ def _older_chat_template(directory: Path) -> str | None:
 
 def _adapt(name: str, family: Family, directory: Path, model: Any, tokenizer: Any, processor: Any) -> Adapter:
     knobs = _read_knobs(directory / "knobs.json")
-    images = family.images(model, processor, tokenizer, knobs)
-    holder, list_name = family.blocks(model)
-    num_blocks = len(getattr(holder, list_name))
+    images = family.images_type(model, processor, tokenizer, knobs)
+    num_blocks = family.num_blocks(model)
     template = knobs.get("prompt") or family.template(model, tokenizer)
     return Adapter(
         name=str(name),

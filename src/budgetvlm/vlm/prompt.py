@@ -8,7 +8,7 @@ features.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -101,6 +101,11 @@ def chat_template(tokenizer: Any, placeholder: str) -> str:
     return str(text).replace(placeholder, f"{start}{{image}}{end}").replace(_MARK, "{question}")
 
 
+def repeated(ids: Sequence[int], placeholder: int, count: int) -> tuple[int, ...]:
+    """Return ids in which the placeholder stands ``count`` times wherever it stood once."""
+    return tuple(i for one in ids for i in [one] * (count if one == placeholder else 1))
+
+
 @dataclass(frozen=True)
 class ImageLayout:
     """How one image stands in the prompt at one `max_crops`.
@@ -118,6 +123,12 @@ class ImageLayout:
     grid: tuple[int, int] = (0, 0)
     size: tuple[int, int] = (0, 0)
     order: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, ids: Iterable[int], placeholder: int, grid: tuple[int, int], size: tuple[int, int]) -> ImageLayout:
+        """Make the layout of ids of which those that are the placeholder's are visual tokens."""
+        ids = tuple(ids)
+        return cls(ids, tuple(i == placeholder for i in ids), grid, size)
 
     @property
     def num_visual(self) -> int:

@@ -23,39 +23,30 @@ from budgetvlm.vlm.prompt import ImageLayout
 class AriaImages(TiledImages):
     """Tiles with their mask of real pixels as a fourth channel, ``[n, 4, H, W]``."""
 
-    overview_is_part = False
-
-    def __init__(self, model: Any, processor: Any) -> None:
-        super().__init__(model, processor)
+    def __init__(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> None:
+        super().__init__(model, processor, tokenizer, options)
         self._side = int(processor.max_image_size)
         patches = (self._side // int(model.config.vision_config.patch_size)) ** 2
         self._tokens_per_tile = int(model.config.projector_patch_to_query_dict[patches])
-        self._placeholder = int(model.config.image_token_id)
         self._resolutions = [list(map(int, size)) for size in processor.split_resolutions]
         self.most_crops = max(self._tiles(size) for size in self._resolutions)
 
-    def overview(self, image: Image.Image) -> torch.Tensor:
-        return self._pixels(image, [])
-
     def beside(self, image: Image.Image, max_crops: int) -> torch.Tensor:
-        allowed = self._allowed(max_crops)
-        return self._pixels(image, allowed) if allowed else torch.empty(0)
+        return self.all(image, max_crops) if self._allowed(max_crops) else torch.empty(0)
 
     def all(self, image: Image.Image, max_crops: int) -> torch.Tensor:
-        return self._pixels(image, self._allowed(max_crops))
+        done = self.plain(image, max_crops)
+        return torch.cat([done["pixel_values"], done["pixel_mask"][:, None].float()], dim=1)
 
     def encode_tiles(self, tiles: torch.Tensor) -> torch.Tensor:
         values, mask = tiles[:, :3].to(self.model.dtype), tiles[:, 3] > 0
         layer = self.model.config.vision_feature_layer
         return self.model.model.get_image_features(values, pixel_mask=mask, vision_feature_layer=layer).pooler_output
 
-    def join(self, features: torch.Tensor | None, overview: torch.Tensor | None, layout: ImageLayout) -> torch.Tensor:
-        found = features.flatten(0, 1) if features is not None else overview
-        assert found is not None
-        return found
-
     def plain(self, image: Image.Image, max_crops: int) -> dict[str, Any]:
-        done = self._processed(image, self._allowed(max_crops))
+        allowed = self._allowed(max_crops)
+        split = {"split_image": True, "split_resolutions": allowed} if allowed else {"split_image": False}
+        done = run_processor(self.processor, image, **split)
         return {"pixel_values": done["pixel_values"], "pixel_mask": done["pixel_mask"]}
 
     def layout(self, height: int, width: int, max_crops: int) -> ImageLayout:
@@ -63,7 +54,7 @@ class AriaImages(TiledImages):
 
         allowed = self._allowed(max_crops)
         tiles = self._tiles(select_best_resolution((height, width), allowed)) if allowed else 1
-        return ImageLayout((self._placeholder,) * (tiles * self._tokens_per_tile), size=(height, width))
+        return ImageLayout((self.placeholder,) * (tiles * self._tokens_per_tile), size=(height, width))
 
     def _tiles(self, size: Sequence[int]) -> int:
         return math.ceil(size[0] / self._side) * math.ceil(size[1] / self._side)
@@ -72,19 +63,9 @@ class AriaImages(TiledImages):
         """Return resolutions to choose from; none where the image stays whole."""
         return [] if max_crops == 1 else [size for size in self._resolutions if self._tiles(size) <= max_crops]
 
-    def _processed(self, image: Image.Image, allowed: list[list[int]]) -> Any:
-        split = {"split_image": True, "split_resolutions": allowed} if allowed else {"split_image": False}
-        return run_processor(self.processor, image, **split)
-
-    def _pixels(self, image: Image.Image, allowed: list[list[int]]) -> torch.Tensor:
-        done = self._processed(image, allowed)
-        return torch.cat([done["pixel_values"], done["pixel_mask"][:, None].float()], dim=1)
-
 
 class Aria(Family):
     name: ClassVar = "Aria"
     model_types: ClassVar = ("aria",)
     crop_meaning: ClassVar = "`split_image` with `split_resolutions` of at most that many tiles; 1: one tile, not split"
-
-    def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> AriaImages:
-        return AriaImages(model, processor)
+    images_type: ClassVar = AriaImages

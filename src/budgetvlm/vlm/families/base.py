@@ -44,38 +44,49 @@ class Images(ABC):
 
     Attributes:
         most_crops: the largest `max_crops`, which is what the model does untouched.
-        overview_is_part: every setting encodes the overview anyway, so that reading it first costs nothing.
+        overview_first: the overview's tokens stand before the others, not behind them.
+
+    Args:
+        options: those of knobs.json.
     """
 
     most_crops: int
-    overview_is_part: bool = True
+    overview_first: ClassVar[bool] = False
 
-    def __init__(self, model: Any, processor: Any) -> None:
-        self.model, self.processor = model, processor
+    def __init__(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> None:
+        self.model, self.processor, self.tokenizer = model, processor, tokenizer
+
+    @property
+    def placeholder(self) -> int:
+        """The token id that stands for one visual token."""
+        return int(self.model.config.image_token_id)
 
     @abstractmethod
     def layout(self, height: int, width: int, max_crops: int) -> ImageLayout:
         """Return how an image of this size stands in the prompt, without encoding it."""
 
     @abstractmethod
+    def plain(self, image: Image.Image, max_crops: int) -> dict[str, Any]:
+        """Return the model's own forward's arguments for an image, made by its own processor; to check against."""
+
+    def all(self, image: Image.Image, max_crops: int) -> torch.Tensor:
+        """Return all pixels in the model's order, ``[n, ...]``."""
+        return self.plain(image, max_crops)["pixel_values"]
+
     def overview(self, image: Image.Image) -> torch.Tensor:
-        """Return the pixels of the overview, ``[n, ...]``."""
+        """Return the pixels of the overview, ``[n, ...]``: the whole image at the smallest size."""
+        return self.all(image, 1)
 
     @abstractmethod
     def beside(self, image: Image.Image, max_crops: int) -> torch.Tensor:
         """Return the pixels that are still to be encoded when the overview has been, ``[n, ...]``; n may be 0."""
 
-    @abstractmethod
-    def all(self, image: Image.Image, max_crops: int) -> torch.Tensor:
-        """Return all pixels in the model's order, ``[n, ...]``."""
-
-    @abstractmethod
     def join(self, features: torch.Tensor | None, overview: torch.Tensor | None, layout: ImageLayout) -> torch.Tensor:
         """Return visual tokens ``[V, C]`` from features of `all`, or of `beside` (None if empty) and the overview's."""
-
-    @abstractmethod
-    def plain(self, image: Image.Image, max_crops: int) -> dict[str, Any]:
-        """Return the model's own forward's arguments for an image, made by its own processor; to check against."""
+        parts = [features.flatten(0, -2)] if features is not None else []
+        if overview is not None and sum(map(len, parts)) < layout.num_visual:
+            parts.insert(0 if self.overview_first else 1, overview)
+        return torch.cat(parts)
 
     def crop_values(self) -> list[int]:
         """Return values of `max_crops` where none are given: powers of two, or of four where there are many."""
@@ -95,17 +106,9 @@ class TiledImages(Images):
 class WholeImages(Images):
     """An image is encoded at its own shape, or in parts that depend on each other."""
 
-    overview_is_part: bool = False
-
     @abstractmethod
     def encode(self, pixels: Sequence[torch.Tensor], layouts: Sequence[ImageLayout]) -> list[torch.Tensor]:
         """Return the features of each image's pixels, encoded together."""
-
-    def join(self, features: torch.Tensor | None, overview: torch.Tensor | None, layout: ImageLayout) -> torch.Tensor:
-        """Return one of both: the overview is the whole image at the smallest size."""
-        found = features if features is not None else overview
-        assert found is not None
-        return found
 
 
 AnyImages: TypeAlias = TiledImages | WholeImages
@@ -122,6 +125,8 @@ class Family:
         adds_features: visual features are added to the embeddings of their placeholders instead of replacing them.
         remote_code: the model is Python code of its own, which is run only where it is trusted.
         crop_meaning: what `max_crops` becomes, in words.
+        images_type: the way from an image to visual tokens.
+        type_ids: what the model's own forward calls the argument that marks visual tokens; None: it has none.
         inputs_type: what the decoder is told beside embeddings, made from prompts and the model.
         cache_type: an empty cache of keys and values. All its layers are full ones; masks keep sliding windows.
     """
@@ -132,6 +137,8 @@ class Family:
     adds_features: ClassVar[bool] = False
     remote_code: ClassVar[bool] = False
     crop_meaning: ClassVar[str]
+    images_type: ClassVar[type[TiledImages] | type[WholeImages]]
+    type_ids: ClassVar[str | None] = None
     inputs_type: ClassVar[type[DecoderInputs]] = DecoderInputs
     cache_type: ClassVar[type] = DynamicCache
 
@@ -147,6 +154,11 @@ class Family:
         """Return the module that holds the list of blocks, and the list's name."""
         return self.language(model), "layers"
 
+    def num_blocks(self, model: Any) -> int:
+        """Return the number of the decoder's blocks."""
+        holder, list_name = self.blocks(model)
+        return len(getattr(holder, list_name))
+
     def dials(self, model: Any) -> list[Dial]:
         """Return every place that holds the number of experts per token; none in a dense model."""
         return find_dials(self.language(model))
@@ -154,10 +166,6 @@ class Family:
     def fixed_blocks(self, model: Any) -> tuple[int, ...]:
         """Return the blocks that run at every depth beside the first and the last."""
         return ()
-
-    def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> AnyImages:
-        """Return the way from an image to visual tokens; ``options`` are those of knobs.json."""
-        raise NotImplementedError
 
     def template(self, model: Any, tokenizer: Any) -> str:
         """Return the prompt, with `{image}` and `{question}`, from the tokenizer's chat template.
@@ -216,7 +224,7 @@ class Family:
 
     def plain_arguments(self, prompt: EmbeddedPrompt, model: Any) -> dict[str, Any]:
         """Return what the model's own forward wants beside ids and pixels; to check against."""
-        return {}
+        return {self.type_ids: prompt.visual_mask().long()[None]} if self.type_ids else {}
 
 
 def find_dials(language: nn.Module) -> list[Dial]:

@@ -11,7 +11,7 @@ controller reads the image at one crop.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -20,7 +20,7 @@ from torch import nn
 
 from budgetvlm.errors import InputError
 from budgetvlm.vlm.families.base import Dial, Family, WholeImages, run_processor
-from budgetvlm.vlm.families.gemma3 import VisionBlocksInputs
+from budgetvlm.vlm.families.both_ways import BothWaysInputs
 from budgetvlm.vlm.prompt import DecoderInputs, EmbeddedPrompt, ImageLayout
 
 TOKENS_PER_CROP = 70
@@ -30,18 +30,12 @@ STEPS = (1, 2, 4, 8, 16)  # the numbers of crops whose tokens the image processo
 class Gemma4Images(WholeImages):
     """Patches with their column and row (-1: padding) as the last two channels, ``[n, P + 2]``."""
 
-    def __init__(self, model: Any, processor: Any) -> None:
-        super().__init__(model, processor)
-        config = model.config
-        self._placeholder = int(config.image_token_id)
-        self._around = int(config.boi_token_id), int(config.eoi_token_id)
+    def __init__(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> None:
+        super().__init__(model, processor, tokenizer, options)
         self.most_crops = int(processor.max_soft_tokens) // TOKENS_PER_CROP
 
     def crop_values(self) -> list[int]:
         return [crops for crops in STEPS if crops <= self.most_crops]
-
-    def overview(self, image: Image.Image) -> torch.Tensor:
-        return self.all(image, 1)
 
     def beside(self, image: Image.Image, max_crops: int) -> torch.Tensor:
         return torch.empty(0) if max_crops == 1 else self.all(image, max_crops)
@@ -52,12 +46,12 @@ class Gemma4Images(WholeImages):
 
     def encode(self, pixels: Sequence[torch.Tensor], layouts: Sequence[ImageLayout]) -> list[torch.Tensor]:
         """Encode one image at a time: how far patches are padded depends on `max_crops` alone."""
-        moved = (one[None].to(self.model.device) for one in pixels)
-        encode = self.model.model.get_image_features
+        model = self.model
+        parts = (one[None].to(model.device).split([one.shape[-1] - 2, 2], dim=-1) for one in pixels)
         return [
-            encode(one[..., :-2].to(self.model.dtype), one[..., -2:].long()).pooler_output[0]
-            for one in moved
-        ]  # fmt: skip
+            model.model.get_image_features(patches.to(model.dtype), places.long()).pooler_output[0]
+            for patches, places in parts
+        ]
 
     def plain(self, image: Image.Image, max_crops: int) -> dict[str, Any]:
         done = run_processor(self.processor, image, max_soft_tokens=max_crops * TOKENS_PER_CROP)
@@ -73,13 +67,15 @@ class Gemma4Images(WholeImages):
         except ValueError as error:
             raise InputError(f"an image of {width} x {height} pixels does not fit the model: {error}") from None
         rows, columns = (side // patch // pool for side in size)
-        inside = (True,) * (rows * columns)
-        ids = (self._around[0], *(self._placeholder for _ in inside), self._around[1])
-        return ImageLayout(ids, (False, *inside, False), (rows, columns), (height, width))
+        config = self.model.config
+        ids = (config.boi_token_id, *[self.placeholder] * (rows * columns), config.eoi_token_id)
+        return ImageLayout.of(ids, self.placeholder, (rows, columns), (height, width))
 
 
-class Gemma4Inputs(VisionBlocksInputs):
+class Gemma4Inputs(BothWaysInputs):
     """Masks as Gemma 3's where the model was made with them; a part of each token's embedding for every block."""
+
+    create_masks = "transformers.models.gemma4.modeling_gemma4:create_masks_for_vision_model"
 
     def __init__(self, prompts: Sequence[EmbeddedPrompt], model: Any) -> None:
         super().__init__(prompts, model)
@@ -96,11 +92,6 @@ class Gemma4Inputs(VisionBlocksInputs):
         padding = int(self._config.pad_token_id or 0)
         ids = torch.where(visual | (self.mask == 0), padding, ids)
         return {**told, "per_layer_inputs": self._language.get_per_layer_inputs(ids)}
-
-    def _create_masks(self) -> Callable[..., dict[str, torch.Tensor]]:
-        from transformers.models.gemma4.modeling_gemma4 import create_masks_for_vision_model
-
-        return create_masks_for_vision_model
 
     def step(self, token: torch.Tensor) -> dict[str, Any]:
         told = super().step(token)
@@ -125,6 +116,8 @@ class Gemma4(Family):
     model_types: ClassVar = ("gemma4",)
     by_place: ClassVar = True
     inputs_type: ClassVar = Gemma4Inputs
+    images_type: ClassVar = Gemma4Images
+    type_ids: ClassVar = "mm_token_type_ids"
     crop_meaning: ClassVar = f"`max_soft_tokens`: {TOKENS_PER_CROP} visual tokens a crop, in steps of two"
 
     def head(self, model: Any) -> Any:
@@ -138,9 +131,3 @@ class Gemma4(Family):
     def fixed_blocks(self, model: Any) -> tuple[int, ...]:
         layers = self.language(model).layers
         return tuple(i for i, layer in enumerate(layers) if layer.self_attn.store_full_length_kv)
-
-    def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> Gemma4Images:
-        return Gemma4Images(model, processor)
-
-    def plain_arguments(self, prompt: EmbeddedPrompt, model: Any) -> dict[str, Any]:
-        return {"mm_token_type_ids": prompt.visual_mask().long()[None]}

@@ -20,7 +20,7 @@ from PIL import Image
 
 from budgetvlm._io import to_rgb
 from budgetvlm.vlm.families.base import Family, TiledImages, run_processor
-from budgetvlm.vlm.prompt import ImageLayout
+from budgetvlm.vlm.prompt import ImageLayout, repeated
 
 _FAKE, _GLOBAL = "<fake_token_around_image>", "<global-img>"
 
@@ -28,13 +28,11 @@ _FAKE, _GLOBAL = "<fake_token_around_image>", "<global-img>"
 class Idefics3Images(TiledImages):
     """Details first, the overview last; text stands between them in the prompt."""
 
-    def __init__(self, model: Any, processor: Any, tokenizer: Any) -> None:
-        super().__init__(model, processor)
-        self.tokenizer = tokenizer
+    def __init__(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> None:
+        super().__init__(model, processor, tokenizer, options)
         self._side = int(processor.max_image_size["longest_edge"])
         self._longest = int(processor.size["longest_edge"])
         self._tokens_per_tile = int(model.model.image_seq_len)
-        self._placeholder = int(model.config.image_token_id)
         self._whole = math.ceil(self._longest / self._side) if processor.do_image_splitting else 1
         self.most_crops = self._whole**2
 
@@ -60,16 +58,10 @@ class Idefics3Images(TiledImages):
         return self._processed(image, multiple)["pixel_values"][0][:-1]
 
     def all(self, image: Image.Image, max_crops: int) -> torch.Tensor:
-        beside = self.beside(image, max_crops)
-        overview = self.overview(image)
-        return torch.cat([beside, overview]) if len(beside) else overview
+        return torch.cat([self.beside(image, max_crops), self.overview(image)])
 
     def encode_tiles(self, tiles: torch.Tensor) -> torch.Tensor:
         return self.model.model.get_image_features(tiles[None]).pooler_output[0].unflatten(0, (len(tiles), -1))
-
-    def join(self, features: torch.Tensor | None, overview: torch.Tensor | None, layout: ImageLayout) -> torch.Tensor:
-        parts = [features.flatten(0, 1)] if features is not None else []
-        return torch.cat([*parts, *([overview] if overview is not None else [])])
 
     def plain(self, image: Image.Image, max_crops: int) -> dict[str, Any]:
         done = self._processed(image, self._multiple(image.height, image.width, max_crops))
@@ -77,13 +69,12 @@ class Idefics3Images(TiledImages):
 
     def layout(self, height: int, width: int, max_crops: int) -> ImageLayout:
         rows, columns = self._grid(height, width, self._multiple(height, width, max_crops))
-        once = self.tokenizer.convert_ids_to_tokens(self._placeholder)
+        once = self.tokenizer.convert_ids_to_tokens(self.placeholder)
         tiles = ["".join(f"{_FAKE}<row_{r}_col_{c}>{once}" for c in range(1, columns + 1)) for r in range(1, rows + 1)]
         details = "".join(f"{line}\n" for line in tiles) + ("\n" if tiles else "")
         short = self.tokenizer.encode(f"{details}{_FAKE}{_GLOBAL}{once}{_FAKE}", add_special_tokens=False)
-        ids = [i for one in short for i in [one] * (self._tokens_per_tile if one == self._placeholder else 1)]
-        visual = tuple(i == self._placeholder for i in ids)
-        return ImageLayout(tuple(ids), visual, (rows, columns), (height, width))
+        ids = repeated(short, self.placeholder, self._tokens_per_tile)
+        return ImageLayout.of(ids, self.placeholder, (rows, columns), (height, width))
 
     def _multiple(self, height: int, width: int, max_crops: int) -> int:
         """Return how many tiles long the enlarged image is: as many as give at most ``max_crops`` tiles."""
@@ -104,10 +95,8 @@ class Idefics3Images(TiledImages):
 class Idefics3(Family):
     name: ClassVar = "Idefics3, SmolVLM"
     model_types: ClassVar = ("idefics3", "smolvlm")
+    images_type: ClassVar = Idefics3Images
     crop_meaning: ClassVar = "`longest_edge`: the largest grid of at most that many tiles beside the overview tile"
 
     def language(self, model: Any) -> Any:
         return model.model.text_model
-
-    def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> Idefics3Images:
-        return Idefics3Images(model, processor, tokenizer)

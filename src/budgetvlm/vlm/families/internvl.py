@@ -27,14 +27,13 @@ from budgetvlm.vlm.prompt import ImageLayout
 class InternVLImages(TiledImages):
     """Details row by row first, the overview last, ``[n, 3, H, W]``; every tile gives the same number of tokens."""
 
-    def __init__(self, model: Any, processor: Any) -> None:
+    def __init__(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> None:
         from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
-        super().__init__(model, processor)
+        super().__init__(model, processor, tokenizer, options)
         self._best_grid = get_optimal_tiled_canvas
         self.most_crops = int(processor.max_patches)
         self._tokens_per_tile = int(model.config.image_seq_length)
-        self._placeholder = int(model.config.image_token_id)
         self._size = processor.size.height, processor.size.width  # of a tile
         self._mean = torch.tensor(processor.image_mean, dtype=torch.float32)[:, None, None]
         self._std = torch.tensor(processor.image_std, dtype=torch.float32)[:, None, None]
@@ -42,7 +41,7 @@ class InternVLImages(TiledImages):
     def layout(self, height: int, width: int, max_crops: int) -> ImageLayout:
         options = {"crop_to_patches": True, "max_patches": max_crops}
         tiles = int(self.processor.get_number_of_image_patches(height, width, options))
-        return ImageLayout((self._placeholder,) * (tiles * self._tokens_per_tile), size=(height, width))
+        return ImageLayout((self.placeholder,) * (tiles * self._tokens_per_tile), size=(height, width))
 
     def overview(self, image: Image.Image) -> torch.Tensor:
         return self._tiles(image, 1, 1)
@@ -58,12 +57,7 @@ class InternVLImages(TiledImages):
         return torch.cat([self.beside(image, max_crops), self.overview(image)])
 
     def encode_tiles(self, tiles: torch.Tensor) -> torch.Tensor:
-        features: torch.Tensor = self.model.get_image_features(pixel_values=tiles).pooler_output
-        return features
-
-    def join(self, features: torch.Tensor | None, overview: torch.Tensor | None, layout: ImageLayout) -> torch.Tensor:
-        parts = [features.flatten(0, 1)] if features is not None else []
-        return torch.cat([*parts, *([overview] if overview is not None else [])])
+        return self.model.get_image_features(pixel_values=tiles).pooler_output
 
     def plain(self, image: Image.Image, max_crops: int) -> dict[str, Any]:
         return {"pixel_values": run_processor(self.processor, image, max_patches=max_crops)["pixel_values"]}
@@ -81,9 +75,7 @@ class InternVL(Family):
     name: ClassVar = "InternVL"
     model_types: ClassVar = ("internvl",)
     crop_meaning: ClassVar = "`max_patches`: tiles beside the overview tile"
-
-    def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> InternVLImages:
-        return InternVLImages(model, processor)
+    images_type: ClassVar = InternVLImages
 
     def load(self, directory: Path, **options: Any) -> Any:
         from transformers.models.internvl.modeling_internvl import InternVLForConditionalGeneration

@@ -21,7 +21,7 @@ from PIL import Image
 from torch.nn.functional import pad
 
 from budgetvlm.vlm.families.base import Dial, Family, TiledImages
-from budgetvlm.vlm.families.without_torchvision import read_processor, resized, to_pixels
+from budgetvlm.vlm.families.without_torchvision import TileProcessor, resized, to_pixels
 from budgetvlm.vlm.prompt import ImageLayout
 
 _IMAGE, _PATCH = "<|image|>", "<|patch|>"
@@ -29,11 +29,10 @@ _MARKS = ("<|image_start|>", "<|image_end|>", _IMAGE, _PATCH, "<|tile_x_separato
 
 
 @dataclass(frozen=True)
-class Canvas:
-    """Llama 4's image processor: the same pixels as Transformers' own, which needs torchvision.
+class Canvas(TileProcessor):
+    """Llama 4's image processor.
 
     Attributes:
-        side: of a tile, in pixels.
         max_patches: the most tiles of a canvas.
         largest: whether an image may be enlarged to fill its canvas.
     """
@@ -41,18 +40,8 @@ class Canvas:
     side: int = 336
     max_patches: int = 16
     largest: bool = False
-    rescale_factor: float = 1 / 255
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
-
-    @classmethod
-    def read(cls, directory: Path) -> Canvas:
-        """Read the settings in a model's directory."""
-        found = read_processor(directory, "Llama 4's image processor")
-        given = {"side": found["size"]["height"], "largest": found.get("resize_to_max_canvas")}
-        given |= {name: found.get(name) for name in ("max_patches", "rescale_factor")}
-        given |= {name: found[f"image_{name}"] for name in ("mean", "std") if f"image_{name}" in found}
-        return cls(**{name: value for name, value in given.items() if value is not None})
+    title: ClassVar = "Llama 4's image processor"
+    keys: ClassVar = {"largest": "resize_to_max_canvas"}
 
     def grid(self, height: int, width: int, max_patches: int) -> tuple[int, int]:
         """Return the shape of the canvas that shrinks the image least, or else enlarges it least; then the smallest."""
@@ -107,8 +96,8 @@ class Llama4Images(TiledImages):
 
     processor: Canvas
 
-    def __init__(self, model: Any, processor: Canvas, tokenizer: Any) -> None:
-        super().__init__(model, processor)
+    def __init__(self, model: Any, processor: Canvas, tokenizer: Any, options: Mapping[str, Any]) -> None:
+        super().__init__(model, processor, tokenizer, options)
         vision = model.config.vision_config
         pooled = round(1 / vision.pixel_shuffle_ratio**2)
         self._tokens_per_tile = (vision.image_size // vision.patch_size) ** 2 // pooled
@@ -131,12 +120,6 @@ class Llama4Images(TiledImages):
         seen = self.model.vision_model(tiles.to(self.model.dtype)).last_hidden_state
         return self.model.multi_modal_projector(seen)
 
-    def join(self, features: torch.Tensor | None, overview: torch.Tensor | None, layout: ImageLayout) -> torch.Tensor:
-        found = [features.flatten(0, 1)] if features is not None else []
-        if overview is not None and sum(map(len, found)) < layout.num_visual:
-            found.append(overview)
-        return torch.cat(found)
-
     def plain(self, image: Image.Image, max_crops: int) -> dict[str, Any]:
         return {"pixel_values": self.all(image, max_crops).to(self.model.dtype)}
 
@@ -146,12 +129,13 @@ class Llama4Images(TiledImages):
         tile = [patch] * self._tokens_per_tile
         line = [*[*tile, next_column] * (columns - 1), *tile, next_row]
         ids = (start, *(line * rows if rows * columns > 1 else ()), image, *tile, end)
-        return ImageLayout(ids, tuple(i == patch for i in ids), (rows, columns), (height, width))
+        return ImageLayout.of(ids, patch, (rows, columns), (height, width))
 
 
 class Llama4(Family):
     name: ClassVar = "Llama 4"
     model_types: ClassVar = ("llama4",)
+    images_type: ClassVar = Llama4Images
     crop_meaning: ClassVar = "`max_patches`: tiles of the canvas beside the overview tile; 1: one padded tile alone"
 
     def language(self, model: Any) -> Any:
@@ -163,9 +147,6 @@ class Llama4(Family):
     def dials(self, model: Any) -> list[Dial]:
         """Return the routers; the layers around them hold the number too and do not read it."""
         return [dial for dial in super().dials(model) if hasattr(dial.owner, "weight")]
-
-    def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> Llama4Images:
-        return Llama4Images(model, processor, tokenizer)
 
     def placeholder(self, model: Any, tokenizer: Any) -> str:
         return _IMAGE

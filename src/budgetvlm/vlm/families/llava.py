@@ -24,12 +24,11 @@ from budgetvlm.vlm.prompt import ImageLayout
 class LlavaImages(TiledImages):
     """The overview first, then the grid's tiles row by row."""
 
-    def __init__(self, model: Any, processor: Any) -> None:
-        super().__init__(model, processor)
+    def __init__(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> None:
+        super().__init__(model, processor, tokenizer, options)
         vision = model.config.vision_config
         self._side = int(vision.image_size)
         self._tokens_per_tile = (self._side // int(vision.patch_size)) ** 2
-        self._placeholder = int(model.config.image_token_id)
         self._pinpoints = [list(map(int, point)) for point in processor.image_grid_pinpoints]
         self.most_crops = max(self._tiles(point) for point in self._pinpoints)
 
@@ -77,7 +76,7 @@ class LlavaImages(TiledImages):
         # one channel of zeros is packed to count what packing leaves
         tiles = torch.zeros(1 + grid[0] * grid[1], self._tokens_per_tile, 1)
         count = len(self._pack(tiles, grid, (height, width), torch.zeros(1)))
-        return ImageLayout((self._placeholder,) * count, grid=grid, size=(height, width))
+        return ImageLayout((self.placeholder,) * count, grid=grid, size=(height, width))
 
     def _tiles(self, point: Sequence[int]) -> int:
         return (point[0] // self._side) * (point[1] // self._side)
@@ -115,6 +114,4 @@ class Llava(Family):
     name: ClassVar = "LLaVA-NeXT, LLaVA-OneVision"
     model_types: ClassVar = ("llava_next", "llava_onevision")
     crop_meaning: ClassVar = "`image_grid_pinpoints` of at most that many tiles beside the overview tile"
-
-    def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> LlavaImages:
-        return LlavaImages(model, processor)
+    images_type: ClassVar = LlavaImages

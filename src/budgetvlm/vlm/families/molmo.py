@@ -12,6 +12,7 @@ that the overview is encoded under the first tile's mask; it is reused where tha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,8 +36,8 @@ class MolmoImages(TiledImages):
     Pixels are ``[n, patches, channels + 1]``.
     """
 
-    def __init__(self, model: Any, processor: Any, tokenizer: Any) -> None:
-        super().__init__(model, processor)
+    def __init__(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> None:
+        super().__init__(model, processor, tokenizer, options)
         self._marks = [int(tokenizer.convert_tokens_to_ids(mark)) for mark in _MARKS]
         self.most_crops = int(processor.max_crops)
 
@@ -73,13 +74,11 @@ class MolmoImages(TiledImages):
     def layout(self, height: int, width: int, max_crops: int) -> ImageLayout:
         """The processor is asked about a black image of this size: it has no way to be asked about a size."""
         _, ids, places, _ = self._processed(np.zeros((height, width, 3), np.uint8), max_crops)
-        tokens, flat = np.asarray(ids), np.asarray(places).reshape(-1)
+        flat = np.asarray(places).reshape(-1)
         taken = np.flatnonzero(flat >= 0)
         order = taken[np.argsort(flat[taken], kind="stable")]
-        return ImageLayout(
-            tuple(tokens.tolist()), tuple((tokens == self._marks[0]).tolist()), (len(places), 1), (height, width),
-            tuple(order.tolist()),
-        )  # fmt: skip
+        layout = ImageLayout.of(np.asarray(ids).tolist(), self._marks[0], (len(places), 1), (height, width))
+        return replace(layout, order=tuple(order.tolist()))
 
     def _processed(self, pixels: np.ndarray, max_crops: int) -> Any:
         """Return tiles, token ids, the place of each feature among them (negative: none), share of image in each patch.
@@ -173,6 +172,7 @@ class Molmo(Family):
     remote_code: ClassVar = True
     adds_features: ClassVar = True
     cache_type: ClassVar = PairsOfBlocks
+    images_type: ClassVar = MolmoImages
     crop_meaning: ClassVar = "`max_crops` of the image processor: tiles beside the overview tile, one at least"
 
     def language(self, model: Any) -> Any:
@@ -186,9 +186,6 @@ class Molmo(Family):
 
     def dials(self, model: Any) -> list[Dial]:
         return find_dials(model.model.transformer)
-
-    def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> MolmoImages:
-        return MolmoImages(model, processor, tokenizer)
 
     def skipped_output(self, hidden_states: torch.Tensor) -> Any:
         """Return the hidden states with a pair that is never read: such code insists on one."""
@@ -227,5 +224,4 @@ class Molmo(Family):
     def untouched_logits(self, model: Any, prompt: EmbeddedPrompt, inputs: Mapping[str, Any]) -> torch.Tensor:
         places = inputs["image_input_idx"]
         moved = {**inputs, "image_input_idx": torch.where(places < 0, places, places + prompt.start)}
-        ids = torch.tensor([prompt.token_ids], device=model.device)
-        return model(input_ids=ids, use_cache=False, **moved).logits[0, -1]
+        return super().untouched_logits(model, prompt, moved)

@@ -20,22 +20,23 @@ from PIL import Image
 from torch.nn.functional import pad
 
 from budgetvlm.vlm.families.base import Family, WholeImages
-from budgetvlm.vlm.families.without_torchvision import read_more, read_processor, resized, to_pixels
-from budgetvlm.vlm.prompt import DecoderInputs, EmbeddedPrompt, ImageLayout
+from budgetvlm.vlm.families.both_ways import BothWaysInputs
+from budgetvlm.vlm.families.without_torchvision import TileProcessor, resized, to_pixels
+from budgetvlm.vlm.prompt import EmbeddedPrompt, ImageLayout
 
 _IMAGE = "<|image|>"
 _MARKS = ("<im_patch>", "<im_col>", "<im_start>", "<low_res_im_start>", "<im_end>")
 
 
 @dataclass(frozen=True)
-class Crops:
-    """Molmo2's image processor: the same pixels as Transformers' own, which needs torchvision.
+class Crops(TileProcessor):
+    """Molmo2's image processor.
 
     Attributes:
-        side: of a tile, in pixels; tiles overlap by ``margins`` patches.
+        margins: patches by which tiles overlap, in front and behind.
         patch_size: side of a patch, in pixels.
         pooling: rows and columns of patches that become one token.
-        columns, low_columns: whether a mark ends each row of tokens, in the tiles and in the overview.
+        columns, low_columns: whether a mark ends each row of tokens, in the tiles and in the overview (None: alike).
         low_start: whether the overview begins with a mark of its own.
     """
 
@@ -44,26 +45,17 @@ class Crops:
     margins: tuple[int, int] = (4, 4)
     patch_size: int = 14
     pooling: tuple[int, int] = (2, 2)
-    rescale_factor: float = 1 / 255
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
     columns: bool = True
-    low_columns: bool = True
+    low_columns: bool | None = None
     low_start: bool = True
-
-    @classmethod
-    def read(cls, directory: Path) -> Crops:
-        """Read the settings in a model's directory."""
-        found, more = read_processor(directory, "Molmo2's image processor"), read_more(directory)
-        given = {"side": found["size"]["height"]}
-        given |= {name: found.get(name) for name in ("max_crops", "patch_size", "rescale_factor")}
-        pairs = {"margins": "overlap_margins", "pooling": "pooling_size", "mean": "image_mean", "std": "image_std"}
-        given |= {name: tuple(found[key]) for name, key in pairs.items() if key in found}
-        given["columns"] = more.get("image_use_col_tokens")
-        low = more.get("use_single_crop_col_tokens")
-        given |= {"low_columns": given["columns"] if low is None else low}
-        given["low_start"] = more.get("use_single_crop_start_token")
-        return cls(**{name: value for name, value in given.items() if value is not None})
+    title: ClassVar = "Molmo2's image processor"
+    keys: ClassVar = {
+        "margins": "overlap_margins",
+        "pooling": "pooling_size",
+        "columns": "image_use_col_tokens",
+        "low_columns": "use_single_crop_col_tokens",
+        "low_start": "use_single_crop_start_token",
+    }
 
     @property
     def patches(self) -> int:
@@ -109,21 +101,16 @@ class Crops:
         Of patches that two tiles share, the margin's inner half is the one's and the outer half the other's.
         """
         numbers = torch.arange(math.prod(grid) * self.patches**2).view(*grid, self.patches, self.patches)
-        before, behind = self.margins
-        kept = [
-            torch.cat(
-                [self._kept(numbers[row, column], row, column, grid, before, behind) for column in range(grid[1])], 1
-            )
-            for row in range(grid[0])
-        ]
-        return self._pooled(torch.cat(kept))
+        whole = numbers.transpose(1, 2).reshape(grid[0] * self.patches, grid[1] * self.patches)
+        rows, columns = (self._kept(tiles) for tiles in grid)
+        return self._pooled(whole[rows][:, columns])
 
-    def _kept(
-        self, tile: torch.Tensor, row: int, column: int, grid: tuple[int, int], before: int, behind: int
-    ) -> torch.Tensor:
-        top, left = (before if place else 0 for place in (row, column))
-        bottom, right = (behind if place + 1 < most else 0 for place, most in zip((row, column), grid, strict=True))
-        return tile[top : self.patches - bottom, left : self.patches - right]
+    def _kept(self, tiles: int) -> torch.Tensor:
+        """Return the patches of a line of tiles that are kept: at each seam without both margins."""
+        before, behind = self.margins
+        places = torch.arange(tiles * self.patches)
+        tile, place = places // self.patches, places % self.patches
+        return places[((tile == 0) | (place >= before)) & ((tile == tiles - 1) | (place < self.patches - behind))]
 
     def _pooled(self, numbers: torch.Tensor) -> torch.Tensor:
         """Cut a grid of patches into windows; what is missing is split between both sides, the larger half behind."""
@@ -149,10 +136,9 @@ class Molmo2Images(WholeImages):
     """The overview first, then the tiles. Pooled tokens reach over the tiles' edges, not over the overview's."""
 
     processor: Crops
-    overview_is_part = True
 
-    def __init__(self, model: Any, processor: Crops, tokenizer: Any) -> None:
-        super().__init__(model, processor)
+    def __init__(self, model: Any, processor: Crops, tokenizer: Any, options: Mapping[str, Any]) -> None:
+        super().__init__(model, processor, tokenizer, options)
         self._marks = dict(zip(_MARKS, tokenizer.convert_tokens_to_ids(list(_MARKS)), strict=True))
         self.most_crops = processor.max_crops
 
@@ -164,8 +150,7 @@ class Molmo2Images(WholeImages):
         return torch.empty(0) if grid == (1, 1) else self.processor.tiles(image, grid)
 
     def all(self, image: Image.Image, max_crops: int) -> torch.Tensor:
-        beside, overview = self.beside(image, max_crops), self.overview(image)
-        return torch.cat([overview, beside]) if len(beside) else overview
+        return torch.cat([self.overview(image), self.beside(image, max_crops)])
 
     def encode(self, pixels: Sequence[torch.Tensor], layouts: Sequence[ImageLayout]) -> list[torch.Tensor]:
         return [self._encode(one, layout.grid) for one, layout in zip(pixels, layouts, strict=True)]
@@ -210,30 +195,19 @@ class Molmo2Images(WholeImages):
             line = [patch] * pooling.shape[1] + [column] * columns
             return [first, *line * pooling.shape[0], end]
 
-        low = lines(low_start if p.low_start else start, p.low_pooling(), p.low_columns)
+        low_columns = p.columns if p.low_columns is None else p.low_columns
+        low = lines(low_start if p.low_start else start, p.low_pooling(), low_columns)
         ids = (*low, *lines(start, p.pooling_of(grid), p.columns))
-        return ImageLayout(ids, tuple(i == patch for i in ids), grid, (height, width))
+        return ImageLayout.of(ids, patch, grid, (height, width))
 
 
-class WholeImageInputs(DecoderInputs):
-    """All tokens of the image, marks included, see each other in both directions when the prompt is read."""
+class Molmo2Inputs(BothWaysInputs):
+    """All tokens of the image, marks included, see each other."""
 
-    def __init__(self, prompts: Sequence[EmbeddedPrompt], model: Any) -> None:
-        super().__init__(prompts)
-        self._config = model.config.get_text_config()
+    create_masks = "transformers.masking_utils:create_causal_mask"
 
-    def prefill(self) -> dict[str, Any]:
-        from transformers.masking_utils import create_causal_mask
-
-        mask = create_causal_mask(
-            config=self._config,
-            inputs_embeds=self.embeddings(),
-            attention_mask=self.mask if self.padded else None,
-            past_key_values=None,
-            position_ids=self.positions if self.padded else None,
-            block_sequence_ids=self.pad([prompt.image_mask().long() for prompt in self.prompts]) - 1,
-        )
-        return {**super().prefill(), "attention_mask": mask}
+    def _runs(self) -> torch.Tensor:
+        return self.pad([prompt.image_mask().long() for prompt in self.prompts]) - 1
 
 
 class Molmo2(Family):
@@ -241,11 +215,9 @@ class Molmo2(Family):
     model_types: ClassVar = ("molmo2",)
     by_place: ClassVar = True
     adds_features: ClassVar = True
-    inputs_type: ClassVar = WholeImageInputs
+    inputs_type: ClassVar = Molmo2Inputs
+    images_type: ClassVar = Molmo2Images
     crop_meaning: ClassVar = "`max_crops` of the image processor: tiles beside the overview tile, one at least"
-
-    def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> Molmo2Images:
-        return Molmo2Images(model, processor, tokenizer)
 
     def placeholder(self, model: Any, tokenizer: Any) -> str:
         return str(getattr(tokenizer, "image_token", None) or _IMAGE)

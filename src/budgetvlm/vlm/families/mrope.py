@@ -31,25 +31,18 @@ class PatchImages(WholeImages):
 
     frames_count = False  # GLM counts a still image's two frames in its limits
 
-    def __init__(self, model: Any, processor: Any, tokens_per_crop: int = TOKENS_PER_CROP) -> None:
-        super().__init__(model, processor)
+    def __init__(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> None:
+        super().__init__(model, processor, tokenizer, options)
         self._patch, self._merge = int(processor.patch_size), int(processor.merge_size)
         self._factor = self._patch * self._merge
         self._frames = int(processor.temporal_patch_size) if self.frames_count else 1
         self._least, self._most = int(processor.size.shortest_edge), int(processor.size.longest_edge)
-        self._crop_pixels = tokens_per_crop * self._factor**2 * self._frames
-        self._placeholder = int(model.config.image_token_id)
+        self._crop_pixels = int(options.get("tokens_per_crop", TOKENS_PER_CROP)) * self._factor**2 * self._frames
         self.most_crops = max(1, self._most // self._crop_pixels)
-
-    def overview(self, image: Image.Image) -> torch.Tensor:
-        return self.all(image, 1)
 
     def beside(self, image: Image.Image, max_crops: int) -> torch.Tensor:
         same = self._resized(image.height, image.width, max_crops) == self._resized(image.height, image.width, 1)
         return torch.empty(0) if same else self.all(image, max_crops)
-
-    def all(self, image: Image.Image, max_crops: int) -> torch.Tensor:
-        return self.plain(image, max_crops)["pixel_values"]
 
     def encode(self, pixels: Sequence[torch.Tensor], layouts: Sequence[ImageLayout]) -> list[torch.Tensor]:
         grids = torch.tensor([[1, *layout.grid] for layout in layouts], device=self.model.device)
@@ -73,7 +66,7 @@ class PatchImages(WholeImages):
     def layout(self, height: int, width: int, max_crops: int) -> ImageLayout:
         rows, columns = (side // self._patch for side in self._resized(height, width, max_crops))
         count = rows * columns // self._merge**2
-        return ImageLayout((self._placeholder,) * count, grid=(rows, columns), size=(height, width))
+        return ImageLayout((self.placeholder,) * count, grid=(rows, columns), size=(height, width))
 
     def _resized(self, height: int, width: int, max_crops: int) -> tuple[int, int]:
         """Return height and width after the processor: multiples of a merged patch, within the limits."""
@@ -150,13 +143,8 @@ class QwenVL(Family):
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen2_5_vl")
     inputs_type: ClassVar = MRopeInputs
     crop_meaning: ClassVar = f"`longest_edge` (max_pixels): {TOKENS_PER_CROP} visual tokens a crop"
-    images_class: ClassVar[type[PatchImages]] = PatchImages
-
-    def images(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> PatchImages:
-        return self.images_class(model, processor, int(options.get("tokens_per_crop", TOKENS_PER_CROP)))
-
-    def plain_arguments(self, prompt: EmbeddedPrompt, model: Any) -> dict[str, Any]:
-        return {"mm_token_type_ids": prompt.visual_mask().long()[None]}
+    images_type: ClassVar[type[PatchImages]] = PatchImages
+    type_ids: ClassVar = "mm_token_type_ids"
 
 
 class Qwen3VL(QwenVL):
@@ -176,7 +164,7 @@ class Qwen3VL(QwenVL):
 class Glm4v(QwenVL):
     name: ClassVar = "GLM-4.1V, GLM-4.5V"
     model_types: ClassVar = ("glm4v", "glm4v_moe")
-    images_class: ClassVar[type[PatchImages]] = Glm4vImages
+    images_type: ClassVar = Glm4vImages
 
 
 class ErnieInputs(MRopeInputs):

@@ -1,12 +1,13 @@
-"""What image processors need that Transformers has for torchvision alone: its resizing, and where a size is written.
+"""Image processors that Transformers has for torchvision alone: their settings and torchvision's resizing.
 
 torchvision's resizing of tensors is `torch.nn.functional.interpolate`. Pixels are the same to the bit (tested).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -19,7 +20,34 @@ from budgetvlm.errors import ConfigError, DataError
 BILINEAR = 2  # Pillow's number, as `resample` in preprocessor_config.json
 
 
-def read_processor(directory: Path, name: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class TileProcessor:
+    """An image processor that cuts tiles: the same pixels as Transformers' own, which needs torchvision.
+
+    Attributes:
+        side: of a tile, in pixels.
+        title: what messages call it.
+        keys: field -> its name in the model's files, where that is another.
+    """
+
+    side: int = 336
+    rescale_factor: float = 1 / 255
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    title: ClassVar[str]
+    keys: ClassVar[dict[str, str]]
+
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """Read the settings in a model's directory. Raises ConfigError, see `_read_settings`."""
+        settings = _read_settings(directory, cls.title)
+        settings["side"] = (settings.get("size") or {}).get("height")
+        keys = {field.name: field.name for field in fields(cls)} | {"mean": "image_mean", "std": "image_std"} | cls.keys
+        found: dict[str, Any] = {name: settings[key] for name, key in keys.items() if settings.get(key) is not None}
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
+
+
+def _read_settings(directory: Path, name: str) -> dict[str, Any]:
     """Read an image processor's settings from preprocessor_config.json, or processor_config.json in newer models.
 
     Raises:
@@ -36,13 +64,7 @@ def read_processor(directory: Path, name: str) -> dict[str, Any]:
             f"{name} of {directory} has resample={settings.get('resample')}, size={sides}; only {BILINEAR} (bilinear) "
             "and square tiles are known"
         )
-    return dict(settings)
-
-
-def read_more(directory: Path) -> dict[str, Any]:
-    """Return what processor_config.json says beside the image processor; {} where it is missing."""
-    path = directory / "processor_config.json"
-    return dict(read_json(path)) if path.is_file() else {}
+    return {**(read_json(new) if new.is_file() else {}), **settings}
 
 
 def to_pixels(image: Image.Image) -> torch.Tensor:
