@@ -109,7 +109,7 @@ def likelihood(
 
 
 def _layout(vlm: Adapter, image: Image.Image) -> ImageLayout:
-    return vlm.encoder.layout(image, vlm.most_crops)
+    return vlm.images.layout_of(image, vlm.most_crops)
 
 
 def _prompts(vlm: Adapter, images: Sequence[Image.Image], questions: Sequence[str]) -> list[EmbeddedPrompt]:

@@ -50,12 +50,18 @@ def plain_logits(vlm, image, question, max_crops):
 def adapter_logits(vlm, image, question, max_crops, overview=None):
     with torch.inference_mode():
         return vlm.decoder.logits(
-            prompt_of(vlm, vlm.encoder.visual_tokens(image, max_crops, overview), question, max_crops, image)
+            prompt_of(
+                vlm,
+                vlm.images.visual_tokens(image, max_crops, overview and overview.tokens),
+                question,
+                max_crops,
+                image,
+            )
         )
 
 
 def prompt_of(vlm, visual, question, max_crops, image=None):
-    layout = vlm.encoder.layout(image or picture(), max_crops)
+    layout = vlm.images.layout_of(image or picture(), max_crops)
     return vlm.embed_prompt(visual, vlm.prompt.question_ids(question), layout).embeddings[None]
 
 

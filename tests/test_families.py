@@ -73,8 +73,8 @@ def test_molmos_overview_is_reused_where_the_mask_allows_it(molmo, size):
     for crops in (1, 2, 4):
         with torch.inference_mode():
             assert torch.allclose(
-                molmo.encoder.visual_tokens(image, crops, overview),
-                molmo.encoder.visual_tokens(image, crops),
+                molmo.images.visual_tokens(image, crops, overview.tokens),
+                molmo.images.visual_tokens(image, crops),
                 atol=1e-6,
             )
         left.append(len(molmo.images.all(image, crops)) - len(molmo.images.beside(image, crops)))
@@ -94,7 +94,7 @@ def test_molmos_later_tokens_read_the_pairs_of_their_own_blocks(molmo):
     """The prompt is read by all blocks, the next token by the first and the last: the last one's own past counts."""
     image, question = picture(1, SIZES[0]), QUESTIONS[0]
     row = molmo.embed_prompt(
-        molmo.encoder.visual_tokens(image, 1), molmo.prompt.question_ids(question), molmo.encoder.layout(image, 1)
+        molmo.images.visual_tokens(image, 1), molmo.prompt.question_ids(question), molmo.images.layout_of(image, 1)
     )
     inputs, past = molmo.decoder_inputs([row]), []
     hooks = [
@@ -132,9 +132,9 @@ def test_layouts_promise_what_is_encoded_at_any_size(models, name):
         image = picture(5, size)
         for crops in vlm.knob_space.values("max_crops"):
             with torch.inference_mode():
-                got = vlm.encoder.visual_tokens(image, int(crops))
-                reused = vlm.encoder.visual_tokens(image, int(crops), vlm.encode_overview(image))
-            assert len(got) == vlm.encoder.layout(image, int(crops)).num_visual, (size, crops)
+                got = vlm.images.visual_tokens(image, int(crops))
+                reused = vlm.images.visual_tokens(image, int(crops), vlm.encode_overview(image).tokens)
+            assert len(got) == vlm.images.layout_of(image, int(crops)).num_visual, (size, crops)
             assert torch.allclose(got, reused, atol=1e-5), (size, crops)
 
 
@@ -165,7 +165,7 @@ def test_likelihoods_and_changes_of_blocks_can_be_measured(models, name):
     every = tuple(range(vlm.num_total_blocks))
     row = vlm.embed_prompt(
         vlm.encode_tiles(images[:1])[0], vlm.prompt.question_ids(QUESTIONS[0]),
-        vlm.encoder.layout(images[0], vlm.most_crops), [ID["A"], ID["1"]],
+        vlm.images.layout_of(images[0], vlm.most_crops), [ID["A"], ID["1"]],
     )  # fmt: skip
     with torch.inference_mode():
         hidden = vlm.decoder.hidden(row.embeddings[None], **vlm.decoder_inputs([row]).prefill())
@@ -228,7 +228,7 @@ def test_a_stand_in_answers_for_its_block():
 def test_gemmas_crops_stand_in_words(models):
     """An oblong image at two crops: the image, the words between, two crops; each with its marks around."""
     vlm = models("gemma3")
-    layout = vlm.encoder.layout(picture(0, (200, 80)), 2)
+    layout = vlm.images.layout_of(picture(0, (200, 80)), 2)
     words = vlm.prompt.tokenizer.decode(layout.ids)
     assert words.count("<start> <image>") + words.count("<start><image>") == 3
     assert layout.num_visual == 3 * 4 and "Here is the original image" in " ".join(words.split())
@@ -239,7 +239,7 @@ def test_a_token_per_crop_is_a_choice(tmp_path):
     (directory / "knobs.json").write_text('{"tokens_per_crop": 8}')
     vlm = load_vlm(str(directory))
     assert vlm.knob_space.values("max_crops") == (1, 2, 4, 8)
-    assert len(vlm.encoder.layout(picture(), 1).ids) <= 8 < len(vlm.encoder.layout(picture(), 2).ids) <= 16
+    assert len(vlm.images.layout_of(picture(), 1).ids) <= 8 < len(vlm.images.layout_of(picture(), 2).ids) <= 16
 
 
 def noise(width, height):
@@ -287,11 +287,11 @@ def test_molmo2s_pixels_and_pooling_are_those_of_the_processor_that_needs_torchv
 def test_llama4s_image_reads_row_by_row_with_the_overview_last(models):
     """As its processor writes it: tiles, marks between columns and behind rows, the mark of the overview, its tile."""
     vlm = models("llama4")
-    words = vlm.prompt.tokenizer.convert_ids_to_tokens(vlm.encoder.layout(noise(150, 96), 4).ids)
+    words = vlm.prompt.tokenizer.convert_ids_to_tokens(vlm.images.layout_of(noise(150, 96), 4).ids)
     tile = ["<|patch|>"] * 4
     row = [*tile, "<|tile_x_separator|>", *tile, "<|tile_y_separator|>"]
     assert words == ["<|image_start|>", *row, *row, "<|image|>", *tile, "<|image_end|>"]
-    one = vlm.prompt.tokenizer.convert_ids_to_tokens(vlm.encoder.layout(noise(150, 96), 1).ids)
+    one = vlm.prompt.tokenizer.convert_ids_to_tokens(vlm.images.layout_of(noise(150, 96), 1).ids)
     assert one == ["<|image_start|>", "<|image|>", *tile, "<|image_end|>"]
     assert all(type(dial.owner).__name__ == "Llama4Router" for dial in vlm.dials) and len(vlm.dials) == 3
 

@@ -136,9 +136,9 @@ def test_the_controller_sees_this_requests_features(vlm, picture, monkeypatch):
 
 def test_the_overview_is_encoded_once(vlm, picture, monkeypatch):
     model, tiles = AdaptiveVLM(vlm, controller()), []
-    encode = vlm.encoder.encode
+    encode = vlm.images.encode
     monkeypatch.setattr(
-        vlm.encoder, "encode", lambda pixels, where: tiles.append(len(pixels[0])) or encode(pixels, where)
+        vlm.images, "encode", lambda pixels, where: tiles.append(len(pixels[0])) or encode(pixels, where)
     )
     model.generate(picture, QUESTION, budget_ms=1e6)
     assert tiles == [1, 4]

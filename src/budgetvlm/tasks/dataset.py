@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,17 +24,9 @@ from budgetvlm.tasks.layouts import LETTER, REQUIRED, SHORT, DatasetLayout
 from budgetvlm.tasks.metrics import METRICS, Metric
 from budgetvlm.tasks.sources import Row, Source, TextSource
 from budgetvlm.tasks.task import Sample
-from budgetvlm.tasks.values import (
-    as_label,
-    as_list,
-    as_texts,
-    first_value,
-    image_bytes,
-    image_path,
-    joined_id,
-    right_letter,
-)
+from budgetvlm.tasks.values import as_label, as_list, as_texts, first_value, image_file, joined_id, right_letter
 
+_ASKED = ("question", "answers", "kind")  # roles of each entry where a row is a list of questions
 _OTHER_IMAGE = re.compile(r"<image (?!1>)\d+>")
 
 
@@ -87,6 +79,7 @@ class DataSetTask:
         self.splits = tuple(splits)
         self._layout, self._open_split, self._prompt = layout, open_split, prompt
         self._given = dict(columns or {})
+        self._wanted = {**layout.columns, **self._given}
         self._opened: dict[str, _Split] = {}
         self._metrics: dict[str, Metric] = {}
 
@@ -127,15 +120,13 @@ class DataSetTask:
 
     def _find_columns(self, source: Source) -> dict[str, tuple[str, ...]]:
         """Find the columns of each role. Raises DataError for one that is missing."""
-        wanted = {**self._layout.columns, **self._given}
-        nested = ("question", "answers", "kind") if "list" in wanted else ()
+        nested = _ASKED if "list" in self._wanted else ()
         found: dict[str, tuple[str, ...]] = {}
         missing = []
-        for role, names in wanted.items():
+        for role, names in self._wanted.items():
             if role in nested:
                 continue
-            options = [tuple(name.split("+")) for name in names.split("|")]
-            fitting = next((option for option in options if set(option) <= set(source.columns)), None)
+            fitting = _fitting(names, source.columns)
             if fitting:
                 found[role] = fitting
             elif role in (*self._required, "list") or role in self._given:
@@ -191,7 +182,7 @@ class DataSetTask:
         if "list" in columns:
             name, fields = f"{name}-{entry}", self._nested(values[columns["list"][0]][entry])
         else:
-            fields = {role: first_value(values, columns.get(role)) for role in ("question", "answers", "kind")}
+            fields = {role: first_value(values, columns.get(role)) for role in _ASKED}
         options = as_texts(first_value(values, columns.get("options")))
         question = str(fields["question"] or "").strip()
         answers = self._answers(fields["answers"], options)
@@ -212,11 +203,7 @@ class DataSetTask:
         )
 
     def _nested(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        wanted = {**self._layout.columns, **self._given}
-        return {
-            role: next((fields[name] for name in wanted.get(role, "").split("|") if name in fields), None)
-            for role in ("question", "answers", "kind")
-        }
+        return {role: first_value(fields, _fitting(self._wanted.get(role, ""), fields)) for role in _ASKED}
 
     def _check_nested(self, source: Source, name: str, fields: Mapping[str, Any]) -> None:
         found = self._nested(fields)
@@ -248,7 +235,7 @@ class DataSetTask:
             return self._layout.image_name(own) if self._layout.image_name else f"{self.name}-{own}"
         column = opened.columns["image"][0]
         image = values[column] if column in values else opened.source.value(row, column)
-        data, path = image_bytes(image), image_path(image)
+        data, path = image_file(image)
         if data is None and path is not None:
             data = _read((opened.source.folder(row) or Path()) / path)
         return f"{self.name}-{path or row}" if data is None else f"sha256-{hashlib.sha256(data).hexdigest()[:24]}"
@@ -280,7 +267,7 @@ def _load_image(opened: _Split, row: int, eager: Any, name: str, problem: str) -
         value = eager if eager is not None else opened.source.value(row, opened.columns["image"][0])
         if isinstance(value, Image.Image):
             return open_image(value)
-        data, path = image_bytes(value), image_path(value)
+        data, path = image_file(value)
         if data is None and path is None:
             raise InputError("it has no image")
         return open_image(data if data is not None else (opened.source.folder(row) or Path()) / str(path))
@@ -294,6 +281,12 @@ def _read(path: Path) -> bytes | None:
         return path.read_bytes()
     except OSError:
         return None
+
+
+def _fitting(names: str, columns: Collection[str]) -> tuple[str, ...] | None:
+    """Return the first of "a|b+c" whose columns are all there; None: none is."""
+    options = (tuple(option.split("+")) for option in names.split("|"))
+    return next((option for option in options if set(option) <= set(columns)), None)
 
 
 def _first(columns: Sequence[str]) -> str:

@@ -11,7 +11,6 @@ import numpy as np
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.tasks.sources import Row
 
-BATCH = 256
 LOCAL = "or give files that you have with --data_files"
 
 
@@ -41,12 +40,7 @@ class HubSource:
 
     def rows(self, columns: Sequence[str], wanted: np.ndarray | None = None) -> Iterator[tuple[int, Row]]:
         chosen = self._only(tuple(columns))
-        numbers = (np.arange(len(self)) if wanted is None else wanted).tolist()
-        for start in range(0, len(numbers), BATCH):
-            part = numbers[start : start + BATCH]
-            cells = chosen[part]
-            for i, number in enumerate(part):
-                yield number, {column: cells[column][i] for column in columns}
+        yield from enumerate(chosen) if wanted is None else zip(wanted.tolist(), chosen.select(wanted), strict=True)
 
     def value(self, row: int, column: str) -> Any:
         return self._only((column,))[row][column]

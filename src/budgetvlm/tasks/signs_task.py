@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 
@@ -36,11 +37,7 @@ class SignsTask:
             needed = -(-count // QUESTIONS_PER_IMAGE)
             rng = np.random.default_rng([seed, *split.encode()])
             images = sorted(rng.permutation(len(images))[:needed].tolist())
-        yielded = 0
-        for image in images:
-            for sample in _image_samples(split, image)[: count - yielded]:
-                yield sample
-                yielded += 1
+        yield from islice((sample for image in images for sample in _image_samples(split, image)), count)
 
     def score(self, prediction: str, sample: Sample) -> float:
         """Compare after trimming and lower-casing: 1 for an exact match, else 0."""

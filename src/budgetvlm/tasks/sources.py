@@ -10,6 +10,7 @@ import csv
 import glob
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -98,12 +99,8 @@ class ParquetSource:
 
     def _read(self, group: int, columns: Sequence[str]) -> pa.Table:
         file, number = self._groups[group]
-        try:
+        with _reading_parquet(self.paths[file]):
             return self._files[file].read_row_group(number, columns=list(columns))
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(
-                f"{self.paths[file]} cannot be read ({error}); it may be truncated. Fetch it again."
-            ) from None
 
 
 class TextSource:
@@ -115,9 +112,7 @@ class TextSource:
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
-        for _, _, row in self._all():
-            return tuple(row)
-        return ()
+        return next((tuple(row) for _, row in self._all()), ())
 
     @cached_property
     def _sizes(self) -> list[int]:
@@ -128,7 +123,7 @@ class TextSource:
 
     def rows(self, columns: Sequence[str], wanted: np.ndarray | None = None) -> Iterator[tuple[int, Row]]:
         chosen = None if wanted is None else set(wanted.tolist())
-        for number, _, row in self._all():
+        for number, row in self._all():
             if chosen is None or number in chosen:
                 yield number, {column: row.get(column) for column in columns}
 
@@ -139,12 +134,8 @@ class TextSource:
         ends = np.cumsum(self._sizes)
         return self.paths[int(np.searchsorted(ends, row, side="right"))].parent
 
-    def _all(self) -> Iterator[tuple[int, Path, Row]]:
-        number = 0
-        for path in self.paths:
-            for row in _records(path):
-                yield number, path, row
-                number += 1
+    def _all(self) -> Iterator[tuple[int, Row]]:
+        return enumerate(row for path in self.paths for row in _records(path))
 
 
 def open_source(paths: Sequence[Path]) -> Source:
@@ -219,8 +210,14 @@ def _in_folder(path: Path) -> list[Path]:
 
 
 def _parquet(path: Path) -> pq.ParquetFile:
-    try:
+    with _reading_parquet(path):
         return pq.ParquetFile(path)
+
+
+@contextmanager
+def _reading_parquet(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read as Parquet ({error}); it may be truncated. Fetch it again.") from None
 

@@ -11,26 +11,17 @@ from budgetvlm.tasks.choices import letters
 from budgetvlm.tasks.sources import Row
 
 
-def _single(value: Any) -> Any:
-    """Unwrap a list of one image."""
-    return value[0] if isinstance(value, list) and len(value) == 1 else value
+def image_file(value: Any) -> tuple[bytes | None, str | None]:
+    """Return the contents and the name of an image's file, as far as a cell, or a list of one, holds them."""
+    value = value[0] if isinstance(value, list) and len(value) == 1 else value
+    data, name = (value.get("bytes"), value.get("path")) if isinstance(value, Mapping) else (value, value)
+    return (
+        bytes(data) if isinstance(data, bytes | bytearray) and data else None,
+        name if isinstance(name, str) and name else None,
+    )
 
 
-def image_bytes(value: Any) -> bytes | None:
-    value = _single(value)
-    if isinstance(value, Mapping):
-        value = value.get("bytes")
-    return bytes(value) if isinstance(value, bytes | bytearray) and value else None
-
-
-def image_path(value: Any) -> str | None:
-    value = _single(value)
-    if isinstance(value, Mapping):
-        value = value.get("path")
-    return value if isinstance(value, str) and value else None
-
-
-def first_value(values: Row, columns: tuple[str, ...] | None) -> Any:
+def first_value(values: Mapping[str, Any], columns: tuple[str, ...] | None) -> Any:
     return values.get(columns[0]) if columns else None
 
 

@@ -23,8 +23,8 @@ from budgetvlm.errors import InputError, KnobSpaceError
 from budgetvlm.knobs import KnobSpace, Setting
 from budgetvlm.vlm import blocks
 from budgetvlm.vlm.decoding import Decoder, Pace, PacedReading, waiting_for
-from budgetvlm.vlm.encoding import SIZE_CACHE_LIMIT, ImageEncoder, WordMeans, pool
-from budgetvlm.vlm.families.base import AnyImages, Family
+from budgetvlm.vlm.encoding import WordMeans, pool
+from budgetvlm.vlm.families.base import SIZE_CACHE_LIMIT, Family, Images
 from budgetvlm.vlm.knob_limits import check_knobs, depths
 from budgetvlm.vlm.prompt import DecoderInputs, EmbeddedPrompt, Prompt, PromptEmbedder
 from budgetvlm.vlm.protocol import Deadline, Generation, Overview, Revise
@@ -61,7 +61,7 @@ class Adapter:
         name: str,
         family: Family,
         model: Any,
-        images: AnyImages,
+        images: Images,
         prompt: Prompt,
         knob_space: KnobSpace,
         block_order: Sequence[int],
@@ -87,7 +87,6 @@ class Adapter:
         self._configurations = {setting: self._configure(setting) for setting in knob_space.settings}
         # what prompts and answers are made with
         self.decoder = Decoder(family.language(model), family.head(model), end_ids, family.cache_type)
-        self.encoder = ImageEncoder(images)
         table = self.decoder.model.get_input_embeddings()
         self._deepstack_levels = family.deepstack_levels(model)
         self.embed_prompt = PromptEmbedder(prompt, table, self._deepstack_levels, family.adds_features)
@@ -161,9 +160,9 @@ class Adapter:
         """Do as `encode_overview` for several images in one pass; each is told its share of the time."""
         lap = _stopwatch(self._wait)
         pixels = [self.images.overview(image) for image in images]
-        layouts = [self.encoder.layout_of_size(image.height, image.width, 1) for image in images]
+        layouts = [self.images.layout_of(image, 1) for image in images]
         preprocess_ms = lap() / len(images)
-        tokens = [features.flatten(0, -2) for features in self.encoder.encode(pixels, layouts)]
+        tokens = [features.flatten(0, -2) for features in self.images.encode(pixels, layouts)]
         features = [pool(one, self._deepstack_levels) for one in tokens]
         vision_ms = lap() / len(images)
         return [Overview(t, f, preprocess_ms, vision_ms) for t, f in zip(tokens, features, strict=True)]
@@ -181,8 +180,8 @@ class Adapter:
         """Return visual tokens of each image ``[V_i, C]`` at one `max_crops` (None: the most), for `generate_batch`."""
         crops = self.most_crops if max_crops is None else max_crops
         pixels = [self.images.all(image, crops) for image in images]
-        layouts = [self.encoder.layout(image, crops) for image in images]
-        encoded = zip(self.encoder.encode(pixels, layouts), layouts, strict=True)
+        layouts = [self.images.layout_of(image, crops) for image in images]
+        encoded = zip(self.images.encode(pixels, layouts), layouts, strict=True)
         return [self.images.join(features, None, layout) for features, layout in encoded]
 
     @torch.inference_mode()
@@ -203,31 +202,31 @@ class Adapter:
         lap = _stopwatch(self._wait)
         # cut the image and encode it, but for the overview
         question_ids = self.prompt.question_ids(question)
-        pixels = self.encoder.pixels(image, max_crops, overview)
-        layout = self.encoder.layout_of_size(image.height, image.width, max_crops)
+        pixels = self.images.beside(image, max_crops) if overview else self.images.all(image, max_crops)
+        layout = self.images.layout_of(image, max_crops)
         stages = {"preprocess": lap() + (overview.preprocess_ms if overview else 0.0)}
-        visual = self.encoder.join(pixels, overview, layout)
+        visual = self.images.encoded(pixels, overview.tokens if overview else None, layout)
         stages["vision"] = lap() + (overview.vision_ms if overview else 0.0)
         # choose the other knobs anew
         if revise is not None:
             setting, deadline = revise(sum(stages.values()))
-            self._check_same_image(setting, max_crops)
+            if self._configuration(setting).max_crops != max_crops:
+                raise KnobSpaceError(
+                    f"the image is encoded at max_crops={max_crops} already and cannot be answered at {setting}; "
+                    "revise the other knobs only"
+                )
         # read the prompt and answer
         with self.apply(setting):
             lap()
             prompt = self.embed_prompt(visual, question_ids, layout)
             inputs = self.decoder_inputs([prompt])
-            pace = self._pace(setting, deadline) if deadline else None
+            pace = Pace.of(self, setting, deadline) if deadline else None
             with self.paced(setting, pace) if pace and deadline and deadline.read_ms else nullcontext():
                 cache, first = self.decoder.prefill(prompt.embeddings[None], **inputs.prefill())
             stages["prefill"] = lap()
             ids = self.decoder.decode(cache, first, max_new_tokens, pace, inputs, self.apply)
             stages["decode"] = lap()
         return self._generation(ids, prompt, max_new_tokens, stages, pace)
-
-    def _pace(self, setting: Setting, deadline: Deadline) -> Pace:
-        settings = (setting, *(quicker.setting for quicker in deadline.hurried))
-        return Pace(deadline, [self._configuration(one).active for one in settings])
 
     @contextmanager
     def paced(self, setting: Setting, pace: Pace) -> Iterator[None]:
@@ -264,22 +263,14 @@ class Adapter:
         max_crops = self._configuration(setting).max_crops
         with self.apply(setting):
             visual = self.encode_tiles(images, max_crops) if visual is None else visual
-            layouts = [self.encoder.layout(image, max_crops) for image in images]
+            layouts = [self.images.layout_of(image, max_crops) for image in images]
             prompts = [self.embed_prompt(*parts) for parts in zip(visual, questions_ids, layouts, strict=True)]
             answers = self.decoder.decode_batch(self.decoder_inputs(prompts), max_new_tokens)
         return [self._generation(ids, prompt, max_new_tokens, {}) for ids, prompt in zip(answers, prompts, strict=True)]
 
-    def _check_same_image(self, setting: Setting, max_crops: int) -> None:
-        """Check a revised setting. Raises KnobSpaceError."""
-        if self._configuration(setting).max_crops != max_crops:
-            raise KnobSpaceError(
-                f"the image is encoded at max_crops={max_crops} already and cannot be answered at {setting}; revise "
-                "the other knobs only"
-            )
-
     def _count_visual_tokens(self, width: int, height: int) -> np.ndarray:
         crops = (self._configuration(setting).max_crops for setting in self.knob_space.settings)
-        layouts = (self.encoder.layout_of_size(height, width, most) for most in crops)
+        layouts = (self.images.layout_of_size(height, width, most) for most in crops)
         visual = np.array([len(layout.ids) for layout in layouts], dtype=np.float64)
         visual.setflags(write=False)
         return visual

@@ -161,7 +161,7 @@ def overview_is_reused(probe: Probe) -> str:
     overview = probe.vlm.encode_overview(probe.images[0])
     crops, saved, worst = sorted({probe.crops(s) for s in probe.space.settings}), [], 0.0
     for value in crops:
-        visual = probe.vlm.encoder.visual_tokens(probe.images[0], value, overview)
+        visual = probe.vlm.images.visual_tokens(probe.images[0], value, overview.tokens)
         prompt = probe.vlm.embed_prompt(visual, probe.question_ids[0], probe.layout(value))
         where = f"max_crops={value}, reused overview against none"
         worst = max(worst, probe.same(probe.logits(prompt), probe.logits(probe.prompt(value)), where))

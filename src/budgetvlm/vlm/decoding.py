@@ -8,7 +8,6 @@ Shapes: B prompts, T tokens, C channels, V words of the vocabulary.
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -25,7 +24,6 @@ from budgetvlm.vlm.protocol import VLM, Deadline
 
 MARGIN = 1.1  # a next token may take this many times as long as the slowest before it
 LEAST_MS = 1e-3  # of a step, so that nothing is divided by 0
-LONG_AGO_S = -math.inf
 
 
 class Pace:
@@ -38,8 +36,6 @@ class Pace:
         hurried, saved_ms: see `Generation`.
         block_ms, steps_ms: expected time of reading by one block and of one more token, at each level.
         clock: see `Deadline`.
-        in_time_s: until when, on that clock, a block reads without hurry: earlier `reads` would change nothing and need
-            not be called, which takes longer than to read a clock. For blocks that are not in it, call it.
 
     Args:
         blocks: which run at each level, ascending; only reading needs them.
@@ -52,7 +48,6 @@ class Pace:
         self.block_ms = [ms / len(run) for ms, run in zip(reads_ms, blocks, strict=False)]
         self._slowness = MARGIN
         self._since_s = self._expected_ms = 0.0
-        self.in_time_s: dict[int, float] = {}
         self.level = 0
         self.hurried: list[Setting] = []
         self.saved_ms: dict[str, float] = {}
@@ -75,38 +70,16 @@ class Pace:
         else:
             self._since_s = now_s
         # hurry until the rest fits into what is left
-        left_ms = (self._deadline.at_s - now_s) * 1e3 / self._slowness - self._tokens_ms
-        last = len(self.block_ms) - 1
-        while self.level < last and self._rest_ms(block) > left_ms:
+        tokens_ms = (self._deadline.tokens - 1) * self.steps_ms[-1]
+        left_ms = (self._deadline.at_s - now_s) * 1e3 / self._slowness - tokens_ms
+        while self.level < len(self.block_ms) - 1 and self._rest_ms(block) > left_ms:
             self.level += 1
         runs = block in self.blocks[self.level]
-        # note what was saved, or until when the next blocks are in time
+        # note what was saved
         if self.level:
-            self.in_time_s.clear()
             self._expected_ms += runs * self.block_ms[self.level]
             self._save("prefill", self.block_ms[0] - runs * self.block_ms[self.level])
-        elif not self.in_time_s:
-            self.in_time_s = self._when_in_time()
         return runs
-
-    def _when_in_time(self) -> dict[int, float]:
-        """Compute `in_time_s` of all blocks but the first.
-
-        With n blocks of b ms read, t ms since the first began and c ms needed for the rest, `reads` changes nothing
-        while c <= (d - t) / s, where the deadline is d ms after the first began, and s the margin m or m t / (n b),
-        whichever is more. So t is at most d - m c, and at most d n b / (n b + m c).
-        """
-        blocks, block_ms, at_s, out = self.blocks[0], self.block_ms[0], self._deadline.at_s, {}
-        for read in range(1, len(blocks)):
-            needed_ms = MARGIN * ((len(blocks) - read) * block_ms + self._tokens_ms)
-            share = read * block_ms / (read * block_ms + needed_ms)
-            out[blocks[read]] = min(at_s - needed_ms / 1e3, self._since_s + share * (at_s - self._since_s))
-        return out if len(self.block_ms) > 1 else dict.fromkeys(out, math.inf)
-
-    @property
-    def _tokens_ms(self) -> float:
-        """Time of the tokens after the first one, made as fast as they can be."""
-        return (self._deadline.tokens - 1) * self.steps_ms[-1]
 
     def _rest_ms(self, block: int) -> float:
         """Time of reading from this block on, at the present level."""
@@ -121,21 +94,18 @@ class Pace:
 
     def next(self, now_s: float, made: int) -> bool:
         """Decide whether to make another token after ``made`` ones, the last of them just now; may raise `level`."""
-        level = self.level
         if made > 1:
             took_ms = (now_s - self._since_s) * 1e3
-            self._slowness = max(self._slowness, MARGIN * took_ms / self.steps_ms[level])
+            self._slowness = max(self._slowness, MARGIN * took_ms / self.steps_ms[self.level])
         self._since_s = now_s
         left_ms = (self._deadline.at_s - now_s) * 1e3 / self._slowness
         wanted = max(self._deadline.tokens - made, 1)
-        last = len(self.steps_ms) - 1
-        while level < last and wanted * self.steps_ms[level] > left_ms:
-            level += 1
-        self.level = level
-        if self._deadline.cut and self.steps_ms[level] > left_ms:
+        while self.level < len(self.steps_ms) - 1 and wanted * self.steps_ms[self.level] > left_ms:
+            self.level += 1
+        if self._deadline.cut and self.steps_ms[self.level] > left_ms:
             return False
-        if level:
-            self._save("decode", self.steps_ms[0] - self.steps_ms[level])
+        if self.level:
+            self._save("decode", self.steps_ms[0] - self.steps_ms[self.level])
             self._note()
         return True
 
@@ -194,11 +164,8 @@ class PacedReading:
             self._wait()
         pace = self.pace
         assert pace is not None
-        now_s = pace.clock()
-        if now_s <= pace.in_time_s.get(block, LONG_AGO_S):
-            return True
         before = pace.level
-        runs = pace.reads(now_s, block)
+        runs = pace.reads(pace.clock(), block)
         if pace.level != before and pace.setting and (top_k := pace.setting.get("top_k")):
             self._set_top_k(int(top_k))
         return runs

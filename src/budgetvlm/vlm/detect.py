@@ -5,8 +5,6 @@ Nothing is run and no weight is read: the model is built from its configuration 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,49 +19,28 @@ _LIMITS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Findings:
-    """What was found.
-
-    Attributes:
-        blocks: the decoder's list of blocks and how many, for example "model.layers (32)"; None: not found.
-        routers: places with a number of experts per token and its value.
-        limits: what of the image processor bounds an image's size or number of parts.
-        problems: why something could not be looked at.
-    """
-
-    blocks: str | None = None
-    routers: dict[str, int] = field(default_factory=dict)
-    limits: dict[str, Any] = field(default_factory=dict)
-    problems: tuple[str, ...] = ()
-
-    def describe(self) -> str:
-        """Say one sentence about each knob, found or not."""
-        first = next(iter(self.routers.items()), None)
-        experts = (
-            f"{len(self.routers)} places, the first {first[0]} = {first[1]}" if first else "no router with a top_k"
-        )
-        limits = ", ".join(f"{name}={_short(value)}" for name, value in self.limits.items())
-        parts = [
-            f"num_active_blocks: {self.blocks or 'no list of decoder blocks'}",
-            f"top_k: {experts}",
-            f"max_crops: {limits or 'no limit found'}",
-        ]
-        return "; ".join([*parts, *self.problems])
-
-
-def detect(directory: Path, *, trust_remote_code: bool = False) -> Findings:
-    """Look at a model's structure."""
+def describe_structure(directory: Path, *, trust_remote_code: bool = False) -> str:
+    """Say of each knob what was found in a model, and why something could not be looked at."""
     problems: list[str] = []
     model = _built(directory, trust_remote_code, problems)
     processor = _processor(directory, trust_remote_code, problems)
-    if model is None:
-        return Findings(limits=limits(processor), problems=tuple(problems))
-    return Findings(find_blocks(model), find_routers(model), limits(processor), tuple(problems))
+    blocks, routers = (find_blocks(model), find_routers(model)) if model is not None else (None, {})
+    first = next((f"the first {name} = {value}" for name, value in routers.items()), "")
+    bounds = ", ".join(f"{name}={_short(value)}" for name, value in limits(processor).items())
+    parts = [
+        f"num_active_blocks: {blocks or 'no list of decoder blocks'}",
+        f"top_k: {len(routers)} places, {first}" if routers else "top_k: no router with a top_k",
+        f"max_crops: {bounds or 'no limit found'}",
+    ]
+    return "; ".join([*parts, *problems])
 
 
 def find_blocks(model: nn.Module) -> str | None:
-    """Find the longest list of like blocks with attention, outside of anything that sees or hears."""
+    """Find the longest list of like blocks with attention, outside of anything that sees or hears.
+
+    Returns:
+        its place and how many, for example "model.layers (32)"; None where there is none.
+    """
     found = [
         (len(module), name)
         for name, module in model.named_modules()
@@ -131,8 +108,7 @@ def _has_attention(block: nn.Module) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    lines: Iterator[str] = (line.strip() for line in str(error).splitlines())
-    return next((line for line in lines if line), type(error).__name__)
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _short(value: Any) -> str:

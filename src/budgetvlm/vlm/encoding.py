@@ -1,68 +1,15 @@
-"""From an image and a question to what the model and the controller read.
+"""From visual tokens and a question to what the controller reads.
 
 The controller reads a handful of vectors, for which starting tensor operations takes longer than the sums; plain arrays
 in main memory are pooled by NumPy. What comes out is an array: nothing that reads it needs PyTorch.
-Shapes: n tiles, T tokens, V visual tokens, C channels.
+Shapes: T tokens, C channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
-
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
-
-from budgetvlm.vlm.families.base import AnyImages, TiledImages
-from budgetvlm.vlm.prompt import ImageLayout
-from budgetvlm.vlm.protocol import Overview
-
-SIZE_CACHE_LIMIT = 4096  # sizes of images whose layout is remembered
-TILES_AT_ONCE = 256  # bounds the memory of the vision tower in a batch
-
-
-class ImageEncoder:
-    """Encodes images, with an overview that was encoded before or without.
-
-    Attributes:
-        layout_of_size: height, width, `max_crops` -> how such an image stands in the prompt; remembered.
-
-    Args:
-        images: the family's way from an image to visual tokens.
-    """
-
-    def __init__(self, images: AnyImages) -> None:
-        self._images = images
-        self.layout_of_size = lru_cache(SIZE_CACHE_LIMIT)(images.layout)
-
-    def layout(self, image: Image.Image, max_crops: int) -> ImageLayout:
-        """Return how the image stands in the prompt, without encoding it."""
-        return self.layout_of_size(image.height, image.width, max_crops)
-
-    def visual_tokens(self, image: Image.Image, max_crops: int, overview: Overview | None = None) -> torch.Tensor:
-        """Return visual tokens of one image ``[V, C]``."""
-        return self.join(self.pixels(image, max_crops, overview), overview, self.layout(image, max_crops))
-
-    def pixels(self, image: Image.Image, max_crops: int, overview: Overview | None) -> torch.Tensor:
-        """Return the pixels that are still to be encoded, ``[n, ...]``."""
-        return self._images.all(image, max_crops) if overview is None else self._images.beside(image, max_crops)
-
-    def join(self, pixels: torch.Tensor, overview: Overview | None, layout: ImageLayout) -> torch.Tensor:
-        """Return visual tokens ``[V, C]`` of the pixels just cut and of an overview encoded before."""
-        features = self.encode([pixels], [layout])[0] if len(pixels) else None
-        return self._images.join(features, overview.tokens if overview else None, layout)
-
-    def encode(self, pixels: Sequence[torch.Tensor], layouts: Sequence[ImageLayout]) -> Sequence[torch.Tensor]:
-        """Return the features of each image's pixels, encoded together; tiles in chunks, whatever image they are of."""
-        images = self._images
-        if not isinstance(images, TiledImages):
-            return images.encode(pixels, layouts)
-        device = images.model.device
-        chunks = torch.cat(list(pixels)).split(TILES_AT_ONCE)
-        per_tile = torch.cat([images.encode_tiles(chunk.to(device)) for chunk in chunks])
-        return per_tile.split([len(tiles) for tiles in pixels])
 
 
 def pool(tokens: torch.Tensor, deepstack_levels: int = 0) -> np.ndarray:

@@ -109,9 +109,9 @@ def read_family(directory: Path, *, trust_remote_code: bool = False) -> Family:
         )
     if not any(word in key for key in config for word in ("vision", "visual", "image", "vit")):
         raise ConfigError(f"{where}, a model of text alone: there is no image to choose a resolution for. {SUPPORTED}")
-    from budgetvlm.vlm.detect import detect
+    from budgetvlm.vlm.detect import describe_structure
 
-    found = detect(directory, trust_remote_code=trust_remote_code).describe()
+    found = describe_structure(directory, trust_remote_code=trust_remote_code)
     raise ConfigError(
         f"{where}, which cannot be steered. Looking at its structure gave: {found}. docs/families.md says how to add a "
         f"family. {HINTS.get(str(model_type), '')}{SUPPORTED}"

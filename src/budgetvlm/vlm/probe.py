@@ -54,7 +54,7 @@ class Probe:
         return int(setting.get("max_crops", self.vlm.most_crops))
 
     def layout(self, max_crops: int, i: int = 0) -> ImageLayout:
-        return self.vlm.encoder.layout(self.images[i], max_crops)
+        return self.vlm.images.layout_of(self.images[i], max_crops)
 
     def prompt(self, max_crops: int, i: int = 0, answer_ids: Sequence[int] = ()) -> EmbeddedPrompt:
         """Return the prompt of one image and question, encoded without a reused overview, with part of an answer."""
@@ -65,7 +65,7 @@ class Probe:
         """Return visual tokens of one image ``[T, C]``; encoded once."""
         seen = self.__dict__.setdefault("_visual", {})
         if (max_crops, i) not in seen:
-            seen[max_crops, i] = self.vlm.encoder.visual_tokens(self.images[i], max_crops)
+            seen[max_crops, i] = self.vlm.images.visual_tokens(self.images[i], max_crops)
         return seen[max_crops, i]
 
     def logits(self, prompt: EmbeddedPrompt) -> torch.Tensor:

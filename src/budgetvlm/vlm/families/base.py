@@ -1,6 +1,6 @@
 """What every family of models has to say, with the answers that fit most.
 
-A family is one small file: a `Family` says where the knobs live in the model, a `TiledImages` or `WholeImages` says how
+A family is one small file: a `Family` says where the knobs live in the model, an `Images` or `TiledImages` says how
 a picture becomes visual tokens at a `max_crops`, a `DecoderInputs` says what the decoder is told beside embeddings. The
 adapter does the rest.
 Shapes: n tiles or patches, T tokens, V visual tokens, C channels of the language model.
@@ -12,8 +12,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -24,6 +25,8 @@ from budgetvlm._io import to_rgb
 from budgetvlm.errors import ConfigError, InputError
 from budgetvlm.vlm.prompt import DecoderInputs, EmbeddedPrompt, ImageLayout, chat_template
 
+SIZE_CACHE_LIMIT = 4096  # sizes of images whose layout is remembered
+TILES_AT_ONCE = 256  # bounds the memory of the vision tower in a batch
 ATTENTION_KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
@@ -40,11 +43,13 @@ class Dial:
 
 
 class Images(ABC):
-    """How one family turns an image into visual tokens; subclass `TiledImages` or `WholeImages`.
+    """How one family turns an image into visual tokens; subclass `TiledImages` where tiles are encoded one by one.
 
     Attributes:
         most_crops: the largest `max_crops`, which is what the model does untouched.
         overview_first: the overview's tokens stand before the others, not behind them.
+
+        layout_of_size: `layout`, remembered.
 
     Args:
         options: those of knobs.json.
@@ -55,6 +60,7 @@ class Images(ABC):
 
     def __init__(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> None:
         self.model, self.processor, self.tokenizer = model, processor, tokenizer
+        self.layout_of_size = lru_cache(SIZE_CACHE_LIMIT)(self.layout)
 
     @property
     def placeholder(self) -> int:
@@ -81,12 +87,30 @@ class Images(ABC):
     def beside(self, image: Image.Image, max_crops: int) -> torch.Tensor:
         """Return the pixels that are still to be encoded when the overview has been, ``[n, ...]``; n may be 0."""
 
+    @abstractmethod
+    def encode(self, pixels: Sequence[torch.Tensor], layouts: Sequence[ImageLayout]) -> Sequence[torch.Tensor]:
+        """Return the features of each image's pixels, encoded together."""
+
     def join(self, features: torch.Tensor | None, overview: torch.Tensor | None, layout: ImageLayout) -> torch.Tensor:
         """Return visual tokens ``[V, C]`` from features of `all`, or of `beside` (None if empty) and the overview's."""
         parts = [features.flatten(0, -2)] if features is not None else []
         if overview is not None and sum(map(len, parts)) < layout.num_visual:
             parts.insert(0 if self.overview_first else 1, overview)
         return torch.cat(parts)
+
+    def layout_of(self, image: Image.Image, max_crops: int) -> ImageLayout:
+        """Return how an image stands in the prompt, without encoding it."""
+        return self.layout_of_size(image.height, image.width, max_crops)
+
+    def visual_tokens(self, image: Image.Image, max_crops: int, overview: torch.Tensor | None = None) -> torch.Tensor:
+        """Return visual tokens of one image ``[V, C]``; those of its overview may be known."""
+        pixels = self.all(image, max_crops) if overview is None else self.beside(image, max_crops)
+        return self.encoded(pixels, overview, self.layout_of(image, max_crops))
+
+    def encoded(self, pixels: torch.Tensor, overview: torch.Tensor | None, layout: ImageLayout) -> torch.Tensor:
+        """Return visual tokens ``[V, C]`` of the pixels just cut and of an overview encoded before."""
+        features = self.encode([pixels], [layout])[0] if len(pixels) else None
+        return self.join(features, overview, layout)
 
     def crop_values(self) -> list[int]:
         """Return values of `max_crops` where none are given: powers of two, or of four where there are many."""
@@ -102,16 +126,11 @@ class TiledImages(Images):
     def encode_tiles(self, tiles: torch.Tensor) -> torch.Tensor:
         """Return the features of tiles ``[n, ...]`` on the model's device, of any images, ``[n, T, C]``."""
 
-
-class WholeImages(Images):
-    """An image is encoded at its own shape, or in parts that depend on each other."""
-
-    @abstractmethod
-    def encode(self, pixels: Sequence[torch.Tensor], layouts: Sequence[ImageLayout]) -> list[torch.Tensor]:
-        """Return the features of each image's pixels, encoded together."""
-
-
-AnyImages: TypeAlias = TiledImages | WholeImages
+    def encode(self, pixels: Sequence[torch.Tensor], layouts: Sequence[ImageLayout]) -> Sequence[torch.Tensor]:
+        """Encode tiles in chunks, whatever image they are of."""
+        chunks = torch.cat(list(pixels)).split(TILES_AT_ONCE)
+        per_tile = torch.cat([self.encode_tiles(chunk.to(self.model.device)) for chunk in chunks])
+        return per_tile.split([len(tiles) for tiles in pixels])
 
 
 class Family:
@@ -137,7 +156,7 @@ class Family:
     adds_features: ClassVar[bool] = False
     remote_code: ClassVar[bool] = False
     crop_meaning: ClassVar[str]
-    images_type: ClassVar[type[TiledImages] | type[WholeImages]]
+    images_type: ClassVar[type[Images]]
     type_ids: ClassVar[str | None] = None
     inputs_type: ClassVar[type[DecoderInputs]] = DecoderInputs
     cache_type: ClassVar[type] = DynamicCache

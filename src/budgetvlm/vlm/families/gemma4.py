@@ -19,7 +19,7 @@ from PIL import Image
 from torch import nn
 
 from budgetvlm.errors import InputError
-from budgetvlm.vlm.families.base import Dial, Family, WholeImages, run_processor
+from budgetvlm.vlm.families.base import Dial, Family, Images, run_processor
 from budgetvlm.vlm.families.both_ways import BothWaysInputs
 from budgetvlm.vlm.prompt import DecoderInputs, EmbeddedPrompt, ImageLayout
 
@@ -27,7 +27,7 @@ TOKENS_PER_CROP = 70
 STEPS = (1, 2, 4, 8, 16)  # the numbers of crops whose tokens the image processor takes
 
 
-class Gemma4Images(WholeImages):
+class Gemma4Images(Images):
     """Patches with their column and row (-1: padding) as the last two channels, ``[n, P + 2]``."""
 
     def __init__(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> None:

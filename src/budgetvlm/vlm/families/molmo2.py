@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import pad
 
-from budgetvlm.vlm.families.base import Family, WholeImages
+from budgetvlm.vlm.families.base import Family, Images
 from budgetvlm.vlm.families.both_ways import BothWaysInputs
 from budgetvlm.vlm.families.without_torchvision import TileProcessor, resized, to_pixels
 from budgetvlm.vlm.prompt import EmbeddedPrompt, ImageLayout
@@ -132,7 +132,7 @@ class Crops(TileProcessor):
         return tiles.unfold(2, p, p).unfold(3, p, p).permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
 
 
-class Molmo2Images(WholeImages):
+class Molmo2Images(Images):
     """The overview first, then the tiles. Pooled tokens reach over the tiles' edges, not over the overview's."""
 
     processor: Crops

@@ -11,7 +11,6 @@ same size, that is reused, and elsewhere it is paid on top: about 1 / max_crops 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -19,25 +18,22 @@ import torch
 from PIL import Image
 
 from budgetvlm.errors import InputError
-from budgetvlm.vlm.families.base import Family, WholeImages, run_processor
+from budgetvlm.vlm.families.base import Family, Images, refusals_as_input_errors, run_processor
 from budgetvlm.vlm.prompt import DecoderInputs, EmbeddedPrompt, ImageLayout
 
 TOKENS_PER_CROP = 256
 MOST_OBLONG = 200  # the processors refuse images of a larger aspect ratio
 
 
-class PatchImages(WholeImages):
+class PatchImages(Images):
     """Pixels are patches ``[n, P]``; the vision tower is told their grid."""
-
-    frames_count = False  # GLM counts a still image's two frames in its limits
 
     def __init__(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> None:
         super().__init__(model, processor, tokenizer, options)
         self._patch, self._merge = int(processor.patch_size), int(processor.merge_size)
         self._factor = self._patch * self._merge
-        self._frames = int(processor.temporal_patch_size) if self.frames_count else 1
         self._least, self._most = int(processor.size.shortest_edge), int(processor.size.longest_edge)
-        self._crop_pixels = int(options.get("tokens_per_crop", TOKENS_PER_CROP)) * self._factor**2 * self._frames
+        self._crop_pixels = int(options.get("tokens_per_crop", TOKENS_PER_CROP)) * self._factor**2
         self.most_crops = max(1, self._most // self._crop_pixels)
 
     def beside(self, image: Image.Image, max_crops: int) -> torch.Tensor:
@@ -75,31 +71,28 @@ class PatchImages(WholeImages):
             raise InputError(
                 f"an image of {width} x {height} pixels is too oblong; give one of at most {MOST_OBLONG} to 1"
             )
-        height, width = self._enlarged(height, width)
-        wanted = [round(side / self._factor) * self._factor for side in (height, width)]
-        pixels = self._frames * wanted[0] * wanted[1]
-        if pixels > most:
-            shrink = math.sqrt(self._frames * height * width / most)
-            wanted = [
-                max(self._factor, math.floor(side / shrink / self._factor) * self._factor) for side in (height, width)
-            ]
-        elif pixels < least:
-            grow = math.sqrt(least / (self._frames * height * width))
-            wanted = [math.ceil(side * grow / self._factor) * self._factor for side in (height, width)]
-        return wanted[0], wanted[1]
+        with refusals_as_input_errors(width, height):
+            return self._smart_resize(height, width, least, most)
 
-    def _enlarged(self, height: int, width: int) -> tuple[int, int]:
-        return height, width
+    def _smart_resize(self, height: int, width: int, least: int, most: int) -> tuple[int, int]:
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+        return smart_resize(height, width, self._factor, least, most)
 
 
 class Glm4vImages(PatchImages):
-    """GLM enlarges images smaller than one merged patch first, and counts two frames in its limits."""
+    """GLM enlarges images smaller than one merged patch first, and counts a still image's two frames in its limits."""
 
-    frames_count = True
+    def __init__(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> None:
+        super().__init__(model, processor, tokenizer, options)
+        self._frames = int(processor.temporal_patch_size)
+        self._crop_pixels *= self._frames
+        self.most_crops = max(1, self._most // self._crop_pixels)
 
-    def _enlarged(self, height: int, width: int) -> tuple[int, int]:
-        scale = max(1.0, self._factor / height, self._factor / width)
-        return (int(height * scale), int(width * scale)) if scale > 1 else (height, width)
+    def _smart_resize(self, height: int, width: int, least: int, most: int) -> tuple[int, int]:
+        from transformers.models.glm4v.image_processing_pil_glm4v import smart_resize
+
+        return smart_resize(self._frames, height, width, self._frames, self._factor, least, most)
 
 
 class MRopeInputs(DecoderInputs):

@@ -43,8 +43,9 @@ class TileProcessor:
         settings = _read_settings(directory, cls.title)
         settings["side"] = (settings.get("size") or {}).get("height")
         keys = {field.name: field.name for field in fields(cls)} | {"mean": "image_mean", "std": "image_std"} | cls.keys
-        found: dict[str, Any] = {name: settings[key] for name, key in keys.items() if settings.get(key) is not None}
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
+        given = {name: settings[key] for name, key in keys.items() if settings.get(key) is not None}
+        frozen: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+        return cls(**frozen)
 
 
 def _read_settings(directory: Path, name: str) -> dict[str, Any]:
