@@ -543,11 +543,12 @@ def test_busy_processes_end_with_a_run_that_is_killed(tmp_path):
     script = tmp_path / "run.py"
     script.write_text(
         "import os, signal\n"
-        "from budgetvlm.live.live_evaluation import _Load\n"
+        "from multiprocessing import active_children\n"
+        "from budgetvlm.live.live_evaluation import busy_processes\n"
         "if __name__ == '__main__':\n"
-        "    with _Load(1) as load:\n"
-        "        load.set(True)\n"
-        "        print(load._processes[0].pid, flush=True)\n"
+        "    with busy_processes(1) as busy:\n"
+        "        busy.set()\n"
+        "        print(active_children()[0].pid, flush=True)\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     # All of them hold the pipe, so it is closed when the last of them has ended.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from budgetvlm.commands.flags import OptionFlags, add_model_flags
 from budgetvlm.commands.task_arguments import add_task_arguments, open_task, task_options
@@ -26,11 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("accuracy", "exp5: all settings answer all samples, in batches, scored by the task"),
         ("latency", "exp6: batch 1, all stages timed, settings interleaved in random order"),
     ):
-        add_sweep_arguments(kinds.add_parser(kind, help=text, description=text), kind)
+        _add_sweep_arguments(kinds.add_parser(kind, help=text, description=text), kind)
 
 
-def add_sweep_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
-    """Add the flags of one sweep."""
+def _add_sweep_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
     add = parser.add_argument
     add_model_flags(parser)
     add_task_arguments(parser)
@@ -62,25 +60,22 @@ def add_sweep_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run a sweep and say where its results are."""
-    return run_sweep(args, args.kind)
-
-
-def run_sweep(args: argparse.Namespace, kind: str) -> int:
-    """Run one sweep from its parsed flags; return the exit code."""
+    from budgetvlm.profiling.measure.accuracy_sweep import profile_accuracy
+    from budgetvlm.profiling.measure.latency_sweep import profile_latency
+    from budgetvlm.profiling.measure.setting_sampling import choose_settings, parse_settings
     from budgetvlm.vlm import load_vlm
 
-    options = sweep_options(args)
-    task = open_task(args)
+    options, task = sweep_options(args), open_task(args)
     vlm = load_vlm(args.model_path, device=args.device, num_threads=args.num_threads)
-    settings = _settings(args, vlm.knob_space)
-    print(f"{kind} of {len(settings)} of {len(vlm.knob_space)} settings of {args.model_path} on {task.name}")
-    if kind == "accuracy":
-        from budgetvlm.profiling.measure.accuracy_sweep import profile_accuracy
-
+    space = vlm.knob_space
+    if args.settings is None:
+        settings = choose_settings(space, args.sampling_strategy, args.num_settings, args.seed)
+    else:
+        settings = parse_settings(space, args.settings)
+    print(f"{args.kind} of {len(settings)} of {len(space)} settings of {args.model_path} on {task.name}")
+    if args.kind == "accuracy":
         paths = profile_accuracy(vlm, task, settings, options, batch_size=args.batch_size)
     else:
-        from budgetvlm.profiling.measure.latency_sweep import profile_latency
-
         paths = profile_latency(
             vlm, task, settings, options,
             warmup=args.warmup, repeats=args.repeats, cells=args.cells, device=args.device,
@@ -110,11 +105,3 @@ def _whole_numbers(text: str | None) -> tuple[int, ...] | None:
         return None if text is None else tuple(int(word) for word in text.split(","))
     except ValueError:
         raise ConfigError(f"num_samples={text!r} is no number; give one, or one for each split: 800,200") from None
-
-
-def _settings(args: argparse.Namespace, space: Any) -> Any:
-    from budgetvlm.profiling.measure.setting_sampling import choose_settings, parse_settings
-
-    if args.settings is None:
-        return choose_settings(space, args.sampling_strategy, args.num_settings, args.seed)
-    return parse_settings(space, args.settings)

@@ -10,8 +10,9 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from budgetvlm._io import read_json, write_json
 from budgetvlm.commands.flags import OptionFlags
-from budgetvlm.commands.quickstart_steps import Options, Places, Step, steps
+from budgetvlm.commands.quickstart_steps import Options, Places, steps
 from budgetvlm.errors import OutputError
 
 OPTIONS_FILE = "quickstart.json"
@@ -28,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the steps, then show three decisions and where the picture is."""
+    from budgetvlm.commands.catalogue import command_parser
     from budgetvlm.commands.quickstart_examples import decisions
+    from budgetvlm.controller.checkpoint import GUARD
 
     options, places = Options(**FLAGS.read(args)), Places(args.output_dir)
     _require_same_options(options, places.root)
@@ -36,33 +39,19 @@ def run(args: argparse.Namespace) -> int:
     todo = steps(options, places)
     for number, step in enumerate(todo, 1):
         print(f"\n[{number}/{len(todo)}] {step.title}", flush=True)
-        _run_step(step, places)
+        name, *words = step.words
+        if name == "calibrate" and read_json(places.controller / GUARD).get("calibrated_on"):
+            print("it is calibrated already")
+            continue
+        print(f"$ {step.command}", flush=True)
+        earlier = {"train": [_earlier_run(places)], "evaluate": ["--overwrite"]}.get(name, [])
+        step_args = command_parser(name).parse_args([*words, *earlier])
+        step_args.run(step_args)
     print("\nThree decisions")
     for line in decisions(options.model_path, places):
         print(line, flush=True)
     print(f"Done in {(time.monotonic() - started) / 60:.1f} minutes. Picture: {places.picture}")
     return 0
-
-
-def _run_step(step: Step, places: Places) -> None:
-    """Run one step, or say that an earlier run finished it."""
-    from budgetvlm.commands.catalogue import command_parser
-
-    name, *words = step.words
-    if name == "calibrate" and _is_calibrated(places):
-        print("it is calibrated already")
-        return
-    earlier = {"train": [_earlier_run(places)], "evaluate": ["--overwrite"]}.get(name, [])
-    print(f"$ {step.command}", flush=True)
-    args = command_parser(name).parse_args([*words, *earlier])
-    args.run(args)
-
-
-def _is_calibrated(places: Places) -> bool:
-    from budgetvlm._io import read_json
-    from budgetvlm.controller.checkpoint import GUARD
-
-    return bool(read_json(places.controller / GUARD).get("calibrated_on"))
 
 
 def _earlier_run(places: Places) -> str:
@@ -74,18 +63,12 @@ def _earlier_run(places: Places) -> str:
 
 
 def _require_same_options(options: Options, root: Path) -> None:
-    """Note the options of a first run; refuse to mix another run's results with them.
-
-    Raises:
-        OutputError: the directory holds a run with other options.
-    """
-    from budgetvlm._io import read_json, write_json
-
+    """Note the options of a first run, or raise OutputError where the directory holds a run with other options."""
     path = root / OPTIONS_FILE
     if not path.exists():
         write_json(path, asdict(options))
-    elif read_json(path) != asdict(options):
+    elif (found := read_json(path)) != asdict(options):
         raise OutputError(
-            f"{root} holds a quickstart with other options ({read_json(path)}, now {asdict(options)}). "
+            f"{root} holds a quickstart with other options ({found}, now {asdict(options)}). "
             f"Choose another --output_dir, or remove {root}."
         )

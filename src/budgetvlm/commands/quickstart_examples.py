@@ -9,8 +9,6 @@ from __future__ import annotations
 import shlex
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,25 +26,12 @@ TIGHT = 1.3  # x the bound of the cheapest setting
 AMPLE = 2.0  # x the bound of the full setting
 
 
-@dataclass(frozen=True)
-class Example:
-    """A request to show.
-
-    Attributes:
-        title: what it shows.
-        difficulty: the print's size.
-        ample: whether there is time for the full setting, instead of little more than the cheapest one takes.
-    """
-
-    title: str
-    difficulty: str
-    ample: bool
-
-
+# What each request shows, the size of its print, and whether there is time for the full setting: otherwise there is
+# little more than the cheapest one takes.
 EXAMPLES = (
-    Example("large print, little time: few tiles are enough", "large", False),
-    Example("small print, ample time: many tiles, because only they show the print", "small", True),
-    Example("the same small print, little time: the budget is kept, and the answer may be wrong", "small", False),
+    ("large print, little time: few tiles are enough", "large", False),
+    ("small print, ample time: many tiles, because only they show the print", "small", True),
+    ("the same small print, little time: the budget is kept, and the answer may be wrong", "small", False),
 )
 
 
@@ -59,18 +44,21 @@ def decisions(model_path: str, places: Places) -> Iterator[str]:
 
     task, table = load_task(TASK), load_prepared(places.data).table
     model = AdaptiveVLM.from_pretrained(model_path, controller=places.controller)
-    for number, example in enumerate(EXAMPLES, 1):
-        sample, why = find_sample(task, table, example.difficulty)
-        image, path = sample.load_image(), places.root / f"example_{example.difficulty}.png"
+    for number, (title, difficulty, ample) in enumerate(EXAMPLES, 1):
+        sample, why = find_sample(task, table, difficulty)
+        image, path = sample.load_image(), places.root / f"example_{difficulty}.png"
         image.save(path)
-        budget_ms, of_what = budget(model, sample, example.ample)
+        budget_ms, of_what = budget(model, sample, ample)
         answer = model.generate(image, sample.question, budget_ms=budget_ms, max_new_tokens=task.max_new_tokens)
-        yield f"\n{number}. {example.title}"
+        yield f"\n{number}. {title}"
         yield f"   image    {path} ({why})"
         yield f"   question {sample.question} (right: {sample.answers[0]})"
         yield f"   time     {budget_ms:g} ms, {of_what}"
         yield textwrap.indent(describe(answer), "   ")
-    yield f"\nAsk your own: {_ask_command(model_path, places, path, budget_ms)}"
+    words = ["--image", str(path), "--question", "which sign has the largest number", "--budget_ms", f"{budget_ms:.0f}"]
+    words += ["--checkpoint", str(places.controller)]
+    words += [] if model_path == Options.model_path else ["--model_path", model_path]
+    yield f"\nAsk your own: budgetvlm ask {shlex.join(words)}"
 
 
 def find_sample(task: Task, table: ProfileTable, difficulty: str) -> tuple[Sample, str]:
@@ -79,17 +67,13 @@ def find_sample(task: Task, table: ProfileTable, difficulty: str) -> tuple[Sampl
     Large print is read with one tile by every setting; small print is read at the full setting, and with one tile by
     none. Where no profiled sample is like that, it is the first of the split with this print.
     """
-    samples = {s.sample_id: s for s in task.samples("test", None) if _reads(s, difficulty)}
-    profiled = zip(table.sample_ids, table.accuracy, strict=True)
-    for sample_id, accuracy in profiled:
+    wanted = {"kind": "read", "difficulty": difficulty}.items()
+    samples = {s.sample_id: s for s in task.samples("test", None) if wanted <= s.groups.items()}
+    for sample_id, accuracy in zip(table.sample_ids, table.accuracy, strict=True):
         if sample_id in samples and _shows(accuracy, table.knob_space, difficulty):
             needs = "one tile is enough" if difficulty == "large" else "one tile is too few, and all tiles are enough"
             return samples[sample_id], f"the first profiled test sample with {difficulty} print where {needs}"
     return next(iter(samples.values())), f"the first test sample with {difficulty} print"
-
-
-def _reads(sample: Sample, difficulty: str) -> bool:
-    return {"kind": "read", "difficulty": difficulty}.items() <= sample.groups.items()
 
 
 def _shows(accuracy: np.ndarray, space: KnobSpace, difficulty: str) -> bool:
@@ -107,10 +91,3 @@ def budget(model: AdaptiveVLM, sample: Sample, ample: bool) -> tuple[float, str]
     known = bounds_ms[np.isfinite(bounds_ms) & (bounds_ms > 0)]
     factor, ms, which = (AMPLE, bounds_ms[-1], "full") if ample else (TIGHT, known.min(), "cheapest")
     return round(factor * float(ms), 1), f"{factor:g} x the {ms:.1f} ms that the guard allows the {which} setting now"
-
-
-def _ask_command(model_path: str, places: Places, image: Path, budget_ms: float) -> str:
-    words = ["--image", str(image), "--question", "which sign has the largest number"]
-    words += ["--budget_ms", f"{budget_ms:.0f}", "--checkpoint", str(places.controller)]
-    words += [] if model_path == Options.model_path else ["--model_path", model_path]
-    return "budgetvlm ask " + shlex.join(words)

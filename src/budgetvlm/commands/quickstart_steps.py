@@ -37,11 +37,8 @@ class Options:
 
     def __post_init__(self) -> None:
         least = {"num_samples": 30, "num_timed": 9, "num_epochs": 1, "num_calibrated": 28, "seed": 0}
-        wrong = [
-            f"{name}={getattr(self, name)}: give {low} or more"
-            for name, low in least.items()
-            if getattr(self, name) < low
-        ]
+        given = {name: getattr(self, name) for name in least}
+        wrong = [f"{name}={n}: give {least[name]} or more" for name, n in given.items() if n < least[name]]
         if self.num_timed > self.num_samples:
             wrong.append(f"num_timed={self.num_timed} is more than num_samples={self.num_samples}: time a part of them")
         if wrong:

@@ -84,9 +84,7 @@ def training_config(args: argparse.Namespace) -> TrainingConfig:
 
 def run(args: argparse.Namespace) -> int:
     """Read, train, say where it lies."""
-    config = training_config(args)
-    table, features = read_data(args)
-    train_and_report(args, config, table, features)
+    train_and_report(args, training_config(args), *read_data(args))
     return 0
 
 
@@ -99,12 +97,6 @@ def train_and_report(
     from budgetvlm.live.guarded_training import train
 
     return train(
-        table,
-        features,
-        config,
-        args.output_dir,
-        members=args.ensemble,
-        resume=args.resume,
-        overwrite=args.overwrite,
-        progress=sys.stderr.isatty(),
-    )
+        table, features, config, args.output_dir,
+        members=args.ensemble, resume=args.resume, overwrite=args.overwrite, progress=sys.stderr.isatty(),
+    )  # fmt: skip

@@ -17,7 +17,7 @@ from budgetvlm.answer import Answer, check_request
 from budgetvlm.errors import ConfigError, InputError
 from budgetvlm.knobs import KNOBS
 from budgetvlm.runtime import AdaptiveVLM
-from budgetvlm.vlm import VLM, Generation, load_vlm
+from budgetvlm.vlm import Generation, load_vlm
 
 MODEL_ID = "budgetvlm"
 IMAGE_MARK = "<image>"  # tasks put it where an image belongs; the model's own prompt has a place for it
@@ -111,14 +111,19 @@ def open_model(args: ModelArgs) -> Request:
     Raises:
         BudgetVLMError: the model or its controller cannot be opened, or they do not fit.
     """
-    if args.knobs:
+    if args.budget_ms is None:
         vlm = load_vlm(args.pretrained, device=args.device, num_threads=args.num_threads)
-        return _fixed(vlm, dict(args.knobs))
+        setting = vlm.knob_space.setting(**dict(args.knobs))
+
+        def ask_at_setting(image: Image.Image, question: str, max_new_tokens: int) -> tuple[str, dict[str, Any]]:
+            made = vlm.generate(image, question, setting, max_new_tokens=max_new_tokens)
+            return made.text, _record(made, dict(setting), made.total_ms)
+
+        return ask_at_setting
+    budget_ms = args.budget_ms
     model = AdaptiveVLM.from_pretrained(
         args.pretrained, args.controller, device=args.device, num_threads=args.num_threads
     )
-    budget_ms = args.budget_ms
-    assert budget_ms is not None
 
     def ask(image: Image.Image, question: str, max_new_tokens: int) -> tuple[str, dict[str, Any]]:
         answer = model.generate(
@@ -129,37 +134,14 @@ def open_model(args: ModelArgs) -> Request:
             max_new_tokens=max_new_tokens,
             when_infeasible=args.when_infeasible,  # type: ignore[arg-type]
         )
-        return answer.answer, of_answer(answer)
+        kept = {name: getattr(answer, name) for name in ("budget_ms", "budget_met", "feasible")}
+        return answer.answer, _record(answer, dict(answer.setting), answer.latency_ms) | kept
 
     return ask
-
-
-def _fixed(vlm: VLM, knobs: Mapping[str, int]) -> Request:
-    setting = vlm.knob_space.setting(**knobs)
-
-    def ask(image: Image.Image, question: str, max_new_tokens: int) -> tuple[str, dict[str, Any]]:
-        made = vlm.generate(image, question, setting, max_new_tokens=max_new_tokens)
-        return made.text, of_generation(made, dict(setting))
-
-    return ask
-
-
-def of_answer(answer: Answer) -> dict[str, Any]:
-    """Return what the log says of a request with a budget."""
-    return _record(answer, dict(answer.setting), answer.latency_ms) | {
-        "budget_ms": answer.budget_ms,
-        "budget_met": answer.budget_met,
-        "feasible": answer.feasible,
-    }
-
-
-def of_generation(made: Generation, setting: dict[str, Any]) -> dict[str, Any]:
-    """Return what the log says of a request at a fixed setting."""
-    return _record(made, setting, made.total_ms)
 
 
 def _record(made: Answer | Generation, setting: dict[str, Any], latency_ms: float) -> dict[str, Any]:
-    """Field names are those that lmms-eval and `budgetvlm import` know."""
+    """What the log says of a request, with the field names that lmms-eval and `budgetvlm import` know."""
     return {
         "input_tokens": made.num_vision_tokens + made.num_language_tokens,
         "output_tokens": made.num_output_tokens,

@@ -79,11 +79,7 @@ def requests_needed(alpha: float) -> int:
 
 
 def measure(
-    model: AdaptiveVLM,
-    task: Task,
-    samples: Sequence[Sample],
-    seed: int = 0,
-    progress: bool = True,
+    model: AdaptiveVLM, task: Task, samples: Sequence[Sample], seed: int = 0, progress: bool = True
 ) -> Measured:
     """Answer each sample once at every setting of the controller's space, in an order drawn anew each time."""
     settings, rng = model.controller.knob_space.settings, np.random.default_rng(seed)
@@ -102,13 +98,9 @@ def measure(
             clock = RecordingClock()
             overview = model.vlm.encode_overview(image)
             answer = model.vlm.generate(
-                image,
-                sample.question,
-                settings[k],
-                max_new_tokens=task.max_new_tokens,
-                overview=overview,
-                deadline=Deadline.never(clock.read),
-            )
+                image, sample.question, settings[k],
+                max_new_tokens=task.max_new_tokens, overview=overview, deadline=Deadline.never(clock.read),
+            )  # fmt: skip
             steps[row][k] = np.diff(clock.readings) * 1e3
             prepared[row, k] = overview.preprocess_ms
             overviews[row, k] = prepared[row, k] + overview.vision_ms
@@ -181,8 +173,12 @@ def calibration_calls(model: AdaptiveVLM, measured: Measured, found: Predictions
     """
     seen_ms = float(model.controller.latency_reference_ms) * np.array(BUDGET_SHARES)
     budgets_ms = seen_ms * found.slowdown[:, None] + found.own_ms
+
+    def preferred(row: int, budget_ms: float) -> np.ndarray:
+        return model.network.values(measured.image[row], measured.requests[row].feature, budget_ms, None)
+
     return Calls(
-        values=np.stack([preferences(model, measured, row, seen_ms) for row in found.rows]),
+        values=np.stack([[preferred(row, budget) for budget in seen_ms] for row in found.rows]),
         budget_ms=budgets_ms,
         rest_ms=np.where(model.known, found.rest_ms, np.inf),
         spent_ms=found.overview_ms,
@@ -275,13 +271,8 @@ def _predicted_run(guard: AdaptiveGuard, measured: Measured, row: int, k: int) -
         "latency_ms": total_ms,
         "first_ms": total_ms - stages["decode"] - read_saved,
         "saved_ms": read_saved + stages["decode"] * _share(later.step_ms, k, hurried),
-        "rest_ms": first.rest_ms[k],
-        "answer_ms": first.answer_ms[k],
-        "saving_ms": first.saving_ms[k],
-        "longer_ms": first.longer_ms[k],
-        "later_rest_ms": later.rest_ms[k],
-        "later_saving_ms": later.saving_ms[k],
-        "later_longer_ms": later.longer_ms[k],
+        **{name: getattr(first, name)[k] for name in ("rest_ms", "answer_ms", "saving_ms", "longer_ms")},
+        **{f"later_{name}": getattr(later, name)[k] for name in ("rest_ms", "saving_ms", "longer_ms")},
     }
 
 
@@ -292,12 +283,6 @@ def _share(predicted_ms: np.ndarray, index: int, faster: int) -> float:
 
 def _for_scales(count: int) -> int:
     return max(LEAST_FOR_SCALES, int(count * SCALE_SHARE))
-
-
-def preferences(model: AdaptiveVLM, measured: Measured, row: int, budgets_ms: np.ndarray) -> np.ndarray:
-    """What the controller prefers for one request at each budget of the profiled machine, ``[P, K]``."""
-    image, language = measured.image[row], measured.requests[row].feature
-    return np.stack([model.network.values(image, language, budget, None) for budget in budgets_ms])
 
 
 def _log_scales(guard: AdaptiveGuard, measured: Measured, rows: range) -> np.ndarray:

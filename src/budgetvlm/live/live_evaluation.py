@@ -11,8 +11,10 @@ Shapes: R requests. Times in ms.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.synchronize import Event
 from typing import Any, Literal
 
 import numpy as np
@@ -93,48 +95,38 @@ def run_live(
     }
     order = np.concatenate([rng.permutation(len(samples)) for _ in range(-(-num_requests // len(samples)))])
     records = []
-    bar = tqdm(total=num_requests, desc="live", unit="request", disable=not progress)
-    with bar, _Load(load) as busy:
-        for number in range(num_requests):
+    with busy_processes(load) as busy:
+        for number in tqdm(range(num_requests), desc="live", unit="request", disable=not progress):
             phase = _phase(number, num_requests, load)
-            busy.set(phase == "loaded")
+            (busy.set if phase == "loaded" else busy.clear)()
             sample, share = samples[order[number]], float(rng.choice(np.asarray(budget_shares)))
             image = sample.load_image()
-            most_tokens = str(int(guarded.request(image, sample.question).vision.max()))
+            most_tokens = int(guarded.request(image, sample.question).vision.max())
+            groups = {**sample.groups, "image tokens": str(most_tokens)}
             for name in rng.permutation(list(systems)):
-                system = systems[name]
-                budget_ms = share * reference_ms
-                answer = system.generate(
-                    image, sample.question, budget_ms=budget_ms, max_new_tokens=task.max_new_tokens, cut=cut
+                answer = systems[name].generate(
+                    image,
+                    sample.question,
+                    budget_ms=share * reference_ms,
+                    max_new_tokens=task.max_new_tokens,
+                    cut=cut,
                 )
-                records.append(_record(name, number, phase, sample, most_tokens, share, answer, task))
-            bar.update()
+                accuracy = task.score(answer.answer, sample)
+                asked = {"system": name, "number": number, "phase": phase, "sample_id": sample.sample_id}
+                records.append(_record(answer, accuracy, **asked, groups=groups, budget_share=share))
     return records
 
 
-def _record(
-    system: System,
-    number: int,
-    phase: Phase,
-    sample: Sample,
-    most_tokens: str,
-    share: float,
-    answer: Answer,
-    task: Task,
-) -> LiveRecord:
+def _record(answer: Answer, accuracy: float, **asked: Any) -> LiveRecord:
+    """The record of an answer and of what was asked, the first six fields of `LiveRecord`."""
     return LiveRecord(
-        system=system,
-        number=number,
-        phase=phase,
-        sample_id=sample.sample_id,
-        groups={**sample.groups, "image tokens": most_tokens},
-        budget_share=share,
+        **asked,
         budget_ms=answer.budget_ms,
         latency_ms=answer.latency_ms,
         controller_ms=answer.controller_ms,
         promised=answer.feasible,
         violated=not answer.budget_met,
-        accuracy=task.score(answer.answer, sample),
+        accuracy=accuracy,
         finish_reason=answer.finish_reason,
         setting=dict(answer.setting),
         hurried=answer.num_hurried_tokens,
@@ -147,33 +139,22 @@ def _phase(number: int, total: int, load: int) -> Phase:
     return "loaded" if number < 2 * total // 3 else "after"
 
 
-class _Load:
-    """Busy processes that can be switched on and off; none is left behind."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._context = multiprocessing.get_context("spawn")
-        self._on, self._ready = self._context.Event(), self._context.Semaphore(0)
-        self._processes: list[Any] = []
-
-    def __enter__(self) -> _Load:
-        arguments = self._on, self._ready
-        self._processes = [self._context.Process(target=_spin, args=arguments, daemon=True) for _ in range(self._count)]
-        for process in self._processes:
+@contextmanager
+def busy_processes(count: int) -> Iterator[Event]:
+    """Start processes that are busy while the event that is yielded is set; none is left behind."""
+    context = multiprocessing.get_context("spawn")
+    on, ready = context.Event(), context.Semaphore(0)
+    processes = [context.Process(target=_spin, args=(on, ready), daemon=True) for _ in range(count)]
+    try:
+        for process in processes:
             process.start()
-        for _ in self._processes:  # starting is a load of its own
-            self._ready.acquire(timeout=STARTING_S)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for process in self._processes:
+        for _ in processes:  # starting is a load of its own
+            ready.acquire(timeout=STARTING_S)
+        yield on
+    finally:
+        for process in processes:
             process.terminate()
             process.join()
-
-    def set(self, on: bool) -> None:
-        """Spin, or wait."""
-        if on != self._on.is_set():
-            (self._on.set if on else self._on.clear)()
 
 
 def _spin(on: Any, ready: Any) -> None:
@@ -208,14 +189,9 @@ def price_of_guarantee(
         num_requests=len(measured) * len(budget_shares),
         cut=cut,
     )
-    return {
-        "requests": len(measured),
-        "guard": float(np.mean([r.accuracy for r in found])),
-        "true latencies": float(np.mean([r.true_accuracy for r in found])),
-        "late": float(np.mean([r.late for r in found])),
-        "cut": float(np.mean([r.cut for r in found])),
-        "hurried": float(np.mean([r.hurried for r in found])),
-    }
+    fields = {"guard": "accuracy", "true latencies": "true_accuracy"} | {n: n for n in ("late", "cut", "hurried")}
+    means = {name: float(np.mean([getattr(r, field) for r in found])) for name, field in fields.items()}
+    return {"requests": len(measured), **means}
 
 
 def summary(records: Sequence[LiveRecord], alpha: float) -> dict[str, Any]:
@@ -224,45 +200,40 @@ def summary(records: Sequence[LiveRecord], alpha: float) -> dict[str, Any]:
     A violation is a request over its budget although a setting was expected to keep it. Requests for which none was
     are counted as "infeasible", and whether they were over is told apart.
     """
+    by_system = {name: [r for r in records if r.system == name] for name in dict.fromkeys(r.system for r in records)}
     return {
         "alpha": alpha,
         "requests": sum(r.system == "guarded" for r in records),
-        "systems": {
-            name: _system([r for r in records if r.system == name]) for name in dict.fromkeys(r.system for r in records)
-        },
+        "systems": {name: _system(own) for name, own in by_system.items()},
     }
 
 
 def _system(records: Sequence[LiveRecord]) -> dict[str, Any]:
+    """The figures of one system: of all requests, by budget, phase and group, and of each hundred in a row."""
     labels = sorted({name for r in records for name in r.groups} - {"image_id", "split"})
+
+    def by_label(label: str) -> dict[str, Any]:
+        return _by(records, lambda r: r.groups.get(label, ""))
+
+    by_group = {label: by_label(label) for label in labels}
+    large = [
+        {"label": label, "name": name, **figures}
+        for label, groups in by_group.items()
+        for name, figures in groups.items()
+        if figures["requests"] >= LEAST_GROUP
+    ]
     return {
         "all": _figures(records),
         "by_budget": _by(records, lambda r: f"{r.budget_share:g}"),
         "by_phase": _by(records, lambda r: r.phase),
-        "by_group": {label: _by_label(records, label) for label in labels},
-        "worst_group": _worst(records, labels),
+        "by_group": by_group,
+        "worst_group": max(large, key=lambda group: group["violation_rate"], default=None),
         "stretches": [_figures(records[i : i + 100]) for i in range(0, len(records), 100)],
     }
 
 
 def _by(records: Sequence[LiveRecord], key: Callable[[LiveRecord], str]) -> dict[str, Any]:
-    names = dict.fromkeys(sorted(key(r) for r in records))
-    return {name: _figures([r for r in records if key(r) == name]) for name in names}
-
-
-def _by_label(records: Sequence[LiveRecord], label: str) -> dict[str, Any]:
-    return _by(records, lambda r: r.groups.get(label, ""))
-
-
-def _worst(records: Sequence[LiveRecord], labels: Sequence[str]) -> dict[str, Any] | None:
-    """The group of at least `LEAST_GROUP` requests with the highest violation rate."""
-    found = [
-        {"label": label, "name": name, **figures}
-        for label in labels
-        for name, figures in _by_label(records, label).items()
-        if figures["requests"] >= LEAST_GROUP
-    ]
-    return max(found, key=lambda group: group["violation_rate"], default=None)
+    return {name: _figures([r for r in records if key(r) == name]) for name in sorted(set(map(key, records)))}
 
 
 def _figures(records: Sequence[LiveRecord]) -> dict[str, Any]:
