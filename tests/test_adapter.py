@@ -13,7 +13,7 @@ from benchmarks.block_orders import block_changes, likelihood
 from budgetvlm.errors import CheckpointError, ConfigError, InputError, KnobSpaceError
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.vlm import STAGES, VLM, load_vlm
-from budgetvlm.vlm.encoding import WordMeans, pool
+from budgetvlm.vlm.encoding import pool, word_mean
 
 SPACE = KnobSpace(KNOBS)
 QUESTIONS = ["what is the red sign", "sum of both", "colour of the sign", "code"]
@@ -264,10 +264,10 @@ def test_features(vlm):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_means_of_words(dtype):
-    means = WordMeans(torch.nn.Embedding.from_pretrained(torch.tensor([[1.0, 2.0], [3.0, 6.0]], dtype=dtype)))
-    assert means(np.array([0, 1])).tolist() == [2.0, 4.0]
+    table = torch.nn.Embedding.from_pretrained(torch.tensor([[1.0, 2.0], [3.0, 6.0]], dtype=dtype))
+    assert word_mean(table, np.array([0, 1])).tolist() == [2.0, 4.0]
     with pytest.raises(IndexError):
-        means(np.array([0, 2]))
+        word_mean(table, np.array([0, 2]))
 
 
 @pytest.mark.parametrize("question", ["", "  ", None, 3])

@@ -1,7 +1,5 @@
 """Every family on a tiny model of it: the checks of `budgetvlm check-model`, and each family's own arithmetic."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -219,8 +217,7 @@ def test_a_stand_in_answers_for_its_block():
     hidden = torch.ones(1, 3, 2)
     assert stand_in(hidden, "mask", past_key_values=None) is hidden
     answers = iter([True, False])
-    pace = SimpleNamespace(runs=lambda block: next(answers))
-    paced = PacedBlock(block, 0, pace, lambda states: states + 1)
+    paced = PacedBlock(block, 0, lambda number: next(answers), lambda states: states + 1)
     assert paced.attention_type == "sliding_attention" and list(paced.parameters()) == []
     assert torch.equal(paced(hidden), block(hidden)) and torch.equal(paced(hidden), hidden + 1)
 

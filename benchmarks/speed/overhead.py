@@ -22,7 +22,7 @@ from budgetvlm.profiling.measure.latency_sweep import request
 from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.tasks import Sample
 from budgetvlm.vlm import STAGES, adapter
-from budgetvlm.vlm.decoding import Pace, PacedReading
+from budgetvlm.vlm.decoding import Pace
 
 MOST_SHARE, MOST_SHARE_OF_LARGE = 1.0, 0.1  # percent
 LARGE_MS = 300.0  # a request of a model of ordinary size
@@ -39,7 +39,7 @@ PARTS = {  # by function
     "pool": OVERVIEW,
     "choose": "  guard and controller choose",
     "revise": REVISE,
-    "runs": CLOCK,
+    "reads": CLOCK,
     "has_read": CLOCK,
     "next": CLOCK,
     "update": "  the guard learns, when the answer is there",
@@ -114,7 +114,7 @@ def _parts(system: AdaptiveVLM, answer: Callable[[], Answer]) -> dict[str, float
     took = dict.fromkeys(PARTS.values(), 0.0)
     watched: dict[Any, tuple[str, ...]] = {
         system: ("request",), decide: ("choose",), system.guard: ("update",), adapter: ("pool",),
-        PacedReading: ("runs",), Pace: ("has_read", "next"),
+        Pace: ("reads", "has_read", "next"),
     }  # fmt: skip
     with ExitStack() as stack:
         for owner, names in watched.items():

@@ -32,13 +32,6 @@ class Setting(Mapping[str, Value]):
                 return value
         raise KeyError(name)
 
-    def get(self, name: str, default: Any = None) -> Any:
-        """Return a value as any mapping does, with fewer calls: requests ask often."""
-        for key, value in self.items_:
-            if key == name:
-                return value
-        return default
-
     def __iter__(self) -> Iterator[str]:
         return (name for name, _ in self.items_)
 

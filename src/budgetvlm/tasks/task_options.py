@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from budgetvlm.errors import ConfigError
-from budgetvlm.tasks.layouts import CAPTION, LAYOUTS, OWN, ROLES
+from budgetvlm.tasks.layouts import CAPTION, LAYOUTS, OWN, ROLES, DatasetLayout
 from budgetvlm.tasks.task import Task
+
+if TYPE_CHECKING:
+    from budgetvlm.tasks.sources import Source
 
 BUNDLED = "signs"
 PLACES = ("data_files", "repository")  # where the data lies; the other options say what it is
@@ -92,7 +95,11 @@ def _open(name: str, options: TaskOptions) -> Task:
     columns = parse_columns(_part(options.columns, name, options.names, "columns", ":"))
     repository = _part(options.repository, name, options.names, "repository", "=")
     if name == BUNDLED:
-        _require_none(options, files or columns or repository or options.metric or options.prompt)
+        if files or columns or repository or options.metric or options.prompt:
+            raise ConfigError(
+                f"the task {BUNDLED} is drawn, not read: {', '.join(f'--{name}' for name in options.to_dict())} cannot "
+                "be used with it. Give another --dataset_name, or leave them out."
+            )
         from budgetvlm.tasks.signs_task import SignsTask
 
         return SignsTask()
@@ -101,41 +108,34 @@ def _open(name: str, options: TaskOptions) -> Task:
             f"there is no task {name!r}; this version has: {', '.join((BUNDLED, *LAYOUTS))}. For a data set of your "
             "own give its files with --data_files."
         )
-    return _open_data_set(name, options, files, columns, repository)
-
-
-def _open_data_set(
-    name: str, options: TaskOptions, files: str | None, columns: dict[str, str], repository: str | None
-) -> Task:
     from budgetvlm.tasks.dataset import DataSetTask
-    from budgetvlm.tasks.sources import Source, find_files, open_source
 
-    layout = LAYOUTS.get(name, OWN)
-    if options.metric is not None:
-        layout = replace(layout, metric=options.metric)
-        if layout.metric == "cider" and name not in LAYOUTS:
-            layout = replace(layout, prompt=CAPTION, max_new_tokens=LAYOUTS["coco_caption"].max_new_tokens)
+    layout = _layout(name, options.metric)
     prompt = options.prompt.replace("\\n", "\n") if options.prompt else None
-    if files is not None:
-        found = find_files(files)
-        return DataSetTask(
-            name, layout, lambda split: open_source(found[split]), tuple(found), columns=columns, prompt=prompt
-        )
-
-    def fetch(split: str) -> Source:
-        from budgetvlm.tasks.hub import HubSource
-
-        return HubSource(repository or layout.repository, layout.splits[split], layout.folder)
-
-    return DataSetTask(name, layout, fetch, tuple(layout.splits), columns=columns, prompt=prompt)
+    splits, open_split = _local(files) if files is not None else _on_the_hub(layout, repository)
+    return DataSetTask(name, layout, open_split, splits, columns=columns, prompt=prompt)
 
 
-def _require_none(options: TaskOptions, given: object) -> None:
-    if given:
-        raise ConfigError(
-            f"the task {BUNDLED} is drawn, not read: {', '.join(f'--{name}' for name in options.to_dict())} cannot be "
-            "used with it. Give another --dataset_name, or leave them out."
-        )
+def _layout(name: str, metric: str | None) -> DatasetLayout:
+    layout = LAYOUTS.get(name, OWN)
+    if metric == "cider" and name not in LAYOUTS:
+        layout = replace(layout, prompt=CAPTION, max_new_tokens=LAYOUTS["coco_caption"].max_new_tokens)
+    return layout if metric is None else replace(layout, metric=metric)
+
+
+def _local(files: str) -> tuple[tuple[str, ...], Callable[[str], Source]]:
+    """Return the splits of local files, and what opens one."""
+    from budgetvlm.tasks.sources import find_files, open_source
+
+    found = find_files(files)
+    return tuple(found), lambda split: open_source(found[split])
+
+
+def _on_the_hub(layout: DatasetLayout, repository: str | None) -> tuple[tuple[str, ...], Callable[[str], Source]]:
+    from budgetvlm.tasks.hub import HubSource
+
+    where = repository or layout.repository
+    return tuple(layout.splits), lambda split: HubSource(where, layout.splits[split], layout.folder)
 
 
 def _part(text: str | None, name: str, names: tuple[str, ...], option: str, sign: str) -> str | None:

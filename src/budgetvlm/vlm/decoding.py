@@ -143,52 +143,24 @@ def waiting_for(tensor: torch.Tensor) -> Callable[[], None] | None:
     return torch.mps.synchronize if device.type == "mps" else None
 
 
-class PacedReading:
-    """Asks a pace before each block that reads a prompt; shared by all `PacedBlock`s of a model.
-
-    Attributes:
-        pace: of the answer under way; set it before the prompt is read.
-
-    Args:
-        wait: see `waiting_for`; called before the clock is read.
-        set_top_k: changes the experts per token of the blocks to come.
-    """
-
-    def __init__(self, wait: Callable[[], None] | None, set_top_k: Callable[[int], None]) -> None:
-        self.pace: Pace | None = None
-        self._wait, self._set_top_k = wait, set_top_k
-
-    def runs(self, block: int) -> bool:
-        """Decide whether this block runs; where it is in more of a hurry, set its experts per token."""
-        if self._wait:
-            self._wait()
-        pace = self.pace
-        assert pace is not None
-        before = pace.level
-        runs = pace.reads(pace.clock(), block)
-        if pace.level != before and pace.setting and (top_k := pace.setting.get("top_k")):
-            self._set_top_k(int(top_k))
-        return runs
-
-
 class PacedBlock(SkippedBlock):
     """Stands in front of a block and runs it, or hands the hidden states on as a skipped block would.
 
     Args:
         number: the block's index.
-        reading: decides each time whether the block runs.
+        runs: decides each time, by the block's index, whether the block runs.
         skipped: turns hidden states into what a block returns that does nothing, see `Family.skipped_output`.
     """
 
     def __init__(
-        self, block: nn.Module, number: int, reading: PacedReading, skipped: Callable[[torch.Tensor], Any]
+        self, block: nn.Module, number: int, runs: Callable[[int], bool], skipped: Callable[[torch.Tensor], Any]
     ) -> None:
         super().__init__(block)
-        vars(self).update(number=number, reading=reading, skipped=skipped)
+        vars(self).update(number=number, runs=runs, skipped=skipped)
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         own = vars(self)
-        if own["reading"].runs(own["number"]):
+        if own["runs"](own["number"]):
             return own["block"](hidden_states, *args, **kwargs)
         return own["skipped"](hidden_states)
 

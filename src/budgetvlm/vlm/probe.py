@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from budgetvlm.knobs import KnobSpace, Setting
 from budgetvlm.vlm.adapter import Adapter
 from budgetvlm.vlm.prompt import EmbeddedPrompt, ImageLayout
+from budgetvlm.vlm.protocol import Deadline, Generation
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 
@@ -40,6 +41,7 @@ class Probe:
     ) -> None:
         self.vlm, self.images, self.questions = vlm, list(images), list(questions)
         self.settings = list(vlm.knob_space.settings if settings is None else settings)
+        self._seen: dict[tuple[int, int], torch.Tensor] = {}
         self.tolerance = TOLERANCE.get(vlm.model.dtype, TOLERANCE[torch.float32])
 
     @property
@@ -63,10 +65,9 @@ class Probe:
 
     def visual(self, max_crops: int, i: int = 0) -> torch.Tensor:
         """Return visual tokens of one image ``[T, C]``; encoded once."""
-        seen = self.__dict__.setdefault("_visual", {})
-        if (max_crops, i) not in seen:
-            seen[max_crops, i] = self.vlm.images.visual_tokens(self.images[i], max_crops)
-        return seen[max_crops, i]
+        if (max_crops, i) not in self._seen:
+            self._seen[max_crops, i] = self.vlm.images.visual_tokens(self.images[i], max_crops)
+        return self._seen[max_crops, i]
 
     def logits(self, prompt: EmbeddedPrompt) -> torch.Tensor:
         """Return the logits behind the prompt ``[V]``, without a cache."""
@@ -79,12 +80,16 @@ class Probe:
     def untouched(self, max_crops: int) -> torch.Tensor:
         """Return the logits of the model's own forward, with pixels of its own processor ``[V]``."""
         prompt = self.prompt(max_crops)
-        inputs = {
-            **self.vlm.images.plain(self.images[0], max_crops),
-            **self.vlm.family.plain_arguments(prompt, self.vlm.model),
-        }
-        moved = {k: v.to(self.vlm.model.device) if torch.is_tensor(v) else v for k, v in inputs.items()}
-        return self.vlm.family.untouched_logits(self.vlm.model, prompt, moved)
+        family, model = self.vlm.family, self.vlm.model
+        inputs = self.vlm.images.plain(self.images[0], max_crops) | family.plain_arguments(prompt, model)
+        moved = {k: v.to(model.device) if torch.is_tensor(v) else v for k, v in inputs.items()}
+        return family.untouched_logits(model, prompt, moved)
+
+    def answer(self, setting: Setting, max_new_tokens: int, deadline: Deadline | None = None) -> Generation:
+        """Answer the first question."""
+        return self.vlm.generate(
+            self.images[0], self.questions[0], setting, max_new_tokens=max_new_tokens, deadline=deadline
+        )
 
     def same(self, got: torch.Tensor, wanted: torch.Tensor, where: str) -> float:
         """Return how far apart two logits are, in standard deviations.

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from budgetvlm.errors import ConfigError
@@ -24,20 +22,11 @@ def fetch(name: str, *, trust_remote_code: bool = False) -> Path:
     Raises:
         ConfigError: it does not exist, is gated, or cannot be reached.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import errors, snapshot_download
 
     patterns = [*_WANTED, *(["*.py"] if trust_remote_code else [])]
-    with _in_words(name):
-        return Path(snapshot_download(name, allow_patterns=patterns))
-
-
-@contextmanager
-def _in_words(name: str) -> Iterator[None]:
-    """Turn the hub's errors into what to do."""
-    from huggingface_hub import errors
-
     try:
-        yield
+        return Path(snapshot_download(name, allow_patterns=patterns))
     except errors.GatedRepoError:
         raise ConfigError(
             f"the model {name!r} is gated: its authors ask you to accept their terms. Accept them on the model's page "

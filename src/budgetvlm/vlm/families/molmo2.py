@@ -91,6 +91,11 @@ class Crops(TileProcessor):
         cut = canvas.unfold(1, self.side, step).unfold(2, self.side, step)
         return self._patches(cut.permute(1, 2, 0, 3, 4).flatten(0, 1))
 
+    def pooling_with_overview(self, grid: tuple[int, int]) -> list[torch.Tensor]:
+        """Return the pooling of the overview and of the tiles that are counted on behind it."""
+        tiles = self.pooling_of(grid)
+        return [self.low_pooling(), torch.where(tiles < 0, -1, tiles + self.patches**2)]
+
     def low_pooling(self) -> torch.Tensor:
         """Return the patches that each token of the overview is made of, -1: none ``[rows, columns, patches]``."""
         return self._pooled(torch.arange(self.patches**2).view(self.patches, self.patches))
@@ -157,12 +162,11 @@ class Molmo2Images(Images):
 
     def _encode(self, pixels: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """Return features ``[T, C]`` of the overview, of the tiles, or of both, told apart by how many come."""
-        parts, num_tiles = [], math.prod(grid)
-        if len(pixels) != num_tiles or num_tiles == 1:
-            parts.append(self.processor.low_pooling())
-        if num_tiles > 1 and len(pixels) >= num_tiles:
-            tiles = self.processor.pooling_of(grid)
-            parts.append(torch.where(tiles < 0, -1, tiles + len(parts) * self.processor.patches**2))
+        p, num_tiles = self.processor, math.prod(grid)
+        if num_tiles == 1 or len(pixels) < num_tiles:
+            parts = [p.low_pooling()]
+        else:
+            parts = p.pooling_with_overview(grid) if len(pixels) > num_tiles else [p.pooling_of(grid)]
         sizes = [size for part in parts for size in part.shape[:2]]
         device = self.model.device
         done = self.model.model.get_image_features(
@@ -179,11 +183,10 @@ class Molmo2Images(Images):
     def plain(self, image: Image.Image, max_crops: int) -> dict[str, Any]:
         """Do as the processor: the overview and all tiles, also where they are the same."""
         p, grid = self.processor, self.processor.grid(image.height, image.width, max_crops)
-        low, high = p.low_pooling(), p.pooling_of(grid)
-        moved = torch.where(high < 0, -1, high + p.patches**2)
+        low, high = p.pooling_with_overview(grid)
         return {
             "pixel_values": torch.cat([p.overview(image), p.tiles(image, grid)]).to(self.model.dtype),
-            "image_token_pooling": torch.cat([low.flatten(0, 1), moved.flatten(0, 1)]),
+            "image_token_pooling": torch.cat([low.flatten(0, 1), high.flatten(0, 1)]),
             "image_grids": torch.tensor([[*low.shape[:2], *high.shape[:2]]]),
         }
 
