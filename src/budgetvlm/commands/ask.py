@@ -10,8 +10,7 @@ import gc
 import json
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,36 +46,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask once; what is wrong with the request is found before a model is opened."""
-    with no_collection():
+    gc.disable()  # importing makes a million objects, and all of them stay
+    try:
         from budgetvlm._io import open_image
         from budgetvlm.answer import check_request
 
         check_request(args.question, args.budget_ms, args.price)
         image, model = open_image(args.image), open_model(args)
-    if notice := notice_of_calibration(args):
-        print(notice, file=sys.stderr)
-    answer = model.generate(
-        image,
-        args.question,
-        budget_ms=args.budget_ms,
-        price=args.price,
-        max_new_tokens=args.max_new_tokens,
-        when_infeasible=args.when_infeasible,
-        cut=args.cut,
-    )
-    print(json.dumps(answer.to_dict(), ensure_ascii=False) if args.json else describe(answer))
-    return 0
-
-
-@contextmanager
-def no_collection() -> Iterator[None]:
-    """Look for no garbage inside the ``with`` block: importing makes a million objects, and all of them stay."""
-    gc.disable()
-    try:
-        yield
     finally:
         gc.freeze()
         gc.enable()
+    if notice := notice_of_calibration(args):
+        print(notice, file=sys.stderr)
+    answer = model.generate(
+        image, args.question, budget_ms=args.budget_ms, price=args.price, max_new_tokens=args.max_new_tokens,
+        when_infeasible=args.when_infeasible, cut=args.cut,
+    )  # fmt: skip
+    print(json.dumps(answer.to_dict(), ensure_ascii=False) if args.json else describe(answer))
+    return 0
 
 
 def open_model(args: argparse.Namespace) -> AdaptiveVLM:

@@ -88,11 +88,9 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 def command_parser(name: str) -> argparse.ArgumentParser:
     """The parser of one command; imports that command's module and no other."""
     module = importlib.import_module(COMMANDS[name][0])
-    parser = Parser(prog=f"budgetvlm {name}", description=(module.__doc__ or "").strip(), epilog=_examples(name))
+    examples = EXAMPLES[name]
+    epilog = "\n  ".join(["examples:" if len(examples) > 1 else "example:", *examples])
+    parser = Parser(prog=f"budgetvlm {name}", description=(module.__doc__ or "").strip(), epilog=epilog)
     module.add_arguments(parser)
     parser.set_defaults(run=parser.get_default("run") or module.run)
     return parser
-
-
-def _examples(name: str) -> str:
-    return "\n".join(["examples:" if len(EXAMPLES[name]) > 1 else "example:", *(f"  {e}" for e in EXAMPLES[name])])

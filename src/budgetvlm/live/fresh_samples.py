@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from itertools import islice
 
 from budgetvlm.errors import ConfigError, InputError
 from budgetvlm.tasks import Sample, Task
@@ -23,9 +24,9 @@ def fresh_samples(
     """
     total = task.num_samples(split)
     wanted = min(total, count + len(used))
-    fresh = _usable(task.samples(split, wanted, seed + 1), used, count)
+    fresh = list(islice(_usable(task.samples(split, wanted, seed + 1), used), count))
     if len(fresh) < count and wanted < total:
-        fresh = _usable(task.samples(split), used, count)
+        fresh = list(islice(_usable(task.samples(split), used), count))
     if len(fresh) < (count if enough is None else enough):
         raise ConfigError(
             f"{count} samples were asked of {task.name}/{split}, and {len(fresh)} of its {total} can be used and are "
@@ -34,18 +35,14 @@ def fresh_samples(
     return fresh
 
 
-def _usable(samples: Iterable[Sample], used: Collection[str], count: int) -> list[Sample]:
-    """The first ``count`` samples that are not used and whose image can be opened; it says which ones it skips."""
-    found: list[Sample] = []
+def _usable(samples: Iterable[Sample], used: Collection[str]) -> Iterator[Sample]:
+    """Yield the samples that are not used and whose image can be opened; say which ones cannot."""
     for sample in samples:
-        if len(found) == count:
-            break
         if sample.sample_id in used or sample.image_id in used:
             continue
         try:
             sample.load_image()
         except InputError as error:
             print(f"skipped: {error}", file=sys.stderr)
-            continue
-        found.append(sample)
-    return found
+        else:
+            yield sample

@@ -29,8 +29,8 @@ from budgetvlm.guard.speed import SpeedSnapshot
 from budgetvlm.knobs import Setting
 from budgetvlm.live.calibration import Measured
 from budgetvlm.runtime import AdaptiveVLM
-from budgetvlm.tasks import Sample, Task
-from budgetvlm.vlm import VLM, Deadline
+from budgetvlm.tasks import Task
+from budgetvlm.vlm import Deadline
 from budgetvlm.vlm.decoding import Pace
 from budgetvlm.vlm.protocol import RecordingClock
 
@@ -40,21 +40,20 @@ class Replayed:
     """One request of a replay.
 
     Attributes:
-        late: over its budget although a setting was allowed. cut: its answer was cut short. hurried: some of its
-            tokens were made at a quicker setting.
+        late: it went over its budget although a setting was allowed.
+        cut: its answer was cut short.
+        hurried: some of its tokens were made at a quicker setting.
         promised: a setting was allowed.
-        accuracy: of what the guard let the controller choose. true_accuracy: had the guard known every time.
+        accuracy: of what the guard let the controller choose.
+        true_accuracy: the same, had the guard known every time.
     """
 
-    row: int
-    budget_share: float
     late: bool
     cut: bool
     hurried: bool
     promised: bool
     accuracy: float
     true_accuracy: float
-    latency_ms: float
 
 
 def replay(
@@ -91,8 +90,8 @@ class _Replay:
 
     def __init__(self, model: AdaptiveVLM, task: Task, measured: Measured, cut: Cut) -> None:
         assert isinstance(model.guard, AdaptiveGuard)
-        self._model, self._guard, self._measured, self._cut = model, model.guard, measured, cut
-        self._again = _Again(model.vlm, task, measured.samples)
+        self._model, self._task, self._guard, self._measured, self._cut = model, task, model.guard, measured, cut
+        self._accuracies: dict[tuple[Any, ...], float] = {}  # of the answers that were made once more
 
     def request(self, row: int, share: float, reference_ms: float, speed: float) -> Replayed:
         """One request, from which the guard learns."""
@@ -101,28 +100,21 @@ class _Replay:
         moments = self._moments(row, budget_ms, speed)
         chosen = self._choose(row, budget_ms, speed, moments)
         answered = self._answer(row, chosen, budget_ms, speed)
-        late, cut = answered.total_ms > budget_ms, answered.tokens < int(measured.output[row, chosen.index])
-        outcome = Outcome(
-            answered.stages_ms, answered.tokens, answered.total_ms, late, cut, chosen.promised, answered.saved_ms
-        )
+        outcome = answered.outcome
         now = guard.speed.snapshot()
         guard.speed.restore(moments[chosen.index].speed)
         guard.update(chosen.index, chosen.decided_by, outcome)
         guard.speed.restore(now)
         accuracy = float(measured.accuracy[row, chosen.index])
-        if answered.deadline and (cut or answered.hurried):
-            setting = self._model.setting(chosen.index)
-            accuracy = self._again.accuracy(row, setting, answered.deadline, answered.readings)
+        if answered.deadline and (outcome.cut or answered.hurried):
+            accuracy = self._accuracy(row, self._model.setting(chosen.index), answered.deadline, answered.readings)
         return Replayed(
-            row=row,
-            budget_share=share,
-            late=chosen.promised and late,
-            cut=cut,
+            late=chosen.promised and outcome.late,
+            cut=outcome.cut,
             hurried=answered.hurried,
             promised=chosen.promised,
             accuracy=accuracy,
             true_accuracy=float(measured.accuracy[row, chosen.true_index]),
-            latency_ms=answered.total_ms,
         )
 
     def _moments(self, row: int, budget_ms: float, speed: float) -> list[_Moment]:
@@ -185,8 +177,31 @@ class _Replay:
         stages["prefill"] = clock.now_ms - before_ms
         tokens = _decode(pace, clock, tokens_ms)
         stages["decode"] = clock.now_ms - before_ms - stages["prefill"]
-        hurried, saved_ms = (bool(pace.hurried), pace.saved_ms) if pace else (False, {})
-        return _Answered(stages, tokens, clock.now_ms, hurried, saved_ms, deadline, clock.readings)
+        outcome = Outcome(
+            stages,
+            tokens,
+            clock.now_ms,
+            late=clock.now_ms > budget_ms,
+            cut=tokens < int(measured.output[row, index]),
+            promised=chosen.promised,
+            saved_ms=pace.saved_ms if pace else {},
+        )
+        return _Answered(outcome, bool(pace and pace.hurried), deadline, clock.readings)
+
+    def _accuracy(self, row: int, setting: Setting, deadline: Deadline, readings: Sequence[float]) -> float:
+        """That of the answer under this deadline, whose clock shows these times; each such answer is made once."""
+        key = row, setting, deadline, tuple(readings)
+        if key not in self._accuracies:
+            sample = self._measured.samples[row]
+            step = readings[-1] - readings[-2] if len(readings) > 1 else 0.0
+            later = itertools.count(readings[-1] + step, step)  # it may have more tokens than it was taken to have
+            shown = deadline._replace(clock=itertools.chain(readings, later).__next__)
+            answer = self._model.vlm.generate(
+                sample.load_image(), sample.question, setting,
+                max_new_tokens=self._task.max_new_tokens, deadline=shown,
+            )  # fmt: skip
+            self._accuracies[key] = self._task.score(answer.text, sample)
+        return self._accuracies[key]
 
 
 @dataclass(frozen=True)
@@ -210,13 +225,10 @@ class _Chosen:
 
 @dataclass(frozen=True)
 class _Answered:
-    """How it went: what each stage took, how many tokens were made, and what the clock showed meanwhile."""
+    """How it went, whether it was hurried, the deadline it had, and what the clock showed meanwhile."""
 
-    stages_ms: dict[str, float]
-    tokens: int
-    total_ms: float
+    outcome: Outcome
     hurried: bool
-    saved_ms: dict[str, float]
     deadline: Deadline | None
     readings: list[float]
 
@@ -255,31 +267,6 @@ class _Clock(RecordingClock):
     def __init__(self, now_ms: float) -> None:
         super().__init__(lambda: self.now_ms / 1e3)
         self.now_ms = now_ms
-
-
-class _Again:
-    """Answers once more, by a clock that shows given times; each such answer is made once."""
-
-    def __init__(self, vlm: VLM, task: Task, samples: Sequence[Sample]) -> None:
-        self._vlm, self._task, self._samples = vlm, task, samples
-        self._kept: dict[tuple[Any, ...], float] = {}
-
-    def accuracy(self, row: int, setting: Setting, deadline: Deadline, readings: Sequence[float]) -> float:
-        """That of the answer under this deadline, whose clock shows these times one after the other."""
-        key = row, setting, deadline, tuple(readings)
-        if key not in self._kept:
-            sample = self._samples[row]
-            step = readings[-1] - readings[-2] if len(readings) > 1 else 0.0
-            later = itertools.count(readings[-1] + step, step)  # it may have more tokens than it was taken to have
-            answer = self._vlm.generate(
-                sample.load_image(),
-                sample.question,
-                setting,
-                max_new_tokens=self._task.max_new_tokens,
-                deadline=deadline._replace(clock=itertools.chain(readings, later).__next__),
-            )
-            self._kept[key] = self._task.score(answer.text, sample)
-        return self._kept[key]
 
 
 def _read(pace: Pace, clock: _Clock, blocks_ms: np.ndarray) -> None:
