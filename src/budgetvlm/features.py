@@ -101,10 +101,6 @@ class Features:
             DataError: the file is missing, truncated, or not such features.
         """
         path = Path(path)
-        if not path.is_file():
-            raise DataError(
-                f"{path} does not exist; features are the .safetensors file that `budgetvlm prepare` writes"
-            )
         header, tensors = _read(path)
         check_schema(path, header, SCHEMA_VERSION)
         try:
@@ -128,6 +124,8 @@ def _problems(features: Features) -> Iterator[str]:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; features are the .safetensors file that `budgetvlm prepare` writes")
     try:
         with safe_open(path, framework="numpy") as file:
             text = (file.metadata() or {}).get(_HEADER)

@@ -178,8 +178,7 @@ class ProfileTable:
             DataError: the file is missing, truncated, or not such a table.
         """
         path = Path(path)
-        arrow = _read_arrow(path)
-        header = _read_header(path, arrow)
+        arrow, header = _read(path)
         try:
             table = _from_arrow(arrow, header)
         except (KeyError, TypeError, ValueError, KnobSpaceError, pa.ArrowInvalid) as error:
@@ -307,22 +306,19 @@ def _to_arrow(table: ProfileTable) -> pa.Table:
     return pa.table(columns).replace_schema_metadata({_HEADER: header_text(header, "table").encode()})
 
 
-def _read_arrow(path: Path) -> pa.Table:
+def _read(path: Path) -> tuple[pa.Table, dict[str, Any]]:
     if not path.is_file():
         raise DataError(f"{path} does not exist; a profile table is the .parquet file that `budgetvlm prepare` writes")
     try:
-        return pq.read_table(path, memory_map=False)
+        arrow = pq.read_table(path, memory_map=False)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a Parquet file, or truncated ({error}). Make it again.") from None
-
-
-def _read_header(path: Path, arrow: pa.Table) -> dict[str, Any]:
     text = (arrow.schema.metadata or {}).get(_HEADER)
     if text is None:
         raise DataError(f"{path} is a Parquet file but no profile table; write one with ProfileTable.save()")
     header: dict[str, Any] = json.loads(text)
     check_schema(path, header, SCHEMA_VERSION)
-    return header
+    return arrow, header
 
 
 def _from_arrow(arrow: pa.Table, header: Mapping[str, Any]) -> ProfileTable:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -237,24 +238,23 @@ class DataSetTask:
         image = values[column] if column in values else opened.source.value(row, column)
         data, path = image_file(image)
         if data is None and path is not None:
-            data = _read((opened.source.folder(row) or Path()) / path)
+            with suppress(OSError):  # loading the image will tell
+                data = ((opened.source.folder(row) or Path()) / path).read_bytes()
         return f"{self.name}-{path or row}" if data is None else f"sha256-{hashlib.sha256(data).hexdigest()[:24]}"
 
     def _metric(self, split: str) -> Metric:
         if self._layout.metric != "cider":
             return METRICS[self._layout.metric]
         if split not in self._metrics:
-            self._metrics[split] = Cider(self._references(split))
+            self._metrics[split] = Cider(self._references(self._open(split)))
         return self._metrics[split]
 
-    def _references(self, split: str) -> Iterator[tuple[str, ...]]:
-        opened = self._open(split)
-        if "list" in opened.columns:
-            name = opened.columns["list"][0]
-            entries = (entry for _, row in opened.source.rows([name]) for entry in row[name] or ())
-            return (as_texts(self._nested(entry)["answers"]) for entry in entries)
-        names = opened.columns["answers"]
-        return (as_texts(first_value(row, names)) for _, row in opened.source.rows(names))
+    def _references(self, opened: _Split) -> Iterator[tuple[str, ...]]:
+        names = opened.columns.get("list") or opened.columns["answers"]
+        for _, row in opened.source.rows(names):
+            value = first_value(row, names)
+            entries = [self._nested(one)["answers"] for one in value or ()] if "list" in opened.columns else [value]
+            yield from map(as_texts, entries)
 
 
 def _load_image(opened: _Split, row: int, eager: Any, name: str, problem: str) -> Image.Image:
@@ -273,14 +273,6 @@ def _load_image(opened: _Split, row: int, eager: Any, name: str, problem: str) -
         return open_image(data if data is not None else (opened.source.folder(row) or Path()) / str(path))
     except (InputError, DataError) as error:
         raise InputError(f"{name} cannot be used: {error}") from None
-
-
-def _read(path: Path) -> bytes | None:
-    """Read an image's file; return None where it cannot be read, which loading the image will tell."""
-    try:
-        return path.read_bytes()
-    except OSError:
-        return None
 
 
 def _fitting(names: str, columns: Collection[str]) -> tuple[str, ...] | None:

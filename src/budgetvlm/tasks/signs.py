@@ -269,22 +269,13 @@ def ask(scene: Scene, rng: np.random.Generator, kind: str | None = None) -> Ques
         return Question(kind, phrase.format(a=shape.name), shape.colour)
     first, *others = (scene.signs[i] for i in rng.permutation(len(scene.signs)))
     if kind == "sum":
-        return Question(
-            kind, phrase.format(a=first.colour, b=others[0].colour), str(first.number % 10 + others[0].number % 10)
-        )
+        total = first.number % 10 + others[0].number % 10
+        return Question(kind, phrase.format(a=first.colour, b=others[0].colour), str(total))
     if kind == "largest":
         return Question(kind, phrase, max(scene.signs, key=lambda sign: sign.number).code)
-    return Question(kind, phrase.format(a=first.colour), _answer(kind, first))
-
-
-def _answer(kind: str, sign: Sign) -> str:
-    price, town = catalogue()[sign.code]
-    return {
-        "read": sign.code,
-        "price": price,
-        "origin": town,
-        "digits": str(sum(map(int, sign.code[1:]))),
-    }[kind]
+    price, town = catalogue()[first.code]
+    answers = {"read": first.code, "price": price, "origin": town, "digits": str(sum(map(int, first.code[1:])))}
+    return Question(kind, phrase.format(a=first.colour), answers[kind])
 
 
 def scene_seed(split: str, image: int) -> int:

@@ -5,6 +5,8 @@ Nothing is run and no weight is read: the model is built from its configuration 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,14 @@ _LIMITS = (
 
 def describe_structure(directory: Path, *, trust_remote_code: bool = False) -> str:
     """Say of each knob what was found in a model, and why something could not be looked at."""
+    from transformers import AutoConfig, AutoImageProcessor
+
     problems: list[str] = []
-    model = _built(directory, trust_remote_code, problems)
-    processor = _processor(directory, trust_remote_code, problems)
+    local = partial(_attempt, problems, trust_remote_code=trust_remote_code, local_files_only=True)
+    config = local("its configuration cannot be read", AutoConfig.from_pretrained, directory)
+    model = _attempt(problems, "Transformers cannot build it", _build, config, trust_remote_code) if config else None
+    read_processor = partial(AutoImageProcessor.from_pretrained, backend="pil")
+    processor = local("its image processor cannot be read", read_processor, directory)
     blocks, routers = (find_blocks(model), find_routers(model)) if model is not None else (None, {})
     first = next((f"the first {name} = {value}" for name, value in routers.items()), "")
     bounds = ", ".join(f"{name}={_short(value)}" for name, value in limits(processor).items())
@@ -69,33 +76,22 @@ def limits(processor: Any) -> dict[str, Any]:
     return {name: value for name in _LIMITS if (value := getattr(processor, name, None)) is not None}
 
 
-def _built(directory: Path, trust_remote_code: bool, problems: list[str]) -> nn.Module | None:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+def _build(config: Any, trust_remote_code: bool) -> nn.Module:
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    try:
-        config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code, local_files_only=True)
-    except Exception as error:  # remote code may raise anything
-        problems.append(f"its configuration cannot be read ({_first_line(error)})")
-        return None
-    for kind in (AutoModelForImageTextToText, AutoModelForCausalLM):
+    with torch.device("meta"):
         try:
-            with torch.device("meta"):
-                return kind.from_config(config, trust_remote_code=trust_remote_code)
-        except Exception as error:
-            problem = f"Transformers cannot build it ({_first_line(error)})"
-    problems.append(problem)
-    return None
+            return AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
+        except Exception:  # remote code may raise anything
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
-def _processor(directory: Path, trust_remote_code: bool, problems: list[str]) -> Any:
-    from transformers import AutoImageProcessor
-
+def _attempt(problems: list[str], problem: str, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Return what a call returns; None where it fails, which is noted as a problem."""
     try:
-        return AutoImageProcessor.from_pretrained(
-            directory, backend="pil", local_files_only=True, trust_remote_code=trust_remote_code
-        )
-    except Exception as error:
-        problems.append(f"its image processor cannot be read ({_first_line(error)})")
+        return call(*args, **options)
+    except Exception as error:  # remote code may raise anything
+        problems.append(f"{problem} ({next(iter(str(error).strip().splitlines()), type(error).__name__)})")
         return None
 
 
@@ -105,10 +101,6 @@ def _is_language(name: str) -> bool:
 
 def _has_attention(block: nn.Module) -> bool:
     return any("att" in name.lower() for name, _ in block.named_modules())
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _short(value: Any) -> str:

@@ -179,18 +179,13 @@ def _load_processors(family: Family, directory: Path) -> tuple[Any, Any]:
             "tokenizer.json, tokenizer_config.json and preprocessor_config.json."
         ) from error
     if not getattr(tokenizer, "chat_template", None):
-        tokenizer.chat_template = _older_chat_template(directory)
+        older = directory / "chat_template.json"  # of models saved before it moved to chat_template.jinja
+        tokenizer.chat_template = read_json(older).get("chat_template") if older.is_file() else None
     return tokenizer, processor
 
 
-def _older_chat_template(directory: Path) -> str | None:
-    """Return the template of models saved before it moved to chat_template.jinja."""
-    path = directory / "chat_template.json"
-    return read_json(path).get("chat_template") if path.is_file() else None
-
-
 def _adapt(name: str, family: Family, directory: Path, model: Any, tokenizer: Any, processor: Any) -> Adapter:
-    knobs = _read_knobs(directory / "knobs.json")
+    knobs, space = _read_knobs(directory / "knobs.json")
     images = family.images_type(model, processor, tokenizer, knobs)
     num_blocks = family.num_blocks(model)
     template = knobs.get("prompt") or family.template(model, tokenizer)
@@ -200,15 +195,16 @@ def _adapt(name: str, family: Family, directory: Path, model: Any, tokenizer: An
         model=model,
         images=images,
         prompt=Prompt.from_template(tokenizer, template),
-        knob_space=_knob_space(knobs, directory) or derive_knob_space(family, model, images),
+        knob_space=space or derive_knob_space(family, model, images),
         block_order=knobs.get("block_order") or blocks.default_order(num_blocks, family.fixed_blocks(model)),
         end_ids=_end_ids(model, tokenizer),
     )
 
 
-def _read_knobs(path: Path) -> dict[str, Any]:
+def _read_knobs(path: Path) -> tuple[dict[str, Any], KnobSpace | None]:
+    """Return what knobs.json holds, and the knob space in it."""
     if not path.exists():
-        return {}
+        return {}, None
     try:
         knobs = read_json(path)
     except DataError as error:
@@ -217,16 +213,10 @@ def _read_knobs(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path} holds {type(knobs).__name__} instead of an object with knob_space, block_order, prompt"
         )
-    return knobs
-
-
-def _knob_space(knobs: dict[str, Any], directory: Path) -> KnobSpace | None:
-    if "knob_space" not in knobs:
-        return None
     try:
-        return KnobSpace(knobs["knob_space"])
+        return knobs, KnobSpace(knobs["knob_space"]) if "knob_space" in knobs else None
     except (KnobSpaceError, AttributeError, TypeError) as error:
-        raise ConfigError(f"knob_space in {directory / 'knobs.json'} cannot be used: {error}") from None
+        raise ConfigError(f"knob_space in {path} cannot be used: {error}") from None
 
 
 def _end_ids(model: Any, tokenizer: Any) -> list[int]:
