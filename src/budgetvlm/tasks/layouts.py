@@ -65,6 +65,11 @@ class DatasetLayout:
     one_image: bool = False
 
 
+def _columns(**others: str) -> dict[str, str]:
+    """Return the columns of a data set that names them as we do, but for those that are given."""
+    return {"question": "question", "answers": "answers", "image": "image", **others}
+
+
 _PLAIN = {
     "question": "question|query",
     "answers": "answers|answer|label",
@@ -81,31 +86,27 @@ LAYOUTS: dict[str, DatasetLayout] = {
     "text_vqa": DatasetLayout(
         "lmms-lab-encoder/textvqa",
         {"train": "train", "validation": "validation"},
-        {"question": "question", "answers": "answers", "image": "image", "sample_id": "question_id",
-         "image_id": "image_id"},
+        _columns(sample_id="question_id", image_id="image_id"),
         "vqa",
     ),
     "okvqa": DatasetLayout(
         "lmms-lab-encoder/OK-VQA",
         {"validation": "val2014"},
-        {"question": "question", "answers": "answers", "image": "image", "sample_id": "question_id",
-         "image_id": "question_id", "kind": "question_type"},
+        _columns(sample_id="question_id", image_id="question_id", kind="question_type"),
         "vqa",
         image_name=_coco_of_okvqa,
     ),
     "coco_2014_vqa": DatasetLayout(
         "lmms-lab-encoder/VQAv2",
         {"validation": "validation"},
-        {"question": "question", "answers": "answers", "image": "image", "sample_id": "question_id",
-         "image_id": "image_id", "kind": "answer_type"},
+        _columns(sample_id="question_id", image_id="image_id", kind="answer_type"),
         "vqa",
         image_name=_coco,
     ),
     "doc_qa": DatasetLayout(
         "lmms-lab-encoder/DocVQA",
         {"validation": "validation"},
-        {"question": "question", "answers": "answers", "image": "image", "sample_id": "questionId",
-         "image_id": "ucsf_document_id+ucsf_document_page_no", "kind": "question_types"},
+        _columns(sample_id="questionId", image_id="ucsf_document_id+ucsf_document_page_no", kind="question_types"),
         "anls",
         max_new_tokens=32,
         folder="DocVQA",
@@ -113,7 +114,7 @@ LAYOUTS: dict[str, DatasetLayout] = {
     "chart_qa": DatasetLayout(
         "HuggingFaceM4/ChartQA",
         {"train": "train", "validation": "val", "test": "test"},
-        {"question": "query|question", "answers": "label|answer", "image": "image", "kind": "human_or_machine|type"},
+        _columns(question="query|question", answers="label|answer", kind="human_or_machine|type"),
         "relaxed",
         "{question}\nAnswer the question with a single word.",
         kinds={"0": "human", "1": "machine", "human_test": "human", "augmented_test": "machine"},
@@ -121,7 +122,7 @@ LAYOUTS: dict[str, DatasetLayout] = {
     "ai2d": DatasetLayout(
         "lmms-lab-encoder/ai2d",
         {"test": "test"},
-        {"question": "question", "answers": "answer", "image": "image", "options": "options"},
+        _columns(answers="answer", options="options"),
         "multiple_choice",
         LETTER,
         index_answers=True,
@@ -129,8 +130,7 @@ LAYOUTS: dict[str, DatasetLayout] = {
     "science_qa_img": DatasetLayout(
         "lmms-lab/ScienceQA-IMG",
         {"train": "train", "validation": "validation", "test": "test"},
-        {"question": "question", "answers": "answer", "image": "image", "options": "choices", "context": "hint",
-         "kind": "subject"},
+        _columns(answers="answer", options="choices", context="hint", kind="subject"),
         "multiple_choice",
         LETTER,
         index_answers=True,
@@ -138,8 +138,7 @@ LAYOUTS: dict[str, DatasetLayout] = {
     "mmmu": DatasetLayout(
         "lmms-lab-encoder/MMMU",
         {"train": "dev", "validation": "validation"},
-        {"question": "question", "answers": "answer", "image": "image_1", "options": "options", "sample_id": "id",
-         "kind": "question_type"},
+        _columns(answers="answer", image="image_1", options="options", sample_id="id", kind="question_type"),
         "multiple_choice",
         LETTER,
         max_new_tokens=32,
@@ -148,7 +147,7 @@ LAYOUTS: dict[str, DatasetLayout] = {
     "tally_qa": DatasetLayout(
         "vikhyatk/tallyqa-test",
         {"test": "test"},
-        {"list": "qa", "question": "question", "answers": "answer", "image": "image", "kind": "is_simple"},
+        _columns(list="qa", answers="answer", kind="is_simple"),
         "exact_match",
         "{question}\nAnswer the question using a single number.",
         max_new_tokens=8,
@@ -157,26 +156,24 @@ LAYOUTS: dict[str, DatasetLayout] = {
     "st_qa": DatasetLayout(
         "vikhyatk/st-vqa",
         {"train": "train"},
-        {"list": "qas|qa", "question": "question", "answers": "answers", "image": "image"},
+        _columns(list="qas|qa"),
         "anls",
         max_new_tokens=32,
     ),
     "pope": DatasetLayout(
         "lmms-lab-encoder/POPE",
         {"test": "test"},
-        {"question": "question", "answers": "answer", "image": "image", "sample_id": "category+question_id",
-         "image_id": "image_source", "kind": "category"},
+        _columns(answers="answer", sample_id="category+question_id", image_id="image_source", kind="category"),
         "yes_no",
         image_name=_coco,
     ),
     "coco_caption": DatasetLayout(
         "lmms-lab-encoder/COCO-Caption",
         {"validation": "val"},
-        {"question": "question", "answers": "answer|answers", "image": "image", "sample_id": "question_id",
-         "image_id": "file_name|question_id"},
+        _columns(answers="answer|answers", sample_id="question_id", image_id="file_name|question_id"),
         "cider",
         CAPTION,
         max_new_tokens=64,
         image_name=_coco,
     ),
-}  # fmt: skip
+}

@@ -37,15 +37,14 @@ class LlavaImages(TiledImages):
         return sizes if len(sizes) <= 5 else super().crop_values()
 
     def overview(self, image: Image.Image) -> torch.Tensor:
-        return self._pixels(image, [[self._side, self._side]])[:1]
+        return self._processed(image, [[self._side, self._side]])["pixel_values"][0][:1]
 
     def beside(self, image: Image.Image, max_crops: int) -> torch.Tensor:
-        allowed = self._allowed(max_crops)
-        return self._pixels(image, allowed)[1:] if allowed else torch.empty(0)
+        return self.all(image, max_crops)[1:] if self._allowed(max_crops) else torch.empty(0)
 
     def all(self, image: Image.Image, max_crops: int) -> torch.Tensor:
-        allowed = self._allowed(max_crops)
-        return self._pixels(image, allowed) if allowed else self.overview(image)
+        alone = not self._allowed(max_crops)
+        return self.overview(image) if alone else self.plain(image, max_crops)["pixel_values"][0]
 
     def encode_tiles(self, tiles: torch.Tensor) -> torch.Tensor:
         """Return projected features of tiles ``[n, 3, H, W]``, before packing."""
@@ -64,7 +63,7 @@ class LlavaImages(TiledImages):
         return self._pack(tiles, layout.grid, layout.size, self.model.model.image_newline)
 
     def plain(self, image: Image.Image, max_crops: int) -> dict[str, Any]:
-        done = run_processor(self.processor, image, image_grid_pinpoints=self._allowed(max_crops))
+        done = self._processed(image, self._allowed(max_crops))
         return {"pixel_values": done["pixel_values"], "image_sizes": done["image_sizes"]}
 
     def layout(self, height: int, width: int, max_crops: int) -> ImageLayout:
@@ -85,9 +84,8 @@ class LlavaImages(TiledImages):
         """Return grids to choose from; none where the overview is to stand alone."""
         return [] if max_crops == 1 else [point for point in self._pinpoints if self._tiles(point) <= max_crops]
 
-    def _pixels(self, image: Image.Image, pinpoints: list[list[int]]) -> torch.Tensor:
-        done = run_processor(self.processor, image, image_grid_pinpoints=pinpoints)
-        return done["pixel_values"][0]
+    def _processed(self, image: Image.Image, pinpoints: list[list[int]]) -> Any:
+        return run_processor(self.processor, image, image_grid_pinpoints=pinpoints)
 
     def _pack(
         self, tiles: torch.Tensor, grid: tuple[int, int], size: tuple[int, int], newline: torch.Tensor
@@ -98,16 +96,12 @@ class LlavaImages(TiledImages):
         told = SimpleNamespace(
             config=SimpleNamespace(image_grid_pinpoints=pinpoints, vision_config=config.vision_config)
         )
+        of_onevision = hasattr(config, "vision_aspect_ratio")
+        name = "vision_aspect_ratio" if of_onevision else "vision_feature_select_strategy"
         packed, _ = type(self.model.model).pack_image_features(
-            told, [tiles], [list(size)], image_newline=newline, **self._packing()
+            told, [tiles], [list(size)], image_newline=newline, **{name: getattr(config, name)}
         )
         return packed[0]
-
-    def _packing(self) -> dict[str, Any]:
-        config = self.model.config
-        if hasattr(config, "vision_aspect_ratio"):
-            return {"vision_aspect_ratio": config.vision_aspect_ratio}
-        return {"vision_feature_select_strategy": config.vision_feature_select_strategy}
 
 
 class Llava(Family):
