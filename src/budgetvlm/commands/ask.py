@@ -103,15 +103,14 @@ def describe(answer: Answer) -> str:
         f"latency  {answer.latency_ms:.1f} ms ({stages}){bound}",
         f"budget   {answer.budget_ms:g} ms {'met' if answer.budget_met else 'missed'}",
     ]
-    if answer.best_effort:
-        lines.append("note     no setting was sure to keep this budget: best effort")
-    if answer.stages_ms["preprocess"] > answer.latency_ms / 2:
-        lines.append("note     preparing the image took most of the time: a smaller image is answered sooner")
-    if answer.finish_reason == "length":
-        lines.append("note     the answer was cut at max_new_tokens")
-    if count := answer.num_hurried_tokens:
-        of = f"{count} of {answer.num_output_tokens} tokens"
-        lines.append(f"note     to be in time, the last {of} were made with fewer experts or blocks")
-    if answer.finish_reason == "budget":
-        lines.append("note     the answer was cut where the budget would not have held another token")
-    return "\n".join(lines)
+    hurried = f"{answer.num_hurried_tokens} of {answer.num_output_tokens} tokens"
+    notes = {
+        "no setting was sure to keep this budget: best effort": answer.best_effort,
+        "preparing the image took most of the time: a smaller image is answered sooner": (
+            answer.stages_ms["preprocess"] > answer.latency_ms / 2
+        ),
+        "the answer was cut at max_new_tokens": answer.finish_reason == "length",
+        f"to be in time, the last {hurried} were made with fewer experts or blocks": answer.num_hurried_tokens > 0,
+        "the answer was cut where the budget would not have held another token": answer.finish_reason == "budget",
+    }
+    return "\n".join([*lines, *(f"note     {text}" for text, holds in notes.items() if holds)])

@@ -50,12 +50,10 @@ def _names(parser: argparse.ArgumentParser) -> set[str]:
     """Every flag and sub-command that the parser and those below it know."""
     names = set(getattr(parser, "words", ()))
     for action in parser._actions:
-        names.update(action.option_strings)
-        if isinstance(action, argparse._SubParsersAction):
-            for name, child in action.choices.items():
-                names |= {name} | _names(child)
-        else:
-            names.update(str(choice) for choice in action.choices or ())
+        choices = action.choices or ()
+        names |= {*action.option_strings, *map(str, choices)}
+        if isinstance(choices, dict):  # sub-commands and their parsers
+            names = names.union(*map(_names, choices.values()))
     return names
 
 
