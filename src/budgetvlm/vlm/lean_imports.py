@@ -17,6 +17,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.machinery import PathFinder
 from types import ModuleType
 from typing import Any
@@ -99,15 +100,6 @@ def _replaced(holder: Any, name: str, value: Any) -> Iterator[None]:
         setattr(holder, name, before)
 
 
-def _on_the_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that makes a tensor, without the device of a surrounding context; SymPy serves only those."""
-
-    def make(*args: Any, **options: Any) -> Any:
-        return function(*args, **{"device": "cpu"} | options)
-
-    return make
-
-
 @contextmanager
 def lean_imports() -> Iterator[None]:
     """Import Transformers and open one model inside the ``with`` block, without what is never used.
@@ -131,6 +123,7 @@ def lean_imports() -> Iterator[None]:
         _replaced(torch.distributed, "is_available", lambda: False),
         _replaced(torch.compiler, "disable", _undecorated),
         _replaced(torch.nn.init, "normal_", lambda tensor, *_, **__: tensor),
-        _replaced(torch, "arange", _on_the_cpu(torch.arange)),
+        # without the device of a surrounding context, for which alone SymPy would be imported
+        _replaced(torch, "arange", partial(torch.arange, device="cpu")),
     ):
         yield

@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 
 import torch
 from PIL import Image
-from torch import nn
 
 from budgetvlm.errors import InputError
 from budgetvlm.vlm.families.base import Dial, Family, Images, run_processor
@@ -100,17 +99,6 @@ class Gemma4Inputs(BothWaysInputs):
         return told
 
 
-class SoftCap(nn.Module):
-    """A head whose logits are bounded: cap * tanh(logits / cap)."""
-
-    def __init__(self, head: nn.Module, cap: float) -> None:
-        super().__init__()
-        self.head, self.cap = head, cap
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(self.head(hidden) / self.cap) * self.cap
-
-
 class Gemma4(Family):
     name: ClassVar = "Gemma 4"
     model_types: ClassVar = ("gemma4",)
@@ -121,8 +109,9 @@ class Gemma4(Family):
     crop_meaning: ClassVar = f"`max_soft_tokens`: {TOKENS_PER_CROP} visual tokens a crop, in steps of two"
 
     def head(self, model: Any) -> Any:
-        cap = self.language(model).config.final_logit_softcapping
-        return model.lm_head if cap is None else SoftCap(model.lm_head, float(cap))
+        """Return the head; in some sizes its logits are bounded: cap * tanh(logits / cap)."""
+        cap, head = self.language(model).config.final_logit_softcapping, model.lm_head
+        return head if cap is None else lambda hidden: torch.tanh(head(hidden) / cap) * cap
 
     def dials(self, model: Any) -> list[Dial]:
         config = self.language(model).config
