@@ -17,8 +17,8 @@ from budgetvlm import decide
 from budgetvlm._compiled import InBackground, compile_module
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.value_network import ValueNetwork
-from budgetvlm.errors import ConfigError
-from budgetvlm.guard import kernels
+from budgetvlm.errors import ConfigError, OutputError
+from budgetvlm.guard import kernels, machine_code
 from budgetvlm.guard.adaptive import AdaptiveGuard
 from budgetvlm.guard.bounds import Request, Spent
 from budgetvlm.guard.margin import Margin
@@ -30,8 +30,8 @@ IMAGE_WIDTH = 7
 
 @pytest.fixture(scope="module")
 def loops():
-    """The compiled loops, as `decide.start_compiling` makes them."""
-    return decide._compiled_by_example(guard(), network())
+    """The compiled loops, as `decide.start_compiling` loads them."""
+    return machine_code.load_kernels()
 
 
 def network(hidden=16, members=1, **options) -> ValueNetwork:
@@ -163,6 +163,21 @@ def test_what_is_made_in_the_background_is_there_when_it_is_waited_for():
     with pytest.raises(ZeroDivisionError):
         failed.wait()
     assert failed.made is None
+
+
+def test_compiling_leaves_this_process_alone_and_what_was_compiled_is_loaded(tmp_path, monkeypatch):
+    """Another process compiles; where it cannot, that is said, and NumPy decides."""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    commands = []
+
+    def run(command, **options):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 1, "", "Traceback\nOSError: no space left\n")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(OutputError, match=r"could not be compiled: OSError: no space left\. Requests"):
+        machine_code.load_kernels()
+    assert commands == [[sys.executable, "-m", "budgetvlm.guard.machine_code"]]
 
 
 def test_parts_that_do_not_fit_together_are_named():

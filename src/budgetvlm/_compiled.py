@@ -72,6 +72,16 @@ class InBackground:
             self._error = error
 
 
+def is_kept(module: ModuleType) -> bool:
+    """Whether `mark_kept` has said that the machine code of this source is complete."""
+    return (_directory(module) / "complete").exists()
+
+
+def mark_kept(module: ModuleType) -> None:
+    """Say that the machine code of this source has been written."""
+    (_directory(module) / "complete").touch()
+
+
 def _directory(module: ModuleType) -> Path:
     """Where the machine code of this source is kept."""
     assert module.__file__ is not None

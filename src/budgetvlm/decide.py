@@ -7,17 +7,17 @@ request takes the same decision by the compiled loops of `budgetvlm.guard.kernel
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 
-from budgetvlm._compiled import InBackground, compile_module
+from budgetvlm._compiled import InBackground, is_kept
 from budgetvlm.controller.value_network import ValueNetwork
 from budgetvlm.guard import kernels
 from budgetvlm.guard.adaptive import AdaptiveGuard
 from budgetvlm.guard.bounds import Bounds, Request, Spent
 from budgetvlm.guard.fixed import Guard
+from budgetvlm.guard.machine_code import load_kernels
 from budgetvlm.guard.rule import Infeasible
 from budgetvlm.guard.specification import best_allowed
 
@@ -121,33 +121,24 @@ def seen_budget_ms(left_ms: float, own_ms: float, slowdown: float) -> float:
 # --- Compiled loops ---------------------------------------------------------------------------------------------------
 
 
-def start_compiling(guard: Guard, network: ValueNetwork) -> None:
+def start_compiling(guard: Guard) -> None:
     """Begin to compile the loops, or to load them, beside what else is done; until then the specification decides."""
     if isinstance(guard, AdaptiveGuard):
-        _LOOPS.start(lambda: _compiled_by_example(guard.copy(), network))
+        _LOOPS.start(load_kernels)
 
 
 def wait_for_compiled(seconds: float | None = None) -> bool:
-    """Wait until the compiled loops are there (None: as long as it takes), and say whether they are.
+    """Wait until the compiled loops are there, and say whether they are.
 
-    Raises what compiling them raised, where the end of it was waited for.
+    Args:
+        seconds: to wait while they are loaded, and not at all if they have to be compiled; None: as long as it takes.
+
+    Raises:
+        OutputError: they could not be compiled, and that was waited for.
     """
+    if seconds is not None and not is_kept(kernels):
+        return False
     return _LOOPS.wait(seconds) is not None
-
-
-def _compiled_by_example(guard: AdaptiveGuard, network: ValueNetwork) -> SimpleNamespace:
-    """The loops, called once, so that they are compiled for the types of every later call."""
-    state, weights = guard.state, network.default_tuple
-    vision = np.ones(state.size_weights.shape[2])
-    vision.flags.writeable = False  # as that of a request
-    request = Request(vision, 1.0, np.zeros(state.length_weights.shape[1], np.float32))
-    image = np.zeros(len(network.default_weights.mean), np.float32)
-    known, spent = np.ones(len(request.vision), dtype=bool), tuple(Spent(1.0, 1.0))
-    loops = compile_module(kernels)
-    asked = tuple(request), guard.image_groups(request), known, 1.0, spent
-    _, _, forecast, values, _ = loops.choose(guard.state_tuple, *asked, weights, image, image[:0])
-    loops.choose_again(guard.state_tuple, tuple(forecast), 0, known, spent, values, 1.0)
-    return loops
 
 
 _LOOPS = InBackground()

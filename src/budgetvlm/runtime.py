@@ -86,7 +86,7 @@ class AdaptiveVLM:
         self._columns = None if columns == list(range(len(vlm.knob_space))) else np.array(columns)
         self._lock = threading.Lock()  # of what the guard learns
         if compiled:
-            decide.start_compiling(self.guard, self.network)
+            decide.start_compiling(self.guard)
         self.own_ms = self._rehearse(rehearsals)
         self.guard.own_ms = self.guard.own_ms or self.own_ms
 
