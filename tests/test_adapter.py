@@ -13,7 +13,8 @@ from benchmarks.block_orders import block_changes, likelihood
 from budgetvlm.errors import CheckpointError, ConfigError, InputError, KnobSpaceError
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.vlm import STAGES, VLM, load_vlm
-from budgetvlm.vlm.encoding import pool, word_mean
+from budgetvlm.vlm.decoding import mean_embedding
+from budgetvlm.vlm.families.base import pool
 
 SPACE = KnobSpace(KNOBS)
 QUESTIONS = ["what is the red sign", "sum of both", "colour of the sign", "code"]
@@ -265,9 +266,9 @@ def test_features(vlm):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_means_of_words(dtype):
     table = torch.nn.Embedding.from_pretrained(torch.tensor([[1.0, 2.0], [3.0, 6.0]], dtype=dtype))
-    assert word_mean(table, np.array([0, 1])).tolist() == [2.0, 4.0]
+    assert mean_embedding(table, np.array([0, 1])).tolist() == [2.0, 4.0]
     with pytest.raises(IndexError):
-        word_mean(table, np.array([0, 2]))
+        mean_embedding(table, np.array([0, 2]))
 
 
 @pytest.mark.parametrize("question", ["", "  ", None, 3])

@@ -31,7 +31,7 @@ from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.table import ProfileTable
 from budgetvlm.tasks import load_task
 from budgetvlm.vlm import Deadline, Quicker, load_vlm
-from budgetvlm.vlm.decoding import Pace
+from budgetvlm.vlm.decoding import LONG_AGO_S, Pace
 
 SPACE = KnobSpace({"max_crops": [1, 4], "top_k": [4], "num_active_blocks": [2, 4]})
 TASK = load_task("signs")
@@ -299,9 +299,9 @@ def test_a_prompt_that_would_be_read_too_late_is_read_in_a_hurry(system):
     )
     with torch.inference_mode(), vlm.apply(SPACE.full):
         whole = vlm.decoder.logits(inputs.prompts[0].embeddings[None])
-        with vlm.paced(SPACE.full, Pace.of(vlm, SPACE.full, ample)):
+        with vlm.paced(SPACE.full, vlm.pace(SPACE.full, ample)):
             assert torch.equal(vlm.decoder.logits(inputs.prompts[0].embeddings[None]), whole)
-        pace = Pace.of(vlm, SPACE.full, Deadline.over(quicker))
+        pace = vlm.pace(SPACE.full, Deadline.over(quicker))
         pace.reads = lambda now_s, block: block not in blocks[1:-1]
         with vlm.paced(SPACE.full, pace):
             skipped = vlm.decoder.logits(inputs.prompts[0].embeddings[None])
@@ -324,6 +324,24 @@ def test_a_pace_reads_with_what_is_needed_and_no_less():
     pace.has_read()
     assert pace.hurried == [cheapest] and pace.saved_ms == {"prefill": pytest.approx(4 + 10 + 4)}
     assert pace.next(0.092, made=1) and pace.hurried == [cheapest] * 2 and pace.saved_ms["decode"] == 10 - 2
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_look_at_the_clock_says_when_reading_need_not_be_asked(seed):
+    """Asked before each block, or only when ``in_time_s`` is over: the same blocks read with as much."""
+    random = np.random.default_rng(seed)
+    blocks = (0, 1, 2, 3, 4, 5), (0, 1, 2, 3, 4, 5), (0, 2, 5)
+    for _ in range(50):
+        read_ms, at_s = random.uniform(10, 60), 1 + random.uniform(0.02, 0.1)
+        quicker = [Quicker(SPACE.settings[1], 3.0, read_ms / 2), Quicker(SPACE.settings[0], 1.0, read_ms / 4)]
+        deadline = Deadline(at_s, 5.0, 3, tuple(quicker[: random.integers(3)]), read_ms=read_ms)
+        always, seldom, now_s = Pace(deadline, blocks), Pace(deadline, blocks), 1.0
+        for block in blocks[0]:
+            wanted = always.reads(now_s, block)
+            assert (now_s <= seldom.in_time_s.get(block, LONG_AGO_S) or seldom.reads(now_s, block)) == wanted
+            assert seldom.level == always.level
+            now_s += wanted * random.choice([0.7, 1.0, 1.5, 4.0]) * always.block_ms[always.level] / 1e3
+        assert seldom.saved_ms == pytest.approx(always.saved_ms)
 
 
 def test_an_answer_stops_before_the_token_that_would_be_late(system):

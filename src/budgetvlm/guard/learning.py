@@ -55,7 +55,7 @@ def add_score(scores: Scores, score: float, moment: Moment = "overview") -> None
         del ordered[bisect_left(ordered, arrived[0])]
     arrived.append(score)
     insort(ordered, score)
-    scores.publish(place)
+    _publish(scores, place)
 
 
 def forget_scores(scores: Scores, number: int) -> None:
@@ -63,7 +63,13 @@ def forget_scores(scores: Scores, number: int) -> None:
     for place, (arrived, ordered) in enumerate(zip(scores.arrived, scores.ordered, strict=True)):
         for _ in range(min(number, len(arrived) - 1)):
             del ordered[bisect_left(ordered, arrived.pop())]
-        scores.publish(place)
+        _publish(scores, place)
+
+
+def _publish(scores: Scores, place: int) -> None:
+    """Bring the arrays of a moment up to date."""
+    ordered = scores.ordered[place]
+    scores.ascending[place, : len(ordered)], scores.counts[place] = ordered, len(ordered)
 
 
 def follow_speed(speed: StageSpeed, predicted_ms: Sequence[float], took_ms: Sequence[float]) -> bool:

@@ -61,19 +61,13 @@ class Scores:
         self.ordered = [sorted(scores) for scores in self.arrived]
         self.ascending = np.zeros((len(MOMENTS), size))
         self.counts = np.zeros(len(MOMENTS), dtype=np.int64)
-        for place in range(len(MOMENTS)):
-            self.publish(place)
+        for place, ordered in enumerate(self.ordered):
+            self.ascending[place, : len(ordered)], self.counts[place] = ordered, len(ordered)
 
     @property
     def size(self) -> int:
         """The most scores of a moment."""
         return self.ascending.shape[1]
-
-    def publish(self, place: int) -> None:
-        """Bring the arrays of a moment up to date."""
-        ordered = self.ordered[place]
-        self.ascending[place, : len(ordered)] = ordered
-        self.counts[place] = len(ordered)
 
 
 class Margin:

@@ -30,7 +30,7 @@ from budgetvlm.knobs import Setting
 from budgetvlm.live.calibration import Measured
 from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.tasks import Task
-from budgetvlm.vlm import Deadline
+from budgetvlm.vlm import VLM, Deadline
 from budgetvlm.vlm.decoding import Pace
 from budgetvlm.vlm.protocol import RecordingClock
 
@@ -162,13 +162,13 @@ class _Replay:
         model, measured, index = self._model, self._measured, chosen.index
         setting = model.setting(index)
         stages = {name: speed * float(times[row, index]) for name, times in measured.stages_ms.items()}
-        depth = int(setting.get("num_active_blocks", model.vlm.num_total_blocks))
+        depth = _depth(model.vlm, setting)
         blocks_ms, tokens_ms = (speed * took for took in _steps_ms(measured, row, index, depth))
         before_ms = speed * model.own_ms + sum(stages.values()) - stages["prefill"] - stages["decode"]
         clock = _Clock(before_ms)
         cut = cuts(self._cut, chosen.promised, self._guard.may_be_late)
         deadline = model.deadline(chosen.decided_by[-1], index, budget_ms / 1e3, cut=cut)
-        pace = Pace.of(model.vlm, setting, deadline._replace(clock=clock.read)) if deadline else None
+        pace = _pace(model.vlm, setting, deadline._replace(clock=clock.read)) if deadline else None
         if pace and deadline and deadline.read_ms:
             clock.now_ms += stages["prefill"] - float(blocks_ms.sum())  # before the first block
             _read(pace, clock, blocks_ms)
@@ -285,3 +285,12 @@ def _decode(pace: Pace | None, clock: _Clock, tokens_ms: np.ndarray) -> int:
         clock.now_ms += _hurried_ms(tokens_ms, made - 1, share)
         made, now_s = made + 1, clock.read()
     return made
+
+
+def _pace(vlm: VLM, setting: Setting, deadline: Deadline) -> Pace:
+    """The pace of an answer that is given at this setting."""
+    return Pace(deadline, [vlm.active_blocks(_depth(vlm, one)) for one in (setting, *deadline.settings)])
+
+
+def _depth(vlm: VLM, setting: Setting) -> int:
+    return int(setting.get("num_active_blocks", vlm.num_total_blocks))

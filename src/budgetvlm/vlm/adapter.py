@@ -22,9 +22,8 @@ from torch import nn
 from budgetvlm.errors import InputError, KnobSpaceError
 from budgetvlm.knobs import KnobSpace, Setting
 from budgetvlm.vlm import blocks
-from budgetvlm.vlm.decoding import Decoder, Pace, waiting_for
-from budgetvlm.vlm.encoding import pool, word_mean
-from budgetvlm.vlm.families.base import SIZE_CACHE_LIMIT, Family, Images
+from budgetvlm.vlm.decoding import Decoder, Pace, PacedReading, mean_embedding, waiting_for
+from budgetvlm.vlm.families.base import SIZE_CACHE_LIMIT, Family, Images, pool
 from budgetvlm.vlm.knob_limits import check_knobs, depths
 from budgetvlm.vlm.prompt import DecoderInputs, EmbeddedPrompt, Prompt, PromptEmbedder
 from budgetvlm.vlm.protocol import Deadline, Generation, Overview, Revise
@@ -78,10 +77,10 @@ class Adapter:
         self.block_order = blocks.check_order(block_order, self.num_total_blocks, family.fixed_blocks(model))
         # the lists of blocks at each depth, and the configuration of each setting
         self._wait = waiting_for(next(model.parameters()))
-        self._pace: Pace | None = None  # of the answer whose prompt is being read
+        self._reading = PacedReading(self._wait, self._set_top_k)
         self._layers = {n: self._layer_list(self.active_blocks(n)) for n in {*depths(knob_space), len(self.layers)}}
         self._paced_layers = {
-            n: blocks.paced_list(layers, self.layers, self.block_runs, family.skipped_output)
+            n: blocks.paced_list(layers, self.layers, self._reading, family.skipped_output)
             for n, layers in self._layers.items()
         }
         self._configurations = {setting: self._configure(setting) for setting in knob_space.settings}
@@ -146,18 +145,14 @@ class Adapter:
                 for change in before:
                     setattr(*change)
 
-    def block_runs(self, block: int) -> bool:
-        """Ask the pace of a reading whether this block runs; where it is in more of a hurry, set its experts."""
-        pace = self._pace
-        assert pace is not None
-        if self._wait:
-            self._wait()
-        before = pace.level
-        runs = pace.reads(pace.clock(), block)
-        if pace.level != before and pace.setting and (top_k := pace.setting.get("top_k")):
-            for dial in self.dials:
-                setattr(dial.owner, dial.name, int(top_k))
-        return runs
+    def _set_top_k(self, top_k: int) -> None:
+        for dial in self.dials:
+            setattr(dial.owner, dial.name, top_k)
+
+    def pace(self, setting: Setting, deadline: Deadline) -> Pace:
+        """Make the pace of an answer that is given at this setting."""
+        quicker = (one.setting for one in deadline.hurried)
+        return Pace(deadline, [self._configuration(one).active for one in (setting, *quicker)])
 
     def encode_overview(self, image: Image.Image) -> Overview:
         """Preprocess and encode the overview crop once."""
@@ -177,7 +172,7 @@ class Adapter:
 
     def question_feature(self, question: str) -> np.ndarray:
         """Return the mean of the embeddings of the question's tokens, float32 ``[Dl]``, without the fixed text's."""
-        return word_mean(self.decoder.model.get_input_embeddings(), self.prompt.question_ids(question))
+        return mean_embedding(self.decoder.model.get_input_embeddings(), self.prompt.question_ids(question))
 
     def prompt_size(self, image: Image.Image, question: str) -> tuple[np.ndarray, int]:
         """Return visual tokens at each setting ``[K]`` and the prompt's other tokens, without running the model."""
@@ -228,7 +223,7 @@ class Adapter:
             lap()
             prompt = self.embed_prompt(visual, question_ids, layout)
             inputs = self.decoder_inputs([prompt])
-            pace = Pace.of(self, setting, deadline) if deadline else None
+            pace = self.pace(setting, deadline) if deadline else None
             with self.paced(setting, pace) if pace and deadline and deadline.read_ms else nullcontext():
                 cache, first = self.decoder.prefill(prompt.embeddings[None], **inputs.prefill())
             stages["prefill"] = lap()
@@ -240,14 +235,14 @@ class Adapter:
     def paced(self, setting: Setting, pace: Pace) -> Iterator[None]:
         """Ask a pace before each block how it reads the prompt, for a ``with`` block within that of `apply`."""
         layers_before = self.layers
-        self._pace = pace
+        self._reading.pace = pace
         setattr(self._holder, self._list_name, self._paced_layers[len(self._configuration(setting).active)])
         try:
             yield
             pace.has_read()
         finally:
             setattr(self._holder, self._list_name, layers_before)
-            self._pace = None
+            self._reading.pace = None
 
     @torch.inference_mode()
     def generate_batch(

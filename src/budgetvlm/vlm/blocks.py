@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from budgetvlm.errors import ConfigError
-from budgetvlm.vlm.decoding import PacedBlock, SkippedBlock
+from budgetvlm.vlm.decoding import PacedBlock, PacedReading, SkippedBlock
 
 
 def active_blocks(order: Sequence[int], num_active_blocks: int) -> tuple[int, ...]:
@@ -41,18 +41,18 @@ def layer_list(layers: nn.ModuleList, active: Sequence[int], *, stand_ins: bool)
 
 
 def paced_list(
-    layers: nn.ModuleList, whole: nn.ModuleList, runs: Callable[[int], bool], skipped: Callable[[torch.Tensor], Any]
+    layers: nn.ModuleList, whole: nn.ModuleList, reading: PacedReading, skipped: Callable[[torch.Tensor], Any]
 ) -> nn.ModuleList:
     """Return a list of blocks in which each that runs asks a pace first.
 
     Args:
         layers: a list of `layer_list`.
         whole: all blocks of the model.
-        runs, skipped: see `PacedBlock`.
+        reading, skipped: see `PacedBlock`.
     """
     numbers = {layer: i for i, layer in enumerate(whole)}  # a stand-in has none
     return nn.ModuleList(
-        PacedBlock(layer, numbers[layer], runs, skipped) if layer in numbers else layer for layer in layers
+        PacedBlock(layer, numbers[layer], reading, skipped) if layer in numbers else layer for layer in layers
     )
 
 

@@ -8,22 +8,25 @@ Shapes: B prompts, T tokens, C channels, V words of the vocabulary.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache
 
 from budgetvlm.knobs import Setting
 from budgetvlm.vlm.prompt import DecoderInputs
-from budgetvlm.vlm.protocol import VLM, Deadline
+from budgetvlm.vlm.protocol import Deadline
 
 MARGIN = 1.1  # a next token may take this many times as long as the slowest before it
 LEAST_MS = 1e-3  # of a step, so that nothing is divided by 0
+LONG_AGO_S = -math.inf
 
 
 class Pace:
@@ -36,6 +39,8 @@ class Pace:
         hurried, saved_ms: see `Generation`.
         block_ms, steps_ms: expected time of reading by one block and of one more token, at each level.
         clock: see `Deadline`.
+        in_time_s: until when, on that clock, each block reads without hurry. Earlier, `reads` would change nothing and
+            need not be called, which takes longer than to read a clock. For blocks that are not in it, call it.
 
     Args:
         blocks: which run at each level, ascending; only reading needs them.
@@ -48,16 +53,10 @@ class Pace:
         self.block_ms = [ms / len(run) for ms, run in zip(reads_ms, blocks, strict=False)]
         self._slowness = MARGIN
         self._since_s = self._expected_ms = 0.0
+        self.in_time_s: dict[int, float] = {}
         self.level = 0
         self.hurried: list[Setting] = []
         self.saved_ms: dict[str, float] = {}
-
-    @classmethod
-    def of(cls, vlm: VLM, setting: Setting, deadline: Deadline) -> Pace:
-        """Make the pace of an answer that a model is to give at this setting."""
-        most = vlm.num_total_blocks
-        depths = [int(one.get("num_active_blocks", most)) for one in (setting, *deadline.settings)]
-        return cls(deadline, [vlm.active_blocks(depth) for depth in depths])
 
     def reads(self, now_s: float, block: int) -> bool:
         """Decide whether this block, the next one of the answer's own setting, reads the prompt; may raise `level`."""
@@ -70,16 +69,37 @@ class Pace:
         else:
             self._since_s = now_s
         # hurry until the rest fits into what is left
-        tokens_ms = (self._deadline.tokens - 1) * self.steps_ms[-1]
-        left_ms = (self._deadline.at_s - now_s) * 1e3 / self._slowness - tokens_ms
+        left_ms = (self._deadline.at_s - now_s) * 1e3 / self._slowness - self._tokens_ms
         while self.level < len(self.block_ms) - 1 and self._rest_ms(block) > left_ms:
             self.level += 1
         runs = block in self.blocks[self.level]
-        # note what was saved
+        # note what was saved, or until when the next blocks are in time
         if self.level:
+            self.in_time_s.clear()
             self._expected_ms += runs * self.block_ms[self.level]
             self._save("prefill", self.block_ms[0] - runs * self.block_ms[self.level])
+        elif not self.in_time_s:
+            self.in_time_s = self._when_in_time()
         return runs
+
+    def _when_in_time(self) -> dict[int, float]:
+        """Compute `in_time_s` of all blocks but the first.
+
+        With n blocks of b ms read, t ms since the first began and c ms needed for the rest, `reads` changes nothing
+        while c <= (d - t) / s, where the deadline is d ms after the first began, and s the margin m or m t / (n b),
+        whichever is more. So t is at most d - m c, and at most d n b / (n b + m c).
+        """
+        blocks, block_ms, at_s, out = self.blocks[0], self.block_ms[0], self._deadline.at_s, {}
+        for read in range(1, len(blocks)):
+            needed_ms = MARGIN * ((len(blocks) - read) * block_ms + self._tokens_ms)
+            share = read * block_ms / (read * block_ms + needed_ms)
+            out[blocks[read]] = min(at_s - needed_ms / 1e3, self._since_s + share * (at_s - self._since_s))
+        return out
+
+    @property
+    def _tokens_ms(self) -> float:
+        """Time of the tokens after the first one, made as fast as they can be."""
+        return (self._deadline.tokens - 1) * self.steps_ms[-1]
 
     def _rest_ms(self, block: int) -> float:
         """Time of reading from this block on, at the present level."""
@@ -143,24 +163,55 @@ def waiting_for(tensor: torch.Tensor) -> Callable[[], None] | None:
     return torch.mps.synchronize if device.type == "mps" else None
 
 
+class PacedReading:
+    """Asks a pace before each block that reads a prompt; shared by all `PacedBlock`s of a model.
+
+    Attributes:
+        pace: of the answer under way; set it before the prompt is read.
+
+    Args:
+        wait: see `waiting_for`; called before the clock is read.
+        set_top_k: changes the experts per token of the blocks to come.
+    """
+
+    def __init__(self, wait: Callable[[], None] | None, set_top_k: Callable[[int], None]) -> None:
+        self.pace: Pace | None = None
+        self._wait, self._set_top_k = wait, set_top_k
+
+    def runs(self, block: int) -> bool:
+        """Decide whether this block runs; where it is in more of a hurry, set its experts per token."""
+        if self._wait:
+            self._wait()
+        pace = self.pace
+        assert pace is not None
+        now_s = pace.clock()
+        if now_s <= pace.in_time_s.get(block, LONG_AGO_S):
+            return True
+        before = pace.level
+        runs = pace.reads(now_s, block)
+        if pace.level != before and pace.setting and (top_k := pace.setting.get("top_k")):
+            self._set_top_k(int(top_k))
+        return runs
+
+
 class PacedBlock(SkippedBlock):
     """Stands in front of a block and runs it, or hands the hidden states on as a skipped block would.
 
     Args:
         number: the block's index.
-        runs: decides each time, by the block's index, whether the block runs.
+        reading: decides each time whether the block runs.
         skipped: turns hidden states into what a block returns that does nothing, see `Family.skipped_output`.
     """
 
     def __init__(
-        self, block: nn.Module, number: int, runs: Callable[[int], bool], skipped: Callable[[torch.Tensor], Any]
+        self, block: nn.Module, number: int, reading: PacedReading, skipped: Callable[[torch.Tensor], Any]
     ) -> None:
         super().__init__(block)
-        vars(self).update(number=number, runs=runs, skipped=skipped)
+        vars(self).update(number=number, reading=reading, skipped=skipped)
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         own = vars(self)
-        if own["runs"](own["number"]):
+        if own["reading"].runs(own["number"]):
             return own["block"](hidden_states, *args, **kwargs)
         return own["skipped"](hidden_states)
 
@@ -256,3 +307,11 @@ class Decoder:
     def _until_end(self, ids: list[int]) -> list[int]:
         end = next((i for i, token in enumerate(ids) if token in self.end_ids), len(ids) - 1)
         return ids[: end + 1]
+
+
+@torch.inference_mode()
+def mean_embedding(table: nn.Module, ids: np.ndarray) -> np.ndarray:
+    """Return the mean of the embeddings of these tokens, int64 ``[T]``, float32 ``[C]``."""
+    device = next(table.parameters()).device
+    mean: np.ndarray = table(torch.tensor(ids, device=device)).float().mean(0).cpu().numpy()
+    return mean

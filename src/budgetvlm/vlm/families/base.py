@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import nn
@@ -255,6 +256,20 @@ def find_dials(language: nn.Module) -> list[Dial]:
 def attention_kinds(language: Any) -> set[str]:
     """Return the kinds of attention that the decoder's configuration lists; none where all blocks are alike."""
     return set(getattr(language.config, "layer_types", None) or ())
+
+
+def pool(tokens: torch.Tensor, deepstack_levels: int = 0) -> np.ndarray:
+    """Return the controller's view of visual tokens: mean and maximum over them, float32 ``[2 * C]``.
+
+    Args:
+        tokens: ``[T, C]``, or ``[T, C * (1 + levels)]`` with deepstack levels, which do not count.
+    """
+    rows = tokens.float().cpu().numpy()
+    width = rows.shape[1] // (1 + deepstack_levels)
+    pooled = np.empty(2 * width, np.float32)
+    np.mean(rows[:, :width], axis=0, out=pooled[:width])
+    np.max(rows[:, :width], axis=0, out=pooled[width:])
+    return pooled
 
 
 def run_processor(processor: Any, image: Image.Image, **options: Any) -> Any:
