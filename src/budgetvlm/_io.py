@@ -11,9 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+import numpy as np
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from budgetvlm.errors import DataError, InputError, OutputError
+
+DEEP_GREYS = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+PAGED = ("TIFF", "GIF", "PNG", "WEBP")  # formats of several pages or frames; what a phone's MPO has more is a preview
 
 
 @contextmanager
@@ -109,10 +113,12 @@ def read_json(path: str | Path) -> Any:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return the image in RGB, itself if it is that already: copying a large one takes longer than a small model.
+    """Return the image as every model here sees it: upright, on white, in RGB of 8 bits.
+
+    An image that is so already is returned itself: copying a large one takes longer than a small model.
 
     Raises:
-        InputError: it is not an image, it is empty, or its data cannot be decoded.
+        InputError: it is not an image, it is empty, it has several pages, or its data cannot be decoded.
     """
     if not isinstance(image, Image.Image):
         raise InputError(
@@ -123,29 +129,74 @@ def to_rgb(image: Image.Image) -> Image.Image:
             f"the image is empty: {image.width} x {image.height} pixels. Give one with at least one pixel."
         )
     try:
-        if type(image) is not Image.Image:  # an opened file is read when it is first needed
+        if isinstance(image, ImageFile.ImageFile):
+            _require_one_page(image)
             image.load()
+        if image.info or type(image) is not Image.Image:  # the tag stays with copies of an opened file
+            image = _upright(image)
+        if image.mode in DEEP_GREYS:
+            return _eight_bits(image)
+        if image.has_transparency_data:
+            clear = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
         return image if image.mode == "RGB" else image.convert("RGB")
     except (OSError, ValueError, SyntaxError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(
             f"the image cannot be decoded ({error}); it may be truncated. Save it again as PNG."
         ) from error
 
 
+def _require_one_page(image: ImageFile.ImageFile) -> None:
+    pages = getattr(image, "n_frames", 1) if image.format in PAGED else 1
+    if pages > 1 and image.tell() == 0:
+        raise InputError(
+            f"it holds {pages} pages or frames, and a question is about one image. Save the one that is meant as a "
+            "file of its own, or give a copy of it (image.seek(n), image.copy())."
+        )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn an image as its EXIF tag says; without one it is returned itself."""
+    return ImageOps.exif_transpose(image) if image.getexif().get(ExifTags.Base.Orientation, 1) != 1 else image
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Scale greys that are deeper than a byte, on white where they are transparent.
+
+    White is the largest number of the fewest bits (8, 12 or 16) that hold all values, as cameras and scanners fill
+    them; it is 1 for fractions. Values beyond these scales are stretched from their smallest to their largest.
+    """
+    grey = np.asarray(image).astype(np.float64)
+    if not np.isfinite(grey).all():
+        raise ValueError("it has values that are no numbers")
+    black, most = 0.0, grey.max()
+    white = next((w for w in (255.0, 4095.0, 65535.0) if most <= w), most)
+    if image.mode == "F" and most <= 1:
+        white = 1.0
+    if grey.min() < 0 or most > 65535:
+        black, white = grey.min(), max(most, grey.min() + 1)
+    shades = np.rint((grey - black) / (white - black) * 255).astype(np.uint8)
+    if "transparency" in image.info:
+        shades[grey == image.info["transparency"]] = 255
+    return Image.fromarray(shades).convert("RGB")
+
+
 def open_image(image: str | Path | bytes | Image.Image) -> Image.Image:
-    """Return the decoded image in RGB, upright, of a file or its contents; an image is only decoded.
+    """Return the decoded image of a file or its contents, or an image, as `to_rgb` does.
 
     Raises:
-        InputError: the file is missing, no image, truncated, or too large to be decoded safely.
+        InputError: the file is missing, no image, truncated, too large to be decoded safely, or of several pages.
     """
     if isinstance(image, Image.Image):
         return _decoded(image, "the image")
     if not isinstance(image, str | Path | bytes):
         raise InputError(f"an image is needed: a file's name or a PIL image; given {type(image).__name__}")
-    name = f"data of {len(image)} bytes" if isinstance(image, bytes) else str(image)
+    name = f"data of {len(image)} bytes" if isinstance(image, bytes) else shortened(str(image))
     try:
         with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
-            return _decoded(ImageOps.exif_transpose(opened), name)
+            return _decoded(opened, name)
     except FileNotFoundError:
         raise InputError(f"the image {name!r} does not exist. Check the name.") from None
     except UnidentifiedImageError:
@@ -155,7 +206,13 @@ def open_image(image: str | Path | bytes | Image.Image) -> Image.Image:
     except (OSError, SyntaxError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"the image {name!r} cannot be read ({error}); give another or save it again") from None
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error  # without the whole name
+        raise InputError(f"the image {name!r} cannot be read ({why}); give another or save it again") from None
+
+
+def shortened(text: str, most: int = 80) -> str:
+    """Return a text that fits into a message."""
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
 
 
 def _decoded(image: Image.Image, name: str) -> Image.Image:
