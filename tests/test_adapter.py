@@ -13,7 +13,7 @@ from benchmarks.block_orders import block_changes, likelihood
 from budgetvlm.errors import CheckpointError, ConfigError, InputError, KnobSpaceError
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.vlm import STAGES, VLM, load_vlm
-from budgetvlm.vlm.decoding import mean_embedding
+from budgetvlm.vlm.decoding import mean_embedder
 from budgetvlm.vlm.families.base import pool
 
 SPACE = KnobSpace(KNOBS)
@@ -266,9 +266,10 @@ def test_features(vlm):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_means_of_words(dtype):
     table = torch.nn.Embedding.from_pretrained(torch.tensor([[1.0, 2.0], [3.0, 6.0]], dtype=dtype))
-    assert mean_embedding(table, np.array([0, 1])).tolist() == [2.0, 4.0]
+    mean = mean_embedder(table)(np.array([0, 1]))
+    assert mean.tolist() == [2.0, 4.0] and mean.dtype == np.float32
     with pytest.raises(IndexError):
-        mean_embedding(table, np.array([0, 2]))
+        mean_embedder(table)(np.array([0, 2]))
 
 
 @pytest.mark.parametrize("question", ["", "  ", None, 3])

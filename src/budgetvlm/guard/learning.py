@@ -6,7 +6,7 @@ What is learnt, and why, stands in `budgetvlm.guard.margin` and `budgetvlm.guard
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from operator import mul
 
@@ -50,26 +50,30 @@ def learn_margin(
 def add_score(scores: Scores, score: float, moment: Moment = "overview") -> None:
     """Add a score; the oldest one makes room for it."""
     place = MOMENTS.index(moment)
-    arrived, ordered = scores.arrived[place], scores.ordered[place]
+    arrived = scores.arrived[place]
     if len(arrived) == arrived.maxlen:
-        del ordered[bisect_left(ordered, arrived[0])]
+        _take_out(scores, place, arrived.popleft())
+    row, count = scores.ascending[place], len(arrived)
+    at = bisect_left(row, score, 0, count)
+    row[at + 1 : count + 1] = row[at:count]
+    row[at] = score
     arrived.append(score)
-    insort(ordered, score)
-    _publish(scores, place)
+    scores.counts[place] = count + 1
 
 
 def forget_scores(scores: Scores, number: int) -> None:
     """Drop the last scores, all but one at most: what they tell was the machine's new speed, not its noise."""
-    for place, (arrived, ordered) in enumerate(zip(scores.arrived, scores.ordered, strict=True)):
+    for place, arrived in enumerate(scores.arrived):
         for _ in range(min(number, len(arrived) - 1)):
-            del ordered[bisect_left(ordered, arrived.pop())]
-        _publish(scores, place)
+            _take_out(scores, place, arrived.pop())
 
 
-def _publish(scores: Scores, place: int) -> None:
-    """Bring the arrays of a moment up to date."""
-    ordered = scores.ordered[place]
-    scores.ascending[place, : len(ordered)], scores.counts[place] = ordered, len(ordered)
+def _take_out(scores: Scores, place: int, score: float) -> None:
+    """Take a score, which has just left, out of the sorted ones."""
+    row, count = scores.ascending[place], len(scores.arrived[place])
+    at = bisect_left(row, score, 0, count + 1)
+    row[at:count] = row[at + 1 : count + 1]
+    scores.counts[place] = count
 
 
 def follow_speed(speed: StageSpeed, predicted_ms: Sequence[float], took_ms: Sequence[float]) -> bool:

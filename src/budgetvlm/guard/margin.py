@@ -51,18 +51,16 @@ class Scores:
 
     Attributes:
         arrived: in the order in which they came, for each moment.
-        ordered: the same, ascending.
-        ascending, counts: the same once more for the compiled loops, in arrays that stay where they are: ``[2, N]``,
-            and how many there are, int64 ``[2]``.
+        ascending, counts: the same, sorted, ``[2, N]``, and how many there are, int64 ``[2]``; these arrays stay where
+            they are, because the compiled loops read them.
     """
 
     def __init__(self, size: int, given: Mapping[Moment, Iterable[float]]) -> None:
         self.arrived = [deque(given.get(moment, ()), maxlen=size) for moment in MOMENTS]
-        self.ordered = [sorted(scores) for scores in self.arrived]
         self.ascending = np.zeros((len(MOMENTS), size))
-        self.counts = np.zeros(len(MOMENTS), dtype=np.int64)
-        for place, ordered in enumerate(self.ordered):
-            self.ascending[place, : len(ordered)], self.counts[place] = ordered, len(ordered)
+        self.counts = np.array([len(arrived) for arrived in self.arrived])
+        for row, arrived in zip(self.ascending, self.arrived, strict=True):
+            row[: len(arrived)] = sorted(arrived)
 
     @property
     def size(self) -> int:

@@ -22,7 +22,7 @@ from torch import nn
 from budgetvlm.errors import InputError, KnobSpaceError
 from budgetvlm.knobs import KnobSpace, Setting
 from budgetvlm.vlm import blocks
-from budgetvlm.vlm.decoding import Decoder, Pace, PacedReading, mean_embedding, waiting_for
+from budgetvlm.vlm.decoding import Decoder, Pace, PacedReading, mean_embedder, waiting_for
 from budgetvlm.vlm.families.base import SIZE_CACHE_LIMIT, Family, Images, pool
 from budgetvlm.vlm.knob_limits import check_knobs, depths
 from budgetvlm.vlm.prompt import DecoderInputs, EmbeddedPrompt, Prompt, PromptEmbedder
@@ -87,6 +87,7 @@ class Adapter:
         # what prompts and answers are made with
         self.decoder = Decoder(family.language(model), family.head(model), end_ids, family.cache_type)
         table = self.decoder.model.get_input_embeddings()
+        self._mean_embedding = mean_embedder(table)
         self._deepstack_levels = family.deepstack_levels(model)
         self.embed_prompt = PromptEmbedder(prompt, table, self._deepstack_levels, family.adds_features)
         self._visual_tokens = lru_cache(SIZE_CACHE_LIMIT)(self._count_visual_tokens)
@@ -172,7 +173,7 @@ class Adapter:
 
     def question_feature(self, question: str) -> np.ndarray:
         """Return the mean of the embeddings of the question's tokens, float32 ``[Dl]``, without the fixed text's."""
-        return mean_embedding(self.decoder.model.get_input_embeddings(), self.prompt.question_ids(question))
+        return self._mean_embedding(self.prompt.question_ids(question))
 
     def prompt_size(self, image: Image.Image, question: str) -> tuple[np.ndarray, int]:
         """Return visual tokens at each setting ``[K]`` and the prompt's other tokens, without running the model."""
