@@ -264,7 +264,8 @@ def pool(tokens: torch.Tensor, deepstack_levels: int = 0) -> np.ndarray:
     Args:
         tokens: ``[T, C]``, or ``[T, C * (1 + levels)]`` with deepstack levels, which do not count.
     """
-    rows = tokens.float().cpu().numpy()
+    plain = tokens.is_cpu and tokens.dtype is torch.float32
+    rows = tokens.numpy() if plain else tokens.float().cpu().numpy()
     if deepstack_levels:
         rows = rows[:, : rows.shape[1] // (1 + deepstack_levels)]
     # ufuncs, because between two runs of a model each call through NumPy's Python code takes ten times as long
