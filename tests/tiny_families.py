@@ -23,6 +23,24 @@ LLAMA4 = [
 MOLMO2 = [f"<{mark}>" for mark in ("im_patch", "im_col", "im_start", "low_res_im_start", "im_end")]
 VOCABULARY = SPECIAL + WORDS + LLAMA4 + MOLMO2
 ID = {word: i for i, word in enumerate(VOCABULARY)}
+NAMED = {  # what processors ask the tokenizer for
+    "boi_token": "<start>", "eoi_token": "<end>", "image_token": "<image>", "video_token": "<video>",
+}  # fmt: skip
+NAMES = {
+    "internvl": {"start_image_token": "<start>", "end_image_token": "<end>", "context_image_token": "<image>"},
+    "gemma4": {"boa_token": "<start>", "eoa_token": "<end>"},
+    "ernie4": {"image_start_token": "<start>", "image_end_token": "<end>", "video_start_token": "<start>",
+               "video_end_token": "<end>"},
+}  # fmt: skip
+OWN = {  # settings of the model's own processor
+    "llava_next": {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1},
+    "llava_onevision": {
+        "num_image_tokens": 16, "vision_feature_select_strategy": "full", "vision_aspect_ratio": "anyres_max_4",
+    },
+    "idefics3": {"image_seq_len": 4}, "smolvlm": {"image_seq_len": 4}, "internvl": {"image_seq_length": 4},
+    "gemma3": {"image_seq_length": 4}, "aria": {"size_conversion": {"490": 6}},
+    "llama4": {"patch_size": 8, "pixel_shuffle_ratio": 0.5},
+}  # fmt: skip
 TEMPLATE = (
     "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}PLACE{% else %}{{ c['text'] }}"
     "{% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
@@ -56,19 +74,24 @@ def write_tiny_family(which: str, directory: Path) -> Path:
                 p.normal_(0, 1.0 / (p.shape[-1] if "experts" in name else p[0].numel()) ** 0.5)
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
-    write_tokenizer(directory, place)
+    write_tokenizer(directory, place, **NAMES.get(which.partition("_")[0], {}))
+    own = directory / "processor_config.json"
+    settings = json.loads(own.read_text()) if own.exists() else {}
+    own.write_text(
+        json.dumps(settings | OWN.get(which.partition("_")[0] if which.startswith("internvl") else which, {}))
+    )
     (directory / "knobs.json").write_text(json.dumps(knobs))
     return directory
 
 
-def write_tokenizer(directory: Path, place: str) -> None:
+def write_tokenizer(directory: Path, place: str, **names: str) -> None:
+    """Save a tokenizer; ``names`` are special tokens that the model's own processor asks it for."""
     tokenizer = Tokenizer(models.WordLevel(ID, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens([*SPECIAL, *LLAMA4, *MOLMO2])
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token="</s>",
-        additional_special_tokens=[*MARKS.values(), *ROWS, *LLAMA4, *MOLMO2],
-        chat_template=TEMPLATE.replace("PLACE", place),
-        extra_special_tokens={"boi_token": "<start>", "eoi_token": "<end>", "image_token": "<image>"},
+        chat_template=TEMPLATE.replace("PLACE", place), extra_special_tokens=NAMED | names,
     ).save_pretrained(directory)  # fmt: skip
 
 
@@ -268,7 +291,7 @@ def _internvl(text):
     tiles = GotOcr2ImageProcessorPil(
         size={"height": 32, "width": 32}, crop_to_patches=True, min_patches=1, max_patches=4
     )
-    return made, tiles, PLACE, {}
+    return made, tiles, "<image>", {}
 
 
 @family

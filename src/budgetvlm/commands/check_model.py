@@ -90,8 +90,8 @@ def made_up_image(size: tuple[int, int]) -> Any:
     return Image.blend(coarse, fine, 0.5)
 
 
-def _say(name: str) -> None:
-    print(f"... {name}", file=sys.stderr, flush=True)
+def _say(line: str) -> None:
+    print(f"... {line}", file=sys.stderr, flush=True)
 
 
 def document(vlm: Adapter, probe: Any, checks: list[Check], times: dict[Setting, dict[str, float]]) -> dict[str, Any]:

@@ -25,7 +25,8 @@ from budgetvlm.vlm import blocks
 from budgetvlm.vlm.decoding import Decoder, Pace, PacedReading, mean_embedder, waiting_for
 from budgetvlm.vlm.families.base import SIZE_CACHE_LIMIT, Family, Images, pool
 from budgetvlm.vlm.knob_limits import check_knobs, depths
-from budgetvlm.vlm.prompt import DecoderInputs, EmbeddedPrompt, Prompt, PromptEmbedder
+from budgetvlm.vlm.prompt import DecoderInputs, EmbeddedPrompt, PromptEmbedder
+from budgetvlm.vlm.prompt_text import Prompt
 from budgetvlm.vlm.protocol import Deadline, Generation, Overview, Revise
 
 
@@ -76,8 +77,8 @@ class Adapter:
         self.num_total_blocks = len(self.layers)
         self.block_order = blocks.check_order(block_order, self.num_total_blocks, family.fixed_blocks(model))
         # the lists of blocks at each depth, and the configuration of each setting
-        self._wait = waiting_for(next(model.parameters()))
-        self._reading = PacedReading(self._wait, self._set_top_k)
+        self.wait = waiting_for(next(model.parameters()))
+        self._reading = PacedReading(self.wait, self._set_top_k)
         self._layers = {n: self._layer_list(self.active_blocks(n)) for n in {*depths(knob_space), len(self.layers)}}
         self._paced_layers = {
             n: blocks.paced_list(layers, self.layers, self._reading, family.skipped_output)
@@ -162,7 +163,7 @@ class Adapter:
     @torch.inference_mode()
     def encode_overviews(self, images: Sequence[Image.Image]) -> list[Overview]:
         """Do as `encode_overview` for several images in one pass; each is told its share of the time."""
-        lap = _stopwatch(self._wait)
+        lap = stopwatch(self.wait)
         pixels = [self.images.overview(image) for image in images]
         layouts = [self.images.layout_of(image, 1) for image in images]
         preprocess_ms = lap() / len(images)
@@ -203,7 +204,7 @@ class Adapter:
         """Answer one question at batch 1, greedily, with every stage timed and the device synchronised."""
         _check_length(max_new_tokens)
         max_crops = self._configuration(setting).max_crops
-        lap = _stopwatch(self._wait)
+        lap = stopwatch(self.wait)
         # cut the image and encode it, but for the overview
         question_ids = self.prompt.question_ids(question)
         pixels = self.images.beside(image, max_crops) if overview else self.images.all(image, max_crops)
@@ -275,7 +276,9 @@ class Adapter:
     def _count_visual_tokens(self, width: int, height: int) -> np.ndarray:
         crops = (self._configuration(setting).max_crops for setting in self.knob_space.settings)
         layouts = (self.images.layout_of_size(height, width, most) for most in crops)
-        visual = np.array([len(layout.ids) for layout in layouts], dtype=np.float64)
+        around, before = len(self.prompt.before), self.prompt.before_image
+        counts = [len(layout.ids) + len(before(layout.lead)) - around for layout in layouts]
+        visual = np.array(counts, dtype=np.float64)
         visual.setflags(write=False)
         return visual
 
@@ -323,7 +326,7 @@ class Adapter:
         )
 
 
-def _stopwatch(wait: Callable[[], None] | None) -> Callable[[], float]:
+def stopwatch(wait: Callable[[], None] | None) -> Callable[[], float]:
     """Return a function that returns the ms since its last call, or since now; it first waits for the device."""
     last_s = 0.0
 

@@ -6,18 +6,48 @@ must. Shapes: B prompts, V words of the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from PIL import Image
 
 from budgetvlm.errors import BudgetVLMError
 from budgetvlm.knobs import KnobSpace, Setting
-from budgetvlm.vlm.probe import Broken, Probe, TopKRecorder, own_values, setting_with, state_of
+from budgetvlm.vlm.own_processor import NoReference
+from budgetvlm.vlm.probe import STEPS, Broken, Probe, TopKRecorder, fastest, own_values, setting_with, state_of
 from budgetvlm.vlm.prompt import EmbeddedPrompt
 from budgetvlm.vlm.protocol import Deadline
 
-STEPS = 3  # tokens decoded in a check
+ODD_SIZES = ((64, 64), (90, 61), (47, 130))
+ODD_QUESTIONS = ("  what is this", "what\n\nis\tthis \n", "\nwhat is this?")
+
+
+def prompt_is_the_processors(probe: Probe) -> str:
+    """Token ids are those of the model's own processor, at several sizes and crops, and for questions of odd shapes."""
+    missing, cases, _ = [], list(_prompts(probe)), probe.own_processor
+    for image, question, crops, plain in cases:
+        try:
+            probe.same_ids(image, question, crops, plain=plain)
+        except NoReference as reason:
+            missing.append(str(reason))
+    if len(missing) == len(cases):
+        raise NoReference(missing[0])
+    note = f"; {len(missing)} more have nothing to be compared with ({missing[0]})" if missing else ""
+    return f"{len(cases) - len(missing)} prompts alike{note}"
+
+
+def _prompts(probe: Probe) -> Iterator[tuple[Image.Image, str, int, bool]]:
+    """Yield images, questions, crops, and whether the question holds the name of a special token."""
+    image, question, most = probe.images[0], probe.questions[0], probe.crops(probe.space.full)
+    tokenizer, edges = probe.vlm.prompt.tokenizer, probe.vlm.images.edges()
+    yield from ((image, question, crops, False) for crops in sorted({probe.crops(s) for s in probe.space.settings}))
+    yield from ((other, question, most, False) for other in probe.images[1:])
+    yield from ((Image.new("RGB", size), question, most, False) for size in ODD_SIZES)
+    yield from ((image, odd, most, False) for odd in ODD_QUESTIONS)
+    names = {*tokenizer.convert_ids_to_tokens(edges), tokenizer.eos_token or ""}
+    yield from ((image, f"what is {name} here", most, True) for name in sorted(names - {""}))
 
 
 def full_is_untouched(probe: Probe) -> str:
@@ -42,7 +72,8 @@ def visual_tokens_fall(probe: Probe) -> str:
     counts = [int(by_setting[setting_with(probe.space, max_crops=value)]) for value in crops]
     for value, count in zip(crops, counts, strict=True):
         layout, got = probe.layout(int(value)), len(probe.visual(int(value)))
-        if got != layout.num_visual or count != len(layout.ids):
+        around = len(probe.vlm.prompt.before_image(layout.lead)) - len(probe.vlm.prompt.before)
+        if got != layout.num_visual or count != len(layout.ids) + around:
             raise Broken(f"max_crops={value}: {got} visual tokens encoded, {layout.num_visual} promised")
     if sorted(counts) != counts or counts[0] == counts[-1]:
         raise Broken(f"tokens do not grow with max_crops: {counts}; a larger image may be needed to see it")
@@ -109,41 +140,30 @@ def every_knob_matters(probe: Probe) -> str:
 
 
 def cached_is_uncached(probe: Probe) -> str:
-    """At every setting each step's logits from the cache are those of reading everything again."""
+    """At every setting each step's logits from the cache are those of reading everything at once."""
     worst = 0.0
     for setting in probe.settings:
-        with probe.vlm.apply(setting):
-            worst = max(worst, _decode_both_ways(probe, setting))
+        cached, ids = probe.decoded(setting)
+        uncached = probe.read_at_once(setting, ids)
+        for step in range(1 + STEPS):
+            where = f"{setting}, step {step}, cached against uncached"
+            worst = max(worst, probe.same(cached[step], uncached[step], where))
     return f"{len(probe.settings)} settings, {STEPS} steps: logits differ by at most {worst:.1e} standard deviations"
 
 
-def _decode_both_ways(probe: Probe, setting: Setting) -> float:
-    decoder, crops = probe.vlm.decoder, probe.crops(setting)
-    prompt = probe.prompt(crops)
-    inputs = probe.vlm.decoder_inputs([prompt])
-    cache, token = decoder.prefill(prompt.embeddings[None], **inputs.prefill())
-    answer, worst = [int(token)], 0.0
-    for step in range(STEPS):
-        cached = decoder.logits(decoder.embed(token[:, None]), cache, **inputs.step(token))[0]
-        uncached = probe.logits(probe.prompt(crops, answer_ids=answer))
-        worst = max(worst, probe.same(cached, uncached, f"{setting}, step {step + 1}, cached against uncached"))
-        token = cached.argmax(-1, keepdim=True)
-        answer.append(int(token))
-    return worst
-
-
 def batch_is_single(probe: Probe) -> str:
-    """Prompts of several lengths in one padded batch have the logits that each has alone, also a token later."""
-    worst, count = 0.0, len(probe.images)
+    """A prompt in one padded batch with shorter ones has the logits that it has alone, also a token later, as they."""
+    worst, count, least = 0.0, len(probe.images), probe.crops(probe.space.cheapest)
     for setting in probe.settings:
+        others = [probe.prompt(least, i) for i in range(1, count)]
         with probe.vlm.apply(setting):
-            prompts = [probe.prompt(probe.crops(setting), i) for i in range(count)]
-            alone = [_two_steps(probe, [prompt]) for prompt in prompts]
-            together = _two_steps(probe, prompts, [int(first.argmax()) for first, _ in alone])
+            alone = [probe.decoded(setting)[0][:2], *(torch.cat(_two_steps(probe, [prompt])) for prompt in others)]
+            tokens = [int(steps[0].argmax()) for steps in alone]
+            together = _two_steps(probe, [probe.prompt(probe.crops(setting)), *others], tokens)
             for step in (0, 1):
                 for i in range(count):
                     where = f"{setting}, prompt {i + 1}, step {step + 1}, batch against single"
-                    worst = max(worst, probe.same(together[step][i], alone[i][step][0], where))
+                    worst = max(worst, probe.same(together[step][i], alone[i][step], where))
     return f"{count} prompts, {len(probe.settings)} settings: at most {worst:.1e} standard deviations"
 
 
@@ -164,9 +184,10 @@ def overview_is_reused(probe: Probe) -> str:
     crops, saved, worst = sorted({probe.crops(s) for s in probe.space.settings}), [], 0.0
     for value in crops:
         visual = probe.vlm.images.visual_tokens(probe.images[0], value, overview.tokens)
-        prompt = probe.vlm.embed_prompt(visual, probe.question_ids[0], probe.layout(value))
-        where = f"max_crops={value}, reused overview against none"
-        worst = max(worst, probe.same(probe.logits(prompt), probe.logits(probe.prompt(value)), where))
+        if not torch.equal(visual, probe.visual(value)):
+            prompt = probe.vlm.embed_prompt(visual, probe.question_ids[0], probe.layout(value))
+            where = f"max_crops={value}, reused overview against none"
+            worst = max(worst, probe.same(probe.logits(prompt), probe.logits(probe.prompt(value)), where))
         left = len(probe.vlm.images.beside(probe.images[0], value))
         if left < len(probe.vlm.images.all(probe.images[0], value)):
             saved.append(value)
@@ -234,6 +255,7 @@ def _quickest(space: KnobSpace) -> Setting:
 
 
 CHECKS: dict[str, tuple[str | None, Callable[[Probe], str]]] = {
+    "prompt is the processor's": (None, prompt_is_the_processors),
     "full setting is the untouched model": (None, full_is_untouched),
     "visual tokens fall with max_crops": ("max_crops", visual_tokens_fall),
     "experts fall with top_k": ("top_k", experts_fall),
@@ -269,21 +291,28 @@ def check(probe: Probe, say: Callable[[str], None] = lambda name: None) -> list[
     """Run all checks; one that fails does not stop the others.
 
     Args:
-        say: told the name of each check before it runs.
+        say: told how long it may take, and each verdict as it falls.
     """
     done = []
-    for name, (knob, run) in CHECKS.items():
-        if knob and (knob not in probe.space.names or len(probe.space.values(knob)) < 2):
-            done.append(Check(name, None, f"the model has no knob {knob}"))
-            continue
-        say(name)
-        done.append(_one(name, run, probe))
+    with probe.memory:
+        say(f"about {_in_words(probe.seconds())} for {len(CHECKS)} checks at {len(probe.settings)} settings")
+        for name, (knob, run) in CHECKS.items():
+            lacks = knob and (knob not in probe.space.names or len(probe.space.values(knob)) < 2)
+            done.append(Check(name, None, f"the model has no knob {knob}") if lacks else _one(name, run, probe))
+            verdict = {True: "holds", False: "BROKEN", None: "left out"}[done[-1].passed]
+            say(f"{verdict}: {name}: {done[-1].detail}")
     return done
+
+
+def _in_words(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
 
 
 def _one(name: str, run: Callable[[Probe], str], probe: Probe) -> Check:
     try:
         return Check(name, True, run(probe))
+    except NoReference as reason:
+        return Check(name, None, f"nothing to compare with: {reason}")
     except (Broken, BudgetVLMError) as error:
         return Check(name, False, str(error))
     except Exception as error:  # whatever the model's own code raises is a finding, not an end
@@ -291,11 +320,21 @@ def _one(name: str, run: Callable[[Probe], str], probe: Probe) -> Check:
         return Check(name, False, f"{type(error).__name__}: {first}")
 
 
+@torch.inference_mode()
 def time_settings(probe: Probe, *, repeats: int = 3, max_new_tokens: int = 4) -> dict[Setting, dict[str, float]]:
-    """Time requests at each setting; return the stages of the fastest one, and "total", in ms."""
+    """Time requests at each setting; return the stages of the fastest one, and "total", in ms.
+
+    An image is encoded for each number of crops, not for each setting.
+    """
     times = {}
-    for setting in probe.settings:
-        runs = [probe.answer(setting, max_new_tokens) for _ in range(1 + repeats)]
-        best = min(runs[1:], key=lambda run: run.total_ms)  # the first one warms up
-        times[setting] = {**best.stages_ms, "total": best.total_ms}
+    with probe.memory:
+        for setting in probe.settings:
+            stages = fastest(partial(_text_ms, probe, setting, max_new_tokens), repeats)
+            times[setting] = {**probe.image_ms(probe.crops(setting), repeats), **stages}
+            times[setting]["total"] = sum(times[setting].values())
     return times
+
+
+def _text_ms(probe: Probe, setting: Setting, max_new_tokens: int) -> dict[str, float]:
+    stages = probe.answer(setting, max_new_tokens).stages_ms
+    return {name: ms for name, ms in stages.items() if name not in ("preprocess", "vision")}

@@ -20,7 +20,7 @@ from budgetvlm.vlm.adapter import Adapter
 from budgetvlm.vlm.families import FAMILIES, supported
 from budgetvlm.vlm.families.base import Family
 from budgetvlm.vlm.knob_limits import derive_knob_space
-from budgetvlm.vlm.prompt import Prompt
+from budgetvlm.vlm.prompt_text import Prompt, template_writer
 from budgetvlm.vlm.repositories import fetch, is_hub_name
 
 BUNDLED = "reference"
@@ -178,23 +178,31 @@ def _load_processors(family: Family, directory: Path) -> tuple[Any, Any]:
             f"the tokenizer or image processor in {directory} cannot be read: {error}. The directory needs "
             "tokenizer.json, tokenizer_config.json and preprocessor_config.json."
         ) from error
-    if not getattr(tokenizer, "chat_template", None):
-        older = directory / "chat_template.json"  # of models saved before it moved to chat_template.jinja
-        tokenizer.chat_template = read_json(older).get("chat_template") if older.is_file() else None
+    tokenizer.chat_template = _processors_chat_template(directory) or getattr(tokenizer, "chat_template", None)
     return tokenizer, processor
+
+
+def _processors_chat_template(directory: Path) -> str | None:
+    """Return the chat template in files that only processors read, which come before the tokenizer's own."""
+    for name in ("processor_config.json", "chat_template.json"):
+        held = read_json(directory / name) if (directory / name).is_file() else {}
+        if held.get("chat_template"):
+            return held["chat_template"]
+    return None
 
 
 def _adapt(name: str, family: Family, directory: Path, model: Any, tokenizer: Any, processor: Any) -> Adapter:
     knobs, space = _read_knobs(directory / "knobs.json")
     images = family.images_type(model, processor, tokenizer, knobs)
     num_blocks = family.num_blocks(model)
-    template = knobs.get("prompt") or family.template(model, tokenizer)
+    own = knobs.get("prompt")
+    write = template_writer(own) if own else family.writer(model, tokenizer)
     return Adapter(
         name=str(name),
         family=family,
         model=model,
         images=images,
-        prompt=Prompt.from_template(tokenizer, template),
+        prompt=Prompt(tokenizer, write, images.edges(), is_own=bool(own)),
         knob_space=space or derive_knob_space(family, model, images),
         block_order=knobs.get("block_order") or blocks.default_order(num_blocks, family.fixed_blocks(model)),
         end_ids=_end_ids(model, tokenizer),

@@ -5,8 +5,10 @@ Differences of logits are measured in standard deviations of the logits. Shapes:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,11 +16,18 @@ from PIL import Image
 from torch.overrides import TorchFunctionMode
 
 from budgetvlm.knobs import KnobSpace, Setting
-from budgetvlm.vlm.adapter import Adapter
+from budgetvlm.vlm.adapter import Adapter, stopwatch
+from budgetvlm.vlm.encoded_once import EncodedOnce
+from budgetvlm.vlm.own_processor import NoReference, OwnProcessor
 from budgetvlm.vlm.prompt import EmbeddedPrompt, ImageLayout
 from budgetvlm.vlm.protocol import Deadline, Generation
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+
+
+STEPS = 3  # tokens decoded in a check
+READINGS = 6  # of each setting's prompt in all checks
+ENOUGH_S = 1.0  # what takes longer is not timed again
 
 
 class Broken(Exception):
@@ -41,7 +50,10 @@ class Probe:
     ) -> None:
         self.vlm, self.images, self.questions = vlm, list(images), list(questions)
         self.settings = list(vlm.knob_space.settings if settings is None else settings)
-        self._seen: dict[tuple[int, int], torch.Tensor] = {}
+        self.memory = EncodedOnce(vlm.images)
+        self._visual: dict[tuple[int, int], torch.Tensor] = {}
+        self._image_ms: dict[tuple[int, int], dict[str, float]] = {}
+        self._decoded: dict[Setting, tuple[torch.Tensor, list[int]]] = {}
         self.tolerance = TOLERANCE.get(vlm.model.dtype, TOLERANCE[torch.float32])
 
     @property
@@ -64,18 +76,101 @@ class Probe:
         return self.vlm.embed_prompt(visual, self.question_ids[i], self.layout(max_crops, i), answer_ids)
 
     def visual(self, max_crops: int, i: int = 0) -> torch.Tensor:
-        """Return visual tokens of one image ``[T, C]``; encoded once."""
-        if (max_crops, i) not in self._seen:
-            self._seen[max_crops, i] = self.vlm.images.visual_tokens(self.images[i], max_crops)
-        return self._seen[max_crops, i]
+        """Return visual tokens of one image ``[T, C]``; encoded once, and timed."""
+        if (max_crops, i) not in self._visual:
+            self._visual[max_crops, i], self._image_ms[max_crops, i] = self._encoded(max_crops, i)
+        return self._visual[max_crops, i]
+
+    def image_ms(self, max_crops: int, repeats: int) -> dict[str, float]:
+        """Return the fastest preprocessing and vision of the first image, `visual`'s own among them."""
+        self.visual(max_crops)
+        found = fastest(lambda: self._encoded(max_crops, 0)[1], repeats, [self._image_ms[max_crops, 0]])
+        self._image_ms[max_crops, 0] = found
+        return found
+
+    def _encoded(self, max_crops: int, i: int) -> tuple[torch.Tensor, dict[str, float]]:
+        """Encode an image anew."""
+        lap, images, self.memory.renews = stopwatch(self.vlm.wait), self.vlm.images, True
+        try:
+            pixels = images.all(self.images[i], max_crops)
+            stages = {"preprocess": lap()}
+            visual = images.encoded(pixels, None, self.layout(max_crops, i))
+            return visual, {**stages, "vision": lap()}
+        finally:
+            self.memory.renews = False
 
     def logits(self, prompt: EmbeddedPrompt) -> torch.Tensor:
         """Return the logits behind the prompt ``[V]``, without a cache."""
         return self.vlm.decoder.logits(prompt.embeddings[None], **self.vlm.decoder_inputs([prompt]).prefill())[0]
 
     def logits_at(self, setting: Setting) -> torch.Tensor:
+        """Return the logits behind the first prompt ``[V]``."""
+        return self.decoded(setting)[0][0]
+
+    def decoded(self, setting: Setting) -> tuple[torch.Tensor, list[int]]:
+        """Return the logits behind the first prompt and behind each token of its answer, and these; decoded once.
+
+        Returns:
+            logits ``[1 + STEPS, V]``, each step's read with a cache; STEPS token ids.
+        """
+        if setting not in self._decoded:
+            decoder, prompt = self.vlm.decoder, self.prompt(self.crops(setting))
+            inputs, cache, ids = self.vlm.decoder_inputs([prompt]), decoder.new_cache(), []
+            with self.vlm.apply(setting):
+                logits = [decoder.logits(prompt.embeddings[None], cache, **inputs.prefill())]
+                for _ in range(STEPS):
+                    token = logits[-1].argmax(-1)
+                    ids.append(int(token))
+                    logits.append(decoder.logits(decoder.embed(token[:, None]), cache, **inputs.step(token)))
+            self._decoded[setting] = torch.cat(logits), ids
+        return self._decoded[setting]
+
+    def read_at_once(self, setting: Setting, ids: Sequence[int]) -> torch.Tensor:
+        """Return the logits behind the first prompt and behind each token of its answer, without a cache."""
+        prompt, decoder = self.prompt(self.crops(setting), answer_ids=ids), self.vlm.decoder
         with self.vlm.apply(setting):
-            return self.logits(self.prompt(self.crops(setting)))
+            hidden = decoder.hidden(prompt.embeddings[None], **self.vlm.decoder_inputs([prompt]).prefill())
+            logits: torch.Tensor = decoder.head(hidden[0, -1 - len(ids) :])
+        return logits
+
+    def seconds(self) -> float:
+        """Return about how long the checks take, from one short reading and the encoding of a cheap image."""
+        least = self.crops(self.space.cheapest)
+        prompt, image_ms = self.prompt(least), sum(self.image_ms(least, 1).values())
+        began_s = time.perf_counter()
+        self.logits(prompt)
+        read_s = (time.perf_counter() - began_s) / len(prompt)
+        sizes = {crops: len(self.layout(crops).ids) for crops in {self.crops(s) for s in self.space.settings}}
+        encoded = sum(sizes.values()) + max(sizes.values())  # once more by the model's own forward
+        read = sum(sizes[self.crops(s)] for s in self.settings)
+        return image_ms / 1e3 * encoded / sizes[least] + read_s * READINGS * read
+
+    @cached_property
+    def own_processor(self) -> OwnProcessor:
+        """The model's own processor. Raises NoReference."""
+        if self.vlm.prompt.is_own:
+            raise NoReference("knobs.json brings a prompt of its own")
+        return OwnProcessor(Path(self.vlm.prompt.tokenizer.name_or_path), self.vlm.images)
+
+    def same_ids(self, image: Image.Image, question: str, max_crops: int, *, plain: bool = False) -> None:
+        """Compare a prompt's token ids with those of the model's own processor.
+
+        Raises:
+            Broken: they differ.
+            NoReference: the processor makes no such prompt.
+        """
+        wanted = self.own_processor.ids(image, question, max_crops, plain=plain)
+        prompt, layout = self.vlm.prompt, self.vlm.images.layout_of(image, max_crops)
+        before, after = prompt.around_image(prompt.question_ids(question), layout.lead)
+        got = (*before, *layout.ids, *after)
+        if got == wanted:
+            return
+        place = next((i for i, (a, b) in enumerate(zip(got, wanted, strict=False)) if a != b), len(got))
+        ours, theirs = (prompt.tokenizer.convert_ids_to_tokens(ids[place : place + 3]) for ids in (got, wanted))
+        raise Broken(
+            f"{image.width} x {image.height}, max_crops={max_crops}, {question!r}: from token {place} on {ours} "
+            f"instead of the processor's {theirs}; {len(got)} tokens, {len(wanted)} of the processor"
+        )
 
     def untouched(self, max_crops: int) -> torch.Tensor:
         """Return the logits of the model's own forward, with pixels of its own processor ``[V]``."""
@@ -101,6 +196,22 @@ class Probe:
         if not apart <= self.tolerance:
             raise Broken(f"{where}: logits differ by {apart:.2g} standard deviations")
         return apart
+
+
+def fastest(
+    measure: Callable[[], dict[str, float]], repeats: int, before: Sequence[dict[str, float]] = ()
+) -> dict[str, float]:
+    """Return the stages in ms that sum to the least, of a few measurements.
+
+    Args:
+        measure: takes one measurement.
+        repeats: how many of them count behind a first one that warms up; fewer where they take long.
+        before: measurements taken before.
+    """
+    runs = list(before) or [measure()]
+    while len(runs) < 1 + repeats and sum(sum(run.values()) for run in runs) < ENOUGH_S * 1e3:
+        runs.append(measure())
+    return min(runs[1:] or runs, key=lambda run: sum(run.values()))
 
 
 def one_knob_at_a_time(space: KnobSpace) -> list[Setting]:

@@ -1,7 +1,5 @@
-"""A prompt: the text around the image and the question as token ids, their embeddings, and what the decoder is told.
+"""A prompt: how an image stands in it, the embeddings of its text and image, and what the decoder is told.
 
-The text is a template with `{image}` and `{question}`, for example `<img>{image}</img>{question}<a>`. Small models
-bring theirs in `knobs.json`; others have a chat template in their tokenizer.
 Shapes: B prompts of a batch, T tokens, V visual tokens, C channels of the language model, D levels of deepstack
 features.
 """
@@ -10,95 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from budgetvlm.errors import ConfigError, InputError
-
-_MARK = "QUESTION"
-_QUESTION_CACHE_LIMIT = 64  # one request asks for the tokens of its question several times
-
-
-class Prompt:
-    """The fixed text of a prompt: ``before``, the image's tokens, ``between``, the question's tokens, ``after``.
-
-    Args:
-        tokenizer: a tokenizer of Transformers.
-        before, between, after: token ids.
-    """
-
-    def __init__(self, tokenizer: Any, before: Sequence[int], between: Sequence[int], after: Sequence[int]) -> None:
-        self.tokenizer = tokenizer
-        self.before, self.between, self.after = tuple(before), tuple(between), tuple(after)
-        self._tokenized = lru_cache(_QUESTION_CACHE_LIMIT)(self._tokenize)
-
-    @classmethod
-    def from_template(cls, tokenizer: Any, template: str) -> Prompt:
-        """Split a template into its fixed parts.
-
-        Raises:
-            ConfigError: `{image}` and `{question}` do not both occur once, in this order.
-        """
-        before, image, rest = template.partition("{image}")
-        between, question, after = rest.partition("{question}")
-        if not image or not question or "{image}" in rest or "{question}" in before + after:
-            raise ConfigError(
-                f"the prompt {template!r} cannot be used: it needs {{image}} once and then {{question}} once, "
-                "for example '<img>{image}</img>{question}'"
-            )
-        return cls(tokenizer, *(tokenizer.encode(part, add_special_tokens=False) for part in (before, between, after)))
-
-    def question_ids(self, question: str) -> np.ndarray:
-        """Return the token ids of a question, int64 ``[T]``, read-only; names of special tokens in it are plain text.
-
-        Raises:
-            InputError: the question is not text, or is empty.
-        """
-        if not isinstance(question, str) or not question.strip():
-            raise InputError(f"the question is empty ({question!r}); ask something about the image")
-        return self._tokenized(question)
-
-    def num_text_tokens(self, question: str) -> int:
-        """Return the number of the prompt's tokens beside those of the image."""
-        return len(self.before) + len(self.between) + len(self.question_ids(question)) + len(self.after)
-
-    def _tokenize(self, question: str) -> np.ndarray:
-        ids = self.tokenizer.encode(question.strip(), add_special_tokens=False, split_special_tokens=True)
-        if not ids:
-            raise InputError(f"the question {question!r} holds no token that the model knows; ask in words")
-        array = np.array(ids, dtype=np.int64)
-        array.setflags(write=False)
-        return array
-
-
-def chat_template(tokenizer: Any, placeholder: str) -> str:
-    """Turn the tokenizer's chat template into a template with `{image}` and `{question}`.
-
-    Args:
-        placeholder: what stands for the image in the rendered template.
-
-    Raises:
-        ConfigError: there is no chat template, or it does not hold one image and one question.
-    """
-    content = [{"type": "image"}, {"type": "text", "text": _MARK}]
-    if not getattr(tokenizer, "chat_template", None):
-        raise ConfigError(
-            "the tokenizer has no chat template, and knobs.json has no prompt; add one to the model's directory, for "
-            'example "prompt": "<img>{image}</img>{question}"'
-        )
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-    )
-    if text.count(placeholder) != 1 or text.count(_MARK) != 1:
-        raise ConfigError(
-            f"the chat template does not hold one image and one question: {text!r}; add a prompt to knobs.json"
-        )
-    start, end = (getattr(tokenizer, f"{side}_image_token", "") for side in ("start", "end"))
-    return str(text).replace(placeholder, f"{start}{{image}}{end}").replace(_MARK, "{question}")
+from budgetvlm.vlm.prompt_text import Prompt
 
 
 def repeated(ids: Sequence[int], placeholder: int, count: int) -> tuple[int, ...]:
@@ -116,6 +32,7 @@ class ImageLayout:
         grid: rows and columns of its tiles or patches; (0, 0) where it is not cut.
         size: height and width of the image in pixels.
         order: for each visual token, the index of its feature; None: they are in the features' order.
+        lead: text in front of its first token.
     """
 
     ids: tuple[int, ...]
@@ -123,6 +40,7 @@ class ImageLayout:
     grid: tuple[int, int] = (0, 0)
     size: tuple[int, int] = (0, 0)
     order: tuple[int, ...] | None = None
+    lead: str = ""
 
     @classmethod
     def of(cls, ids: Iterable[int], placeholder: int, grid: tuple[int, int], size: tuple[int, int]) -> ImageLayout:
@@ -189,8 +107,8 @@ class PromptEmbedder:
         self, visual: torch.Tensor, question_ids: np.ndarray, layout: ImageLayout, answer_ids: Sequence[int] = ()
     ) -> EmbeddedPrompt:
         """Embed the prompt of one image and question, and what of an answer is there already."""
-        before = self._prompt.before
-        after = (*self._prompt.between, *question_ids.tolist(), *self._prompt.after, *answer_ids)
+        before, behind = self._prompt.around_image(question_ids, layout.lead)
+        after = (*behind, *answer_ids)
         ids, start = (*before, *layout.ids, *after), len(before)
         tokens, deepstack = visual, None
         if self._parts > 1:

@@ -16,12 +16,14 @@ from typing import Any, ClassVar
 import torch
 from PIL import Image
 
-from budgetvlm.vlm.families.base import Family, TiledImages, run_processor
+from budgetvlm.vlm.families.base import Family, TiledImages
 from budgetvlm.vlm.prompt import ImageLayout
 
 
 class AriaImages(TiledImages):
     """Tiles with their mask of real pixels as a fourth channel, ``[n, 4, H, W]``."""
+
+    pixel_names = ("pixel_values", "pixel_mask")
 
     def __init__(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> None:
         super().__init__(model, processor, tokenizer, options)
@@ -43,11 +45,10 @@ class AriaImages(TiledImages):
         layer = self.model.config.vision_feature_layer
         return self.model.model.get_image_features(values, pixel_mask=mask, vision_feature_layer=layer).pooler_output
 
-    def plain(self, image: Image.Image, max_crops: int) -> dict[str, Any]:
+    def options(self, height: int, width: int, max_crops: int) -> dict[str, Any]:
         allowed = self._allowed(max_crops)
         split = {"split_image": True, "split_resolutions": allowed} if allowed else {"split_image": False}
-        done = run_processor(self.processor, image, **split)
-        return {"pixel_values": done["pixel_values"], "pixel_mask": done["pixel_mask"]}
+        return {"max_image_size": self._side, **split}
 
     def layout(self, height: int, width: int, max_crops: int) -> ImageLayout:
         from transformers.image_processing_utils import select_best_resolution

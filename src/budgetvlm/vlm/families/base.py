@@ -24,10 +24,12 @@ from transformers.cache_utils import DynamicCache
 
 from budgetvlm._io import to_rgb
 from budgetvlm.errors import ConfigError, InputError
-from budgetvlm.vlm.prompt import DecoderInputs, EmbeddedPrompt, ImageLayout, chat_template
+from budgetvlm.vlm.prompt import DecoderInputs, EmbeddedPrompt, ImageLayout
+from budgetvlm.vlm.prompt_text import Writer, chat_writer
 
 SIZE_CACHE_LIMIT = 4096  # sizes of images whose layout is remembered
 TILES_AT_ONCE = 256  # bounds the memory of the vision tower in a batch
+_SOME_SIZE = (336, 336)
 ATTENTION_KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
@@ -49,6 +51,7 @@ class Images(ABC):
     Attributes:
         most_crops: the largest `max_crops`, which is what the model does untouched.
         overview_first: the overview's tokens stand before the others, not behind them.
+        pixel_names: what the image processor makes for the model's own forward.
 
         layout_of_size: `layout`, remembered.
 
@@ -58,6 +61,7 @@ class Images(ABC):
 
     most_crops: int
     overview_first: ClassVar[bool] = False
+    pixel_names: ClassVar[tuple[str, ...]] = ("pixel_values",)
 
     def __init__(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> None:
         self.model, self.processor, self.tokenizer = model, processor, tokenizer
@@ -72,9 +76,20 @@ class Images(ABC):
     def layout(self, height: int, width: int, max_crops: int) -> ImageLayout:
         """Return how an image of this size stands in the prompt, without encoding it."""
 
-    @abstractmethod
+    def options(self, height: int, width: int, max_crops: int) -> dict[str, Any] | None:
+        """Return what the model's own image processor is told at a `max_crops`; None: it cannot do this at all."""
+        return {}
+
     def plain(self, image: Image.Image, max_crops: int) -> dict[str, Any]:
         """Return the model's own forward's arguments for an image, made by its own processor; to check against."""
+        options = self.options(image.height, image.width, max_crops) or {}
+        done = run_processor(self.processor, image, **options)
+        return {name: done[name] for name in self.pixel_names if name in done}
+
+    def set_to(self, height: int, width: int, max_crops: int) -> Any:
+        """Return the image processor as the model's own processor needs it at a `max_crops`."""
+        options = self.options(height, width, max_crops)
+        return type(self.processor).from_dict({**self.processor.to_dict(), **(options or {})})
 
     def all(self, image: Image.Image, max_crops: int) -> torch.Tensor:
         """Return all pixels in the model's order, ``[n, ...]``."""
@@ -98,6 +113,11 @@ class Images(ABC):
         if overview is not None and sum(map(len, parts)) < layout.num_visual:
             parts.insert(0 if self.overview_first else 1, overview)
         return torch.cat(parts)
+
+    def edges(self) -> tuple[int, int]:
+        """Return the first and the last token id of an image in the prompt."""
+        ids = self.layout_of_size(*_SOME_SIZE, 1).ids
+        return ids[0], ids[-1]
 
     def layout_of(self, image: Image.Image, max_crops: int) -> ImageLayout:
         """Return how an image stands in the prompt, without encoding it."""
@@ -187,13 +207,13 @@ class Family:
         """Return the blocks that run at every depth beside the first and the last."""
         return ()
 
-    def template(self, model: Any, tokenizer: Any) -> str:
-        """Return the prompt, with `{image}` and `{question}`, from the tokenizer's chat template.
+    def writer(self, model: Any, tokenizer: Any) -> Writer:
+        """Return what writes the text around image and question: the tokenizer's chat template.
 
         Raises:
-            ConfigError: there is no chat template, or it does not hold one image and one question.
+            ConfigError: there is no chat template, or it does not hold one image and then one question.
         """
-        return chat_template(tokenizer, self.placeholder(model, tokenizer))
+        return chat_writer(tokenizer, self.placeholder(model, tokenizer))
 
     def placeholder(self, model: Any, tokenizer: Any) -> str:
         """Return what stands for the image in the chat template."""

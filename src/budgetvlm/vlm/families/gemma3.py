@@ -9,14 +9,18 @@ Visual tokens of one crop see each other in both directions, at reading only. Th
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from PIL import Image
 
-from budgetvlm.vlm.families.base import Family, TiledImages, run_processor
+from budgetvlm.vlm.families.base import Family, TiledImages
 from budgetvlm.vlm.families.both_ways import BothWaysInputs
 from budgetvlm.vlm.prompt import ImageLayout, repeated
+from budgetvlm.vlm.prompt_text import Writer
+
+_BREAK = "\n\n"  # in front of an image and behind it
 
 # the values of the model's authors, for processors that name none
 PAN_AND_SCAN = {
@@ -43,10 +47,9 @@ class Gemma3Images(TiledImages):
     def encode_tiles(self, tiles: torch.Tensor) -> torch.Tensor:
         return self.model.model.get_image_features(tiles.to(self.model.dtype)).pooler_output
 
-    def plain(self, image: Image.Image, max_crops: int) -> dict[str, Any]:
+    def options(self, height: int, width: int, max_crops: int) -> dict[str, Any]:
         scan = {**self._options, "pan_and_scan_max_num_crops": max_crops} if max_crops > 1 else {}
-        done = run_processor(self.processor, image, do_pan_and_scan=max_crops > 1, **scan)
-        return {"pixel_values": done["pixel_values"]}
+        return {"do_pan_and_scan": max_crops > 1, **scan}
 
     def _crops(self, height: int, width: int, max_crops: int) -> int:
         """Return the number of crops beside the image."""
@@ -56,19 +59,17 @@ class Gemma3Images(TiledImages):
         return len(self.processor.pan_and_scan(blank, **self._options | {"pan_and_scan_max_num_crops": max_crops}))
 
     def layout(self, height: int, width: int, max_crops: int) -> ImageLayout:
-        crops = self._crops(height, width, max_crops)
-        return ImageLayout.of(self._ids(crops), self.placeholder, (1, crops), (height, width))
-
-    def _ids(self, crops: int) -> tuple[int, ...]:
         """Return what the processor writes for an image: one mark, or words around the image and its crops."""
-        t = self.tokenizer
+        crops, t = self._crops(height, width, max_crops), self.tokenizer
         start, end = (
             t.convert_ids_to_tokens(getattr(self.model.config, f"{side}_token_index")) for side in ("boi", "eoi")
         )
-        one = f"\n\n{start}{t.convert_ids_to_tokens(self.placeholder)}{end}\n\n"
-        words = f"Here is the original image {one} and here are some crops to help you see better "
-        short = t.encode(words + " ".join([one] * crops) if crops else one, add_special_tokens=False)
-        return repeated(short, self.placeholder, self._tokens_per_crop)
+        one = f"{start}{t.convert_ids_to_tokens(self.placeholder)}{end}"
+        words = f"{one}{_BREAK} and here are some crops to help you see better {_BREAK}" if crops else one
+        short = t.encode(words + f"{_BREAK} {_BREAK}".join([one] * crops), add_special_tokens=False)
+        ids = repeated(short, self.placeholder, self._tokens_per_crop)
+        layout = ImageLayout.of(ids, self.placeholder, (1, crops), (height, width))
+        return replace(layout, lead=f"Here is the original image {_BREAK}" if crops else _BREAK)
 
 
 class Gemma3Inputs(BothWaysInputs):
@@ -83,6 +84,11 @@ class Gemma3(Family):
     images_type: ClassVar = Gemma3Images
     type_ids: ClassVar = "token_type_ids"
     crop_meaning: ClassVar = "`pan_and_scan_max_num_crops` beside the whole image; 1: none"
+
+    def writer(self, model: Any, tokenizer: Any) -> Writer:
+        """Return what writes the chat template, with the break that the processor writes behind an image."""
+        write = super().writer(model, tokenizer)
+        return lambda question: (write(question)[0], _BREAK + write(question)[1])
 
     def placeholder(self, model: Any, tokenizer: Any) -> str:
         return str(tokenizer.convert_ids_to_tokens(model.config.boi_token_index))

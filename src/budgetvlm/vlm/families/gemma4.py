@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from budgetvlm.errors import InputError
-from budgetvlm.vlm.families.base import Dial, Family, Images, run_processor
+from budgetvlm.vlm.families.base import Dial, Family, Images
 from budgetvlm.vlm.families.both_ways import BothWaysInputs
 from budgetvlm.vlm.prompt import DecoderInputs, EmbeddedPrompt, ImageLayout
 
@@ -28,6 +28,8 @@ STEPS = (1, 2, 4, 8, 16)  # the numbers of crops whose tokens the image processo
 
 class Gemma4Images(Images):
     """Patches with their column and row (-1: padding) as the last two channels, ``[n, P + 2]``."""
+
+    pixel_names = ("pixel_values", "image_position_ids")
 
     def __init__(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> None:
         super().__init__(model, processor, tokenizer, options)
@@ -52,9 +54,8 @@ class Gemma4Images(Images):
             for patches, places in parts
         ]
 
-    def plain(self, image: Image.Image, max_crops: int) -> dict[str, Any]:
-        done = run_processor(self.processor, image, max_soft_tokens=max_crops * TOKENS_PER_CROP)
-        return {name: done[name] for name in ("pixel_values", "image_position_ids")}
+    def options(self, height: int, width: int, max_crops: int) -> dict[str, Any]:
+        return {"max_soft_tokens": max_crops * TOKENS_PER_CROP}
 
     def layout(self, height: int, width: int, max_crops: int) -> ImageLayout:
         from transformers.models.gemma4.image_processing_pil_gemma4 import get_aspect_ratio_preserving_size

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from importlib import import_module
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,7 +21,7 @@ import torch
 from PIL import Image
 
 from budgetvlm._io import to_rgb
-from budgetvlm.vlm.families.base import Family, TiledImages, run_processor
+from budgetvlm.vlm.families.base import Family, TiledImages
 from budgetvlm.vlm.prompt import ImageLayout, repeated
 
 _FAKE, _GLOBAL = "<fake_token_around_image>", "<global-img>"
@@ -27,6 +29,8 @@ _FAKE, _GLOBAL = "<fake_token_around_image>", "<global-img>"
 
 class Idefics3Images(TiledImages):
     """Details first, the overview last; text stands between them in the prompt."""
+
+    pixel_names = ("pixel_values", "pixel_attention_mask")
 
     def __init__(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> None:
         super().__init__(model, processor, tokenizer, options)
@@ -52,10 +56,8 @@ class Idefics3Images(TiledImages):
         return torch.from_numpy(np.ascontiguousarray(pixels))[None]
 
     def beside(self, image: Image.Image, max_crops: int) -> torch.Tensor:
-        multiple = self._multiple(image.height, image.width, max_crops)
-        if self._grid(image.height, image.width, multiple) == (0, 0):
-            return torch.empty(0)
-        return self._processed(image, multiple)["pixel_values"][0][:-1]
+        uncut = self.layout_of(image, max_crops).grid == (0, 0)
+        return torch.empty(0) if uncut else self.plain(image, max_crops)["pixel_values"][0][:-1]
 
     def all(self, image: Image.Image, max_crops: int) -> torch.Tensor:
         return torch.cat([self.beside(image, max_crops), self.overview(image)])
@@ -63,9 +65,8 @@ class Idefics3Images(TiledImages):
     def encode_tiles(self, tiles: torch.Tensor) -> torch.Tensor:
         return self.model.model.get_image_features(tiles[None]).pooler_output[0].unflatten(0, (len(tiles), -1))
 
-    def plain(self, image: Image.Image, max_crops: int) -> dict[str, Any]:
-        done = self._processed(image, self._multiple(image.height, image.width, max_crops))
-        return {name: done[name] for name in ("pixel_values", "pixel_attention_mask") if name in done}
+    def options(self, height: int, width: int, max_crops: int) -> dict[str, Any]:
+        return {"size": {"longest_edge": self._edge(self._multiple(height, width, max_crops))}}
 
     def layout(self, height: int, width: int, max_crops: int) -> ImageLayout:
         rows, columns = self._grid(height, width, self._multiple(height, width, max_crops))
@@ -81,15 +82,20 @@ class Idefics3Images(TiledImages):
         fitting = (n for n in range(self._whole, 1, -1) if math.prod(self._grid(height, width, n)) <= max_crops)
         return next(fitting, 1)
 
+    def _edge(self, multiple: int) -> int:
+        return self._longest if multiple == self._whole else multiple * self._side
+
     def _grid(self, height: int, width: int, multiple: int) -> tuple[int, int]:
-        _, rows, columns = self.processor.get_number_of_image_patches(height, width, {"size": self._size(multiple)})
-        return (rows, columns) if rows * columns > 1 else (0, 0)
+        """Return rows and columns of the tiles that the processor's own code cuts.
 
-    def _size(self, multiple: int) -> dict[str, int]:
-        return {"longest_edge": self._longest if multiple == self._whole else multiple * self._side}
-
-    def _processed(self, image: Image.Image, multiple: int) -> Any:
-        return run_processor(self.processor, image, size=self._size(multiple))
+        `get_number_of_image_patches` promises fewer where `longest_edge` is no multiple of a tile.
+        """
+        module = import_module(type(self.processor).__module__)
+        size = module.get_resize_output_image_size(SimpleNamespace(shape=(3, height, width)), self._edge(multiple))
+        asked = SimpleNamespace(resize=lambda image, size, **_: (size.height, size.width))
+        in_tiles = type(self.processor).resize_for_vision_encoder
+        rows, columns = (n // self._side for n in in_tiles(asked, SimpleNamespace(shape=(3, *size)), self._side))
+        return (rows, columns) if rows * columns > 1 and self.processor.do_image_splitting else (0, 0)
 
 
 class Idefics3(Family):

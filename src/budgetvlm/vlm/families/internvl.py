@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from budgetvlm._io import to_rgb
-from budgetvlm.vlm.families.base import Family, TiledImages, run_processor
+from budgetvlm.vlm.families.base import Family, TiledImages
 from budgetvlm.vlm.prompt import ImageLayout
 
 
@@ -39,7 +39,7 @@ class InternVLImages(TiledImages):
         self._std = torch.tensor(processor.image_std, dtype=torch.float32)[:, None, None]
 
     def layout(self, height: int, width: int, max_crops: int) -> ImageLayout:
-        options = {"crop_to_patches": True, "max_patches": max_crops}
+        options = self.options(height, width, max_crops)
         tiles = int(self.processor.get_number_of_image_patches(height, width, options))
         return ImageLayout((self.placeholder,) * (tiles * self._tokens_per_tile), size=(height, width))
 
@@ -59,8 +59,8 @@ class InternVLImages(TiledImages):
     def encode_tiles(self, tiles: torch.Tensor) -> torch.Tensor:
         return self.model.get_image_features(pixel_values=tiles).pooler_output
 
-    def plain(self, image: Image.Image, max_crops: int) -> dict[str, Any]:
-        return {"pixel_values": run_processor(self.processor, image, max_patches=max_crops)["pixel_values"]}
+    def options(self, height: int, width: int, max_crops: int) -> dict[str, Any]:
+        return {"crop_to_patches": True, "max_patches": max_crops}
 
     def _tiles(self, image: Image.Image, rows: int, columns: int) -> torch.Tensor:
         """Cut the whole image into a grid of tiles, row by row, and normalise them."""

@@ -21,7 +21,7 @@ from PIL import Image
 from torch.nn.functional import pad
 
 from budgetvlm.vlm.families.base import Dial, Family, TiledImages
-from budgetvlm.vlm.families.without_torchvision import TileProcessor, resized, to_pixels
+from budgetvlm.vlm.families.without_torchvision import InPlace, TileProcessor, resized, to_pixels
 from budgetvlm.vlm.prompt import ImageLayout
 
 _IMAGE, _PATCH = "<|image|>", "<|patch|>"
@@ -122,6 +122,10 @@ class Llama4Images(TiledImages):
 
     def plain(self, image: Image.Image, max_crops: int) -> dict[str, Any]:
         return {"pixel_values": self.all(image, max_crops).to(self.model.dtype)}
+
+    def set_to(self, height: int, width: int, max_crops: int) -> InPlace:
+        shapes = {"aspect_ratios": [self.processor.grid(height, width, max_crops)]}
+        return InPlace(lambda image: self.plain(image, max_crops) | shapes)
 
     def layout(self, height: int, width: int, max_crops: int) -> ImageLayout:
         rows, columns = self.processor.grid(height, width, max_crops)

@@ -18,11 +18,15 @@ import torch
 from PIL import Image
 
 from budgetvlm.vlm.families.base import Family, TiledImages, run_processor
-from budgetvlm.vlm.prompt import ImageLayout
+from budgetvlm.vlm.prompt import EmbeddedPrompt, ImageLayout
+
+_NO_GRID = [0, 0]  # as a pinpoint it leaves the overview alone
 
 
 class LlavaImages(TiledImages):
     """The overview first, then the grid's tiles row by row."""
+
+    pixel_names = ("pixel_values", "image_sizes")
 
     def __init__(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> None:
         super().__init__(model, processor, tokenizer, options)
@@ -37,7 +41,8 @@ class LlavaImages(TiledImages):
         return sizes if len(sizes) <= 5 else super().crop_values()
 
     def overview(self, image: Image.Image) -> torch.Tensor:
-        return self._processed(image, [[self._side, self._side]])["pixel_values"][0][:1]
+        done = run_processor(self.processor, image, image_grid_pinpoints=[[self._side, self._side]])
+        return done["pixel_values"][0][:1]
 
     def beside(self, image: Image.Image, max_crops: int) -> torch.Tensor:
         return self.all(image, max_crops)[1:] if self._allowed(max_crops) else torch.empty(0)
@@ -62,9 +67,19 @@ class LlavaImages(TiledImages):
         tiles = torch.cat([*parts, *([features] if features is not None else [])])
         return self._pack(tiles, layout.grid, layout.size, self.model.model.image_newline)
 
+    def options(self, height: int, width: int, max_crops: int) -> dict[str, Any] | None:
+        allowed = self._allowed(max_crops)
+        return {"image_grid_pinpoints": allowed} if allowed else None
+
     def plain(self, image: Image.Image, max_crops: int) -> dict[str, Any]:
-        done = self._processed(image, self._allowed(max_crops))
-        return {"pixel_values": done["pixel_values"], "image_sizes": done["image_sizes"]}
+        """Return also the grids to choose from, which the model's own forward reads in its configuration."""
+        allowed = self._allowed(max_crops)
+        if allowed:
+            return {**super().plain(image, max_crops), "image_grid_pinpoints": allowed}
+        size = torch.tensor([[image.height, image.width]])
+        return {
+            "pixel_values": self.overview(image)[None], "image_sizes": size, "image_grid_pinpoints": [_NO_GRID],
+        }  # fmt: skip
 
     def layout(self, height: int, width: int, max_crops: int) -> ImageLayout:
         from transformers.image_processing_utils import select_best_resolution
@@ -83,9 +98,6 @@ class LlavaImages(TiledImages):
     def _allowed(self, max_crops: int) -> list[list[int]]:
         """Return grids to choose from; none where the overview is to stand alone."""
         return [] if max_crops == 1 else [point for point in self._pinpoints if self._tiles(point) <= max_crops]
-
-    def _processed(self, image: Image.Image, pinpoints: list[list[int]]) -> Any:
-        return run_processor(self.processor, image, image_grid_pinpoints=pinpoints)
 
     def _pack(
         self, tiles: torch.Tensor, grid: tuple[int, int], size: tuple[int, int], newline: torch.Tensor
@@ -109,3 +121,13 @@ class Llava(Family):
     model_types: ClassVar = ("llava_next", "llava_onevision")
     crop_meaning: ClassVar = "`image_grid_pinpoints` of at most that many tiles beside the overview tile"
     images_type: ClassVar = LlavaImages
+
+    def untouched_logits(self, model: Any, prompt: EmbeddedPrompt, inputs: Mapping[str, Any]) -> torch.Tensor:
+        """Return the logits of a model that was configured with the grids that are allowed."""
+        allowed, pixels = inputs["image_grid_pinpoints"], dict(inputs)
+        own, model.config.image_grid_pinpoints = model.config.image_grid_pinpoints, allowed
+        del pixels["image_grid_pinpoints"]
+        try:
+            return super().untouched_logits(model, prompt, pixels)
+        finally:
+            model.config.image_grid_pinpoints = own

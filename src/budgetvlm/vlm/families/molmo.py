@@ -26,6 +26,7 @@ from budgetvlm.errors import ConfigError
 from budgetvlm.vlm.decoding import block_of
 from budgetvlm.vlm.families.base import Dial, Family, TiledImages, find_dials, refusals_as_input_errors
 from budgetvlm.vlm.prompt import EmbeddedPrompt, ImageLayout
+from budgetvlm.vlm.prompt_text import Writer, template_writer
 
 _MARKS = ("<im_patch>", "<im_col>", "<im_start>", "<im_end>")
 
@@ -191,8 +192,8 @@ class Molmo(Family):
         """Return the hidden states with a pair that is never read: such code insists on one."""
         return hidden_states, (hidden_states, hidden_states)
 
-    def template(self, model: Any, tokenizer: Any) -> str:
-        return f"{tokenizer.bos_token or tokenizer.eos_token}{{image}} User: {{question}} Assistant:"
+    def writer(self, model: Any, tokenizer: Any) -> Writer:
+        return template_writer(f"{tokenizer.bos_token or tokenizer.eos_token}{{image}} User: {{question}} Assistant:")
 
     def load(self, directory: Path, **options: Any) -> Any:
         """Build the model from its configuration and then fill in its weights: that code knows no `from_pretrained`.

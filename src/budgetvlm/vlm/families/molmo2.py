@@ -21,8 +21,9 @@ from torch.nn.functional import pad
 
 from budgetvlm.vlm.families.base import Family, Images
 from budgetvlm.vlm.families.both_ways import BothWaysInputs
-from budgetvlm.vlm.families.without_torchvision import TileProcessor, resized, to_pixels
+from budgetvlm.vlm.families.without_torchvision import InPlace, TileProcessor, resized, to_pixels
 from budgetvlm.vlm.prompt import EmbeddedPrompt, ImageLayout
+from budgetvlm.vlm.prompt_text import Writer
 
 _IMAGE = "<|image|>"
 _MARKS = ("<im_patch>", "<im_col>", "<im_start>", "<low_res_im_start>", "<im_end>")
@@ -190,6 +191,9 @@ class Molmo2Images(Images):
             "image_grids": torch.tensor([[*low.shape[:2], *high.shape[:2]]]),
         }
 
+    def set_to(self, height: int, width: int, max_crops: int) -> InPlace:
+        return InPlace(lambda image: self.plain(image, max_crops))
+
     def layout(self, height: int, width: int, max_crops: int) -> ImageLayout:
         p, grid = self.processor, self.processor.grid(height, width, max_crops)
         patch, column, start, low_start, end = self._marks.values()
@@ -225,10 +229,15 @@ class Molmo2(Family):
     def placeholder(self, model: Any, tokenizer: Any) -> str:
         return str(getattr(tokenizer, "image_token", None) or _IMAGE)
 
-    def template(self, model: Any, tokenizer: Any) -> str:
-        """Return the chat template behind the token that begins a text, which the processor puts there."""
-        text, first = super().template(model, tokenizer), tokenizer.bos_token or tokenizer.eos_token
-        return text if text.startswith(first) else f"{first}{text}"
+    def writer(self, model: Any, tokenizer: Any) -> Writer:
+        """Return what writes the chat template behind the token that begins a text, which the processor puts there."""
+        write, first = super().writer(model, tokenizer), tokenizer.bos_token or tokenizer.eos_token
+
+        def behind_first(question: str) -> tuple[str, str]:
+            before, behind = write(question)
+            return before if before.startswith(first) else f"{first}{before}", behind
+
+        return behind_first
 
     def load_processor(self, directory: Path) -> Crops:
         return Crops.read(directory)

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from budgetvlm.errors import InputError
-from budgetvlm.vlm.families.base import Family, Images, refusals_as_input_errors, run_processor
+from budgetvlm.vlm.families.base import Family, Images, refusals_as_input_errors
 from budgetvlm.vlm.prompt import DecoderInputs, EmbeddedPrompt, ImageLayout
 
 TOKENS_PER_CROP = 256
@@ -27,6 +27,8 @@ MOST_OBLONG = 200  # the processors refuse images of a larger aspect ratio
 
 class PatchImages(Images):
     """Pixels are patches ``[n, P]``; the vision tower is told their grid."""
+
+    pixel_names = ("pixel_values", "image_grid_thw")
 
     def __init__(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> None:
         super().__init__(model, processor, tokenizer, options)
@@ -48,11 +50,9 @@ class PatchImages(Images):
         by_level = [done.pooler_output, *levels]
         return [torch.cat(parts, dim=-1) for parts in zip(*by_level, strict=True)]
 
-    def plain(self, image: Image.Image, max_crops: int) -> dict[str, Any]:
+    def options(self, height: int, width: int, max_crops: int) -> dict[str, Any]:
         least, most = self._limits(max_crops)
-        size = {"shortest_edge": least, "longest_edge": most}
-        done = run_processor(self.processor, image, size=size)
-        return {"pixel_values": done["pixel_values"], "image_grid_thw": done["image_grid_thw"]}
+        return {"size": {"shortest_edge": least, "longest_edge": most}}
 
     def _limits(self, max_crops: int) -> tuple[int, int]:
         """Return the fewest and most pixels; at the most crops those of the untouched processor."""

@@ -1,0 +1,61 @@
+"""A memory of encoded pictures: checks ask for the same tiles many times, and encoding them is most of their time.
+
+Shapes: n tiles, T tokens, C channels of the language model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import torch
+
+from budgetvlm.vlm.families.base import Images, TiledImages
+from budgetvlm.vlm.prompt import ImageLayout
+
+
+class EncodedOnce:
+    """Within a ``with`` block, what was encoded before comes from memory: single tiles, or whole pictures.
+
+    Attributes:
+        renews: whether everything is encoded anew, as to be timed, and remembered.
+
+    Args:
+        images: whose encoding is remembered.
+    """
+
+    def __init__(self, images: Images) -> None:
+        self._images, self.renews = images, False
+        self._tiled = isinstance(images, TiledImages)
+        self._encode: Any = images.encode_tiles if isinstance(images, TiledImages) else images.encode
+        self._seen: dict[Hashable, torch.Tensor] = {}
+
+    def __enter__(self) -> EncodedOnce:
+        name, replaced = ("encode_tiles", self._tiles) if self._tiled else ("encode", self._pictures)
+        setattr(self._images, name, replaced)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        delattr(self._images, "encode_tiles" if self._tiled else "encode")
+
+    def _tiles(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Return features of tiles ``[n, ...]``, ``[n, T, C]``."""
+        keys = [_digest(tile) for tile in tiles]
+        return torch.stack(self._remembered(keys, lambda new: self._encode(tiles[new])))
+
+    def _pictures(self, pixels: Sequence[torch.Tensor], layouts: Sequence[ImageLayout]) -> list[torch.Tensor]:
+        keys = [(_digest(one), layout.grid) for one, layout in zip(pixels, layouts, strict=True)]
+        return self._remembered(keys, lambda new: self._encode([pixels[i] for i in new], [layouts[i] for i in new]))
+
+    def _remembered(
+        self, keys: Sequence[Hashable], encode: Callable[[list[int]], Sequence[torch.Tensor]]
+    ) -> list[torch.Tensor]:
+        new = [i for i, key in enumerate(keys) if self.renews or key not in self._seen]
+        if new:
+            self._seen.update(zip([keys[i] for i in new], encode(new), strict=True))
+        return [self._seen[key] for key in keys]
+
+
+def _digest(pixels: torch.Tensor) -> bytes:
+    return blake2b(pixels.float().cpu().contiguous().numpy().tobytes(), digest_size=16).digest()

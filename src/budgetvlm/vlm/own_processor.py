@@ -1,0 +1,96 @@
+"""The model's own processor of Transformers, to compare prompts with: made without what only videos and sounds need."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from PIL import Image
+
+from budgetvlm._io import read_json
+from budgetvlm.vlm.families.base import Images
+
+
+class NoReference(Exception):
+    """There is nothing to compare with; the message says why."""
+
+
+class _Absent:
+    """A part of a processor that is asked for its settings and never used."""
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
+class OwnProcessor:
+    """The processor of the model in a directory.
+
+    Args:
+        images: gives the image processor, set to a `max_crops`.
+
+    Raises:
+        NoReference: Transformers has none for this type of model, or it cannot be made here.
+    """
+
+    def __init__(self, directory: Path, images: Images) -> None:
+        from transformers import AutoTokenizer
+        from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, processor_class_from_name
+
+        self._images = images
+        model_type = read_json(directory / "config.json").get("model_type")
+        found = processor_class_from_name(PROCESSOR_MAPPING_NAMES.get(model_type, ""))
+        if found is None:
+            raise NoReference(f"Transformers has no processor for model_type {model_type!r}")
+        parts = {"tokenizer": AutoTokenizer.from_pretrained(directory, local_files_only=True)}
+        lenient = _without_parts_for_videos(found)
+        try:
+            settings, _ = lenient.get_processor_dict(directory, local_files_only=True)
+            args = [parts.get(name, _Absent()) for name in lenient.get_attributes()]
+            with patch.dict(vars(sys.modules[found.__module__]), num2words=str):
+                self._processor = lenient.from_args_and_dict(args, settings)
+        except Exception as error:  # it may miss any part of a model's directory
+            raise NoReference(f"{found.__name__} cannot be made: {type(error).__name__}: {error}") from None
+        if not self._processor.chat_template:
+            self._processor.chat_template = self._processor.tokenizer.chat_template
+
+    def ids(self, image: Image.Image, question: str, max_crops: int, *, plain: bool = False) -> tuple[int, ...]:
+        """Return the token ids of a prompt.
+
+        Args:
+            plain: names of special tokens in the question are plain text.
+
+        Raises:
+            NoReference: the processor has no such setting, or no way to keep special tokens plain.
+        """
+        size = image.height, image.width
+        options = self._images.options(*size, max_crops)
+        if options is None:
+            raise NoReference(f"the processor has nothing like max_crops={max_crops}")
+        content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
+        self._processor.image_processor = self._images.set_to(*size, max_crops)
+        try:
+            done = self._processor.apply_chat_template(
+                [{"role": "user", "content": content}],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                processor_kwargs={"images_kwargs": options},
+                **({"sanitize_control_tokens": True} if plain else {}),
+            )
+        except Exception as error:
+            if plain:  # many processors know no such thing
+                raise NoReference(str(error)) from None
+            raise
+        return tuple(done["input_ids"][0].tolist())
+
+
+def _without_parts_for_videos(processor_class: Any) -> Any:
+    """Return a processor's class that takes anything for a part that needs torchvision."""
+    taken = {
+        "check_argument_for_proper_class": lambda self, name, part: type(part),
+        "__repr__": lambda self: "processor",
+    }
+    return type(processor_class.__name__, (processor_class,), taken)
