@@ -33,6 +33,17 @@ def test_advantages_are_rewards_less_the_mean_of_their_own_group():
     torch.testing.assert_close(compute_advantages(rewards, "batch"), wanted / (rewards.std() + 1e-4))
 
 
+@pytest.mark.parametrize("scale", ["none", "group", "batch"])
+@pytest.mark.parametrize("reward", [0.7, 0.9, 1 / 3])
+def test_equal_rewards_have_no_advantage_at_all(scale, reward):
+    """A float32 mean of eight times 0.7 is not 0.7; divided by a std of 0, that would become a step of Adam."""
+    rewards = torch.full((3, 8), reward)
+    assert not compute_advantages(rewards, scale).any()
+    if scale != "none":
+        policy = torch.log_softmax(torch.arange(24.0).view(3, 8), dim=-1)
+        assert not exact_advantages(policy, rewards, scale).any()
+
+
 def test_states_in_another_order_have_the_same_advantages_in_that_order():
     """Groups that mixed samples, or advantages sliced onto the wrong rows, would fail here."""
     generator = torch.Generator().manual_seed(0)

@@ -33,7 +33,8 @@ def compute_advantages(rewards: Tensor, scale_rewards: ScaleRewards = "none") ->
         raise ConfigError(
             f"rewards of shape {list(rewards.shape)} hold no groups; give [states, at least 2 settings each]"
         )
-    centred = rewards - rewards.mean(dim=-1, keepdim=True)
+    shifted = rewards - rewards[..., :1]  # so that equal rewards have advantages of exactly 0, whatever is divided by
+    centred = shifted - shifted.mean(dim=-1, keepdim=True)
     if scale_rewards == "group":
         return centred / (rewards.std(dim=-1, keepdim=True) + STD_FLOOR)
     if scale_rewards == "batch":
@@ -81,10 +82,10 @@ def exact_advantages(log_policy: Tensor, rewards: Tensor, scale_rewards: ScaleRe
     """
     if scale_rewards == "none":
         return rewards
-    weights = log_policy.exp()
-    mean = (weights * rewards).sum(dim=-1, keepdim=True)
-    centred = rewards - mean
+    weights, shifted = log_policy.exp(), rewards - rewards[..., :1]
+    centred = shifted - (weights * shifted).sum(dim=-1, keepdim=True)
     if scale_rewards == "batch":
+        mean = (weights * rewards).sum(dim=-1, keepdim=True)
         second_moment = (weights * rewards.square()).sum(dim=-1, keepdim=True).mean(dim=-2, keepdim=True)
         variance = second_moment - mean.mean(dim=-2, keepdim=True).square()
     else:
