@@ -150,7 +150,7 @@ def test_models_that_cannot_be_checked(config_only, fields, message, capsys):
     assert code == 2 and message in seen.err and "Traceback" not in seen.err
 
 
-def test_what_was_found_of_an_unknown_family_is_listed(config_only, capsys):
+def test_what_was_found_of_an_unknown_family_is_listed(config_only, capsys, monkeypatch):
     """PaliGemma: no tiling at all; its decoder's blocks are found all the same."""
     small = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16}
     directory = config_only(
@@ -158,6 +158,7 @@ def test_what_was_found_of_an_unknown_family_is_listed(config_only, capsys):
         text_config={"model_type": "gemma", **small, "num_key_value_heads": 1, "vocab_size": 50},
         vision_config={"model_type": "siglip_vision_model", **small},
     )  # fmt: skip
+    monkeypatch.setattr(detect, "can_be_tried", lambda model_type: False)
     code, seen = run([directory], capsys)
     assert code == 2
     assert "model.language_model.layers (3)" in seen.err
@@ -178,7 +179,7 @@ def test_structure_is_read_off_any_model():
 
 def test_a_model_without_knobs(tmp_path, monkeypatch):
     directory = write_tiny_family("internvl_dense", tmp_path)
-    monkeypatch.setattr(knob_limits, "attention_kinds", lambda language: {"linear_attention"})
+    monkeypatch.setattr(knob_limits, "unknown_kinds", lambda language: ["mystery"])
     monkeypatch.setattr("budgetvlm.vlm.families.base.Images.crop_values", lambda self: [1])
     with pytest.raises(ConfigError, match="no knob to turn"):
         load_vlm(str(directory))
@@ -186,8 +187,8 @@ def test_a_model_without_knobs(tmp_path, monkeypatch):
 
 def test_blocks_of_a_foreign_kind_cannot_be_skipped(tmp_path, monkeypatch):
     directory = write_tiny_family("internvl_dense", tmp_path)
-    monkeypatch.setattr("budgetvlm.vlm.families.base.attention_kinds", lambda language: {"linear_attention"})
-    with pytest.raises(ConfigError, match=r"linear_attention.*num_active_blocks one value"):
+    monkeypatch.setattr("budgetvlm.vlm.families.base.unknown_kinds", lambda language: ["mystery"])
+    with pytest.raises(ConfigError, match=r"mystery.*num_active_blocks one value"):
         load_vlm(str(directory))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, PreTrainedTokenizerFast
 
 WORDS = ["what", "is", "the", "red", "sign", "code", "A", "B", "C", "1", "2", "3", "sum", "of", "both", "colour", ":"]
 WORDS += "Here original image and here are some crops to help you see better".split()
@@ -21,7 +21,9 @@ LLAMA4 = [
     f"<|{mark}|>" for mark in ("image_start", "image_end", "image", "patch", "tile_x_separator", "tile_y_separator")
 ]
 MOLMO2 = [f"<{mark}>" for mark in ("im_patch", "im_col", "im_start", "low_res_im_start", "im_end")]
-VOCABULARY = SPECIAL + WORDS + LLAMA4 + MOLMO2
+FOUND_MARKS = [f"<IMG_{name}>" for name in ("START", "ATOM", "GRID", "COL", "ROW", "END")]
+FOUND_MARKS += ["<slice>", "</slice>", "<image_id>", "</image_id>", "<break>", "<thumbnail>"]
+VOCABULARY = SPECIAL + WORDS + LLAMA4 + MOLMO2 + FOUND_MARKS
 ID = {word: i for i, word in enumerate(VOCABULARY)}
 NAMED = {  # what processors ask the tokenizer for
     "boi_token": "<start>", "eoi_token": "<end>", "image_token": "<image>", "video_token": "<video>",
@@ -65,34 +67,63 @@ def family(build: Callable[[], tuple[Any, Any, str, dict[str, Any]]]) -> Callabl
 
 def write_tiny_family(which: str, directory: Path) -> Path:
     """Save one model; weights large enough that every knob changes the logits."""
+    first = which.partition("_")[0]
+    own = OWN.get(first if first == "internvl" else which, {})
+    write_tiny(*BUILDERS[which](), directory, NAMES.get(first, {}), own)
+    return directory
+
+
+def write_tiny(
+    config: Any, processor: Any, place: str, knobs: Any, directory: Path, names: Any = None, own: Any = None
+) -> None:
+    """Save a model of this configuration.
+
+    Args:
+        processor: of images, or a function from a tokenizer to the model's own processor.
+        names: special tokens that the model's own processor asks the tokenizer for.
+        own: settings of the model's own processor.
+    """
     torch.manual_seed(0)
-    config, processor, place, knobs = BUILDERS[which]()
     model = AutoModelForImageTextToText.from_config(config)
     with torch.no_grad():
         for name, p in model.named_parameters():
             if p.dim() > 1:
                 p.normal_(0, 1.0 / (p.shape[-1] if "experts" in name else p[0].numel()) ** 0.5)
     model.save_pretrained(directory)
+    write = write_byte_tokenizer if config.model_type.startswith("qwen3_5") else write_tokenizer
+    write(directory, place, **(names or {}))
+    if callable(processor) and not hasattr(processor, "save_pretrained"):
+        processor = processor(AutoTokenizer.from_pretrained(directory))
     processor.save_pretrained(directory)
-    write_tokenizer(directory, place, **NAMES.get(which.partition("_")[0], {}))
-    own = directory / "processor_config.json"
-    settings = json.loads(own.read_text()) if own.exists() else {}
-    own.write_text(
-        json.dumps(settings | OWN.get(which.partition("_")[0] if which.startswith("internvl") else which, {}))
-    )
+    if own is not None:
+        path = directory / "processor_config.json"
+        path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | own))
     (directory / "knobs.json").write_text(json.dumps(knobs))
-    return directory
 
 
 def write_tokenizer(directory: Path, place: str, **names: str) -> None:
     """Save a tokenizer; ``names`` are special tokens that the model's own processor asks it for."""
     tokenizer = Tokenizer(models.WordLevel(ID, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.add_special_tokens([*SPECIAL, *LLAMA4, *MOLMO2])
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token="</s>",
-        chat_template=TEMPLATE.replace("PLACE", place), extra_special_tokens=NAMED | names,
-    ).save_pretrained(directory)  # fmt: skip
+    tokenizer.add_special_tokens([*SPECIAL, *LLAMA4, *MOLMO2, *FOUND_MARKS])
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **_named(place, names)).save_pretrained(directory)
+
+
+def write_byte_tokenizer(directory: Path, place: str, **names: str) -> None:
+    """Save a tokenizer as Transformers makes it for Qwen3.5 whatever the directory says: bytes, and whole words."""
+    from transformers.models.qwen3_5.tokenization_qwen3_5 import Qwen3_5Tokenizer
+
+    tokenizer = Qwen3_5Tokenizer(vocab=ID, merges=[], **_named(place, names))
+    tokenizer.add_tokens([*SPECIAL, *LLAMA4, *MOLMO2, *FOUND_MARKS], special_tokens=True)
+    tokenizer.add_tokens(WORDS)
+    tokenizer.save_pretrained(directory)
+
+
+def _named(place: str, names: dict[str, str]) -> dict[str, Any]:
+    return {
+        "pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "</s>",
+        "chat_template": TEMPLATE.replace("PLACE", place), "extra_special_tokens": NAMED | names,
+    }  # fmt: skip
 
 
 def config(model_type: str, **fields: Any) -> Any:
@@ -392,3 +423,32 @@ def molmo2():
               "image_std": [0.5] * 3}  # fmt: skip
     settings = {"image_processor": images, "image_use_col_tokens": True, "use_single_crop_col_tokens": False}
     return made, Written("processor_config.json", settings), "<image>", {}
+
+
+HYBRID = {
+    "linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    "linear_conv_kernel_dim": 4,
+}  # fmt: skip
+
+
+def _qwen3_5(model_type, **text):
+    """As the public ones: the last of every few blocks has full attention, which is why block 0 knows no length."""
+    rope = {**ROPE, "partial_rotary_factor": 1.0, "mrope_interleaved": True}
+    text = {**TEXT, **HYBRID, "num_hidden_layers": 6, "full_attention_interval": 3, "rope_parameters": rope, **text}
+    vision = {name: value for name, value in _qwen3_vision().items() if name != "deepstack_visual_indexes"}
+    made = config(
+        model_type, text_config=text, vision_config=vision, vision_start_token_id=ID["<start>"],
+        vision_end_token_id=ID["<end>"], video_token_id=ID["<video>"],
+    )  # fmt: skip
+    return made, patches(), PLACE, CROPS
+
+
+@family
+def qwen3_5():
+    return _qwen3_5("qwen3_5", tie_word_embeddings=True)
+
+
+@family
+def qwen3_5_moe():
+    experts = {name: value for name, value in EXPERTS.items() if name != "norm_topk_prob"}
+    return _qwen3_5("qwen3_5_moe", **experts, shared_expert_intermediate_size=16)

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,7 +86,7 @@ class Adapter:
         }
         self._configurations = {setting: self._configure(setting) for setting in knob_space.settings}
         # what prompts and answers are made with
-        self.decoder = Decoder(family.language(model), family.head(model), end_ids, family.cache_type)
+        self.decoder = Decoder(family.language(model), family.head(model), end_ids, partial(family.new_cache, model))
         table = self.decoder.model.get_input_embeddings()
         self._mean_embedding = mean_embedder(table)
         self._deepstack_levels = family.deepstack_levels(model)

@@ -1,8 +1,7 @@
 """Greedy decoding from embeddings with a cache of keys and values, as fast as a deadline needs it.
 
-A skipped block never writes to the cache. Blocks keep their own place in it (`layer_idx`); Transformers'
-`DynamicCache` makes places as they are needed, and an unused one stays empty. The first block always runs, and it is
-the one that is asked for the length. So nothing has to be renumbered.
+A skipped block never writes to the cache. Blocks keep their own place in it (`layer_idx`), and an unused one stays
+empty. The block that is asked for the length always runs, see `attention`. So nothing has to be renumbered.
 Shapes: B prompts, T tokens, C channels, V words of the vocabulary.
 """
 

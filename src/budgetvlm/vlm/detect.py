@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from budgetvlm.vlm.attention import unknown_kinds
+from budgetvlm.vlm.families.base import COUNTS_PER_TOKEN
+
 _NOT_LANGUAGE = ("vision", "visual", "vit", "image", "audio", "encoder", "resampler", "perceiver", "projector")
-_COUNTS = ("top_k", "num_experts_per_tok", "moe_top_k", "moe_topk", "top_k_experts", "moe_k")
 _LIMITS = (
     "max_crops", "max_patches", "max_num_tiles", "max_dynamic_patch", "image_grid_pinpoints", "split_resolutions",
     "pan_and_scan_max_num_crops", "max_soft_tokens", "max_pixels", "max_image_size", "max_slice_nums", "size",
@@ -42,6 +44,13 @@ def describe_structure(directory: Path, *, trust_remote_code: bool = False) -> s
     return "; ".join([*parts, *problems])
 
 
+def can_be_tried(model_type: str) -> bool:
+    """Tell whether Transformers itself opens this type as a model that answers questions about images."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    return model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+
 def find_blocks(model: nn.Module) -> str | None:
     """Find the longest list of like blocks with attention, outside of anything that sees or hears.
 
@@ -54,7 +63,11 @@ def find_blocks(model: nn.Module) -> str | None:
         if isinstance(module, nn.ModuleList) and len(module) > 1 and _is_language(name) and _has_attention(module[0])
     ]
     longest = max(found, key=lambda one: one[0], default=None)
-    return f"{longest[1]} ({longest[0]})" if longest else None
+    if longest is None:
+        return None
+    foreign = unknown_kinds(model.get_submodule(longest[1].rpartition(".")[0]))
+    cannot = f", which cannot be skipped: of {', '.join(foreign)} no cache is known" if foreign else ""
+    return f"{longest[1]} ({longest[0]}){cannot}"
 
 
 def find_routers(model: nn.Module) -> dict[str, int]:
@@ -62,12 +75,14 @@ def find_routers(model: nn.Module) -> dict[str, int]:
     held = {
         f"{name}.{count}": int(vars(module)[count])
         for name, module in model.named_modules()
-        for count in _COUNTS
+        for count in COUNTS_PER_TOKEN
         if _is_language(name) and isinstance(vars(module).get(count), int)
     }
     config = getattr(model, "config", None)
     text = config.get_text_config() if config is not None else None
-    told = {f"config.{count}": value for count in _COUNTS if isinstance(value := getattr(text, count, None), int)}
+    told = {
+        f"config.{count}": value for count in COUNTS_PER_TOKEN if isinstance(value := getattr(text, count, None), int)
+    }
     return held or told
 
 

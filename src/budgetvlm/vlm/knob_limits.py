@@ -9,7 +9,8 @@ from typing import Any
 from budgetvlm.errors import ConfigError
 from budgetvlm.knobs import KNOBS, KnobSpace
 from budgetvlm.vlm import blocks
-from budgetvlm.vlm.families.base import ATTENTION_KINDS, Family, Images, attention_kinds
+from budgetvlm.vlm.attention import unknown_kinds
+from budgetvlm.vlm.families.base import Family, Images
 
 
 def derive_knob_space(family: Family, model: Any, images: Images) -> KnobSpace:
@@ -25,7 +26,7 @@ def derive_knob_space(family: Family, model: Any, images: Images) -> KnobSpace:
     dials = family.dials(model)
     if dials:
         knobs["top_k"] = _shares(min(dial.get() for dial in dials), (0.25, 0.5, 1.0), least=1)
-    if attention_kinds(family.language(model)) <= ATTENTION_KINDS:
+    if not unknown_kinds(family.language(model)):
         least = blocks.least_depth(num_blocks, family.fixed_blocks(model))
         knobs["num_active_blocks"] = _shares(num_blocks, (0.5, 0.75, 1.0), least=least)
     useful = {name: values for name, values in knobs.items() if len(values) > 1}

@@ -19,6 +19,7 @@ from budgetvlm.vlm import blocks
 from budgetvlm.vlm.adapter import Adapter
 from budgetvlm.vlm.families import FAMILIES, supported
 from budgetvlm.vlm.families.base import Family
+from budgetvlm.vlm.families.generic import Found
 from budgetvlm.vlm.knob_limits import derive_knob_space
 from budgetvlm.vlm.prompt_text import Prompt, template_writer
 from budgetvlm.vlm.repositories import fetch, is_hub_name
@@ -109,8 +110,10 @@ def read_family(directory: Path, *, trust_remote_code: bool = False) -> Family:
         )
     if not any(word in key for key in config for word in ("vision", "visual", "image", "vit")):
         raise ConfigError(f"{where}, a model of text alone: there is no image to choose a resolution for. {SUPPORTED}")
-    from budgetvlm.vlm.detect import describe_structure
+    from budgetvlm.vlm.detect import can_be_tried, describe_structure
 
+    if can_be_tried(str(model_type)):
+        return Found(str(model_type))
     found = describe_structure(directory, trust_remote_code=trust_remote_code)
     raise ConfigError(
         f"{where}, which cannot be steered. Looking at its structure gave: {found}. docs/families.md says how to add a "
@@ -197,16 +200,21 @@ def _adapt(name: str, family: Family, directory: Path, model: Any, tokenizer: An
     num_blocks = family.num_blocks(model)
     own = knobs.get("prompt")
     write = template_writer(own) if own else family.writer(model, tokenizer)
-    return Adapter(
-        name=str(name),
-        family=family,
-        model=model,
-        images=images,
-        prompt=Prompt(tokenizer, write, images.edges(), is_own=bool(own)),
-        knob_space=space or derive_knob_space(family, model, images),
-        block_order=knobs.get("block_order") or blocks.default_order(num_blocks, family.fixed_blocks(model)),
-        end_ids=_end_ids(model, tokenizer),
-    )
+    parts: dict[str, Any] = {
+        "name": str(name),
+        "family": family,
+        "model": model,
+        "images": images,
+        "prompt": Prompt(tokenizer, write, images.edges(), is_own=bool(own)),
+        "block_order": knobs.get("block_order") or blocks.default_order(num_blocks, family.fixed_blocks(model)),
+        "end_ids": _end_ids(model, tokenizer),
+    }
+    space = space or derive_knob_space(family, model, images)
+    if isinstance(family, Found) and "knob_space" not in knobs:
+        from budgetvlm.vlm.finding import working_knobs
+
+        space = working_knobs(directory, space, lambda tried: Adapter(knob_space=tried, **parts))
+    return Adapter(knob_space=space, **parts)
 
 
 def _read_knobs(path: Path) -> tuple[dict[str, Any], KnobSpace | None]:

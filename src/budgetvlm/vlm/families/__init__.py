@@ -10,13 +10,14 @@ from budgetvlm.vlm.families.llama4 import Llama4
 from budgetvlm.vlm.families.llava import Llava
 from budgetvlm.vlm.families.molmo import Molmo
 from budgetvlm.vlm.families.molmo2 import Molmo2
-from budgetvlm.vlm.families.mrope import ErnieVL, Glm4v, Qwen3VL, QwenVL
+from budgetvlm.vlm.families.mrope import ErnieVL, Glm4v, Qwen3VL, Qwen35, QwenVL
 
 _KNOWN: tuple[Family, ...] = (
     InternVL(),
     Llava(),
     QwenVL(),
     Qwen3VL(),
+    Qwen35(),
     Glm4v(),
     ErnieVL(),
     Idefics3(),

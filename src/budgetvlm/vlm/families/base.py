@@ -20,17 +20,18 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from transformers.cache_utils import DynamicCache
 
 from budgetvlm._io import to_rgb
 from budgetvlm.errors import ConfigError, InputError
+from budgetvlm.vlm.attention import SKIPPABLE_KINDS, counting_blocks, empty_cache, kinds_by_block, unknown_kinds
 from budgetvlm.vlm.prompt import DecoderInputs, EmbeddedPrompt, ImageLayout
 from budgetvlm.vlm.prompt_text import Writer, chat_writer
 
 SIZE_CACHE_LIMIT = 4096  # sizes of images whose layout is remembered
+COUNTS_PER_TOKEN = ("top_k", "num_experts_per_tok", "moe_top_k", "moe_topk", "top_k_experts", "moe_k")
+COUNTS_OF_EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
 TILES_AT_ONCE = 256  # bounds the memory of the vision tower in a batch
 _SOME_SIZE = (336, 336)
-ATTENTION_KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,6 @@ class Family:
         images_type: the way from an image to visual tokens.
         type_ids: what the model's own forward calls the argument that marks visual tokens; None: it has none.
         inputs_type: what the decoder is told beside embeddings, made from prompts and the model.
-        cache_type: an empty cache of keys and values. All its layers are full ones; masks keep sliding windows.
     """
 
     name: ClassVar[str]
@@ -180,7 +180,6 @@ class Family:
     images_type: ClassVar[type[Images]]
     type_ids: ClassVar[str | None] = None
     inputs_type: ClassVar[type[DecoderInputs]] = DecoderInputs
-    cache_type: ClassVar[type] = DynamicCache
 
     def language(self, model: Any) -> Any:
         """Return the decoder, which turns embeddings into hidden states and holds the token embeddings."""
@@ -205,7 +204,11 @@ class Family:
 
     def fixed_blocks(self, model: Any) -> tuple[int, ...]:
         """Return the blocks that run at every depth beside the first and the last."""
-        return ()
+        return counting_blocks(self.language(model))
+
+    def new_cache(self, model: Any) -> Any:
+        """Make an empty cache for the decoder."""
+        return empty_cache(self.language(model))
 
     def writer(self, model: Any, tokenizer: Any) -> Writer:
         """Return what writes the text around image and question: the tokenizer's chat template.
@@ -241,19 +244,19 @@ class Family:
 
     def goes_by_place(self, model: Any) -> bool:
         """Tell whether a skipped block leaves a stand-in: see `by_place`; it also does where kinds of attention mix."""
-        return self.by_place or len(attention_kinds(self.language(model))) > 1
+        return self.by_place or len(set(kinds_by_block(self.language(model)))) > 1
 
     def check_blocks(self, model: Any) -> None:
-        """Check that blocks can be skipped: an attention without keys and values needs a cache of its own kind.
+        """Check that blocks can be skipped: an attention of its own kind needs a cache of its own kind.
 
         Raises:
-            ConfigError: the language model has another kind of attention than full, sliding or chunked.
+            ConfigError: the language model has a kind of attention that is not known.
         """
-        foreign = attention_kinds(self.language(model)) - ATTENTION_KINDS
+        foreign = unknown_kinds(self.language(model))
         if foreign:
             raise ConfigError(
-                f"blocks of this language model cannot be skipped: it has {', '.join(sorted(foreign))}, and only "
-                f"{', '.join(sorted(ATTENTION_KINDS))} are known to keep a correct cache. Give num_active_blocks one "
+                f"blocks of this language model cannot be skipped: it has {', '.join(foreign)}, and only "
+                f"{', '.join(sorted(SKIPPABLE_KINDS))} are known to keep a correct cache. Give num_active_blocks one "
                 "value, the number of its blocks, in knobs.json"
             )
 
@@ -269,13 +272,14 @@ class Family:
 
 def find_dials(language: nn.Module) -> list[Dial]:
     """Find every module with a number of experts per token and a number of experts, in the order of the blocks."""
-    found = (m for m in language.modules() if isinstance(vars(m).get("top_k"), int))
-    return [Dial(m, "top_k", int(vars(m)["num_experts"])) for m in found if "num_experts" in vars(m)]
-
-
-def attention_kinds(language: Any) -> set[str]:
-    """Return the kinds of attention that the decoder's configuration lists; none where all blocks are alike."""
-    return set(getattr(language.config, "layer_types", None) or ())
+    found = []
+    for module in language.modules():
+        held = {name: value for name, value in vars(module).items() if type(value) is int}
+        count = next((name for name in COUNTS_PER_TOKEN if name in held), None)
+        most = next((held[name] for name in COUNTS_OF_EXPERTS if name in held), None)
+        if count and most:
+            found.append(Dial(module, count, most))
+    return found
 
 
 def pool(tokens: torch.Tensor, deepstack_levels: int = 0) -> np.ndarray:

@@ -172,12 +172,14 @@ class Molmo(Family):
     model_types: ClassVar = ("molmo",)
     remote_code: ClassVar = True
     adds_features: ClassVar = True
-    cache_type: ClassVar = PairsOfBlocks
     images_type: ClassVar = MolmoImages
     crop_meaning: ClassVar = "`max_crops` of the image processor: tiles beside the overview tile, one at least"
 
     def language(self, model: Any) -> Any:
         return MolmoLanguage(model)
+
+    def new_cache(self, model: Any) -> Any:
+        return PairsOfBlocks()
 
     def head(self, model: Any) -> Any:
         return nn.Identity()  # the decoder above ends in logits

@@ -154,6 +154,11 @@ class Qwen3VL(QwenVL):
         return len(model.config.vision_config.deepstack_visual_indexes)
 
 
+class Qwen35(QwenVL):
+    name: ClassVar = "Qwen3.5, Qwen3.5-MoE"
+    model_types: ClassVar = ("qwen3_5", "qwen3_5_moe")
+
+
 class Glm4v(QwenVL):
     name: ClassVar = "GLM-4.1V, GLM-4.5V"
     model_types: ClassVar = ("glm4v", "glm4v_moe")

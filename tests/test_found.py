@@ -1,0 +1,79 @@
+"""Models of types that no family is written for: which knobs are found, and that what fails is not offered."""
+
+import pytest
+import torch
+from test_families import QUESTIONS, SIZES, picture
+from tiny_families import write_tiny
+from tiny_found import FOUND, FOUND_TOKENS
+
+from budgetvlm.errors import ConfigError
+from budgetvlm.vlm import load_vlm
+from budgetvlm.vlm.conformance import check
+from budgetvlm.vlm.families.generic import FoundInputs
+from budgetvlm.vlm.probe import Probe, one_knob_at_a_time
+
+KNOBS = {
+    "ovis2": {"max_crops": [1, 2, 4], "num_active_blocks": [2, 3, 4]},
+    "minicpmv4_6": {"max_crops": [1, 2, 4], "num_active_blocks": [3, 5, 6]},
+    "deepseek_ocr2": {"top_k": [1, 4], "num_active_blocks": [2, 4]},
+    "aya_vision": {"max_crops": [1, 2, 4], "num_active_blocks": [2, 3, 4]},
+    "vipllava": {"top_k": [1, 2, 4], "num_active_blocks": [2, 3, 4]},
+    "lfm2_vl": {"max_crops": [1, 2, 4], "top_k": [1, 2, 4], "num_active_blocks": [3, 5, 6]},
+}
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory):
+    made = {}
+
+    def directory(name):
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp(name)
+            write_tiny(*FOUND[name](), made[name], FOUND_TOKENS)
+        return made[name]
+
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "budgetvlm" / "knobs"
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_knobs_of_an_unknown_type_are_found_and_hold_all_checks(directories, name, cache):
+    vlm = load_vlm(str(directories(name)))
+    assert vlm.knob_space.to_dict() == KNOBS[name]
+    assert "found by trying and not written by hand" in vlm.family.name
+    images = [picture(i, size) for i, size in enumerate(SIZES)]
+    outcomes = check(Probe(vlm, images, QUESTIONS, one_knob_at_a_time(vlm.knob_space)))
+    assert [f"{one.name}: {one.detail}" for one in outcomes if one.passed is False] == []
+
+
+def test_what_works_is_tried_once(directories, cache, monkeypatch):
+    directory = directories("vipllava")
+    first = load_vlm(str(directory)).knob_space
+    assert len(list(cache.iterdir())) == 1
+    monkeypatch.setattr("budgetvlm.vlm.finding.check", lambda probe: pytest.fail("tried again"))
+    assert load_vlm(str(directory)).knob_space == first
+
+
+def test_a_knob_that_fails_is_not_offered(directories, monkeypatch):
+    """A router that asks its configuration, not its attribute: turning the attribute changes nothing."""
+    from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
+
+    def stubborn(self, hidden_states):
+        hidden_states = hidden_states.reshape(-1, self.hidden_dim)
+        logits = torch.nn.functional.linear(hidden_states, self.weight)
+        weights, chosen = torch.topk(logits.softmax(-1), 4, dim=-1)
+        return logits, weights / weights.sum(-1, keepdim=True), chosen
+
+    monkeypatch.setattr(MixtralTopKRouter, "forward", stubborn)
+    assert load_vlm(str(directories("vipllava"))).knob_space.names == ("num_active_blocks",)
+
+
+def test_where_nothing_works_the_message_says_what_was_tried(directories, monkeypatch):
+    monkeypatch.setattr(FoundInputs, "step", lambda self, token: {"position_ids": torch.zeros(1, 1, dtype=torch.long)})
+    with pytest.raises(ConfigError, match=r"no knob .* found to work.*num_active_blocks: .*cached decoding"):
+        load_vlm(str(directories("vipllava")))
