@@ -5,7 +5,7 @@ Shapes: n tiles, T tokens, C channels of the language model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -57,5 +57,7 @@ class EncodedOnce:
         return [self._seen[key] for key in keys]
 
 
-def _digest(pixels: torch.Tensor) -> bytes:
-    return blake2b(pixels.float().cpu().contiguous().numpy().tobytes(), digest_size=16).digest()
+def _digest(pixels: torch.Tensor | Mapping[str, torch.Tensor]) -> bytes:
+    parts = pixels.values() if isinstance(pixels, Mapping) else [pixels]
+    held = b"".join(part.float().cpu().contiguous().numpy().tobytes() for part in parts)
+    return blake2b(held, digest_size=16).digest()
