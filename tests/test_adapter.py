@@ -404,8 +404,8 @@ def test_directories_that_hold_no_model(copy, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=r"has no config\.json"):
         load_vlm(str(tmp_path / "empty"))
-    edit(copy / "config.json", model_type="llava")
-    with pytest.raises(ConfigError, match=r"'llava'.*internvl"):
+    edit(copy / "config.json", model_type="nobody")
+    with pytest.raises(ConfigError, match=r"'nobody'.*internvl"):
         load_vlm(str(copy))
     (copy / "config.json").write_text("{")
     with pytest.raises(ConfigError, match="not valid JSON"):

@@ -2,6 +2,8 @@
 
 import json
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -221,7 +223,7 @@ def test_a_stand_in_answers_for_its_block():
     hidden = torch.ones(1, 3, 2)
     assert stand_in(hidden, "mask", past_key_values=None) is hidden
     answers = iter([True, False])
-    paced = PacedBlock(block, 0, lambda number: next(answers), lambda states: states + 1)
+    paced = PacedBlock(block, 0, SimpleNamespace(runs=lambda number: next(answers)), lambda states: states + 1)
     assert paced.attention_type == "sliding_attention" and list(paced.parameters()) == []
     assert torch.equal(paced(hidden), block(hidden)) and torch.equal(paced(hidden), hidden + 1)
 
