@@ -1,7 +1,6 @@
 """Every family on a tiny model of it: the checks of `budgetvlm check-model`, and each family's own arithmetic."""
 
 import json
-
 from types import SimpleNamespace
 
 import numpy as np
