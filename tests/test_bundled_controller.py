@@ -31,12 +31,25 @@ def test_the_guard_is_calibrated_and_the_controller_is_small():
     assert {path.suffix for path in directory.iterdir()} == {".json", ".safetensors"}  # what the package's data names
 
 
+def calibrated():
+    """As much of a model as a notice looks at."""
+    return SimpleNamespace(guard=load_guard(model_directory("reference") / "controller"))
+
+
+def test_a_guard_that_was_never_calibrated_promises_nothing():
+    model, args = calibrated(), SimpleNamespace(checkpoint="c", model_path="reference")
+    model.guard.calibrated_on = 0
+    assert "never calibrated, so nothing is promised" in notice_of_calibration(args, model)
+    model.guard = None
+    assert "no guard lies beside this controller" in notice_of_calibration(args, model)
+
+
 @pytest.mark.parametrize("here", [True, False])
 def test_a_guard_of_another_machine_says_so_until_it_is_calibrated(tmp_path, monkeypatch, here):
     saved.save_guard({"schema_version": 0}, tmp_path)
     if not here:
         monkeypatch.setattr(saved, "this_machine", lambda: "another")
-    notice = notice_of_calibration(SimpleNamespace(checkpoint=str(tmp_path), model_path="reference"))
+    notice = notice_of_calibration(SimpleNamespace(checkpoint=str(tmp_path), model_path="reference"), calibrated())
     assert (notice is None) == here
     if notice is not None:
         assert f"`budgetvlm calibrate --checkpoint {tmp_path}` fits it to this one" in notice
@@ -55,7 +68,7 @@ def test_the_guard_of_the_bundled_controller_is_kept_among_the_users_data(tmp_pa
     assert (bundled / "guard.json").read_bytes() == shipped
     after = AdaptiveVLM.from_pretrained(rehearsals=0, compiled=False)
     assert after.guard.to_dict() == before.guard.to_dict() and after.guard.calibrated_on == 1234
-    assert notice_of_calibration(SimpleNamespace(checkpoint=None, model_path="reference")) is None
+    assert notice_of_calibration(SimpleNamespace(checkpoint=None, model_path="reference"), after) is None
 
 
 def test_machines_are_told_apart_by_their_processors(tmp_path):

@@ -9,11 +9,11 @@ from tiny_vlm import write_tiny_model
 
 from budgetvlm.cli import command_parser, main
 from budgetvlm.commands import task_arguments
-from budgetvlm.commands.calibrate import profiled_ids
+from budgetvlm.controller.provenance import TrainedOn
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.live.fresh_samples import fresh_samples
 from budgetvlm.profiling.prepare.preparation import load_prepared
-from budgetvlm.tasks import TaskOptions, load_task
+from budgetvlm.tasks import SPLITS, TaskOptions, load_task
 
 FLAGS = ["--data_files", "x.parquet", "--columns", "question=q", "--metric", "vqa", "--prompt", "{question}",
          "--repository", "a/b"]  # fmt: skip
@@ -109,7 +109,7 @@ def test_fresh_samples_share_no_image_with_the_profiled_ones_and_can_be_used(pro
     document = tmp_path / "d.json"
     assert prepare(profiled, "--output_data_path", document) == 0
     with pytest.raises(ConfigError, match="and 0 of its 24"):
-        fresh_samples(task, "train", 1, 0, profiled_ids(document))
+        fresh_samples(task, "train", 1, 0, TrainedOn.of_table(load_prepared(document).table).seen(SPLITS))
 
 
 def test_several_data_sets_go_through_the_commands(tmp_path):

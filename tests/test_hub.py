@@ -74,7 +74,7 @@ def test_without_a_network_or_a_repository_it_says_what_to_do(cache, tmp_path):
 
 def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ConfigError, match=r"pip install 'budgetvlm\[data\]', or give files .* --data_files"):
+    with pytest.raises(ConfigError, match=r"pip install -e '.\[data\]'\), or give files .* --data_files"):
         load_task("pope").num_samples("test")
 
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from planted_tables import tiny
 
 from budgetvlm.errors import ConfigError, DataError, KnobSpaceError, OutputError
 from budgetvlm.features import Features
 from budgetvlm.knobs import KnobSpace
-from budgetvlm.profiling.measure.machine import model_fingerprint
 from budgetvlm.profiling.measure.setting_sampling import draw_cells
 from budgetvlm.profiling.prepare.feature_extraction import Backend, extract_features, in_batches
 from budgetvlm.profiling.prepare.fill import predict_times
@@ -27,6 +27,7 @@ from budgetvlm.profiling.results.result_files import write_result
 from budgetvlm.table import ProfileTable
 from budgetvlm.tasks import Sample, TaskOptions
 from budgetvlm.vlm import Overview
+from budgetvlm.vlm.fingerprint import model_fingerprint
 
 SPACE = KnobSpace({"max_crops": [1, 4], "top_k": [2], "num_active_blocks": [3, 6]})
 BLOCKS = {"num_total_blocks": 6, "active_block_indices": [0, 5]}
@@ -37,6 +38,9 @@ class ToyTask:
 
     name = "toy"
     sizes = {"train": range(16), "validation": range(0), "test": range(16, 20)}  # noqa: RUF012
+
+    def num_samples(self, split):
+        return 2 * len(self.sizes[split])
 
     def samples(self, split, num_samples=None, seed=0):
         for number in self.sizes[split]:
@@ -144,7 +148,7 @@ def test_the_whole_way(toy):
     assert data.features.sample_ids == data.table.sample_ids
     assert len(toy.vlm.encoded) == 16 + 2  # once an image, once a question
     assert set(data.table.groups["latency_source"]) == {"measured"}
-    assert "32 samples (train 26, validation 6; split by image)" in toy.said[-1]
+    assert "32 samples (train 20, validation 6, test 6; split by image)" in toy.said[-1]
 
 
 def test_the_document_holds_it_all(toy):
@@ -156,8 +160,8 @@ def test_the_document_holds_it_all(toy):
     assert document["budgets"]["multipliers"] == [0.8, 1.0, 1.2]
     assert document["splits"] == {
         "by": "image",
-        "samples": {"train": 26, "validation": 6},
-        "images": {"train": 13, "validation": 3},
+        "samples": {"train": 20, "validation": 6, "test": 6},
+        "images": {"train": 10, "validation": 3, "test": 3},
     }
     assert document["settings"][3].items() >= SPACE.full.items()
     assert document["settings"][3]["latency_ms"][:3] == [42.0, 44.0, 46.0]
@@ -387,6 +391,55 @@ def test_options_that_cannot_work(toy, options, message):
     assert not toy.vlm.encoded  # found out before any work
 
 
+def test_a_test_split_is_drawn_from_validation_where_the_task_has_both_others(toy):
+    toy.task.sizes = {"train": range(6), "validation": range(6, 18), "test": range(0)}
+    write_profiles(toy.root, splits=("train", "validation"), task=toy.task)
+    table = toy().table
+    assert [table.split.count(name) for name in ("train", "validation", "test")] == [12, 12, 12]
+    assert set(table.rows_of("train")) == set(range(12))
+    assert "the data set has no test split: a part is held out" in "\n".join(toy.said)
+    assert "test" not in toy(test_split=0, force_recompute=True).table.split
+    assert "`budgetvlm evaluate` can report on --split validation alone" in "\n".join(toy.said)
+
+
+@pytest.mark.parametrize(
+    ("images", "wanted", "held", "said"),
+    [
+        (130, None, 50, "50 samples are held back for `budgetvlm calibrate`"),  # a fifth of 260 samples, 50 at most
+        (60, None, 28, "28 samples are held back"),  # what at most 5% takes
+        (27, None, 0, "too few samples (54 of split train) to hold 28 back"),
+        (27, 30, 30, "30 samples are held back"),
+        (60, 0, 0, ""),
+    ],
+)
+def test_calibration_gets_samples_that_nothing_has_seen(toy, images, wanted, held, said):
+    toy.task.sizes = {"train": range(images), "validation": range(0), "test": range(0)}
+    write_profiles(toy.root, task=toy.task)
+    table = toy(calibration_samples=wanted).table
+    assert table.num_samples == 2 * images - held
+    assert said in "\n".join(toy.said)
+    assert len(set(table.groups["image_id"])) * 2 == table.num_samples  # whole images
+    assert table.metadata["calibration_split"] == "train"
+    other = toy(calibration_samples=wanted, seed=3, force_recompute=True).table
+    assert other.sample_ids == table.sample_ids and (other.split != table.split)  # the same ones, whatever the splits
+
+
+def test_nothing_is_held_back_where_the_task_has_samples_left(toy):
+    toy.task.sizes = {"train": range(16), "validation": range(0), "test": range(0)}
+    write_profiles(toy.root, task=toy.task)
+    toy.task.sizes = {"train": range(41), "validation": range(0), "test": range(0)}
+    assert toy().table.num_samples == 32
+    assert "held back" not in "\n".join(toy.said)
+
+
+def test_the_model_is_the_one_that_the_results_name(toy):
+    write_profiles(toy.root, model_path="toy-model", model_fingerprint="1")
+    data = toy(model_path=None)
+    document = json.loads(data.path.read_text())
+    assert document["model_path"] == "toy-model"
+    assert data.table.metadata["model_fingerprint"] == "1"
+
+
 def test_a_test_split_is_not_drawn_beside_the_tasks_own(toy):
     write_profiles(toy.root, splits=("train", "test"))
     with pytest.raises(ConfigError, match="task's own splits"):
@@ -429,7 +482,7 @@ def test_other_splits_need_no_new_features(toy):
     toy()
     encoded = len(toy.vlm.encoded)
     data = toy(train_split=0.5)
-    assert data.table.split.count("validation") == 16
+    assert data.table.split.count("validation") == 14 and data.table.split.count("test") == 6
     assert load_prepared(data.path).table.split == data.table.split
     assert len(toy.vlm.encoded) == encoded
 
@@ -606,7 +659,7 @@ def test_the_command_hands_over_its_flags(monkeypatch, tmp_path):
     monkeypatch.setattr(
         module,
         "prepare",
-        lambda options, **more: given.update(more, options=options) or PreparedData(None, None, tmp_path),
+        lambda options, **more: given.update(more, options=options) or PreparedData(*tiny(), tmp_path),
     )
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)

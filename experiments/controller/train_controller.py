@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     """The guide's flags."""
     result = Parser(prog="train_controller.py", description=__doc__)
     data = result.add_argument_group("data")
-    WHERE.add(data)
+    WHERE.add(data, model_path="reference")
     add_task_arguments(data, answers=False)
     data.add_argument("--force_recompute", action="store_true", help="make the data anew, features included")
     result.add_argument(

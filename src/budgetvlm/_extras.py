@@ -19,5 +19,5 @@ def require(module: str, extra: str, purpose: str) -> None:
     if not installed(module):
         raise MissingExtraError(
             f"{PACKAGES.get(module, module)} is not installed; without it there is no {purpose}. "
-            f"pip install 'budgetvlm[{extra}]'"
+            f"pip install 'budgetvlm[{extra}]', or in a clone pip install -e '.[{extra}]'"
         )

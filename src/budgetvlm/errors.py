@@ -45,3 +45,7 @@ class CheckpointError(BudgetVLMError, ValueError):
 
 class OutputError(BudgetVLMError, OSError):
     """A result that cannot be written, or that already exists."""
+
+
+class BudgetVLMWarning(UserWarning):
+    """Something that may be wrong and cannot be checked; the command line prints it as a note."""

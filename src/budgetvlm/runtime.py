@@ -35,7 +35,8 @@ from budgetvlm.guard.rule import Infeasible
 from budgetvlm.guard.saved import load_guard, save_guard
 from budgetvlm.knobs import Setting
 from budgetvlm.vlm import VLM, Deadline, Generation, Overview, Quicker, load_vlm
-from budgetvlm.vlm.loading import bundled_controller
+from budgetvlm.vlm.fingerprint import model_fingerprint
+from budgetvlm.vlm.loading import bundled_controller, model_directory
 from budgetvlm.vlm.protocol import STAGES
 
 REHEARSALS = 5  # requests before the first real one
@@ -51,6 +52,7 @@ class AdaptiveVLM:
         guard: learns from every request; one with fixed bounds where none was given.
         known: settings that the controller has learnt about, bool ``[K]``.
         own_ms: what a request took beside the model's stages when it was rehearsed.
+        fingerprint: of the model's weights; None where they were not opened by `from_pretrained`.
 
     Args:
         vlm: the model.
@@ -65,6 +67,8 @@ class AdaptiveVLM:
         KnobSpaceError: the controller or the guard knows other settings than the model.
         CheckpointError: the controller was trained on features of another model.
     """
+
+    fingerprint: str | None = None
 
     def __init__(
         self,
@@ -101,6 +105,7 @@ class AdaptiveVLM:
         num_threads: int | None = None,
         rehearsals: int = REHEARSALS,
         compiled: bool = True,
+        allow_other_model: bool = False,
     ) -> AdaptiveVLM:
         """Open a model and its controller.
 
@@ -109,6 +114,7 @@ class AdaptiveVLM:
             controller: a training directory, a checkpoint, a controller; None: the one that the model brings.
             guard: None: the one that lies beside the controller, if there is one.
             rehearsals, compiled: see `AdaptiveVLM`.
+            allow_other_model: take a controller or a guard that was made for other weights.
 
         Raises:
             ConfigError, CheckpointError, KnobSpaceError: either cannot be used, or they do not fit.
@@ -116,8 +122,13 @@ class AdaptiveVLM:
         if not isinstance(controller, GRPOController):
             path = bundled_controller(model_path) if controller is None else Path(controller)
             controller, guard = load_controller(path), guard or load_guard(path)
+        fingerprint = model_fingerprint(model_directory(model_path))
+        if not allow_other_model:
+            controller.trained_on.require_model(fingerprint, model_path, guard.origin if guard else {})
         vlm = load_vlm(model_path, device=device, num_threads=num_threads)
-        return cls(vlm, controller, guard, rehearsals=rehearsals, compiled=compiled)
+        model = cls(vlm, controller, guard, rehearsals=rehearsals, compiled=compiled)
+        model.fingerprint = fingerprint
+        return model
 
     def generate(
         self,
@@ -156,14 +167,8 @@ class AdaptiveVLM:
             self._reject(self.request(picture, question), under_way)
         overview = self.vlm.encode_overview(picture)
         under_way.choose(picture, question, overview, price, when_infeasible)
-        generation = self.vlm.generate(
-            picture,
-            question,
-            under_way.setting,
-            max_new_tokens=max_new_tokens,
-            overview=overview,
-            **under_way.generate_options(),
-        )
+        options = under_way.generate_options() | {"max_new_tokens": max_new_tokens, "overview": overview}
+        generation = self.vlm.generate(picture, question, under_way.setting, **options)
         answer = under_way.finished(generation)
         with self._lock:
             self.guard.update(*under_way.lesson(answer, generation.saved_ms))
@@ -327,15 +332,11 @@ class _InFlight:
 
     def lesson(self, answer: Answer, saved_ms: dict[str, float]) -> tuple[int, list[Bounds], Outcome]:
         """What `Guard.update` is told."""
+        late, cut = not answer.budget_met, answer.finish_reason == "budget"
         outcome = Outcome(
-            answer.stages_ms,
-            answer.num_output_tokens,
-            answer.latency_ms,
-            late=not answer.budget_met,
-            cut=answer.finish_reason == "budget",
-            promised=self.choice.feasible,
-            saved_ms=saved_ms,
-        )
+            answer.stages_ms, answer.num_output_tokens, answer.latency_ms,
+            late=late, cut=cut, promised=self.choice.feasible, saved_ms=saved_ms,
+        )  # fmt: skip
         return self.choice.index, [decision.bounds for decision in self.decisions], outcome
 
     def _take(self, decision: Decision, feasible: bool, infeasible: Infeasible = "fastest") -> None:

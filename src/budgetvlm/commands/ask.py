@@ -14,13 +14,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from budgetvlm.commands.flags import add_cut_flag, add_json_flag, add_model_flags
+from budgetvlm.commands.flags import add_cut_flag, add_json_flag
+from budgetvlm.commands.origins import BUNDLED, add_opened_model, complete
+from budgetvlm.commands.verdicts import NO_GUARD, UNCALIBRATED
 
 if TYPE_CHECKING:
     from budgetvlm.answer import Answer
     from budgetvlm.runtime import AdaptiveVLM
-
-BUNDLED = "reference"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--max_new_tokens", type=int, default=16, metavar="N", help="longest answer (default: 16)")
     add_cut_flag(parser)
-    add_model_flags(parser)
+    add_opened_model(parser)
     add_json_flag(parser)
 
 
@@ -52,12 +52,13 @@ def run(args: argparse.Namespace) -> int:
         from budgetvlm.answer import check_request
 
         check_request(args.question, args.budget_ms, args.price)
+        complete(args)
         image, model = open_image(args.image), open_model(args)
     finally:
         gc.freeze()
         gc.enable()
-    if notice := notice_of_calibration(args):
-        print(notice, file=sys.stderr)
+    if notice := notice_of_calibration(args, model):
+        print(f"note: {notice}", file=sys.stderr)
     answer = model.generate(
         image, args.question, budget_ms=args.budget_ms, price=args.price, max_new_tokens=args.max_new_tokens,
         when_infeasible=args.when_infeasible, cut=args.cut,
@@ -76,19 +77,25 @@ def open_model(args: argparse.Namespace) -> AdaptiveVLM:
         return AdaptiveVLM.from_pretrained(
             args.model_path, args.checkpoint, device=args.device, num_threads=args.num_threads,
             rehearsals=1, compiled=False,  # one answer is there before the loops would be
+            allow_other_model=args.allow_other_model,
         )  # fmt: skip
 
 
-def notice_of_calibration(args: argparse.Namespace) -> str | None:
-    """One line where the guard's promise is that of another machine."""
+def notice_of_calibration(args: argparse.Namespace, model: AdaptiveVLM) -> str | None:
+    """One line where the guard promises nothing, or its promise is that of another machine."""
+    from budgetvlm.guard.adaptive import AdaptiveGuard
     from budgetvlm.guard.saved import is_from_elsewhere
     from budgetvlm.runtime import bundled_controller
 
+    checkpoint = f" --checkpoint {shlex.quote(args.checkpoint)}" if args.checkpoint else ""
+    if not isinstance(model.guard, AdaptiveGuard):
+        return NO_GUARD
+    if not model.guard.calibrated_on:
+        return f"{UNCALIBRATED} (`budgetvlm calibrate{checkpoint}`)"
     if not is_from_elsewhere(Path(args.checkpoint or bundled_controller(args.model_path))):
         return None
-    checkpoint = f" --checkpoint {shlex.quote(args.checkpoint)}" if args.checkpoint else ""
     return (
-        "note: the guard was calibrated on another machine and follows this one from request to request; "
+        "the guard was calibrated on another machine and follows this one from request to request; "
         f"`budgetvlm calibrate{checkpoint}` fits it to this one"
     )
 
@@ -104,7 +111,13 @@ def describe(answer: Answer) -> str:
         f"budget   {answer.budget_ms:g} ms {'met' if answer.budget_met else 'missed'}",
     ]
     hurried = f"{answer.num_hurried_tokens} of {answer.num_output_tokens} tokens"
+    longer = "" if answer.predicted_ms is None else f" (up to {answer.predicted_ms:.0f} ms for this one)"
+    nothing = (
+        "no answer: the budget was over before the first token, because even the fastest setting takes longer"
+        f"{longer}; give more time, or --cut needed for a late answer in place of none"
+    )
     notes = {
+        nothing: not answer.answer and answer.finish_reason == "budget",
         "no setting was sure to keep this budget: best effort": answer.best_effort,
         "preparing the image took most of the time: a smaller image is answered sooner": (
             answer.stages_ms["preprocess"] > answer.latency_ms / 2

@@ -10,10 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from budgetvlm.commands.flags import add_json_flag, add_model_flags
+from budgetvlm.commands.flags import add_json_flag
+from budgetvlm.commands.origins import add_opened_model, complete, split_with_fresh_samples
 from budgetvlm.commands.task_arguments import add_task_arguments, open_task
 from budgetvlm.errors import CheckpointError, ConfigError
 
@@ -23,21 +25,31 @@ if TYPE_CHECKING:
     from budgetvlm.tasks import Task
 
 
+USUAL_FACTOR, WIDE_FACTOR = (1.1, 1.5), 2.0  # of calibrations on quiet machines; see docs/guarantee.md
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `budgetvlm calibrate`."""
     add = parser.add_argument
-    add_model_flags(parser)
+    add_opened_model(parser)
     add_task_arguments(parser)
     add(
         "--checkpoint", type=Path, nargs="+", metavar="DIR",
         help="trained controller (default: the one that comes with the model)",
     )  # fmt: skip
-    add("--data", type=Path, metavar="FILE", help="controller_training_data.json: its samples are left out")
+    add(
+        "--data", type=Path, metavar="FILE",
+        help="controller_training_data.json: says which model and data set these are, and its samples are left out",
+    )  # fmt: skip
     add("--seed", type=int, default=0, metavar="N", help="seed that draws samples and orders (default: 0)")
-    add("--samples", type=int, default=50, metavar="N", help="requests, each at every setting (default: 50)")
+    add(
+        "--samples", type=int, default=50, metavar="N",
+        help="requests, each at every setting (default: 50, or as many as are left if they are enough)",
+    )  # fmt: skip
     add(
         "--split", default="validation", metavar="NAME",
-        help="split they come from; profiled samples are left out (default: validation)",
+        help="split they come from; profiled samples are left out (default: where the data held some back, else "
+        "validation)",
     )  # fmt: skip
     add("--alpha", type=float, default=0.05, metavar="A", help="share of requests that may be late (default: 0.05)")
     add(
@@ -50,13 +62,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure requests, fit the guard to them, write it and say where."""
-    from budgetvlm.live.calibrate_here import calibrate, require_enough
+    import numpy as np
 
+    from budgetvlm.live.calibrate_here import calibrate, require_enough
+    from budgetvlm.tasks import SPLITS
+
+    known = complete(args)
     require_enough(args.samples, args.alpha)
     model, _, task = open_system(args)
+    if args.checkpoint and not any(origin.samples for origin in known):
+        print(
+            "note: nothing tells which samples this controller was trained on; if they are among these requests, the "
+            "promise does not hold. Give its --data.",
+            file=sys.stderr,
+        )
     guard = calibrate(
-        model, task, args.samples, alpha=args.alpha, split=args.split, used=profiled_ids(args.data),
-        hurries=not args.no_hurry, seed=args.seed,
+        model, task, args.samples, alpha=args.alpha,
+        split=args.split or split_with_fresh_samples(known) or "validation",
+        used=frozenset().union(*(origin.seen(SPLITS) for origin in known)), hurries=not args.no_hurry, seed=args.seed,
     )  # fmt: skip
     scales = zip(guard.latency.stages, guard.speed.normal, strict=True)
     found = {
@@ -64,9 +87,10 @@ def run(args: argparse.Namespace) -> int:
         "alpha": guard.alpha,
         "factor": math.exp(guard.margin.log_margin()),
         "stages": {stage: math.exp(log) for stage, log in scales},
-        "samples": args.samples,
+        "samples": guard.calibrated_on,
         "other_ms": guard.own_ms,
         "hurries": guard.rule.hurries,
+        "spread": [math.exp(log) for log in np.percentile(guard.margin.scores.arrived[0], (5, 95)).tolist()],
     }
     print(json.dumps(found) if args.json else describe(found))
     return 0
@@ -75,10 +99,25 @@ def run(args: argparse.Namespace) -> int:
 def describe(found: dict[str, Any]) -> str:
     """What was found, in a few lines for people."""
     stages = ", ".join(f"{stage} x {factor:.2f}" for stage, factor in found["stages"].items())
-    return (
-        f"this machine against the profile: {stages}; controller and guard {found['other_ms']:.2f} ms\n"
-        f"bounds are {found['factor']:.2f} x the predicted time of a long answer: at most {found['alpha']:.1%} of the "
-        f"requests late, from {found['samples']} requests\nwrote {found['guard']}"
+    low, high = found["spread"]
+    lines = [
+        f"this machine against the profile: {stages}; controller and guard {found['other_ms']:.2f} ms",
+        f"spread: nine of ten requests took {low:.2f} to {high:.2f} x the predicted time of a long answer",
+        f"bounds are {found['factor']:.2f} x that time (usual: {USUAL_FACTOR[0]:g} to {USUAL_FACTOR[1]:g}): at most "
+        f"{found['alpha']:.1%} of the requests late, from {found['samples']} requests",
+    ]
+    if found["factor"] > WIDE_FACTOR:
+        lines.append(
+            "note: this is a wide bound, which rules out settings that would be in time. Something slowed a request "
+            "down, or the requests are few: calibrate again on a quiet machine, with more --samples"
+        )
+    return "\n".join(
+        [
+            *lines,
+            "repeat it on another machine, with other threads or beside another load, and after the model or its "
+            "libraries changed",
+            f"wrote {found['guard']}",
+        ]
     )
 
 
@@ -94,7 +133,10 @@ def open_system(args: argparse.Namespace) -> tuple[AdaptiveVLM, AdaptiveGuard, T
     from budgetvlm.runtime import AdaptiveVLM
 
     task, path = open_task(args), checkpoint_of(args)
-    model = AdaptiveVLM.from_pretrained(args.model_path, path, device=args.device, num_threads=args.num_threads)
+    model = AdaptiveVLM.from_pretrained(
+        args.model_path, path, device=args.device, num_threads=args.num_threads,
+        allow_other_model=args.allow_other_model,
+    )  # fmt: skip
     if not isinstance(model.guard, AdaptiveGuard):
         raise CheckpointError(
             f"no guard.json lies beside the controller {path}; train again, `budgetvlm train` writes it"
@@ -111,12 +153,3 @@ def checkpoint_of(args: argparse.Namespace) -> Path:
     if len(given) != 1:
         raise ConfigError(f"{len(given)} checkpoints were given; one system runs at a time, so give one")
     return given[0]
-
-
-def profiled_ids(data: Path | None) -> set[str]:
-    """Ids of the samples and of the images of training data; none without it."""
-    from budgetvlm.profiling.prepare.document import read_document
-
-    samples = read_document(data)["samples"] if data else []
-    images = {sample["groups"]["image_id"] for sample in samples if "image_id" in sample.get("groups", {})}
-    return images | {sample["sample_id"] for sample in samples}

@@ -15,6 +15,7 @@ from budgetvlm.commands import live
 from budgetvlm.commands.data_arguments import add_data_arguments, read_data
 from budgetvlm.commands.flags import OptionFlags, add_json_flag
 from budgetvlm.commands.showing import check_output, show_report, write_report
+from budgetvlm.commands.verdicts import verdict_of
 from budgetvlm.errors import CheckpointError, ConfigError, KnobSpaceError
 from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--split", default="test", choices=["test", "validation", "train"],
-        help="samples to report (default: test); train only with --live and --data, for data sets that have no other",
+        help="samples to report (default: test); train only with --live, for data sets that have no other",
     )  # fmt: skip
     EVALUATION.add(parser)
     add_json_flag(parser)
@@ -57,10 +58,12 @@ def run(args: argparse.Namespace) -> int:
         remedy = "add --overwrite to replace them, or choose another --output_dir"
         check_output(args.output_dir, [REPORT, PICTURE], remedy)
     table, features = read_data(args)
-    policies = read_controllers(args.checkpoint, table, features)
+    policies = read_controllers(args.checkpoint, table, features, options.split)
     report = evaluate_with_progress(table, features, policies, options)
     written = write_report(report, evaluation_charts, args.output_dir, REPORT, PICTURE)
     show_report(report, tables(report), WIDTH, args.json, written)
+    for sentence in verdict_of(report, table):
+        print(f"note: {sentence}", file=sys.stderr)
     return 0
 
 
@@ -68,20 +71,25 @@ def _options(args: argparse.Namespace) -> EvaluationOptions:
     if args.split == "train":
         raise ConfigError("--split train is what the controller was trained on; report test or validation")
     given = EVALUATION.read(args)
-    return EvaluationOptions(split=args.split, **given | {"budget_shares": tuple(sorted(given["budget_shares"]))})
+    given["budget_shares"] = tuple(sorted(given["budget_shares"]))
+    return EvaluationOptions(split=args.split, **given)
 
 
-def read_controllers(paths: list[Path], table: ProfileTable, features: Features) -> dict[str, Policy]:
+def read_controllers(paths: list[Path], table: ProfileTable, features: Features, split: str) -> dict[str, Policy]:
     """One policy for each checkpoint, named after its path.
+
+    Args:
+        split: of the table, that they are to be measured on.
 
     Raises:
         CheckpointError, KnobSpaceError: a checkpoint cannot be read or does not fit the data.
+        DataError: it was trained on samples of this split.
     """
     names = checkpoint_names(paths)
-    return {name: _read_controller(path, table, features) for name, path in zip(names, paths, strict=True)}
+    return {name: _read_controller(path, table, features, split) for name, path in zip(names, paths, strict=True)}
 
 
-def _read_controller(path: Path, table: ProfileTable, features: Features) -> Policy:
+def _read_controller(path: Path, table: ProfileTable, features: Features, split: str) -> Policy:
     from budgetvlm.controller.checkpoint import load_controller
     from budgetvlm.controller.policy import ControllerPolicy
 
@@ -98,6 +106,7 @@ def _read_controller(path: Path, table: ProfileTable, features: Features) -> Pol
             f"the checkpoint {path} reads {wanted[0]} image and {wanted[1]} language features a sample; the features "
             f"given have {given[0]} and {given[1]}. Give the features that it was trained on, or train on these."
         )
+    controller.trained_on.require_unseen(table, split, str(path))
     return ControllerPolicy(controller)
 
 

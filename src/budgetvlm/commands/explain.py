@@ -12,7 +12,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from budgetvlm.commands.flags import add_json_flag, add_model_flags
+from budgetvlm.commands.flags import add_json_flag
+from budgetvlm.commands.origins import add_opened_model, complete
 from budgetvlm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,13 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", type=Path, metavar="FILE", help="controller_training_data.json, for nearest cases and the tree")
     add("--tree", action="store_true", help="a small decision tree that imitates the policy (needs --data)")
     add("--price", type=float, metavar="X", help="accuracy given for one latency of the full setting")
-    add_model_flags(parser)
+    add_opened_model(parser)
     add_json_flag(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Explain a request, the policy, or both; what is wrong is found before a model is opened."""
     asked = _check(args)
+    complete(args)
     from budgetvlm.controller.checkpoint import load_controller
     from budgetvlm.explanation.surrogate import surrogate
 
@@ -103,8 +105,9 @@ def _explain(
 
     image = open_image(args.image)
     model = AdaptiveVLM.from_pretrained(
-        args.model_path, controller, guard=load_guard(args.checkpoint), device=args.device, num_threads=args.num_threads
-    )
+        args.model_path, controller, guard=load_guard(args.checkpoint), device=args.device,
+        num_threads=args.num_threads, allow_other_model=args.allow_other_model,
+    )  # fmt: skip
 
     def context(budget_ms: float) -> BudgetContext:
         bounds = model.bounds(image, args.question, budget_ms)

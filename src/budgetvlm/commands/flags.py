@@ -108,6 +108,15 @@ def add_model_flags(parser: Any, *names: str) -> None:
         parser.add_argument(f"--{name}", **MODEL_FLAGS[name])
 
 
+def forget_defaults(args: argparse.Namespace, *names: str) -> None:
+    """Set flags that were not given to None, because what else was given may know better than their defaults.
+
+    Values that no `Parser` made are left as they are.
+    """
+    if hasattr(args, "given"):
+        vars(args).update({name: None for name in names if name not in args.given and hasattr(args, name)})
+
+
 def add_cut_flag(parser: Any) -> None:
     """Add `--cut`, which says when an answer may be cut short."""
     parser.add_argument(

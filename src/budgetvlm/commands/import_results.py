@@ -78,7 +78,7 @@ def _kind(kinds: Any, name: str, text: str) -> argparse.ArgumentParser:
     data = parser.add_argument_group("data set of the samples, to give them its ids and images")
     add_task_arguments(data, answers=False, scores=False)
     data.add_argument("--split", metavar="NAME", help="its split that the samples are of, or their numbers count in")
-    HOW.add(parser)
+    HOW.add(parser, test_split=0.0)
     add("--overwrite", action="store_true", help="replace what is there")
     add_json_flag(parser)
     return parser

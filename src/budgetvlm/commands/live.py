@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
-from budgetvlm.commands.calibrate import open_system, profiled_ids
-from budgetvlm.commands.flags import add_cut_flag, add_model_flags
+from budgetvlm.commands.calibrate import open_system
+from budgetvlm.commands.flags import add_cut_flag
+from budgetvlm.commands.origins import add_opened_model, complete, split_with_fresh_samples
 from budgetvlm.commands.showing import check_output
 from budgetvlm.commands.task_arguments import add_task_arguments
+from budgetvlm.commands.verdicts import UNCALIBRATED, one_choice
 from budgetvlm.errors import ConfigError
 
 if TYPE_CHECKING:
+    from budgetvlm.controller.provenance import TrainedOn
     from budgetvlm.runtime import AdaptiveVLM
     from budgetvlm.tasks import Sample, Task
 
@@ -24,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags that only matter with --live."""
     live = parser.add_argument_group("on the real clock (--live)")
     live.add_argument("--live", action="store_true", help="run the whole system on held-out samples, with its guard")
-    add_model_flags(live)
+    add_opened_model(live)
     add_task_arguments(live)
     add_cut_flag(live)
     live.add_argument("--num_requests", type=int, default=1500, metavar="N", help="requests (default: 1500)")
@@ -50,10 +54,14 @@ def run(args: argparse.Namespace) -> int:
     from budgetvlm.live.live_evaluation import run_live, summary
     from budgetvlm.profiling.measure.machine import PACKAGES, hardware
 
-    _check(args)
+    known = complete(args)
+    _check(args, known)
     model, guard, task = open_system(args)
-    available = min(args.num_requests, task.num_samples(args.split))
-    samples = fresh_samples(task, args.split, available, args.seed, profiled_ids(args.data), enough=1)
+    split = args.split or _held_out_split(task, known)
+    # Nothing was fitted to samples of the test split, so that they may be asked about although they were profiled.
+    used = frozenset(guard.origin.get("samples", ())).union(*(origin.seen() for origin in known))
+    available = min(args.num_requests, task.num_samples(split))
+    samples = fresh_samples(task, split, available, args.seed, used, enough=1)
     reference_ms = reference_on_this_machine(model, samples)
     records = run_live(
         model, task, samples, num_requests=args.num_requests, reference_ms=reference_ms, load=args.load, cut=args.cut,
@@ -63,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
         "reference_ms": reference_ms,
         "load": args.load,
         "cut": args.cut,
+        "calibrated_on": guard.calibrated_on,
         "drift": guard.speed.drift,
         "hardware": hardware(args.device),
         "versions": versions(*PACKAGES),
@@ -72,7 +81,23 @@ def run(args: argparse.Namespace) -> int:
     if args.output_dir:
         write_json(args.output_dir / LIVE_REPORT, {**found, "records": [asdict(record) for record in records]})
     print(json.dumps(found) if args.json else describe(found))
+    own = [record for record in records if record.system == "guarded"]
+    useless = one_choice((record.setting for record in own), model.controller.knob_space.cheapest)
+    if not any(record.accuracy for record in own):
+        print("note: no answer scores above 0: look at metric, prompt and max_new_tokens", file=sys.stderr)
+    elif useless:
+        print(f"note: {useless}", file=sys.stderr)
     return 0
+
+
+def _held_out_split(task: Task, known: list[TrainedOn]) -> str:
+    """The task's test split; where it has none, that which the data's test samples were drawn from."""
+    try:
+        return "test" if task.num_samples("test") else "validation"
+    except ConfigError:
+        if not (drawn_from := split_with_fresh_samples(known)):
+            raise
+        return drawn_from
 
 
 def _prices(
@@ -87,13 +112,13 @@ def _prices(
     return {name: price_of_guarantee(model, task, taken, reference_ms, cut=args.cut) for name, taken in times.items()}
 
 
-def _check(args: argparse.Namespace) -> None:
+def _check(args: argparse.Namespace, known: list[TrainedOn]) -> None:
     """Raise ConfigError or OutputError before any work is done."""
     if not args.checkpoint:
         raise ConfigError("--live needs a trained controller; give --checkpoint DIR")
     given = {name: getattr(args, name) for name in LEAST}
     wrong = [f"--{name} {n} has to be {LEAST[name]} or more" for name, n in given.items() if n < LEAST[name]]
-    if args.split == "train" and args.data is None:
+    if args.split == "train" and not any(origin.samples for origin in known):
         wrong.append("--split train holds what the controller was trained on; give its --data, so that it is left out")
     if wrong:
         raise ConfigError("; ".join(wrong))
@@ -113,9 +138,10 @@ def reference_on_this_machine(model: AdaptiveVLM, samples: list[Sample]) -> floa
 def describe(found: dict[str, Any]) -> str:
     """Tables for people."""
     systems = found["systems"]
+    promise = f"at most {found['alpha']:.1%} may be late" if found["calibrated_on"] else UNCALIBRATED
     lines = [
-        f"{found['requests']} requests on the real clock, budgets 0.35 to 1 x {found['reference_ms']:.1f} ms; at most "
-        f"{found['alpha']:.1%} may be late",
+        f"{found['requests']} requests on the real clock, budgets 0.35 to 1 x {found['reference_ms']:.1f} ms",
+        promise,
         "",
         f"{'':24} {'late':>6} {'95% interval':>15} {'accuracy':>9} {'mean ms':>8} {'budget used':>12} "
         f"{'hurried':>8} {'cut':>5} {'nothing fits':>13}",

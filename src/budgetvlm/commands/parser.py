@@ -25,10 +25,17 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **options)  # type: ignore[arg-type]
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
-        """Parse, and keep the flags as given: where one is missing, another may be a misspelt it."""
+        """Parse, and keep the flags as given: where one is missing, another may be a misspelt it.
+
+        The values get the names of the flags that stand among the words as ``given``; see `flags.forget_defaults`.
+        """
         words = list(sys.argv[1:] if args is None else args)
         self.given = tuple(word for word in words if word.startswith("--"))
-        return super().parse_known_args([self._with_underscores(word) for word in words], namespace)
+        known = [self._with_underscores(word) for word in words]
+        parsed, rest = super().parse_known_args(known, namespace)
+        flags = (word.partition("=")[0] for word in known if word.startswith("--"))
+        parsed.given = frozenset(flag.removeprefix("--").replace("-", "_") for flag in flags)
+        return parsed, rest
 
     def _with_underscores(self, word: str) -> str:
         """A flag of this parser as the help writes it; any other word as it is."""

@@ -6,34 +6,47 @@ Writes one JSON file a setting. A killed sweep goes on where it was when the sam
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from budgetvlm.commands.flags import OptionFlags, add_model_flags
+from budgetvlm.commands.flags import OptionFlags, add_model_flags, forget_defaults
+from budgetvlm.commands.origins import complete_from
 from budgetvlm.commands.task_arguments import add_task_arguments, open_task, task_options
-from budgetvlm.errors import ConfigError
+from budgetvlm.commands.verdicts import NOTHING_SCORES
+from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.profiling.measure.sweep_options import SweepOptions
+from budgetvlm.profiling.results.places import default_directory, find_results, measured_dataset
+from budgetvlm.profiling.results.result_files import Kind
+from budgetvlm.tasks.task_options import TaskOptions
 
+if TYPE_CHECKING:
+    from budgetvlm.knobs import Setting
 STRATEGIES = ("full", "balanced", "stratified", "boundary", "lhs")
 SWEEP = OptionFlags(SweepOptions, "seed", "rank", "world_size", "strict", "overwrite")
-DIRECTORIES = {"accuracy": "./results/profiling/exp5_accuracy", "latency": "./results/profiling/exp6_latency"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add two sub-commands with nearly the same flags."""
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="accuracy|latency")
-    for kind, text in (
+    kinds_of: tuple[tuple[Kind, str], ...] = (
         ("accuracy", "exp5: all settings answer all samples, in batches, scored by the task"),
         ("latency", "exp6: batch 1, all stages timed, settings interleaved in random order"),
-    ):
+    )
+    for kind, text in kinds_of:
         _add_sweep_arguments(kinds.add_parser(kind, help=text, description=text), kind)
 
 
-def _add_sweep_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
+def _add_sweep_arguments(parser: argparse.ArgumentParser, kind: Kind) -> None:
     add = parser.add_argument
     add_model_flags(parser)
     add_task_arguments(parser)
     add("--split", default="train", metavar="NAMES", help="split, or several: train,validation,test (default: train)")
-    add("--output_dir", default=DIRECTORIES[kind], metavar="DIR", help="where the results go (default: %(default)s)")
+    add(
+        "--output_dir", default=f"./{default_directory(kind)}", metavar="DIR",
+        help=f"where the results go (default: %(default)s, and ./{default_directory(kind, 'MODEL')} of another model "
+        "than the bundled one)",
+    )  # fmt: skip
     add(
         "--num_samples", metavar="N",
         help="samples: one number for all splits together, or one for each: 800,200,400 (default: all)",
@@ -48,6 +61,11 @@ def _add_sweep_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
     if kind == "accuracy":
         add("--batch_size", type=int, default=32, metavar="N", help="samples answered at once (default: 32)")
         return
+    add(
+        "--exp5_dir", type=Path, metavar="DIR",
+        help="accuracy results: model, data set and split that are not given are taken from them (default: those in "
+        "the default directory, where --output_dir is not given either)",
+    )  # fmt: skip
     add("--batch_size", type=int, choices=(1,), default=1, help="latency is that of one request: always 1")
     add("--warmup", type=int, default=2, metavar="N", help="untimed requests at each setting before all (default: 2)")
     add("--repeats", type=int, default=3, metavar="N", help="passes over the samples; the median counts (default: 3)")
@@ -65,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
     from budgetvlm.profiling.measure.setting_sampling import choose_settings, parse_settings
     from budgetvlm.vlm import load_vlm
 
+    _complete(args)
     options, task = sweep_options(args), open_task(args)
     vlm = load_vlm(args.model_path, device=args.device, num_threads=args.num_threads)
     space = vlm.knob_space
@@ -81,12 +100,55 @@ def run(args: argparse.Namespace) -> int:
             warmup=args.warmup, repeats=args.repeats, cells=args.cells, device=args.device,
         )  # fmt: skip
     print(f"{len(paths)} result files in {paths[0].parent}")
+    if args.kind == "accuracy":
+        _say_accuracies(settings, paths)
     return 0
+
+
+def _say_accuracies(settings: Sequence[Setting], paths: Sequence[Path]) -> None:
+    """Print what each setting scored, and whether that is of any use."""
+    from budgetvlm._io import read_json
+
+    means = []
+    for setting, path in zip(settings, paths, strict=True):
+        summary = read_json(path)["summary"][0]
+        means.append(float(summary["accuracy"]))
+        print(f"{means[-1]:7.1%}  {setting}  ({summary['num_samples']} samples)")
+    if not any(means):
+        print(f"note: {NOTHING_SCORES}")
+
+
+def _complete(args: argparse.Namespace) -> None:
+    """Fill in what was not given: a latency sweep goes with the accuracy sweep of the same data set."""
+    forget_defaults(args, "model_path", "dataset_name", "split", "output_dir")
+    opened = _of_accuracy(args) if args.kind == "latency" and (args.exp5_dir or not args.output_dir) else {}
+    complete_from(args, opened)
+    args.split = args.split or opened.get("split") or "train"
+    args.output_dir = args.output_dir or default_directory(args.kind, args.model_path)
+
+
+def _of_accuracy(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what the accuracy results say of model and data set; empty where there are none."""
+    from budgetvlm.controller.provenance import opened_by
+    from budgetvlm.profiling.results.reading import read_file, result_files
+
+    directory = args.exp5_dir or default_directory("accuracy")
+    name = TaskOptions(args.dataset_name or measured_dataset(directory) or TaskOptions.dataset_name).name
+    place = find_results(directory, name, "accuracy", args.model_path)
+    try:
+        first = result_files(place, name, "accuracy")[0]
+    except DataError:
+        if args.exp5_dir:
+            raise
+        return {}
+    opened = opened_by({"exp5_config": read_file(first, name, "accuracy").config, "dataset_name": name})
+    print(f"as in the accuracy results in {place}: {opened.get('model_path')}, {name}, split {opened.get('split')}")
+    return opened
 
 
 def sweep_options(args: argparse.Namespace) -> SweepOptions:
     """Return the checked options, from parsed flags."""
-    from budgetvlm.profiling.measure.machine import model_fingerprint
+    from budgetvlm.vlm.fingerprint import model_fingerprint
     from budgetvlm.vlm.loading import model_directory
 
     return SweepOptions(

@@ -79,12 +79,15 @@ def _gather(args: argparse.Namespace) -> ReportInputs:
     live = read_live(args.live) if args.live else None
     comparison = read_comparison(args.compare) if args.compare else None
     table, features = read_data(args)
-    policies = evaluate.read_controllers(args.checkpoint, table, features)
+    options = options_of(given) if given else EvaluationOptions()
+    policies = evaluate.read_controllers(args.checkpoint, table, features, options.split)
     runs = tuple(read_run(path, name) for path, name in zip(args.checkpoint, policies, strict=True))
-    evaluation = given or evaluate.evaluate_with_progress(table, features, policies, EvaluationOptions())
+    evaluation = given or evaluate.evaluate_with_progress(table, features, policies, options)
     inputs = ReportInputs(table, evaluation, None, runs, live, comparison, source=_source(args))
     if policies:
         inputs = replace(inputs, choices=choices_of(table, features, policies, options_of(evaluation)))
+    for sentence in evaluate.verdict_of(evaluation, table):
+        print(f"note: {sentence}", file=sys.stderr)
     return replace(inputs, pictures=_pictures(args, inputs))
 
 

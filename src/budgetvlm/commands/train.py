@@ -7,12 +7,14 @@ gradient); with it, that many are drawn.
 from __future__ import annotations
 
 import argparse
+import shlex
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from budgetvlm.commands.data_arguments import add_data_arguments, read_data
 from budgetvlm.commands.flags import OptionFlags
+from budgetvlm.commands.verdicts import choices_on_validation, useless_accuracies
 from budgetvlm.controller.training_options import GRPOConfig, RewardWeights, StatePlan, TrainingConfig
 from budgetvlm.errors import ConfigError
 
@@ -91,12 +93,28 @@ def run(args: argparse.Namespace) -> int:
 def train_and_report(
     args: argparse.Namespace, config: TrainingConfig, table: ProfileTable, features: Features
 ) -> TrainingResult:
-    """Train as the flags say, with lines on standard output and a bar on a terminal."""
+    """Train as the flags say, with lines on standard output and a bar on a terminal, and say how to go on."""
     import sys
 
+    from budgetvlm.controller.training import with_splits
     from budgetvlm.live.guarded_training import train
 
-    return train(
+    table = with_splits(table, config)
+    result = train(
         table, features, config, args.output_dir,
         members=args.ensemble, resume=args.resume, overwrite=args.overwrite, progress=sys.stderr.isatty(),
     )  # fmt: skip
+    useless = useless_accuracies(table.accuracy) or choices_on_validation(result.controller, table, features)
+    if useless:
+        print(f"note: {useless}")
+    print(f"next: {next_command(args, table)}")
+    return result
+
+
+def next_command(args: argparse.Namespace, table: ProfileTable) -> str:
+    """The command that evaluates what was trained, on the same data."""
+    given = {"data": getattr(args, "output_data_path", None)} | vars(args)
+    words = [word for name in ("data", "table", "features") if given.get(name) for word in (f"--{name}", given[name])]
+    held_out = [] if "test" in (table.split or ()) else ["--split", "validation"]
+    words += ["--checkpoint", args.output_dir, *held_out]
+    return "budgetvlm evaluate " + shlex.join(map(str, words))

@@ -1,8 +1,9 @@
 """Checkpoints of trained controllers.
 
 `best_checkpoint.pt` holds ``controller_state_dict``, ``controller_config`` (for ``GRPOController(**config)``),
-``knob_space``, ``feature_statistics``, ``guard``, ``metrics``, ``training`` (the options), ``epoch``, ``versions`` and
-``schema_version``. Beside it lie ``config.json`` and ``model.safetensors``, the same controller without the rest.
+``knob_space``, ``trained_on`` (the model and the samples), ``feature_statistics``, ``guard``, ``metrics``, ``training``
+(the options), ``epoch``, ``versions`` and ``schema_version``. Beside it lie ``config.json`` and ``model.safetensors``,
+the same controller without the rest.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ def controller_document(
         "controller_state_dict": state,
         "controller_config": controller.config,
         "knob_space": controller.knob_space.to_dict(),
+        "trained_on": controller.trained_on.to_dict(),
         "feature_statistics": {name: tensor for name, tensor in state.items() if name.startswith(FEATURE_STATISTICS)},
         "versions": versions("torch"),
     }
@@ -52,7 +54,8 @@ def load_controller(path: str | Path) -> GRPOController:
     missing = [name for name in ("controller_config", "controller_state_dict") if name not in document]
     if missing:
         raise CheckpointError(f"{path} lacks {' and '.join(missing)}; give a {BEST}, not the file for resuming")
-    return GRPOController.restored(path, document["controller_config"], document["controller_state_dict"])
+    parts = document["controller_config"], document["controller_state_dict"], document.get("trained_on", {})
+    return GRPOController.restored(path, *parts)
 
 
 def save_pretrained(controller: GRPOController, directory: str | Path) -> None:

@@ -17,10 +17,12 @@ from safetensors.torch import save as tensors_to_bytes
 
 from budgetvlm._io import atomic_path, read_json, write_json
 from budgetvlm._version import versions
+from budgetvlm.controller.provenance import CONFIG
 from budgetvlm.errors import CheckpointError, DataError
 
+__all__ = ["CONFIG", "WEIGHTS", "read_checkpoint", "read_pretrained", "write_checkpoint", "write_pretrained"]
 SCHEMA_VERSION = 1
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+WEIGHTS = "model.safetensors"
 
 
 def write_checkpoint(path: str | Path, document: Mapping[str, Any]) -> None:
@@ -59,8 +61,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return dict(document)
 
 
-def write_pretrained(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], directory: str | Path) -> None:
-    """Write ``config.json`` and ``model.safetensors``.
+def write_pretrained(
+    config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], trained_on: Mapping[str, Any], directory: str | Path
+) -> None:
+    """Write ``config.json``, with the controller's origin, and ``model.safetensors``.
 
     Raises:
         OutputError: the directory cannot be written, or the disk is full.
@@ -69,12 +73,12 @@ def write_pretrained(config: Mapping[str, Any], tensors: Mapping[str, torch.Tens
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_path(directory / WEIGHTS) as temporary:
         temporary.write_bytes(tensors_to_bytes(plain, metadata={"format": "pt"}))
-    document = {"schema_version": SCHEMA_VERSION, "controller_config": config, "versions": versions("torch")}
-    write_json(directory / CONFIG, document)
+    document = {"schema_version": SCHEMA_VERSION, "controller_config": config, "trained_on": trained_on}
+    write_json(directory / CONFIG, {**document, "versions": versions("torch")})
 
 
-def read_pretrained(directory: str | Path) -> tuple[Any, dict[str, torch.Tensor]]:
-    """Read the configuration and the tensors that `write_pretrained` wrote.
+def read_pretrained(directory: str | Path) -> tuple[Any, dict[str, torch.Tensor], dict[str, Any]]:
+    """Read the configuration, the tensors and the origin (empty in old files) that `write_pretrained` wrote.
 
     Raises:
         CheckpointError: a file is missing, truncated or foreign.
@@ -90,4 +94,4 @@ def read_pretrained(directory: str | Path) -> tuple[Any, dict[str, torch.Tensor]
         ) from None
     if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
         raise CheckpointError(f"{directory / CONFIG} is not of schema version {SCHEMA_VERSION}; train again")
-    return document.get("controller_config"), tensors
+    return document.get("controller_config"), tensors, document.get("trained_on", {})

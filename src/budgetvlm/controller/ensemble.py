@@ -41,6 +41,7 @@ def merge(members: Sequence[GRPOController]) -> GRPOController:
         **{**config, "hidden_dim": config["hidden_dim"] * count, "budget_dim": config["budget_dim"] * count}
     )
     merged.load_state_dict({**merged.state_dict(), **_shared(first)})
+    merged.trained_on = first.trained_on
     _side_by_side(merged.feature_layer, [member.feature_layer for member in members])
     for name in ("budget_embedding", "price_embedding"):
         _side_by_side(getattr(merged, name).linear, [getattr(member, name).linear for member in members])

@@ -32,6 +32,7 @@ from budgetvlm.controller.arguments import (
 )
 from budgetvlm.controller.checkpoint_files import read_pretrained, write_pretrained
 from budgetvlm.controller.layers import LogEmbedding, Standardiser, head_sum_matrix
+from budgetvlm.controller.provenance import TrainedOn
 from budgetvlm.errors import BudgetVLMError, CheckpointError, InputError
 from budgetvlm.knobs import KnobSpace, Value
 
@@ -71,6 +72,7 @@ class GRPOController(nn.Module):
     latency_ms: Tensor
     value_matrix: Tensor
     head_sum: Tensor
+    trained_on = TrainedOn()  # travels with the weights
 
     def __init__(
         self,
@@ -138,7 +140,7 @@ class GRPOController(nn.Module):
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write ``config.json`` and ``model.safetensors``. Raises OutputError."""
-        write_pretrained(self.config, self.state_dict(), directory)
+        write_pretrained(self.config, self.state_dict(), self.trained_on.to_dict(), directory)
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> GRPOController:
@@ -146,8 +148,10 @@ class GRPOController(nn.Module):
         return cls.restored(Path(directory), *read_pretrained(directory))
 
     @classmethod
-    def restored(cls, source: Path, config: Any, tensors: Mapping[str, Tensor]) -> GRPOController:
-        """A controller of this configuration with these weights, in evaluation mode.
+    def restored(
+        cls, source: Path, config: Any, tensors: Mapping[str, Tensor], trained_on: Mapping[str, Any]
+    ) -> GRPOController:
+        """A controller of this configuration with these weights and this origin, in evaluation mode.
 
         Args:
             source: where both were read, for the message.
@@ -158,6 +162,7 @@ class GRPOController(nn.Module):
         try:
             controller = cls(**config)
             controller.load_state_dict(dict(tensors))
+            controller.trained_on = TrainedOn.from_dict(trained_on)
         except (BudgetVLMError, TypeError, RuntimeError) as error:
             reason = json.dumps(str(error).strip().split("\n")[0], ensure_ascii=False)
             raise CheckpointError(f"{source} does not hold a usable controller: {reason}. Train again.") from error
@@ -201,11 +206,7 @@ class GRPOController(nn.Module):
         self.heads.bias[self.head_sum.shape[0] :] = values.nan_to_num(nan=float(values.nan_to_num(nan=1.0).min()))
 
     def forward(
-        self,
-        image_feat: Tensor,
-        lang_feat: Tensor,
-        budget: Tensor | float,
-        price: Tensor | float | None = None,
+        self, image_feat: Tensor, lang_feat: Tensor, budget: Tensor | float, price: Tensor | float | None = None
     ) -> dict[str, Tensor]:
         """Compute the logits of a batch of states.
 
@@ -221,10 +222,8 @@ class GRPOController(nn.Module):
         Raises:
             InputError: features of another width, a budget that is not positive, a price below 0, NaN in either.
         """
-        image, lang = (
-            feature_matrix(image_feat, "image", self.image_input),
-            feature_matrix(lang_feat, "language", self.lang_input),
-        )
+        image = feature_matrix(image_feat, "image", self.image_input)
+        lang = feature_matrix(lang_feat, "language", self.lang_input)
         if len(image) != len(lang):
             raise InputError(f"{len(image)} image features but {len(lang)} language features; give one of each a state")
         budget_B = per_state(budget, len(image), "budget", self.latency_reference_ms)

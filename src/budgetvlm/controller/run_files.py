@@ -98,6 +98,7 @@ def figures_line(figures: Mapping[str, Any]) -> str:
     room = "n/a" if figures["room_closed"] is None else f"{figures['room_closed']:.1%}"
     epoch = f"epoch {figures['epoch']:3d}  " if "epoch" in figures else ""
     return (
-        f"{epoch}reward_mean {figures['reward_mean']:.4f}  accuracy_mean {figures['accuracy_mean']:.4f}  latency_mean "
-        f"{figures['latency_mean']:.2f} ms  violation_rate {figures['violation_rate']:.2%}  room_closed {room}"
+        f"{epoch}reward_mean {figures['reward_mean']:.4f} over all budgets and prices; over the budgets: accuracy_mean "
+        f"{figures['accuracy_mean']:.4f}  latency_mean {figures['latency_mean']:.2f} ms  violation_rate "
+        f"{figures['violation_rate']:.2%}  room_closed {room}"
     )

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from budgetvlm.controller.member_stack import MemberStack
 from budgetvlm.controller.network import GRPOController
+from budgetvlm.controller.provenance import TrainedOn
 from budgetvlm.controller.training_options import TrainingConfig
 from budgetvlm.errors import DataError
 from budgetvlm.features import Features
@@ -56,6 +57,7 @@ def new_controller(
     )
     if not np.isfinite(means.accuracy).any():
         raise DataError("no accuracy was measured on the training samples; profile it (exp5) and prepare again")
+    controller.trained_on = TrainedOn.of_table(table)
     controller.start_from(means.accuracy.tolist())
     return controller
 

@@ -46,6 +46,7 @@ class AdaptiveGuard:
     """See the module.
 
     Attributes:
+        origin: fingerprint of the "model" and digests of the "samples" that it was fitted to; empty where not known.
         latency, lengths, margin, speed, rule: its parts. state, state_tuple: what the specification and the compiled
             loops read.
 
@@ -77,6 +78,7 @@ class AdaptiveGuard:
         self.margin = Margin(DEFAULT_ALPHA) if margin is None else margin
         self.speed = StageSpeed(latency.stages) if speed is None else speed
         self.calibrated_on = calibrated_on
+        self.origin: dict[str, Any] = {}
         samples_needed(self.margin.alpha)
         if not 0 <= own_ms < math.inf:
             raise ConfigError(f"own_ms={own_ms!r} is no cost in ms; give 0 or more")
@@ -99,7 +101,7 @@ class AdaptiveGuard:
             self.calibrated_on,
             self.rule if rule is None else rule,
         )
-        made.credit = self.credit
+        made.credit, made.origin = self.credit, self.origin
         return made
 
     @property
@@ -161,7 +163,9 @@ class AdaptiveGuard:
         upper = latency.predict(replace(sizes, output=np.broadcast_to(long[:, None], sizes.output.shape)))
         scores = np.log(measured.latency_ms / upper)
         known = scores[np.isfinite(scores)]
-        return cls(latency, lengths, Margin.start(alpha, {"overview": known, "image": known}))
+        guard = cls(latency, lengths, Margin.start(alpha, {"overview": known, "image": known}))
+        guard.origin = {"model": table.metadata.get("model_fingerprint")}
+        return guard
 
     def image_groups(self, request: Request) -> tuple[int, int]:
         """The groups of this request's image: usually, and on an overloaded machine. Raises DataError."""
@@ -271,6 +275,7 @@ class AdaptiveGuard:
             "other_ms": self.own_ms,
             "credit": self.credit,
             "hurries": self.rule.hurries,
+            "origin": self.origin,
         }
 
     @classmethod
@@ -287,7 +292,7 @@ class AdaptiveGuard:
             speed = StageSpeed.from_dict(latency.stages, document["speed"])
             rule = Rule(hurries=bool(document["hurries"]))
             guard = cls(latency, lengths, margin, speed, document["other_ms"], document["calibrated_on"], rule)
-            guard.credit = float(document["credit"])
+            guard.credit, guard.origin = float(document["credit"]), dict(document.get("origin", {}))
             return guard
         except KeyError as error:
             raise DataError(f"the guard lacks the field {error.args[0]}; calibrate again") from None

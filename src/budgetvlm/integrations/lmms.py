@@ -43,6 +43,7 @@ class ModelArgs:
         when_infeasible: "fastest" or "best_effort", where nothing is expected to keep the budget.
         max_new_tokens: longest answer; None: what the task asks for.
         device, num_threads: of torch.
+        allow_other_model: take a controller that was made for other weights.
         knobs: a fixed setting instead of a controller, for a run of each setting.
 
     Raises:
@@ -57,6 +58,7 @@ class ModelArgs:
     max_new_tokens: int | None = None
     device: str = "cpu"
     num_threads: int | None = None
+    allow_other_model: bool = False
     knobs: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
@@ -122,8 +124,9 @@ def open_model(args: ModelArgs) -> Request:
         return ask_at_setting
     budget_ms = args.budget_ms
     model = AdaptiveVLM.from_pretrained(
-        args.pretrained, args.controller, device=args.device, num_threads=args.num_threads
-    )
+        args.pretrained, args.controller, device=args.device, num_threads=args.num_threads,
+        allow_other_model=args.allow_other_model,
+    )  # fmt: skip
 
     def ask(image: Image.Image, question: str, max_new_tokens: int) -> tuple[str, dict[str, Any]]:
         answer = model.generate(

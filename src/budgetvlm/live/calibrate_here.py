@@ -8,15 +8,17 @@ from budgetvlm.decide import wait_for_compiled
 from budgetvlm.errors import CheckpointError, ConfigError
 from budgetvlm.guard.adaptive import AdaptiveGuard
 from budgetvlm.live.calibration import calibrated, measure, requests_needed
-from budgetvlm.live.fresh_samples import fresh_samples
+from budgetvlm.live.fresh_samples import fresh_samples, sample_digests
 from budgetvlm.runtime import AdaptiveVLM
-from budgetvlm.tasks import Task, load_task
+from budgetvlm.tasks import SPLITS, Task, load_task
+
+USUAL_REQUESTS = 50
 
 
 def calibrate(
     model: AdaptiveVLM,
     task: Task | str,
-    samples: int = 50,
+    samples: int | None = None,
     *,
     alpha: float = 0.05,
     split: str = "validation",
@@ -30,38 +32,45 @@ def calibrate(
     The controller is not trained again. Keep the guard for later with ``model.save_guard(directory)``.
 
     Args:
-        model: a model with a controller and a guard; its guard is replaced.
+        model: a model with a controller and a guard; its guard is replaced. What its controller was trained or
+            evaluated on is left out.
         task: where the requests come from, or its name.
-        samples: number of requests; each is answered at every setting.
+        samples: number of requests; each is answered at every setting. None: `USUAL_REQUESTS`, or as many as there are
+            if these are enough for ``alpha``.
         alpha: share of the requests that may be late.
         split: split of the task that the requests come from.
-        used: ids of samples and images to leave out, because the controller was trained on them.
+        used: ids (or digests) of samples and images to leave out beside those that the controller knows.
         hurries: whether an answer that would be late may go on with fewer experts and blocks.
         seed: seed that draws the samples and the order of the settings.
         progress: whether to show a progress bar.
 
     Returns:
-        The new guard, which the model uses from now on.
+        The new guard, which the model uses from now on. It remembers the model and the samples.
 
     Raises:
         ConfigError: too few requests for this alpha, or the split has too few samples.
         CheckpointError: the model has no guard to start from.
     """
-    require_enough(samples, alpha)
+    needed = require_enough(samples, alpha)
     if not isinstance(model.guard, AdaptiveGuard):
         raise CheckpointError("this model has no guard to start from; train again, `budgetvlm train` writes one")
     wait_for_compiled()  # what is measured is what comes later
     task = load_task(task) if isinstance(task, str) else task
-    measured = measure(model, task, fresh_samples(task, split, samples, seed, used), seed, progress)
-    guard = model.guard = calibrated(model, model.guard, measured, alpha, hurries=hurries)
+    seen, most = model.controller.trained_on.seen(SPLITS), samples or max(USUAL_REQUESTS, needed)
+    fresh = fresh_samples(task, split, most, seed, {*used, *seen}, None if samples else needed)
+    guard = calibrated(model, model.guard, measure(model, task, fresh, seed, progress), alpha, hurries=hurries)
+    known = frozenset().union(*(sample_digests(task.name, sample) for sample in fresh))
+    guard.origin = {"model": model.fingerprint, "samples": sorted(known)}
+    model.guard = guard
     return guard
 
 
-def require_enough(samples: int, alpha: float) -> None:
-    """Raise ConfigError where the number of requests cannot support this alpha."""
+def require_enough(samples: int | None, alpha: float) -> int:
+    """Return the fewest requests for this alpha. Raises ConfigError where those asked for are fewer."""
     needed = requests_needed(alpha)
-    if samples < needed:
+    if samples is not None and samples < needed:
         raise ConfigError(
             f"--samples {samples} cannot promise a violation rate of {alpha:g}: that takes {needed}. Measure more, or "
             "allow more violations."
         )
+    return needed

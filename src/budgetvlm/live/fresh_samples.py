@@ -6,7 +6,9 @@ import sys
 from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 
+from budgetvlm.controller.provenance import digests_of
 from budgetvlm.errors import ConfigError, InputError
+from budgetvlm.table import first_few
 from budgetvlm.tasks import Sample, Task
 
 
@@ -16,7 +18,7 @@ def fresh_samples(
     """Samples of a split whose image can be opened and which, like their images, were not used before.
 
     Args:
-        used: ids of samples and of images that are left out, for example those that were profiled.
+        used: ids or digests of samples and of images that are left out, for example those that were profiled.
         enough: smaller number of samples that will do; None: ``count`` are needed.
 
     Raises:
@@ -24,21 +26,37 @@ def fresh_samples(
     """
     total = task.num_samples(split)
     wanted = min(total, count + len(used))
-    fresh = list(islice(_usable(task.samples(split, wanted, seed + 1), used), count))
+    left_out: dict[str, None] = {}
+
+    def usable(samples: Iterable[Sample]) -> list[Sample]:
+        return list(islice(_usable(samples, task.name, used, left_out), count))
+
+    fresh = usable(task.samples(split, wanted, seed + 1))
     if len(fresh) < count and wanted < total:
-        fresh = list(islice(_usable(task.samples(split), used), count))
+        fresh = usable(task.samples(split))
     if len(fresh) < (count if enough is None else enough):
+        seen = f" ({len(left_out)} were used before: {first_few(left_out)})" if left_out else ""
         raise ConfigError(
             f"{count} samples were asked of {task.name}/{split}, and {len(fresh)} of its {total} can be used and are "
-            "not profiled. Ask for fewer, or give another --split."
+            f"not profiled{seen}. Ask for fewer with --samples or --num_requests, give another --split, or prepare the "
+            "data again with --calibration_samples and --test_split, which hold some back."
         )
     return fresh
 
 
-def _usable(samples: Iterable[Sample], used: Collection[str]) -> Iterator[Sample]:
-    """Yield the samples that are not used and whose image can be opened; say which ones cannot."""
+def sample_digests(task_name: str, sample: Sample) -> frozenset[str]:
+    """Return the digests by which a controller knows a sample and its image."""
+    return digests_of(task_name, sample.sample_id, sample.image_id, sample.groups.get("dataset"))
+
+
+def _usable(
+    samples: Iterable[Sample], task_name: str, used: Collection[str], left_out: dict[str, None]
+) -> Iterator[Sample]:
+    """Yield the samples that are not used and whose image can be opened; note the used, say which cannot be opened."""
     for sample in samples:
-        if sample.sample_id in used or sample.image_id in used:
+        names = {sample.sample_id, sample.image_id, *sample_digests(task_name, sample)}
+        if not names.isdisjoint(used):
+            left_out[sample.sample_id] = None
             continue
         try:
             sample.load_image()

@@ -61,7 +61,7 @@ def _load(repository: str, split: str, pattern: str) -> Any:
     except ImportError:
         raise ConfigError(
             f"reading {repository} needs the package datasets, which is not installed. Install it with "
-            f"pip install 'budgetvlm[data]', {LOCAL}."
+            f"pip install 'budgetvlm[data]' (in a clone: pip install -e '.[data]'), {LOCAL}."
         ) from None
     try:
         return datasets.load_dataset(

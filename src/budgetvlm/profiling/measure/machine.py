@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 from collections.abc import Sequence
@@ -13,25 +12,7 @@ import torch
 
 from budgetvlm.profiling.results.measurements import LatencyRecord
 
-FINGERPRINTED = (".json", ".safetensors", ".model", ".txt", ".jinja")
 PACKAGES = ("torch", "transformers", "numpy", "pillow")
-
-
-def model_fingerprint(model_directory: Path) -> str:
-    """Return a short digest of what features depend on: configuration, processor, tokenizer, weights.
-
-    Of a file above 32 MB the size and both ends count, so that large weights cost no time.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(model_directory.iterdir()):
-        if path.suffix in FINGERPRINTED and path.is_file():
-            size = path.stat().st_size
-            digest.update(f"{path.name} {size} ".encode())
-            with open(path, "rb") as file:
-                digest.update(file.read(1 << 24))
-                file.seek(max(file.tell(), size - (1 << 24)))
-                digest.update(file.read())
-    return digest.hexdigest()[:16]
 
 
 def hardware(device: str = "cpu") -> dict[str, Any]:

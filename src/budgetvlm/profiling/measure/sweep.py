@@ -109,6 +109,7 @@ class Sweep:
         self.config = self._describe(more)
         self.paths = {s: result_path(options.output_dir, task.name, kind, s, options.file_rank) for s in settings}
         self.skipped: dict[str, str] = {}
+        self._refuse_another_models_results()
         self.todo = [setting for setting in settings if not self._is_finished(setting)]
         if len(self.todo) < len(self.paths):
             say(f"{len(self.paths) - len(self.todo)} of {len(self.paths)} settings are finished already")
@@ -197,6 +198,21 @@ class Sweep:
             **more,
         }
         return dict(json.loads(json.dumps(config)))
+
+    def _refuse_another_models_results(self) -> None:
+        """Raise OutputError where settings of another model lie beside these: nobody could tell them apart later."""
+        own, fingerprint = set(self.paths.values()), self.options.model_fingerprint
+        place = next(iter(own)).parent
+        beside = sorted(set(place.glob(f"{FORMATS[self.kind].stem}_*.json")) - own)
+        if not beside or fingerprint is None:
+            return
+        config = read_file(beside[0], self.task.name, self.kind).config
+        if config.get("model_fingerprint") not in (None, fingerprint):
+            raise OutputError(
+                f"{place} holds results of another model ({config.get('model_path')}, fingerprint "
+                f"{config['model_fingerprint']}), for example {beside[0].name}; this one is {self.vlm.name} "
+                f"({fingerprint}). Give another --output_dir, or move those results away."
+            )
 
     def _is_finished(self, setting: Setting) -> bool:
         """Tell whether the result of a setting is there already; with ``overwrite`` remove it.

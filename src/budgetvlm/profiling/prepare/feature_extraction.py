@@ -17,7 +17,6 @@ from tqdm import tqdm
 from budgetvlm._version import __version__
 from budgetvlm.errors import ConfigError, KnobSpaceError
 from budgetvlm.features import Features
-from budgetvlm.profiling.measure.machine import model_fingerprint
 from budgetvlm.profiling.measure.out_of_memory import for_each_batch
 from budgetvlm.table import ProfileTable
 from budgetvlm.tasks import Sample, SplitSample, Task, TaskOptions, load_task
@@ -27,6 +26,7 @@ T = TypeVar("T")
 
 
 def _fingerprint(model_path: str) -> str:
+    from budgetvlm.vlm.fingerprint import model_fingerprint
     from budgetvlm.vlm.loading import model_directory
 
     return model_fingerprint(model_directory(model_path))

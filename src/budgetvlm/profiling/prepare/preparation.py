@@ -19,14 +19,17 @@ from budgetvlm.errors import DataError, OutputError
 from budgetvlm.features import Features
 from budgetvlm.profiling.prepare.document import REMEDY, read_document, to_document, to_table
 from budgetvlm.profiling.prepare.feature_extraction import Backend, features_of_table
+from budgetvlm.profiling.prepare.holding_back import hold_back
 from budgetvlm.profiling.prepare.join import BY_INDEX, SAMPLE_IDS, join, split_names
 from budgetvlm.profiling.prepare.prepare_options import PrepareOptions
 from budgetvlm.profiling.prepare.splits import TASK_SPLIT, assign_splits
 from budgetvlm.profiling.prepare.task_samples import find_samples, sample_labels, with_task_ids
-from budgetvlm.profiling.results.reading import result_files
+from budgetvlm.profiling.results.places import find_results
+from budgetvlm.profiling.results.reading import read_file, result_files
 from budgetvlm.table import ProfileTable
 from budgetvlm.tasks import SPLITS, SplitSample, Task
 
+BUNDLED = "reference"
 Say = Callable[[str], None]
 
 
@@ -117,14 +120,23 @@ class _Preparation:
     """
 
     def __init__(self, options: PrepareOptions, backend: Backend, say: Say) -> None:
+        name, model = options.dataset_name, options.model_path
+        options = replace(
+            options,
+            exp5_dir=find_results(options.exp5_dir, name, "accuracy", model),
+            exp6_dir=find_results(options.exp6_dir, name, "latency", model),
+        )
+        files = result_files(options.exp5_dir, name, "accuracy")
+        self.model_path = model or str(read_file(files[0], name, "accuracy").config.get("model_path", BUNDLED))
         self.options, self.backend, self.say = options, backend, say
         self.source = {
-            "dataset_name": options.dataset_name,
-            "model_path": options.model_path,
-            "model": backend.fingerprint(options.model_path),
-            "exp5": _digest(result_files(options.exp5_dir, options.dataset_name, "accuracy")),
-            "exp6": _digest(result_files(options.exp6_dir, options.dataset_name, "latency")),
+            "dataset_name": name,
+            "model_path": self.model_path,
+            "model": backend.fingerprint(self.model_path),
+            "exp5": _digest(files),
+            "exp6": _digest(result_files(options.exp6_dir, name, "latency")),
             "latency_fill": options.latency_fill,
+            "calibration_samples": options.calibration_samples,
         }
 
     def make(self, force_recompute: bool) -> PreparedData:
@@ -140,10 +152,11 @@ class _Preparation:
             samples = samples or self._find_samples(table)
             table = _with_task_labels(table, samples)
         # the splits come first: what is wrong with them shows before hours of extraction
-        table = assign_splits(table, options.train_split, options.test_split, options.seed)
+        table = self._split(table)
+        samples = [place for place in samples if place.sample.sample_id in set(table.sample_ids)]
         if features is None:
             features = features_of_table(
-                table, samples, options.model_path, self.backend, device=options.device,
+                table, samples, self.model_path, self.backend, device=options.device,
                 batch_size=options.feature_batch_size, metadata={"key": self._features_key(table)}, say=self.say,
             )  # fmt: skip
             features.save(features_path(options.output_data_path))
@@ -160,12 +173,33 @@ class _Preparation:
                 "--force_recompute; to keep it, give another --output_data_path."
             )
         prepared = load_prepared(path)
-        table = assign_splits(prepared.table, options.train_split, options.test_split, options.seed)
+        test_split = options.test_split
+        if test_split is None:
+            test_split = read_document(path).get("split_options", {}).get("test_split")
+        table = assign_splits(prepared.table, options.train_split, test_split, options.seed)
         if table.split == prepared.table.split:
             self.say(f"using the data in {path} ({table.num_samples} samples); --force_recompute makes it anew")
             return prepared
         self.say(f"using the data in {path} with new splits")
         return replace(self._write(table, prepared.features), reused=True)
+
+    def _split(self, table: ProfileTable) -> ProfileTable:
+        """Hold back what calibration needs, draw the splits, and say which of them the data set did not bring."""
+        options = self.options
+        table, note = hold_back(table, self._open_task(table), options.calibration_samples)
+        table = assign_splits(table, options.train_split, options.test_split, options.seed)
+        table = replace(table, metadata={**table.metadata, "model_fingerprint": self.source["model"]})
+        if note:
+            self.say(note)
+        sides = set(table.split or ())
+        if "test" in sides - set(table.groups[TASK_SPLIT]) and options.test_split is None:
+            self.say("the data set has no test split: a part is held out for `budgetvlm evaluate` (--test_split)")
+        elif "test" not in sides:
+            self.say(
+                "no test split: `budgetvlm evaluate` can report on --split validation alone. Profile more images, or "
+                "hold some out with --test_split"
+            )
+        return table
 
     def _check_model(self, table: ProfileTable) -> None:
         """Check the weights against those of the results, where these say which they are of."""
@@ -173,7 +207,7 @@ class _Preparation:
         if profiled not in (None, self.source["model"]):
             raise DataError(
                 f"the results in {self.options.exp5_dir} are of other weights (field config.model_fingerprint is "
-                f"{profiled}) than model_path={self.options.model_path} ({self.source['model']}). Give the model that "
+                f"{profiled}) than model_path={self.model_path} ({self.source['model']}). Give the model that "
                 "was profiled, or profile this one."
             )
 
@@ -227,7 +261,7 @@ class _Preparation:
         options, path = self.options, self.options.output_data_path
         how = {
             "dataset_name": options.dataset_name,
-            "model_path": options.model_path,
+            "model_path": self.model_path,
             "source": self.source,
             "split_options": {name: getattr(options, name) for name in ("train_split", "test_split", "seed")},
             "features_key": self._features_key(table),

@@ -21,10 +21,13 @@ class PrepareOptions:
         exp5_dir: directory of the accuracy results.
         exp6_dir: directory of the latency results.
         task: data set that was profiled.
-        model_path: directory of the model, or the bundled "reference".
+        model_path: directory of the model, or the bundled "reference"; if not given, that which the results name.
         output_data_path: file to write; features and table go beside it.
         train_split: share of the training samples among training and validation samples.
-        test_split: share of the images that are held out where the data set has no test split.
+        test_split: share of the images that are held out where the data set has no test split; if not given, a fifth,
+            or half of its validation split.
+        calibration_samples: number of samples that are left out, for calibration; if not given, 50 where the data set
+            has no others, and fewer of a small one.
         latency_fill: what becomes of latencies that exp6 did not measure: "model" predicts samples (and cells left out
             by `profile latency --cells`) from token counts, "settings" whole settings as well, "none" stops.
         feature_batch_size: number of images encoded at once.
@@ -38,10 +41,11 @@ class PrepareOptions:
     exp5_dir: Path = Path("results/profiling/exp5_accuracy")
     exp6_dir: Path = Path("results/profiling/exp6_latency")
     task: TaskOptions = field(default_factory=TaskOptions)
-    model_path: str = "reference"
+    model_path: str | None = None
     output_data_path: Path = Path("data/controller_training_data.json")
     train_split: float = 0.8
-    test_split: float = 0.0
+    test_split: float | None = None
+    calibration_samples: int | None = None
     latency_fill: LatencyFill = "model"
     feature_batch_size: int = 32
     seed: int = 0
@@ -56,8 +60,10 @@ class PrepareOptions:
         problems = []
         if not 0 < self.train_split < 1:
             problems.append(f"train_split={self.train_split} leaves train or validation empty; give a share like 0.8")
-        if not 0 <= self.test_split < 1:
+        if self.test_split is not None and not 0 <= self.test_split < 1:
             problems.append(f"test_split={self.test_split} has to be a share from 0 to below 1")
+        if self.calibration_samples is not None and self.calibration_samples < 0:
+            problems.append(f"calibration_samples={self.calibration_samples} has to be 0 or more")
         if self.latency_fill not in LATENCY_FILLS:
             problems.append(f"latency_fill={self.latency_fill!r} is unknown; choose from {', '.join(LATENCY_FILLS)}")
         if self.feature_batch_size < 1:

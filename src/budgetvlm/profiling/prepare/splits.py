@@ -9,10 +9,11 @@ from typing import Any
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.table import SPLITS, ProfileTable, draw_splits, first_few
 
+TEST_SHARE, LEAST_IMAGES = 0.2, 10  # that is held out unasked, and of how many images at least
 TASK_SPLIT = "split"  # the label by which a sweep over several splits says where a sample comes from
 
 
-def assign_splits(table: ProfileTable, train_split: float, test_split: float, seed: int) -> ProfileTable:
+def assign_splits(table: ProfileTable, train_split: float, test_split: float | None, seed: int) -> ProfileTable:
     """Give the table splits, by image where images are known.
 
     Splits of the task are kept where the samples come from several: test stays test, and train and validation stay
@@ -20,15 +21,18 @@ def assign_splits(table: ProfileTable, train_split: float, test_split: float, se
 
     Args:
         train_split: share of train in train and validation together.
-        test_split: share of the images that is held out; 0 for none.
+        test_split: share of the images that is held out; 0 for none. None: `TEST_SHARE` where there are `LEAST_IMAGES`
+            and no test split, and half of the validation split where the task has that.
 
     Raises:
         ConfigError: a share that cannot work or leaves a side empty, or a test split beside that of the task.
         DataError: a split that is unknown.
     """
     given = table.groups.get(TASK_SPLIT, ())
+    units = table.groups.get("image_id", table.sample_ids)
     if len(set(given)) < 2:
-        return table.with_splits(_fractions(train_split, test_split), seed)
+        automatic = TEST_SHARE if len(set(units)) >= LEAST_IMAGES else 0.0
+        return table.with_splits(_fractions(train_split, automatic if test_split is None else test_split), seed)
     unknown = set(given) - set(SPLITS)
     if unknown:
         raise DataError(f"field groups.split has unknown splits {first_few(unknown)}; known are {', '.join(SPLITS)}")
@@ -37,14 +41,17 @@ def assign_splits(table: ProfileTable, train_split: float, test_split: float, se
             f"test_split={test_split} cannot be drawn: the samples come from the task's own splits "
             f"({', '.join(sorted(set(given)))}), which are kept. Leave test_split at 0."
         )
+    kept, fractions = {"test"}, _fractions(train_split, test_split or 0.0)
     if {"train", "validation"} <= set(given):
-        return replace(table, split=given)
-    units = table.groups.get("image_id", table.sample_ids)
-    rest = [unit for unit, side in zip(units, given, strict=True) if side != "test"]
-    drawn = draw_splits(rest, _fractions(train_split, test_split), seed)
+        held_out = {unit for unit, side in zip(units, given, strict=True) if side == "validation"}
+        if "test" in given or test_split is not None or len(held_out) < LEAST_IMAGES:
+            return replace(table, split=given)
+        kept, fractions = {"train"}, {"validation": 0.5, "test": 0.5}
+    rest = [unit for unit, side in zip(units, given, strict=True) if side not in kept]
+    drawn = draw_splits(rest, fractions, seed)
     return replace(
         table,
-        split=tuple("test" if side == "test" else drawn[unit] for unit, side in zip(units, given, strict=True)),
+        split=tuple(side if side in kept else drawn[unit] for unit, side in zip(units, given, strict=True)),
     )
 
 

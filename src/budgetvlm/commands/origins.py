@@ -1,0 +1,88 @@
+"""What a command need not be told about model and data set, because the data or the checkpoint that it is given knows.
+
+A flag that is given wins; then what `budgetvlm prepare` wrote (--data), then what the checkpoint was trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from budgetvlm.commands.flags import add_model_flags, forget_defaults
+
+if TYPE_CHECKING:
+    from budgetvlm.controller.provenance import TrainedOn
+BUNDLED = "reference"
+
+
+def add_opened_model(parser: Any) -> None:
+    """Add the flags of the model that a controller was trained for."""
+    add_model_flags(parser)
+    parser.add_argument(
+        "--allow_other_model", action="store_true",
+        help="use a controller or a guard although it was made for other weights than the model's",
+    )  # fmt: skip
+
+
+def origins(args: argparse.Namespace) -> list[TrainedOn]:
+    """Return what is known of --data and of the one checkpoint, in this order; empty ones are left out."""
+    data = getattr(args, "data", None)
+    given = args.checkpoint if isinstance(args.checkpoint, list) else [args.checkpoint]
+    checkpoint = given[0] if len(given) == 1 else None
+    if data is None and checkpoint is None:
+        return []
+    from budgetvlm.controller.provenance import TrainedOn
+
+    found = [] if data is None else [TrainedOn.of_table(_table(data))]
+    found += [] if checkpoint is None else [TrainedOn.read(Path(checkpoint))]
+    return [origin for origin in found if origin != TrainedOn()]
+
+
+def complete(args: argparse.Namespace) -> list[TrainedOn]:
+    """Fill in the flags that were not given, and return the origins that they come from.
+
+    Raises:
+        ConfigError: a flag of the data set that contradicts what was profiled.
+    """
+    forget_defaults(args, "model_path", "dataset_name", "split", "samples")
+    found = origins(args)
+    complete_from(args, found[0].opened if found else {})
+    return found
+
+
+def complete_from(args: argparse.Namespace, opened: Mapping[str, Any]) -> None:
+    """Fill in the flags of model and data set that were not given by what is known; the rest gets its default.
+
+    Raises:
+        ConfigError: a flag of the data set that contradicts what was profiled.
+    """
+    args.model_path = args.model_path or opened.get("model_path") or BUNDLED
+    if hasattr(args, "dataset_name"):
+        _complete_task(args, opened)
+
+
+def split_with_fresh_samples(known: list[TrainedOn]) -> str | None:
+    """Return the task's split that has samples which were neither trained nor evaluated on, where the data tells."""
+    splits = [str(origin.opened["calibration_split"]) for origin in known if "calibration_split" in origin.opened]
+    return splits[0] if splits else None
+
+
+def _complete_task(args: argparse.Namespace, opened: Mapping[str, Any]) -> None:
+    from budgetvlm.tasks.task_options import TaskOptions
+
+    known = str(opened.get("dataset_name") or TaskOptions.dataset_name)
+    given = {name: getattr(args, name) for name in ("data_files", "columns", "metric", "prompt", "repository")}
+    options = TaskOptions(args.dataset_name or known, **given)
+    args.dataset_name = options.dataset_name
+    if options.name != TaskOptions(known).name or not opened:
+        return
+    vars(args).update(options.remembered(opened.get("task", {})).to_dict())
+    args.max_new_tokens = args.max_new_tokens or opened.get("max_new_tokens")
+
+
+def _table(data: Path) -> Any:
+    from budgetvlm.profiling.prepare.document import read_document, to_table
+
+    return to_table(read_document(data), data)

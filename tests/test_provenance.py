@@ -1,0 +1,232 @@
+"""A controller knows the weights and the samples that it was trained on, and is not used for others unasked."""
+
+import json
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from planted_tables import tiny
+from safetensors.numpy import load_file, save_file
+from tiny_vlm import write_tiny_model
+
+from budgetvlm.cli import main
+from budgetvlm.controller.checkpoint import load_controller
+from budgetvlm.controller.network import GRPOController
+from budgetvlm.controller.provenance import TrainedOn, digests_of
+from budgetvlm.controller.training import train
+from budgetvlm.controller.training_options import GRPOConfig, TrainingConfig
+from budgetvlm.errors import BudgetVLMWarning, CheckpointError, ConfigError, DataError
+from budgetvlm.guard.adaptive import AdaptiveGuard
+from budgetvlm.live.fresh_samples import fresh_samples
+from budgetvlm.runtime import AdaptiveVLM
+from budgetvlm.tasks import load_task
+from budgetvlm.vlm import load_vlm
+from budgetvlm.vlm.fingerprint import PIECE, PIECES, model_fingerprint
+from budgetvlm.vlm.loading import bundled_controller, model_directory
+
+QUICK = TrainingConfig(grpo=GRPOConfig(num_epochs=1), hidden_dim=16, budget_dim=4, patience=None, teachers=0)
+SAMPLES = {"train": ["a", "b"], "validation": ["c"], "test": ["d", "e"]}
+
+
+def named(table, name="toy", model="weights 1"):
+    return replace(
+        table, metadata={"dataset_name": name, "model_fingerprint": model, "exp5_config": {"split": "train"}}
+    )
+
+
+def moved(table, source="train", target="test"):
+    """The same table, one training sample now in the test split, and the samples that were there in training."""
+    split = [{source: target, target: source}.get(side, side) for side in table.split]
+    return replace(table, split=tuple(split))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    table, features = tiny()
+    result = train(
+        named(table), features, QUICK, tmp_path_factory.mktemp("c"), members=2, progress=False, say=lambda line: None,
+        fit_guard=AdaptiveGuard.fit,
+    )  # fmt: skip
+    return named(table), features, result
+
+
+def test_every_file_of_a_controller_says_where_it_comes_from(trained, tmp_path):
+    table, _, result = trained
+    wanted = TrainedOn.of_table(table)
+    assert wanted.model == "weights 1" and wanted.opened == {"dataset_name": "toy", "split": "train"}
+    assert {side: len(known) for side, known in wanted.samples.items()}.keys() == set(table.split)
+    load_controller(result.output_dir).save_pretrained(tmp_path)
+    for place in (
+        result.output_dir,
+        result.output_dir / "best_checkpoint.pt",
+        result.output_dir / "members" / "1",
+        tmp_path,
+    ):
+        assert load_controller(place).trained_on == wanted
+        assert TrainedOn.read(place) == wanted
+    assert json.loads((result.output_dir / "guard.json").read_text())["origin"] == {"model": "weights 1"}
+
+
+def test_samples_are_known_again_by_data_set_and_id_or_image():
+    assert digests_of("toy", "a", "x") == digests_of("toy", "a", "x")
+    assert len(digests_of("toy", "a", "x") & digests_of("toy", "b", "x")) == 1  # another question about the image
+    assert not digests_of("toy", "a", "x") & digests_of("other", "a", "x")
+    assert digests_of("pope", "1", "x") == digests_of("text_vqa+pope", "pope/1", "x", "pope")
+
+
+def test_samples_that_were_trained_on_are_no_test(trained):
+    table, _, result = trained
+    known = load_controller(result.output_dir).trained_on
+    known.require_unseen(table, "test", "c")
+    known.require_unseen(table, "validation", "c")  # it picked the best epoch, and is reported as what it is
+    other = moved(table)
+    names = [name for name, side in zip(table.sample_ids, table.split, strict=True) if side == "train"]
+    with pytest.raises(
+        DataError, match=rf"{len(names)} of the {len(names)} test samples.* train c: {sorted(names)[0]}"
+    ):
+        known.require_unseen(other, "test", "c")
+    with pytest.raises(DataError, match="test samples"):
+        known.require_unseen(moved(table, "validation"), "test", "c")
+    known.require_unseen(named(other, "another data set"), "test", "c")
+
+
+def test_without_a_data_sets_name_the_measurements_tell_samples_apart():
+    table, _ = tiny()
+    known = TrainedOn.of_table(table)
+    with pytest.raises(DataError, match="test samples"):
+        known.require_unseen(moved(table), "test", "c")
+    known.require_unseen(replace(moved(table), latency_ms=table.latency_ms + np.float32(1)), "test", "c")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "report"])
+def test_the_commands_refuse_overlap_by_name_and_number(trained, tmp_path, capsys, command):
+    table, features, result = trained
+    moved(table).save(tmp_path / "t.parquet")
+    features.save(tmp_path / "f.safetensors")
+    words = [command, "--table", tmp_path / "t.parquet", "--features", tmp_path / "f.safetensors"]
+    words += ["--checkpoint", result.output_dir] + (["--output", tmp_path / "r.html"] if command == "report" else [])
+    assert main([str(word) for word in words]) == 2
+    first = sorted(name for name, side in zip(table.sample_ids, table.split, strict=True) if side == "train")[0]
+    error = capsys.readouterr().err
+    assert f"test samples, or their images, were used to train {result.output_dir}: {first}" in error
+
+
+def test_requests_on_the_clock_leave_out_what_the_controller_knows():
+    task = load_task("signs")
+    drawn = fresh_samples(task, "validation", 3, 0)
+    used = digests_of("signs", drawn[0].sample_id, drawn[0].image_id)
+    assert drawn[0].image_id not in {sample.image_id for sample in fresh_samples(task, "validation", 3, 0, used)}
+    everything = frozenset().union(
+        *(digests_of("signs", sample.sample_id, sample.image_id) for sample in task.samples("test"))
+    )
+    with pytest.raises(ConfigError, match=r"were used before: test-.*--calibration_samples and --test_split"):
+        fresh_samples(task, "test", 1, 0, everything)
+
+
+# ---- the model
+
+
+def fine_tuned(model: Path, to: Path) -> Path:
+    """The same model with a slightly different tensor."""
+    to.mkdir()
+    for path in model.iterdir():
+        (to / path.name).write_bytes(path.read_bytes())
+    weights = load_file(to / "model.safetensors")
+    name = next(iter(weights))
+    save_file({**weights, name: weights[name] + np.float32(1e-3)}, to / "model.safetensors", {"format": "pt"})
+    return to
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A tiny model, another one with the same knobs, and a controller and guard of the first."""
+    root = tmp_path_factory.mktemp("own")
+    model = write_tiny_model(root / "model")
+    fine_tuned(model, root / "other")
+    vlm = load_vlm(str(model))
+    controller = GRPOController(
+        len(vlm.encode_overview(_blank()).feature), len(vlm.question_feature("what")), budget_dim=4, hidden_dim=8,
+        knob_values=vlm.knob_space.to_dict(),
+    )  # fmt: skip
+    controller.trained_on = TrainedOn(model_fingerprint(model), {"model_path": str(model)})
+    controller.save_pretrained(root / "controller")
+    return root
+
+
+def _blank():
+    return Image.new("RGB", (64, 64))
+
+
+def open_own(own, model="model", **how):
+    return AdaptiveVLM.from_pretrained(str(own / model), own / "controller", rehearsals=0, compiled=False, **how)
+
+
+def test_another_models_controller_is_refused_unless_the_user_says_so(own):
+    assert open_own(own).fingerprint == model_fingerprint(own / "model")
+    with pytest.raises(CheckpointError, match=r"the controller was made for other weights.*--allow_other_model"):
+        open_own(own, "other")
+    assert open_own(own, "other", allow_other_model=True).fingerprint == model_fingerprint(own / "other")
+
+
+def test_an_old_checkpoint_is_used_with_a_plain_warning(own, tmp_path, capsys):
+    load_controller(own / "controller").save_pretrained(tmp_path)
+    document = json.loads((tmp_path / "config.json").read_text())
+    del document["trained_on"]
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    with pytest.warns(BudgetVLMWarning, match="does not say which weights it was trained for"):
+        AdaptiveVLM.from_pretrained(str(own / "model"), tmp_path, rehearsals=0, compiled=False)
+    _blank().save(tmp_path / "i.png")
+    words = ["ask", "--model_path", own / "model", "--checkpoint", tmp_path, "--image", tmp_path / "i.png"]
+    assert main([str(word) for word in (*words, "--question", "what", "--budget_ms", "9000")]) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert "does not say which weights" in notes[0] and "no guard lies beside this controller" in notes[1]
+
+
+@pytest.mark.parametrize("command", ["ask", "explain", "calibrate", "evaluate --live"])
+def test_the_commands_refuse_another_models_controller_and_take_the_option(own, tmp_path, capsys, command):
+    _blank().save(tmp_path / "i.png")
+    asked = ["--image", str(tmp_path / "i.png"), "--question", "what", "--budget_ms", "9000"]
+    words = [*command.split(), "--model_path", str(own / "other"), "--checkpoint", str(own / "controller")]
+    words += asked if command in ("ask", "explain") else []
+    assert main(words) == 2
+    assert "the controller was made for other weights" in capsys.readouterr().err
+    code = main([*words, "--allow_other_model"])
+    said = capsys.readouterr().err
+    assert code == 0 or "no guard.json lies beside the controller" in said  # past the check
+
+
+def test_the_model_need_not_be_named_again(own, tmp_path, capsys):
+    _blank().save(tmp_path / "i.png")
+    words = ["ask", "--checkpoint", own / "controller", "--image", tmp_path / "i.png", "--question", "what"]
+    assert main([str(word) for word in (*words, "--budget_ms", "9000", "--json")]) == 0
+    assert json.loads(capsys.readouterr().out)["setting"]
+
+
+def test_a_guard_of_another_model_is_refused_too():
+    with pytest.raises(CheckpointError, match=r"the guard was made for other weights \(2\)"):
+        TrainedOn("1").require_model("1", "m", {"model": "2"})
+    TrainedOn("1").require_model("1", "m", {"model": None})
+
+
+def test_the_bundled_controller_is_of_the_bundled_model():
+    fingerprint = model_fingerprint(model_directory("reference"))
+    assert TrainedOn.read(bundled_controller("reference")).model == fingerprint
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        AdaptiveVLM.from_pretrained(rehearsals=0, compiled=False)
+
+
+def test_a_large_file_is_known_by_pieces_from_all_of_it(tmp_path):
+    """A fine-tune may leave both ends of a file, embeddings and image encoder, as they are."""
+    size = PIECES * PIECE + (8 << 20)
+    path = tmp_path / "model.safetensors"
+    with open(path, "wb") as file:
+        file.truncate(size)
+    before = model_fingerprint(tmp_path)
+    with open(path, "r+b") as file:
+        file.seek(size // 3)
+        file.write(bytes([1]) * (2 << 20))
+    assert model_fingerprint(tmp_path) != before
