@@ -12,7 +12,10 @@ from planted_tables import tiny
 from safetensors.numpy import load_file, save_file
 from tiny_vlm import write_tiny_model
 
-from budgetvlm.cli import main
+from budgetvlm.cli import command_parser, main
+from budgetvlm.commands.flags import forget_defaults
+from budgetvlm.commands.origins import complete_from
+from budgetvlm.commands.task_arguments import task_options
 from budgetvlm.controller.checkpoint import load_controller
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.provenance import TrainedOn, digests_of
@@ -21,8 +24,9 @@ from budgetvlm.controller.training_options import GRPOConfig, TrainingConfig
 from budgetvlm.errors import BudgetVLMWarning, CheckpointError, ConfigError, DataError
 from budgetvlm.guard.adaptive import AdaptiveGuard
 from budgetvlm.live.fresh_samples import fresh_samples
+from budgetvlm.profiling.results.places import default_directory, find_results, measured_dataset
 from budgetvlm.runtime import AdaptiveVLM
-from budgetvlm.tasks import load_task
+from budgetvlm.tasks import TaskOptions, load_task
 from budgetvlm.vlm import load_vlm
 from budgetvlm.vlm.fingerprint import PIECE, PIECES, model_fingerprint
 from budgetvlm.vlm.loading import bundled_controller, model_directory
@@ -124,6 +128,68 @@ def test_requests_on_the_clock_leave_out_what_the_controller_knows():
     )
     with pytest.raises(ConfigError, match=r"were used before: test-.*--calibration_samples and --test_split"):
         fresh_samples(task, "test", 1, 0, everything)
+
+
+# ---- what need not be said again
+
+KNOWN = {
+    "model_path": "m", "dataset_name": "own", "max_new_tokens": 4, "split": "train",
+    "task": {"data_files": "a.jsonl", "columns": "question=q", "metric": "anls"},
+}  # fmt: skip
+
+
+def parsed(*words):
+    args = command_parser("calibrate").parse_args([*words])
+    forget_defaults(args, "model_path", "dataset_name", "split")
+    return args
+
+
+def test_what_is_known_is_filled_in_and_what_is_given_wins():
+    complete_from(args := parsed(), KNOWN)
+    assert (args.model_path, args.dataset_name, args.metric, args.max_new_tokens) == ("m", "own", "anls", 4)
+    assert task_options(args) == TaskOptions("own", "a.jsonl", "question=q", "anls")
+    complete_from(args := parsed("--model_path", "n", "--data_files", "b.jsonl", "--max-new-tokens", "7"), KNOWN)
+    assert (args.model_path, args.data_files, args.max_new_tokens, args.metric) == ("n", "b.jsonl", 7, "anls")
+    complete_from(args := parsed("--dataset_name", "signs"), KNOWN)  # other data, of which nothing is known
+    assert (args.dataset_name, args.data_files, args.max_new_tokens) == ("signs", None, None)
+    complete_from(args := parsed(), {})
+    assert (args.model_path, args.dataset_name) == ("reference", "signs")
+    with pytest.raises(ConfigError, match="--metric 'vqa', but the profiles have 'anls'"):
+        complete_from(parsed("--metric", "vqa"), KNOWN)
+
+
+def test_results_lie_in_a_directory_of_their_model_and_are_found_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    default = default_directory("accuracy")
+    assert default == Path("results/profiling/exp5_accuracy")
+    assert default_directory("accuracy", "./models/a/") == Path("results/profiling/a/exp5_accuracy")
+    assert measured_dataset(default) is None and find_results(default, "own_data", "accuracy", None) == default
+    for name in ("a", "b"):
+        folder = default_directory("accuracy", name) / "exp5_accuracy_own-data"
+        folder.mkdir(parents=True)
+        document = {"config": {"dataset_name": "own_data"}}
+        (folder / "exp5_accuracy_results_crops1.json").write_text(json.dumps(document))
+    assert measured_dataset(default) == "own_data"
+    assert find_results(default, "own_data", "accuracy", "x/b") == default_directory("accuracy", "b")
+    with pytest.raises(ConfigError, match=r"of several models: .*--model_path"):
+        find_results(default, "own_data", "accuracy", None)
+    assert find_results(Path("elsewhere"), "own_data", "accuracy", None) == Path("elsewhere")
+    (default_directory("accuracy", "a") / "exp5_accuracy_own-data").rename(tmp_path / "away")
+    assert find_results(default, "own_data", "accuracy", None) == default_directory("accuracy", "b")
+    folder = default_directory("accuracy", "b") / "exp5_accuracy_more"
+    folder.mkdir()
+    (folder / "exp5_accuracy_results_crops1.json").write_text(json.dumps({"config": {"dataset_name": "more"}}))
+    with pytest.raises(ConfigError, match="accuracy results of more, own_data; say which with --dataset_name"):
+        measured_dataset(default)
+
+
+def test_a_table_of_other_weights_is_evaluated_with_a_note(trained, tmp_path, capsys):
+    table, features, result = trained
+    named(table, model="weights 2").save(tmp_path / "t.parquet")
+    features.save(tmp_path / "f.safetensors")
+    words = ["evaluate", "--table", tmp_path / "t.parquet", "--features", tmp_path / "f.safetensors", "--json"]
+    assert main([str(w) for w in (*words, "--checkpoint", result.output_dir, "--split", "validation")]) == 0
+    assert "was trained for other weights than those that this data was measured with" in capsys.readouterr().err
 
 
 # ---- the model

@@ -35,7 +35,7 @@ class ControllerDataPreparation:
     model_path: str
     output_data_path: str | Path
     train_split: float = 0.8
-    test_split: float = 0.0
+    test_split: float | None = None
     seed: int = 0
 
     def prepare(self, force_recompute: bool = False) -> PreparedData:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from budgetvlm.commands.data_arguments import add_data_arguments, read_data
 from budgetvlm.commands.flags import OptionFlags, add_json_flag
 from budgetvlm.commands.showing import check_output, show_report, write_report
 from budgetvlm.commands.verdicts import verdict_of
-from budgetvlm.errors import CheckpointError, ConfigError, KnobSpaceError
+from budgetvlm.errors import BudgetVLMWarning, CheckpointError, ConfigError, KnobSpaceError
 from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def read_controllers(paths: list[Path], table: ProfileTable, features: Features,
 def _read_controller(path: Path, table: ProfileTable, features: Features, split: str) -> Policy:
     from budgetvlm.controller.checkpoint import load_controller
     from budgetvlm.controller.policy import ControllerPolicy
+    from budgetvlm.controller.provenance import TrainedOn
 
     controller = load_controller(path)
     if controller.knob_space != table.knob_space:
@@ -107,6 +109,14 @@ def _read_controller(path: Path, table: ProfileTable, features: Features, split:
             f"given have {given[0]} and {given[1]}. Give the features that it was trained on, or train on these."
         )
     controller.trained_on.require_unseen(table, split, str(path))
+    measured = TrainedOn.of_table(table).model
+    if None not in (measured, controller.trained_on.model) and measured != controller.trained_on.model:
+        warnings.warn(
+            f"the checkpoint {path} was trained for other weights than those that this data was measured with, so its "
+            "figures say how it carries over, not how good it is",
+            BudgetVLMWarning,
+            stacklevel=2,
+        )
     return ControllerPolicy(controller)
 
 

@@ -48,7 +48,10 @@ def complete(args: argparse.Namespace) -> list[TrainedOn]:
     """
     forget_defaults(args, "model_path", "dataset_name", "split", "samples")
     found = origins(args)
-    complete_from(args, found[0].opened if found else {})
+    opened: dict[str, Any] = {}
+    for origin in reversed(found):  # what the data says wins over the checkpoint
+        opened |= origin.opened
+    complete_from(args, opened)
     return found
 
 

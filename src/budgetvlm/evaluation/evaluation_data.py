@@ -158,7 +158,10 @@ def _tuning_split(table: ProfileTable, split: str) -> str:
     present = table.split or ()
     if table.split is not None and split not in present:
         sides = ", ".join(sorted(set(present)))
-        raise DataError(f"no {split} samples to evaluate on; this table has: {sides}. Choose another split.")
+        raise DataError(
+            f"no {split} samples to evaluate on; this table has: {sides}. Choose another --split, or prepare the data "
+            "again with --test_split 0.2, which holds some out."
+        )
     return "validation" if "validation" in present and split != "validation" else "train"
 
 

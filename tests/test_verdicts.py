@@ -1,0 +1,133 @@
+"""A result that is of no use says so in one plain sentence."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from planted_tables import tiny
+
+from budgetvlm.cli import main
+from budgetvlm.commands import ask, calibrate, live, train
+from budgetvlm.commands.verdicts import one_choice, useless_accuracies
+from budgetvlm.controller.run_files import figures_line
+from budgetvlm.knobs import Setting
+
+CHEAP, FULL = Setting((("max_crops", 1),)), Setting((("max_crops", 4),))
+SOME, NAN = np.array([[0.0, 1.0], [0.0, 0.0]]), np.nan
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "said"),
+    [
+        (SOME, None),
+        (np.zeros((3, 2)), "every answer at every setting scores 0"),
+        (np.array([[0.0, NAN], [NAN, 0.0]]), "every answer at every setting scores 0"),
+        (np.array([[1.0, 1.0], [0.0, 0.0]]), "each sample scores the same at all settings"),
+        (np.array([[1.0, NAN], [0.5, 1.0]]), None),
+    ],
+)
+def test_accuracies_from_which_nothing_can_be_learnt(accuracy, said):
+    found = useless_accuracies(accuracy)
+    assert (found is None) == (said is None) and (said or "") in (found or "")
+
+
+def test_a_controller_with_one_choice():
+    assert one_choice([CHEAP, FULL, CHEAP], CHEAP) is None
+    assert "always takes the cheapest setting (max_crops=1)" in one_choice([CHEAP, CHEAP], CHEAP)
+    assert "always takes the same setting (max_crops=4)" in one_choice([FULL], CHEAP)
+
+
+def trained_on(tmp_path, capsys, accuracy, *more):
+    """What `train` says, and the words that name data and checkpoint."""
+    table, features = tiny()
+    replace(table, accuracy=np.broadcast_to(accuracy, table.accuracy.shape).astype(np.float32)).save(
+        tmp_path / "t.parquet"
+    )
+    features.save(tmp_path / "f.safetensors")
+    where = ["--table", str(tmp_path / "t.parquet"), "--features", str(tmp_path / "f.safetensors")]
+    words = ["--num_epochs", "1", "--hidden_dim", "8", "--output_dir", str(tmp_path / "c")]
+    assert main(["train", *where, *words, *more]) == 0
+    return capsys.readouterr().out, where
+
+
+def test_training_and_evaluation_say_what_is_useless_and_how_to_go_on(tmp_path, capsys):
+    out, where = trained_on(tmp_path, capsys, 0.0)
+    assert "note: every answer at every setting scores 0" in out
+    command = f"budgetvlm evaluate {' '.join(where)} --checkpoint {tmp_path / 'c'}"
+    assert out.splitlines()[-1].startswith(f"next: {command}")
+    assert (
+        main([*command.split()[1:], *(["--split", "validation"] if "validation" in out.splitlines()[-1] else [])]) == 0
+    )
+    assert "note: every answer at every setting scores 0" in capsys.readouterr().err
+
+
+def test_a_controller_that_learns_to_take_the_cheapest_says_so(tmp_path, capsys):
+    table, _ = tiny()
+    falling = np.linspace(1.0, 0.0, table.num_settings)  # the cheapest setting is always the best
+    out, where = trained_on(tmp_path, capsys, falling, "--teachers", "1")
+    assert "note: the controller always takes the cheapest setting (max_crops=1, top_k=2)" in out
+    assert main(["evaluate", *where, "--checkpoint", str(tmp_path / "c"), "--split", "validation", "--json"]) == 0
+    done = capsys.readouterr()
+    assert json.loads(done.out) and "always takes the cheapest setting" in done.err
+
+
+def test_means_over_different_contexts_say_over_which():
+    figures = {
+        "reward_mean": 0.5,
+        "accuracy_mean": 0.25,
+        "latency_mean": 12.0,
+        "violation_rate": 0.0,
+        "room_closed": None,
+    }
+    line = figures_line(figures)
+    assert line.index("over all budgets and prices") < line.index("over the budgets:") < line.index("accuracy_mean")
+
+
+def found_live(calibrated_on):
+    figures = {
+        "violation_rate": 0.0, "interval": [0.0, 0.1], "accuracy": 0.5, "latency_ms": 10.0, "used_median": 0.5,
+        "hurried": 0, "cut": 0, "infeasible": 0, "controller_ms": 1.0,
+    }  # fmt: skip
+    system = {"all": figures, "by_phase": {}, "by_budget": {}, "worst_group": None}
+    return {
+        "requests": 3, "reference_ms": 20.0, "alpha": 0.05, "calibrated_on": calibrated_on, "drift": {},
+        "systems": {"guarded": system},
+    }  # fmt: skip
+
+
+def test_a_guard_that_was_never_calibrated_promises_nothing_live():
+    assert "at most 5.0% may be late" in live.describe(found_live(40))
+    text = live.describe(found_live(0))
+    assert "at most" not in text and "never calibrated, so nothing is promised" in text
+
+
+def test_a_calibration_says_its_spread_and_what_is_usual():
+    found = {
+        "guard": "g.json", "alpha": 0.05, "factor": 1.2, "stages": {"decode": 1.0}, "samples": 40, "other_ms": 1.0,
+        "hurries": True, "spread": [0.8, 1.15],
+    }  # fmt: skip
+    text = calibrate.describe(found)
+    assert "took 0.80 to 1.15 x the predicted time" in text and "1.20 x that time (usual: 1.1 to 1.5)" in text
+    assert "repeat it on another machine" in text and "wide bound" not in text
+    assert "wide bound" in calibrate.describe({**found, "factor": 2.9})
+
+
+@pytest.mark.parametrize(
+    ("finish", "answer", "said"), [("budget", "", True), ("budget", "a", False), ("stop", "", False)]
+)
+def test_an_empty_answer_says_why(finish, answer, said):
+    made = SimpleNamespace(
+        answer=answer, setting=CHEAP, latency_ms=5.0, stages_ms={"preprocess": 1.0}, predicted_ms=12.0, budget_ms=1.0,
+        budget_met=False, finish_reason=finish, best_effort=True, num_hurried_tokens=0, num_output_tokens=0,
+    )  # fmt: skip
+    text = ask.describe(made)
+    assert ("no answer: the budget was over before the first token" in text) == said
+    assert not said or "(up to 12 ms for this one)" in text
+
+
+def test_the_next_command_is_of_the_data_that_was_trained_on():
+    table, _ = tiny()
+    args = SimpleNamespace(data="my data.json", table=None, features=None, output_dir="c")
+    assert train.next_command(args, replace(table, split=None)).startswith("budgetvlm evaluate --data 'my data.json'")
