@@ -77,7 +77,7 @@ def training_command(args: argparse.Namespace) -> str:
     lines = []
     for name, value in {**vars(args), "output_dir": args.output_dir or "./checkpoints/controller"}.items():
         wanted = name in (*always, "output_dir", "group_size") or value != default[name]
-        if wanted and name != "force_recompute":
+        if wanted and name not in ("force_recompute", "given"):
             lines.append(f"--{name} {shlex.quote(str(value))}")
     return " \\\n    ".join([" ".join(words), *lines])
 

@@ -38,7 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where no setting is expected to keep the budget: take the fastest (default), refuse, or take one that "
         "keeps it on average",
     )  # fmt: skip
-    add("--max_new_tokens", type=int, default=16, metavar="N", help="longest answer (default: 16)")
+    add(
+        "--max_new_tokens",
+        type=int,
+        default=16,
+        metavar="N",
+        help="longest answer (default: 16, or what the controller was trained with)",
+    )
     add_cut_flag(parser)
     add_opened_model(parser)
     add_json_flag(parser)

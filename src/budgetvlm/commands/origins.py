@@ -48,10 +48,7 @@ def complete(args: argparse.Namespace) -> list[TrainedOn]:
     """
     forget_defaults(args, "model_path", "dataset_name", "split", "samples")
     found = origins(args)
-    opened: dict[str, Any] = {}
-    for origin in reversed(found):  # what the data says wins over the checkpoint
-        opened |= origin.opened
-    complete_from(args, opened)
+    complete_from(args, next((origin.opened for origin in found if "model_path" in origin.opened), {}))
     return found
 
 
@@ -62,8 +59,9 @@ def complete_from(args: argparse.Namespace, opened: Mapping[str, Any]) -> None:
         ConfigError: a flag of the data set that contradicts what was profiled.
     """
     args.model_path = args.model_path or opened.get("model_path") or BUNDLED
-    if hasattr(args, "dataset_name"):
-        _complete_task(args, opened)
+    same_data = not hasattr(args, "dataset_name") or _complete_task(args, opened)
+    if same_data and "max_new_tokens" in opened and "max_new_tokens" not in getattr(args, "given", ("max_new_tokens",)):
+        args.max_new_tokens = opened["max_new_tokens"]
 
 
 def split_with_fresh_samples(known: list[TrainedOn]) -> str | None:
@@ -72,7 +70,8 @@ def split_with_fresh_samples(known: list[TrainedOn]) -> str | None:
     return splits[0] if splits else None
 
 
-def _complete_task(args: argparse.Namespace, opened: Mapping[str, Any]) -> None:
+def _complete_task(args: argparse.Namespace, opened: Mapping[str, Any]) -> bool:
+    """Fill in the flags of the data set; whether it is the one that is known."""
     from budgetvlm.tasks.task_options import TaskOptions
 
     known = str(opened.get("dataset_name") or TaskOptions.dataset_name)
@@ -80,9 +79,9 @@ def _complete_task(args: argparse.Namespace, opened: Mapping[str, Any]) -> None:
     options = TaskOptions(args.dataset_name or known, **given)
     args.dataset_name = options.dataset_name
     if options.name != TaskOptions(known).name or not opened:
-        return
+        return False
     vars(args).update(options.remembered(opened.get("task", {})).to_dict())
-    args.max_new_tokens = args.max_new_tokens or opened.get("max_new_tokens")
+    return True
 
 
 def _table(data: Path) -> Any:
