@@ -90,7 +90,9 @@ def compare(work: Material, seeds: Sequence[int]) -> dict[str, Any]:
     contenders = [Contender(policy.name, "", (policy,), "", priced=True) for policy in simple]
     contenders += [Contender(same[0].name, "", same, "", priced=True) for same in zip(*runs, strict=True)]
     budget = CeilingMetrics.measure(data, options.budget_shares, under_budgets(data, contenders, options))
-    price = MeanBudgetMetrics.measure(data, (AT,), sweep_prices(data, contenders, options))
+    price = MeanBudgetMetrics.measure(
+        data, replace(options, accuracy_shares=(AT,)), sweep_prices(data, contenders, options)
+    )
     return {
         "first": dict(work.table.knob_space.settings[work.first]),
         "first_ms": float(work.table.latency_ms[:, work.first].mean()),

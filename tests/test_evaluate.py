@@ -102,6 +102,7 @@ def test_all_policies_are_there(report: EvaluationReport) -> None:
         "group lookup",
         "oracle",
         "best blind mix",
+        "best single setting",
     ]
     assert report.counts["evaluated_samples"] == TEST_ROWS and report.counts["evaluated_images"] == TEST_ROWS // 2
 
@@ -151,6 +152,24 @@ def test_latency_at_equal_accuracy(report: EvaluationReport) -> None:
     assert mine.saved.value == pytest.approx(1 - 19.8 / 39.2)
     assert mine.visible_saving_closed is not None and mine.visible_saving_closed.value == pytest.approx(1.0)
     assert mine.reached_share == 1.0
+
+
+def test_accuracy_at_a_mean_budget(report: EvaluationReport) -> None:
+    """Means go from 10 to 40 ms. Blind: (10, 0), (20, .5), (40, 1). With the kind: from (10, 0) to (20, 1)."""
+    figures = {
+        name: result(report, name).at_mean_budget
+        for name in ("controller", "best blind mix", "best single setting", "predict + argmax", "lookup table")
+    }
+    assert [at.budget_ms for at in figures["controller"]] == pytest.approx([13, 19, 25, 31, 37])
+    accuracy = {name: [at.accuracy and at.accuracy.value for at in found] for name, found in figures.items()}
+    assert accuracy["controller"] == pytest.approx([0.3, 0.9, 1, 1, 1])
+    assert accuracy["best blind mix"] == pytest.approx([0.15, 0.45, 0.625, 0.775, 0.925])
+    assert accuracy["best single setting"] == [0, 0, 0.5, 0.5, 0.5]
+    over = [at.vs_blind.value for at in figures["controller"] if at.vs_blind]
+    assert over == pytest.approx([0.15, 0.45, 0.375, 0.225, 0.075])
+    spent = [at.spent_ms.value for at in figures["controller"] if at.spent_ms]
+    assert spent == pytest.approx([13, 19, 20, 20, 20])  # more than 20 ms would buy nothing
+    assert accuracy["lookup table"] == []  # it takes no price
 
 
 def test_an_accuracy_that_is_not_reached_is_none() -> None:

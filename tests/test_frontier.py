@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from budgetvlm.evaluation.frontier import latency_at, mixing_path, upper_hull
+from budgetvlm.evaluation.frontier import accuracy_at, latency_at, mixing_path, upper_hull
 
 
 def test_hull_drops_points_below_the_line_and_beyond_the_best() -> None:
@@ -45,3 +45,14 @@ def test_a_dearer_point_that_is_nearly_as_good_ends_the_path() -> None:
     latency = np.array([10.0, 20.0, 30.0, 40.0])
     assert mixing_path(latency, np.array([0.2, 0.9, 0.897, 0.896])).tolist() == [0, 1, 3]
     assert mixing_path(latency, np.array([0.2, 0.9, 0.5, 0.7])).tolist() == [0, 1]
+
+
+def test_accuracy_at_a_mean_latency_is_interpolated_and_never_less_than_that_of_less_time() -> None:
+    latency, accuracy = np.array([10.0, 20.0, 30.0, 40.0]), np.array([0.0, 0.8, 0.4, 0.9])
+    assert accuracy_at(latency, accuracy, 15.0) == pytest.approx(0.4)
+    assert accuracy_at(latency, accuracy, 25.0) == pytest.approx(0.8)  # that of 20 ms, not the 0.6 on the line
+    assert accuracy_at(latency, accuracy, 39.0) == pytest.approx(0.85)
+    assert accuracy_at(latency, accuracy, 99.0) == pytest.approx(0.9)
+    assert np.isnan(accuracy_at(latency, accuracy, 9.9))
+    several = accuracy_at(np.array([latency, latency + 30]), np.array([accuracy, accuracy]), np.array([10.0, 10.0]))
+    assert several[0] == 0.0 and np.isnan(several[1])

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 REPORT, PICTURE, CELLS = "comparison.json", "comparison.png", "cells"
 QUICK_EPOCHS = 30
-EVALUATION = OptionFlags(EvaluationOptions, "labels", "resamples", budget_shares="budgets")
+EVALUATION = OptionFlags(EvaluationOptions, "mean_budgets", "labels", "resamples", budget_shares="budgets")
 COMPARED = OptionFlags(CompareOptions, "seeds", "sections", "num_epochs", "members")
 
 

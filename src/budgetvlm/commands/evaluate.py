@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from budgetvlm.table import ProfileTable
 
 REPORT, PICTURE = "evaluation.json", "evaluation.png"
-EVALUATION = OptionFlags(EvaluationOptions, "price", "labels", "resamples", "seed", budget_shares="budgets")
+EVALUATION = OptionFlags(
+    EvaluationOptions, "price", "mean_budgets", "labels", "resamples", "seed", budget_shares="budgets"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,13 @@ from rich.text import Text
 
 from budgetvlm.comparison.comparison_records import CompareReport, ComparisonRow
 from budgetvlm.evaluation.records import Estimate
-from budgetvlm.evaluation.text_tables import add_policy, half_width, new_table, sample_counts
+from budgetvlm.evaluation.text_tables import (
+    add_policy,
+    half_width,
+    mean_budget_table,
+    new_table,
+    sample_counts,
+)
 
 WIDTH = 144  # what the widest table needs; a narrower terminal wraps lines rather than losing digits
 TITLES = {
@@ -28,6 +34,7 @@ VARIANT_NAMES = {
 def tables(report: CompareReport) -> RenderableType:
     """All tables, one below the other."""
     parts: list[RenderableType] = [_heading(report), ranking_table(report), detail_table(report)]
+    parts.append(mean_budget_table(report.section("policies")))
     return Group(*parts, *(left_out_table(report, section) for section in TITLES if report.section(section)))
 
 

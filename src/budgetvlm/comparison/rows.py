@@ -57,7 +57,7 @@ class _Metrics:
             if group[0].spec.entry.priced
         }
         ceiling = CeilingMetrics.measure(data, options.budget_shares, under)
-        return cls(options, ceiling, MeanBudgetMetrics.measure(data, options.accuracy_shares, sweeps))
+        return cls(options, ceiling, MeanBudgetMetrics.measure(data, options, sweeps))
 
     def row(self, group: Sequence[Cell]) -> ComparisonRow:
         """One policy's figures, means over its seeds; or why there are none."""
@@ -77,16 +77,16 @@ class _Metrics:
             comparable=self.ceiling.comparable(name, shares),
             regret=self.ceiling.gain(ORACLE, name, shares).value,
             at_accuracy=self.mean_budget.at_accuracy(name),
+            at_mean_budget=self.mean_budget.at_mean_budget(name),
             fit_seconds=float(np.mean([cell.fit_seconds for cell in group])),
             decision_us=float(np.median([cell.decision_us for cell in group])),
         )
 
     def blind_row(self) -> ComparisonRow:
         """The best input-blind mix: it keeps no budget for each request, so it has a mean latency alone."""
-        at_accuracy = self.mean_budget.at_accuracy(BLIND)
         return ComparisonRow(
             key="mix", name=BLIND, role="baseline", section="policies", variant="", status=OK, note=BLIND_NOTE, runs=1,
-            at_accuracy=at_accuracy,
+            at_accuracy=self.mean_budget.at_accuracy(BLIND), at_mean_budget=self.mean_budget.at_mean_budget(BLIND),
         )  # fmt: skip
 
     def compared(self, row: ComparisonRow, others: Sequence[ComparisonRow]) -> ComparisonRow:

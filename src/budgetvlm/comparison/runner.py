@@ -158,7 +158,7 @@ def _check_origin(directory: Path, task: _Task, features: Features | None) -> No
 
     options = task.options
     evaluation = asdict(options.evaluation)
-    for name in ("resamples", "level", "room_range", "accuracy_shares"):  # these are used after the cells are made
+    for name in ("resamples", "level", "room_range", "accuracy_shares", "mean_budgets"):  # used after cells are made
         evaluation.pop(name)
     origin: dict[str, Any] = {
         **evaluation, "members": options.members, "num_epochs": options.num_epochs,

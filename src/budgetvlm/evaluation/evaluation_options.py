@@ -10,6 +10,7 @@ import numpy as np
 from budgetvlm.errors import ConfigError
 
 BUDGET_SHARES = (0.35, 0.5, 0.6, 0.7, 0.85, 1.0)  # of the full setting's median latency
+MEAN_BUDGETS = (0.1, 0.3, 0.5, 0.7, 0.9)  # from the cheapest setting's mean latency to the slowest's
 PRICE_SWEEP = (0.0, *np.geomspace(0.005, 10.0, 40).tolist())
 
 
@@ -23,6 +24,8 @@ class EvaluationOptions:
         room_range: the budgets within this range are averaged into one number (room closed).
         price: accuracy given for one latency of the full setting while under a budget, the same for all policies.
         prices: the prices that are swept without a budget.
+        mean_budgets: budgets on the mean latency, as shares of the way from the cheapest setting's mean latency on the
+            training samples to the slowest's.
         accuracy_shares: targets for the mean latency at equal accuracy, as shares of the full setting's accuracy.
         labels: labels that define the groups of the group lookup, which is left out where the table lacks one.
         guard_quantile: the quantile of the training latencies that bounds each setting.
@@ -39,6 +42,7 @@ class EvaluationOptions:
     room_range: tuple[float, float] = (0.5, 0.85)
     price: float = 0.01
     prices: tuple[float, ...] = PRICE_SWEEP
+    mean_budgets: tuple[float, ...] = MEAN_BUDGETS
     accuracy_shares: tuple[float, ...] = (0.98, 0.95, 0.9)
     labels: tuple[str, ...] = ("kind", "difficulty")
     guard_quantile: float = 0.95
@@ -70,6 +74,11 @@ def _problems(options: EvaluationOptions) -> Iterator[str]:
         yield f"budgets {list(options.budget_shares)} are not positive shares of the full setting's latency"
     if not all(0 <= price < np.inf for price in (options.price, *options.prices)) or not options.prices:
         yield "prices must be 0 or more"
+    if not all(0 <= share <= 1 for share in options.mean_budgets):
+        yield (
+            f"mean budgets {list(options.mean_budgets)} are not shares of the way from the cheapest setting's mean "
+            "latency (0) to the slowest's (1)"
+        )
     if not all(0 < share <= 1 for share in options.accuracy_shares):
         yield f"accuracy shares {list(options.accuracy_shares)} are not within (0, 1]"
     if not 0 < options.guard_quantile <= 1:

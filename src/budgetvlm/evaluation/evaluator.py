@@ -19,6 +19,8 @@ from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 from budgetvlm.evaluation.frontier import mixing_path
 from budgetvlm.evaluation.mean_budget import MeanBudgetMetrics, PriceSweep
 from budgetvlm.evaluation.outcomes import (
+    BEST_SETTING,
+    BEST_SETTING_NOTE,
     BLIND,
     BLIND_NOTE,
     GROUP,
@@ -68,7 +70,7 @@ def evaluate(
     ceiling = CeilingMetrics.measure(data, options.budget_shares, under_budgets(data, contenders, options, progress))
     sweeps = sweep_prices(data, contenders, options, progress)
     progress("mean latency at equal accuracy")
-    mean_budget = MeanBudgetMetrics.measure(data, options.accuracy_shares, sweeps)
+    mean_budget = MeanBudgetMetrics.measure(data, options, sweeps)
     space = data.test.knob_space
     return EvaluationReport(
         **common_fields(data, options),
@@ -163,9 +165,19 @@ def _results(
             room=ceiling.room(name, options.room_shares),
             frontier=mean_budget.frontier(name),
             at_accuracy=mean_budget.at_accuracy(name),
+            at_mean_budget=mean_budget.at_mean_budget(name),
         )
-    frontier, at_accuracy = mean_budget.frontier(BLIND), mean_budget.at_accuracy(BLIND)
-    yield PolicyResult(name=BLIND, role="baseline", runs=1, note=BLIND_NOTE, frontier=frontier, at_accuracy=at_accuracy)
+    yield PolicyResult(
+        name=BLIND,
+        role="baseline",
+        runs=1,
+        note=BLIND_NOTE,
+        frontier=mean_budget.frontier(BLIND),
+        at_accuracy=mean_budget.at_accuracy(BLIND),
+        at_mean_budget=mean_budget.at_mean_budget(BLIND),
+    )
+    best = mean_budget.best_setting()
+    yield PolicyResult(name=BEST_SETTING, role="baseline", runs=1, note=BEST_SETTING_NOTE, at_mean_budget=best)
 
 
 def common_fields(data: EvaluationData, options: EvaluationOptions) -> dict[str, Any]:

@@ -64,3 +64,14 @@ def latency_at(latency_ms: np.ndarray, accuracy: np.ndarray, target: np.ndarray 
     on_line = np.where(crossed, between, np.inf)
     least = np.concatenate([at_vertex, on_line], axis=-1).min(axis=-1)
     return np.where(np.isfinite(least), least, np.nan)
+
+
+def accuracy_at(latency_ms: np.ndarray, accuracy: np.ndarray, target: np.ndarray | float) -> np.ndarray:
+    """Greatest mean accuracy of a path that takes at most a target latency; NaN where none is as fast. ``[...]``
+
+    Args:
+        latency_ms, accuracy: vertices ``[..., V]``; neighbours are joined by straight lines.
+        target: ``[...]``.
+    """
+    # seen from the far end of both axes it is the least loss of accuracy that reaches a saving of time
+    return -latency_at(-accuracy, -latency_ms, -np.asarray(target, dtype=np.float64))

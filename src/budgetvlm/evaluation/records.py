@@ -101,6 +101,25 @@ class AtAccuracy:
     saved_vs_predict: Estimate | None
 
 
+@dataclass(frozen=True)
+class AtMeanBudget:
+    """One policy at one budget on the mean latency, which it spends by mixing neighbouring prices (or settings).
+
+    Attributes:
+        budget_share: see `EvaluationOptions.mean_budgets`.
+        accuracy: where the mean latency on the evaluated samples is the budget; None where even the least is more.
+        spent_ms: mean latency there of the mix that meets the budget on the tuning split.
+        vs_blind, vs_predict: paired difference in accuracy from the best blind mix, from predict + argmax.
+    """
+
+    budget_share: float
+    budget_ms: float
+    accuracy: Estimate | None
+    spent_ms: Estimate | None
+    vs_blind: Estimate | None
+    vs_predict: Estimate | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class PolicyFigures:
     """What any report says about one policy; see `Contender` for its role."""
@@ -112,6 +131,7 @@ class PolicyFigures:
     at_budget: tuple[AtBudget, ...] = ()
     room: Room | None = None
     at_accuracy: tuple[AtAccuracy, ...] = ()
+    at_mean_budget: tuple[AtMeanBudget, ...] = ()
 
     @property
     def full_name(self) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
-from budgetvlm.evaluation.records import AtAccuracy, AtBudget, Estimate, EvaluationReport, PolicyFigures
+from budgetvlm.evaluation.records import AtAccuracy, AtBudget, AtMeanBudget, Estimate, EvaluationReport, PolicyFigures
 
 MAX_SETTINGS = 3
 WIDTH = 128  # what the widest table needs; a narrower terminal wraps lines rather than losing digits
@@ -55,6 +55,7 @@ def tables(report: EvaluationReport) -> RenderableType:
         _by_budget("Latency under a budget: mean / P50 / P95 (ms)", report, _latency),
         _by_budget("Requests over the budget (%)", report, lambda at: _percent(at.violation_rate)),
         room_table(report),
+        mean_budget_table(report.policies),
         equal_accuracy_table(report),
         settings_table(report),
     )
@@ -95,6 +96,26 @@ def room_table(report: EvaluationReport) -> Table:
             late = f"{100 * room.violation_rate.value:.1f}%"
             add_policy(table, result, [*gained, _points(room.vs_predict), late])
     return table
+
+
+def mean_budget_table(results: Sequence[PolicyFigures]) -> Table:
+    """Accuracy of each policy that takes a price at each budget on the mean latency, and points over the blind mix."""
+    results = [result for result in results if result.at_mean_budget]
+    budgets = results[0].at_mean_budget if results else ()
+    title = "Accuracy at a mean budget (%), no request having a budget of its own; points over the best blind mix"
+    table = new_table(title, [f"{at.budget_ms:.4g} ms\non average" for at in budgets])
+    for result in results:
+        add_policy(table, result, map(_at_mean_budget, result.at_mean_budget))
+    return table
+
+
+def _at_mean_budget(at: AtMeanBudget) -> str:
+    if at.accuracy is None:
+        return "not reached"
+    text = f"{100 * at.accuracy.value:.1f}"
+    if at.vs_blind is None or at.vs_blind.low == at.vs_blind.high:
+        return text
+    return f"{text} {100 * at.vs_blind.value:+.1f} ±{half_width(at.vs_blind):.1f}"
 
 
 def equal_accuracy_table(report: EvaluationReport) -> Table:
