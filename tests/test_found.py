@@ -1,8 +1,11 @@
 """Models of types that no family is written for: which knobs are found, and that what fails is not offered."""
 
+from functools import lru_cache
+
 import pytest
 import torch
 from test_families import QUESTIONS, SIZES, picture
+from test_hybrid import reference
 from tiny_families import write_tiny
 from tiny_found import FOUND, FOUND_TOKENS
 
@@ -10,7 +13,7 @@ from budgetvlm.errors import ConfigError
 from budgetvlm.vlm import load_vlm
 from budgetvlm.vlm.conformance import check
 from budgetvlm.vlm.families.generic import FoundInputs
-from budgetvlm.vlm.probe import Probe, one_knob_at_a_time
+from budgetvlm.vlm.probe import Probe, one_knob_at_a_time, setting_with
 
 KNOBS = {
     "ovis2": {"max_crops": [1, 2, 4], "num_active_blocks": [2, 3, 4]},
@@ -35,6 +38,11 @@ def directories(tmp_path_factory):
     return directory
 
 
+@pytest.fixture(scope="module")
+def vlms(directories):
+    return lru_cache(None)(lambda name: load_vlm(str(directories(name))))
+
+
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -42,13 +50,29 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", FOUND)
-def test_knobs_of_an_unknown_type_are_found_and_hold_all_checks(directories, name, cache):
-    vlm = load_vlm(str(directories(name)))
+def test_knobs_of_an_unknown_type_are_found_and_hold_all_checks(vlms, name):
+    vlm = vlms(name)
     assert vlm.knob_space.to_dict() == KNOBS[name]
     assert "found by trying and not written by hand" in vlm.family.name
     images = [picture(i, size) for i, size in enumerate(SIZES)]
     outcomes = check(Probe(vlm, images, QUESTIONS, one_knob_at_a_time(vlm.knob_space)))
     assert [f"{one.name}: {one.detail}" for one in outcomes if one.passed is False] == []
+
+
+@pytest.mark.parametrize("name", FOUND)
+@torch.inference_mode()
+def test_a_setting_of_what_was_found_is_a_model_that_was_made_so(directories, vlms, name):
+    """Fewest blocks and experts against a model that has no others, with its own processor's pixels and ids."""
+    vlm, image, question = vlms(name), picture(), QUESTIONS[0]
+    least = {k: vlm.knob_space.values(k)[0] for k in vlm.knob_space.names if k != "max_crops"}
+    probe = Probe(vlm, [image], [question])
+    prompt = probe.prompt(vlm.most_crops)
+    inputs = vlm.images.plain(image, vlm.most_crops) | vlm.family.plain_arguments(prompt, vlm.model)
+    kept = list(vlm.active_blocks(int(least["num_active_blocks"])))
+    model = reference(vlm, directories(name), kept, int(least.get("top_k", 0)))
+    wanted = model(input_ids=torch.tensor([prompt.token_ids]), use_cache=False, **inputs).logits[0, -1]
+    got = probe.logits_at(setting_with(vlm.knob_space, **least))
+    assert float((got - wanted).abs().max() / wanted.std()) <= 1e-5
 
 
 def test_what_works_is_tried_once(directories, cache, monkeypatch):

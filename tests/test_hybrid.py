@@ -50,7 +50,9 @@ def reference(vlm, directory, kept, top_k):
     """Build a model of these blocks and of so many experts by Transformers alone, with the weights of another."""
     config = AutoConfig.from_pretrained(directory)
     text = config.get_text_config()
-    fields = {**text.to_dict(), "num_hidden_layers": len(kept), "layer_types": [text.layer_types[i] for i in kept]}
+    by_block = {k: v for k, v in text.to_dict().items() if isinstance(v, list) and len(v) == text.num_hidden_layers}
+    fields = {**text.to_dict(), "num_hidden_layers": len(kept)}
+    fields |= {name: [values[i] for i in kept] for name, values in by_block.items()}
     if top_k:
         fields["num_experts_per_tok"] = top_k
     config.text_config = type(text)(**fields)

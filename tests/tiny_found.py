@@ -1,6 +1,7 @@
 """Tiny models of types that no family is written for: their whole processor is saved, which the generic family uses."""
 
 import importlib.util
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +13,10 @@ FOUND_TOKENS = {  # what processors ask the tokenizer for
     "img_line_break_token": "<break>", "image_thumbnail": "<thumbnail>",
 }  # fmt: skip
 FOUND: dict[str, Callable[[], tuple[Any, Any, str, dict[str, Any]]]] = {}
-NEED_TORCHVISION = ("lfm2_vl", "minicpmv4_6")
+NEED_TORCHVISION = ("lfm2_vl",)
 HAS_TORCHVISION = importlib.util.find_spec("torchvision") is not None
 SIDE = {"height": 32, "width": 32}
+AYA_KNOBS = {"knob_space": {"max_crops": [1, 2, 4], "num_active_blocks": [2, 3, 4]}}
 SIGLIP = {"model_type": "siglip_vision_model", **VISION, "vision_use_head": False}
 
 
@@ -45,7 +47,6 @@ def ovis2():
 def minicpmv4_6():
     """A hybrid language model, and slices of the image's own shape."""
     from transformers.models.minicpmv4_6.image_processing_pil_minicpmv4_6 import MiniCPMV4_6ImageProcessorPil
-    from transformers.models.minicpmv4_6.processing_minicpmv4_6 import MiniCPMV4_6Processor
 
     rope = {**ROPE, "partial_rotary_factor": 1.0, "mrope_interleaved": True}
     made = config(
@@ -55,13 +56,19 @@ def minicpmv4_6():
         vision_config={**VIT, "image_size": 32, "patch_size": 4},
     )  # fmt: skip
     slices = MiniCPMV4_6ImageProcessorPil(max_slice_nums=4, scale_resolution=32, patch_size=4)
-    return made, lambda t: MiniCPMV4_6Processor(slices, _no_video(), t), "<image>", {}
+    return made, lambda t: _Saved("MiniCPMV4_6Processor", slices, t), "<image>", {}
 
 
-def _no_video():
-    from transformers.models.minicpmv4_6.video_processing_minicpmv4_6 import MiniCPMV4_6VideoProcessor
+class _Saved:
+    """Parts of a processor that is saved without being made: its class needs torchvision for videos."""
 
-    return MiniCPMV4_6VideoProcessor()
+    def __init__(self, processor_class: str, *parts: Any) -> None:
+        self.processor_class, self.parts = processor_class, parts
+
+    def save_pretrained(self, directory: Any) -> None:
+        for part in self.parts:
+            part.save_pretrained(directory)
+        (directory / "processor_config.json").write_text(json.dumps({"processor_class": self.processor_class}))
 
 
 @found
@@ -98,7 +105,7 @@ def aya_vision():
              "start_of_img_token": "<start>", "end_of_img_token": "<end>", "tile_token": "<slice>",
              "tile_global_token": "<break>"}  # fmt: skip
     tiles = GotOcr2ImageProcessorPil(size=SIDE, crop_to_patches=True, min_patches=1, max_patches=4)
-    return made, lambda t: AyaVisionProcessor(tiles, t, **marks), "<image>", {}
+    return made, lambda t: AyaVisionProcessor(tiles, t, **marks), "<image>", AYA_KNOBS
 
 
 def _cohere2():

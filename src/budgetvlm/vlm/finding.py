@@ -1,4 +1,4 @@
-"""Which knobs of a model of an unknown family work: each is tried alone with every check, then all that passed.
+"""Which knobs of a model of an unknown family work: all are tried at once with every check; if one fails, each.
 
 Trying takes many passes of the model, so what came out is kept in the user's cache, by a digest of the model's files.
 """
@@ -38,19 +38,24 @@ def working_knobs(directory: Path, space: KnobSpace, adapt: Callable[[KnobSpace]
     kept = _kept_file(directory, space)
     if kept.is_file():
         return KnobSpace(read_json(kept)["knob_space"])
-    failed = {name: _failures(KnobSpace({name: space.values(name)}), adapt) for name in space.names}
-    works = {name: space.values(name) for name in space.names if not failed[name]}
-    together = _failures(KnobSpace(works), adapt) if len(works) > 1 else []
-    if not works or together:
-        seen = [f"{name}: {'; '.join(why)}" for name, why in failed.items() if why] + together
-        raise ConfigError(f"no knob of this model was found to work. Tried: {'. '.join(seen)}")
-    found = KnobSpace(works)
+    found = space if not _failures(space, adapt) else _one_by_one(space, adapt)
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_json(kept, {"knob_space": found.to_dict()})
     except (OSError, BudgetVLMError):
         pass  # it is tried anew next time
     return found
+
+
+def _one_by_one(space: KnobSpace, adapt: Callable[[KnobSpace], Adapter]) -> KnobSpace:
+    """Return the knobs that pass all checks alone, and then together. Raises ConfigError, see `working_knobs`."""
+    failed = {name: _failures(KnobSpace({name: space.values(name)}), adapt) for name in space.names}
+    works = {name: space.values(name) for name in space.names if not failed[name]}
+    together = _failures(KnobSpace(works), adapt) if len(works) > 1 else []
+    if not works or together:
+        seen = [f"{name}: {'; '.join(why)}" for name, why in failed.items() if why] + together
+        raise ConfigError(f"no knob of this model was found to work. Tried: {'. '.join(seen)}")
+    return KnobSpace(works)
 
 
 def _failures(space: KnobSpace, adapt: Callable[[KnobSpace], Adapter]) -> list[str]:

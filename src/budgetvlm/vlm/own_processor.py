@@ -10,7 +10,7 @@ from unittest.mock import patch
 from PIL import Image
 
 from budgetvlm._io import read_json
-from budgetvlm.vlm.families.base import Images
+from budgetvlm.vlm.families.base import SOME_SIZE, Images
 
 
 class NoReference(Exception):
@@ -24,6 +24,30 @@ class _Absent:
         return None
 
 
+def processor_of(directory: Path, **parts: Any) -> Any:
+    """Make the processor of the model in a directory of its tokenizer and these parts; others are never used.
+
+    Raises:
+        NoReference: Transformers has none for this type of model, or it cannot be made here.
+    """
+    from transformers import AutoTokenizer
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, processor_class_from_name
+
+    model_type = read_json(directory / "config.json").get("model_type")
+    found = processor_class_from_name(PROCESSOR_MAPPING_NAMES.get(model_type, ""))
+    if found is None:
+        raise NoReference(f"Transformers has no processor for model_type {model_type!r}")
+    parts["tokenizer"] = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    lenient = _without_parts_for_videos(found)
+    try:
+        settings, _ = lenient.get_processor_dict(directory, local_files_only=True)
+        args = [parts.get(name, _Absent()) for name in lenient.get_attributes()]
+        with patch.dict(vars(sys.modules[found.__module__]), num2words=str):
+            return lenient.from_args_and_dict(args, settings)
+    except Exception as error:  # it may miss any part of a model's directory
+        raise NoReference(f"{found.__name__} cannot be made: {type(error).__name__}: {error}") from None
+
+
 class OwnProcessor:
     """The processor of the model in a directory.
 
@@ -35,23 +59,8 @@ class OwnProcessor:
     """
 
     def __init__(self, directory: Path, images: Images) -> None:
-        from transformers import AutoTokenizer
-        from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, processor_class_from_name
-
         self._images = images
-        model_type = read_json(directory / "config.json").get("model_type")
-        found = processor_class_from_name(PROCESSOR_MAPPING_NAMES.get(model_type, ""))
-        if found is None:
-            raise NoReference(f"Transformers has no processor for model_type {model_type!r}")
-        parts = {"tokenizer": AutoTokenizer.from_pretrained(directory, local_files_only=True)}
-        lenient = _without_parts_for_videos(found)
-        try:
-            settings, _ = lenient.get_processor_dict(directory, local_files_only=True)
-            args = [parts.get(name, _Absent()) for name in lenient.get_attributes()]
-            with patch.dict(vars(sys.modules[found.__module__]), num2words=str):
-                self._processor = lenient.from_args_and_dict(args, settings)
-        except Exception as error:  # it may miss any part of a model's directory
-            raise NoReference(f"{found.__name__} cannot be made: {type(error).__name__}: {error}") from None
+        self._processor = processor_of(directory, image_processor=images.set_to(*SOME_SIZE, images.most_crops))
         if not self._processor.chat_template:
             self._processor.chat_template = self._processor.tokenizer.chat_template
 

@@ -31,7 +31,7 @@ SIZE_CACHE_LIMIT = 4096  # sizes of images whose layout is remembered
 COUNTS_PER_TOKEN = ("top_k", "num_experts_per_tok", "moe_top_k", "moe_topk", "top_k_experts", "moe_k")
 COUNTS_OF_EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
 TILES_AT_ONCE = 256  # bounds the memory of the vision tower in a batch
-_SOME_SIZE = (336, 336)
+SOME_SIZE = (336, 336)
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Images(ABC):
 
     def edges(self) -> tuple[int, int]:
         """Return the first and the last token id of an image in the prompt."""
-        ids = self.layout_of_size(*_SOME_SIZE, 1).ids
+        ids = self.layout_of_size(*SOME_SIZE, 1).ids
         return ids[0], ids[-1]
 
     def layout_of(self, image: Image.Image, max_crops: int) -> ImageLayout:

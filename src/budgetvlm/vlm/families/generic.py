@@ -25,6 +25,7 @@ from budgetvlm._io import to_rgb
 from budgetvlm.errors import ConfigError
 from budgetvlm.vlm.decoding import SkippedBlock
 from budgetvlm.vlm.families.base import Family, Images, refusals_as_input_errors
+from budgetvlm.vlm.own_processor import NoReference, processor_of
 from budgetvlm.vlm.prompt import DecoderInputs, EmbeddedPrompt, ImageLayout
 
 TILE_LIMITS = ("max_patches", "max_crops", "max_tiles", "max_num_tiles", "max_slice_nums")
@@ -302,9 +303,10 @@ class Found(Family):
         return holder, max(lists, key=lambda name: lists[name])
 
     def load_processor(self, directory: Path) -> Any:
-        from transformers import AutoProcessor
-
-        processor = AutoProcessor.from_pretrained(directory, local_files_only=True)
+        try:
+            processor = processor_of(directory, image_processor=super().load_processor(directory))
+        except NoReference as error:
+            raise ConfigError(f"the model in {directory} cannot be tried without its own processor: {error}") from None
         self._mark = str(processor.image_token)
         return processor
 
