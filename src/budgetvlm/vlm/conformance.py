@@ -15,10 +15,10 @@ from PIL import Image
 
 from budgetvlm.errors import BudgetVLMError
 from budgetvlm.knobs import KnobSpace, Setting
-from budgetvlm.vlm.own_processor import NoReference
 from budgetvlm.vlm.probe import STEPS, Broken, Probe, TopKRecorder, fastest, own_values, setting_with, state_of
 from budgetvlm.vlm.prompt import EmbeddedPrompt
 from budgetvlm.vlm.protocol import Deadline
+from budgetvlm.vlm.whole_processor import NoReference
 
 ODD_SIZES = ((64, 64), (90, 61), (47, 130))
 ODD_QUESTIONS = ("  what is this", "what\n\nis\tthis \n", "\nwhat is this?")

@@ -25,8 +25,8 @@ from budgetvlm._io import to_rgb
 from budgetvlm.errors import ConfigError
 from budgetvlm.vlm.decoding import SkippedBlock
 from budgetvlm.vlm.families.base import Family, Images, refusals_as_input_errors
-from budgetvlm.vlm.own_processor import NoReference, processor_of
 from budgetvlm.vlm.prompt import DecoderInputs, EmbeddedPrompt, ImageLayout
+from budgetvlm.vlm.whole_processor import NoReference, processor_of
 
 TILE_LIMITS = ("max_patches", "max_crops", "max_tiles", "max_num_tiles", "max_slice_nums")
 TILE_MINIMA = ("min_patches", "min_tiles")
