@@ -21,6 +21,7 @@ KNOBS = {
     "deepseek_ocr2": {"top_k": [1, 4], "num_active_blocks": [2, 4]},
     "aya_vision": {"max_crops": [1, 2, 4], "num_active_blocks": [2, 3, 4]},
     "vipllava": {"top_k": [1, 2, 4], "num_active_blocks": [2, 3, 4]},
+    "kimi_k25": {"max_crops": [1, 2, 4], "top_k": [1, 2, 4], "num_active_blocks": [2, 3, 4]},
     "lfm2_vl": {"max_crops": [1, 2, 4], "top_k": [1, 2, 4], "num_active_blocks": [3, 5, 6]},
 }
 

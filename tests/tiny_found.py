@@ -13,7 +13,7 @@ FOUND_TOKENS = {  # what processors ask the tokenizer for
     "img_line_break_token": "<break>", "image_thumbnail": "<thumbnail>",
 }  # fmt: skip
 FOUND: dict[str, Callable[[], tuple[Any, Any, str, dict[str, Any]]]] = {}
-NEED_TORCHVISION = ("lfm2_vl",)
+NEED_TORCHVISION = ("kimi_k25", "lfm2_vl")
 HAS_TORCHVISION = importlib.util.find_spec("torchvision") is not None
 SIDE = {"height": 32, "width": 32}
 AYA_KNOBS = {"knob_space": {"max_crops": [1, 2, 4], "num_active_blocks": [2, 3, 4]}}
@@ -150,3 +150,23 @@ def lfm2_vl():
         size=SIDE,
     )  # fmt: skip
     return made, lambda t: Lfm2VlProcessor(tiles, t), "<image>", {}
+
+
+@found
+def kimi_k25():
+    """Compressed keys and values, a dense first block, a shared expert; a limit of patches instead of tiles."""
+    from transformers.models.kimi_k25.image_processing_kimi_k25 import Kimi_K25ImageProcessor
+
+    text = {
+        **TEXT, "model_type": "deepseek_v3", "num_key_value_heads": 4, "n_routed_experts": 6, "num_experts_per_tok": 4,
+        "n_shared_experts": 1, "moe_intermediate_size": 16, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
+        "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8,
+    }  # fmt: skip
+    text.pop("head_dim")
+    made = config(
+        "kimi_k25", text_config=text, projection_hidden_size=16, tie_word_embeddings=False,
+        video_token_id=ID["<video>"],
+        vision_config={**VIT, "patch_size": 4, "pos_emb_height": 8, "pos_emb_width": 8},
+    )  # fmt: skip
+    images = Kimi_K25ImageProcessor(patch_size=4, max_patches=1024)
+    return made, lambda t: _Saved("Kimi_K25Processor", images, t), "<image>", {"tokens_per_crop": 64}

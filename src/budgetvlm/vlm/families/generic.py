@@ -29,6 +29,7 @@ from budgetvlm.vlm.prompt import DecoderInputs, EmbeddedPrompt, ImageLayout
 from budgetvlm.vlm.whole_processor import NoReference, processor_of
 
 TILE_LIMITS = ("max_patches", "max_crops", "max_tiles", "max_num_tiles", "max_slice_nums")
+MANY_TILES = 512
 TILE_MINIMA = ("min_patches", "min_tiles")
 TILE_SWITCHES = ("crop_to_patches", "do_image_splitting", "slice_mode")
 KINDS_OF_TOKENS = ("mm_token_type_ids", "token_type_ids")
@@ -122,7 +123,10 @@ class FoundImages(Images):
         own = processor.image_processor
         self.limit = next((name for name in TILE_LIMITS if isinstance(getattr(own, name, None), int)), None)
         self._switch = next((name for name in TILE_SWITCHES if isinstance(getattr(own, name, None), bool)), None)
-        self.most_crops = int(getattr(own, self.limit)) if self.limit else 1
+        # a limit of thousands counts patches of an image at its own shape, and not tiles
+        most, tokens = int(getattr(own, self.limit)) if self.limit else 1, int(options.get("tokens_per_crop", 256))
+        self._unit = tokens * int(getattr(own, "merge_size", 1)) ** 2 if most >= MANY_TILES else 1
+        self.most_crops = max(1, most // self._unit)
         fewest = next((int(getattr(own, name)) for name in TILE_MINIMA if hasattr(own, name)), 1)
         self._least = 1 if fewest == 1 or self._takes(1) else fewest
         self.layout_of_size.cache_clear()
@@ -182,7 +186,7 @@ class FoundImages(Images):
         if not self.limit:
             return {}
         crops = max(max_crops, self._least)
-        given: dict[str, Any] = {self.limit: crops} if crops < self.most_crops else {}
+        given: dict[str, Any] = {self.limit: crops * self._unit} if crops < self.most_crops else {}
         return {**given, **({self._switch: crops > 1} if self._switch else {})}
 
     def set_to(self, height: int, width: int, max_crops: int) -> Any:
