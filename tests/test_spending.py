@@ -1,0 +1,67 @@
+"""The mean latency is held at its budget by the price, on requests whose settings are planted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from budgetvlm.errors import ConfigError
+from budgetvlm.guard.spending import HIGHEST_PRICE, LARGEST_DEBT, Spending
+
+COST_MS = np.array([20.0, 40.0, 80.0, 120.0])
+WINDOW = 500
+
+
+def gain(random: np.random.Generator, count: int, difficulty: float) -> np.ndarray:
+    """Predicted accuracy of each setting: harder questions gain more from slower settings, ``[count, 4]``."""
+    steepness = random.gamma(2.0, difficulty, size=(count, 1))
+    return 1 - np.exp(-COST_MS / 40 / steepness)
+
+
+def spend(spending: Spending, accuracy: np.ndarray, random: np.random.Generator, slowdown: float = 1.0) -> np.ndarray:
+    """Latency of each request, which takes up to a third more or less than the setting's mean."""
+    took = []
+    for row in accuracy:
+        chosen = int(np.argmax(row - spending.price * COST_MS / COST_MS[-1]))
+        took.append(slowdown * COST_MS[chosen] * random.uniform(0.67, 1.33))
+        spending.add(took[-1])
+    return np.array(took)
+
+
+def windows(took: np.ndarray) -> np.ndarray:
+    return np.convolve(took, np.full(WINDOW, 1 / WINDOW), mode="valid")
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("start", [0.001, 0.01, 0.3])
+@pytest.mark.parametrize("budget_ms", [30.0, 50.0, 90.0])
+def test_any_500_requests_meet_the_budget_whatever_the_first_price_is(budget_ms, start, seed):
+    random = np.random.default_rng(seed)
+    took = spend(Spending(budget_ms, start), gain(random, 1500, 0.7), random)
+    assert np.abs(windows(took) / budget_ms - 1).max() < 0.03
+    assert took.mean() == pytest.approx(budget_ms, rel=0.01)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_mean_holds_where_questions_become_harder_and_the_machine_slower(seed):
+    random = np.random.default_rng(seed)
+    spending = Spending(50.0, 0.1)
+    parts = [(0.4, 1.0), (1.6, 1.0), (1.6, 1.4), (0.4, 0.8)]
+    took = np.concatenate([spend(spending, gain(random, 700, hard), random, slow) for hard, slow in parts])
+    assert np.abs(windows(took) / 50.0 - 1).max() < 0.03
+
+
+def test_a_budget_that_nothing_meets_is_forgotten_as_soon_as_it_can_be_met():
+    spending = Spending(50.0, 0.1)
+    for _ in range(1000):
+        spending.add(100.0)
+    assert spending.debt == LARGEST_DEBT and spending.price == HIGHEST_PRICE
+    for _ in range(100):
+        spending.add(30.0)
+    assert spending.price < HIGHEST_PRICE / 100
+
+
+@pytest.mark.parametrize("budget_ms", [0, -1, float("nan"), float("inf")])
+def test_a_budget_that_is_none(budget_ms):
+    with pytest.raises(ConfigError, match="mean_budget_ms"):
+        Spending(budget_ms, 0.1)
