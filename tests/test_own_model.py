@@ -106,7 +106,10 @@ def test_the_whole_way(tmp_path, monkeypatch, capsys, kind):
     assert "as in the accuracy results in results/profiling/my-model/exp5_accuracy" in said["profile latency"][0]
     assert "28 samples are held back for `budgetvlm calibrate`" in said["prepare"][0]
     assert "the data set has no test split: a part is held out" in said["prepare"][0]
-    assert "next: budgetvlm evaluate --data ./data/controller_training_data.json" in said["train"][0]
+    assert (
+        "next: budgetvlm evaluate --data data/controller_training_data.json --checkpoint checkpoints"
+        in said["train"][0]
+    )
     prepared = load_prepared("data/controller_training_data.json").table
     assert prepared.num_samples == 36 and set(prepared.split) == {"train", "validation", "test"}
     known = TrainedOn.read(Path("checkpoints/controller"))
@@ -144,8 +147,7 @@ def after_the_way(kind, capsys):
     # a budget that nothing keeps
     ask = ["ask", "--checkpoint", checkpoint, "--image", "photo.png", "--question", "what is the total"]
     assert main([*ask, "--budget_ms", "0.5"]) == 0
-    out = capsys.readouterr().out
-    assert "no answer: the budget was over before the first token" in out
+    assert re.search(r"not even this setting, which may take \d+ ms, fits into the budget, so", capsys.readouterr().out)
     # a metric that nothing satisfies
     golds = [json.loads(line) for line in Path(f"receipts.{kind}").read_text().splitlines()]
     write_lines(Path("wrong.jsonl"), [{**row, "gold": "zebra"} for row in golds[:12]])

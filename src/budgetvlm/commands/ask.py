@@ -117,19 +117,23 @@ def describe(answer: Answer) -> str:
         f"budget   {answer.budget_ms:g} ms {'met' if answer.budget_met else 'missed'}",
     ]
     hurried = f"{answer.num_hurried_tokens} of {answer.num_output_tokens} tokens"
-    longer = "" if answer.predicted_ms is None else f" (up to {answer.predicted_ms:.0f} ms for this one)"
-    nothing = (
-        "no answer: the budget was over before the first token, because even the fastest setting takes longer"
-        f"{longer}; give more time, or --cut needed for a late answer in place of none"
+    cut = answer.finish_reason == "budget"
+    where = f"after {answer.num_output_tokens} tokens" if answer.answer else "before it said anything"
+    sooner = (
+        "no setting"
+        if answer.predicted_ms is None
+        else f"not even this setting, which may take {answer.predicted_ms:.0f} ms,"
     )
     notes = {
-        nothing: not answer.answer and answer.finish_reason == "budget",
         "no setting was sure to keep this budget: best effort": answer.best_effort,
         "preparing the image took most of the time: a smaller image is answered sooner": (
             answer.stages_ms["preprocess"] > answer.latency_ms / 2
         ),
         "the answer was cut at max_new_tokens": answer.finish_reason == "length",
         f"to be in time, the last {hurried} were made with fewer experts or blocks": answer.num_hurried_tokens > 0,
-        "the answer was cut where the budget would not have held another token": answer.finish_reason == "budget",
+        f"{sooner} fits into the budget, so the answer was cut {where}; give more time, or --cut needed for a late "
+        "answer in place of a cut one": cut and answer.best_effort,
+        f"the answer was cut {where}, where the budget would not have held another token": cut
+        and not answer.best_effort,
     }
     return "\n".join([*lines, *(f"note     {text}" for text, holds in notes.items() if holds)])
