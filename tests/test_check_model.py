@@ -15,11 +15,11 @@ from budgetvlm import cli
 from budgetvlm.commands import check_model
 from budgetvlm.errors import ConfigError
 from budgetvlm.vlm import detect, knob_limits, load_vlm, loading, repositories
-from budgetvlm.vlm.conformance import CHECKS, check
+from budgetvlm.vlm.conformance import CHECKS, check, time_settings
 from budgetvlm.vlm.families.base import find_dials
 from budgetvlm.vlm.families.internvl import InternVL
 from budgetvlm.vlm.families.mrope import Qwen3VL
-from budgetvlm.vlm.probe import Probe, one_knob_at_a_time
+from budgetvlm.vlm.probe import Probe, fastest, one_knob_at_a_time
 from budgetvlm.vlm.prompt import DecoderInputs
 
 
@@ -236,3 +236,47 @@ def test_a_hub_name_is_fetched_and_a_directory_is_not(monkeypatch, directory, tm
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org" / "name").mkdir(parents=True)
     assert not repositories.is_hub_name("org/name")
+
+
+def test_verdicts_fall_one_by_one_behind_an_estimate(directory):
+    told, seen = [], probe_of(directory)
+    outcomes = check(seen, told.append)
+    assert told[0].startswith("about ") and told[0].endswith(f"{len(CHECKS)} checks at 8 settings")
+    words = {True: "holds", False: "BROKEN", None: "left out"}
+    assert told[1:] == [f"{words[o.passed]}: {o.name}: {o.detail}" for o in outcomes]
+
+
+@pytest.mark.parametrize("name", ["idefics3", "qwen2_5_vl"])
+def test_checks_encode_each_picture_once_for_each_number_of_crops(tmp_path, monkeypatch, name):
+    """Beside the model's own forward, which is compared with; after the checks encoding is as before."""
+    seen = probe_of(write_tiny_family(name, tmp_path))
+    images, encoded = seen.vlm.images, []
+    tiled = hasattr(images, "encode_tiles")
+    own = type(images).encode_tiles if tiled else type(images).encode
+    monkeypatch.setattr(
+        type(images),
+        "encode_tiles" if tiled else "encode",
+        lambda self, pixels, *layouts: encoded.append(len(pixels)) or own(self, pixels, *layouts),
+    )
+    seen = Probe(seen.vlm, seen.images, seen.questions, seen.settings)
+    assert broken(check(seen)) == set()
+    crops = [int(value) for value in seen.space.values("max_crops")]
+    most = sum(len(images.all(seen.images[0], value)) if tiled else 1 for value in crops)
+    # the second picture is encoded at the fewest crops alone; the estimate encodes the first one again
+    assert sum(encoded) <= most + 4 and "encode_tiles" not in vars(images) and "encode" not in vars(images)
+
+
+def test_what_takes_long_is_not_timed_again():
+    slow, quick = iter([{"a": 1500.0}, {"a": 1.0}]), iter([{"a": 3.0}, {"a": 2.0}, {"a": 1.0}, {"a": 0.5}])
+    assert fastest(lambda: next(slow), 3) == {"a": 1500.0}
+    assert fastest(lambda: next(quick), 2) == {"a": 1.0}  # the first one warms up
+
+
+def test_times_of_a_setting_hold_all_stages(directory):
+    seen = probe_of(directory)
+    check(seen)
+    times = time_settings(seen, repeats=1)
+    assert list(times) == seen.settings
+    for stages in times.values():
+        assert list(stages) == ["preprocess", "vision", "prefill", "decode", "total"]
+        assert stages["total"] == pytest.approx(sum(list(stages.values())[:-1])) and min(stages.values()) > 0

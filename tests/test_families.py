@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from tiny_families import BUILDERS, ID, write_tiny_family
 from tiny_molmo import write_tiny_molmo
 
@@ -14,7 +15,7 @@ from benchmarks.block_orders import block_changes, likelihood
 from budgetvlm.errors import CheckpointError, ConfigError, InputError
 from budgetvlm.vlm import load_vlm
 from budgetvlm.vlm.blocks import check_order
-from budgetvlm.vlm.conformance import CHECKS, check
+from budgetvlm.vlm.conformance import CHECKS, check, visual_tokens_fall
 from budgetvlm.vlm.decoding import PacedBlock, SkippedBlock
 from budgetvlm.vlm.families.llama4 import Canvas
 from budgetvlm.vlm.families.molmo2 import Crops
@@ -361,3 +362,29 @@ def test_llava_below_its_own_grids(tmp_path, crops):
     vlm = load_vlm(str(directory))
     outcomes = check(Probe(vlm, [picture()], QUESTIONS[:1]))
     assert [f"{o.name}: {o.detail}" for o in outcomes if o.passed is False] == []
+
+
+def test_weights_that_are_a_pickle_alone_are_to_be_converted(tmp_path):
+    """With the command of the message."""
+    directory = write_tiny_family("llava_next", tmp_path)
+    weights = directory / "model.safetensors"
+    torch.save(load_file(weights), directory / "pytorch_model.bin")
+    weights.unlink()
+    with pytest.raises(ConfigError, match=r"holds pytorch_model\.bin, a pickle") as refused:
+        load_vlm(str(directory))
+    exec(str(refused.value).partition('python -c "')[2].partition('"')[0].replace("DIR", str(directory)))
+    assert load_vlm(str(directory)).num_total_blocks == 4
+    for path in directory.glob("*model*"):
+        path.unlink()
+    with pytest.raises(ConfigError, match="holds no weights"):
+        load_vlm(str(directory))
+
+
+def test_crops_that_change_nothing_are_left_out_and_named(models, tmp_path):
+    """Three tiles in a row are for panoramas alone: other images look as they do with two."""
+    assert models("llava_next").knob_space.values("max_crops") == (1, 2, 4)
+    directory = write_tiny_family("llava_next", tmp_path)
+    (directory / "knobs.json").write_text(json.dumps({"knob_space": {"max_crops": [1, 2, 3, 4]}}))
+    probe = Probe(load_vlm(str(directory)), [picture()], QUESTIONS[:1])
+    with torch.inference_mode():
+        assert "max_crops=3 shows ordinary images as a value before" in visual_tokens_fall(probe)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from budgetvlm.errors import BudgetVLMError
 from budgetvlm.knobs import KnobSpace, Setting
+from budgetvlm.vlm.knob_limits import distinct_crops
 from budgetvlm.vlm.probe import STEPS, Broken, Probe, TopKRecorder, fastest, own_values, setting_with, state_of
 from budgetvlm.vlm.prompt import EmbeddedPrompt
 from budgetvlm.vlm.protocol import Deadline
@@ -77,7 +78,10 @@ def visual_tokens_fall(probe: Probe) -> str:
             raise Broken(f"max_crops={value}: {got} visual tokens encoded, {layout.num_visual} promised")
     if sorted(counts) != counts or counts[0] == counts[-1]:
         raise Broken(f"tokens do not grow with max_crops: {counts}; a larger image may be needed to see it")
-    return ", ".join(f"{value:g}: {count}" for value, count in zip(crops, counts, strict=True)) + " tokens"
+    seen = ", ".join(f"{value:g}: {count}" for value, count in zip(crops, counts, strict=True)) + " tokens"
+    same = sorted({*crops} - {*distinct_crops(probe.vlm.images, [int(value) for value in crops])})
+    named = ", ".join(f"{value:g}" for value in same)
+    return f"{seen}; max_crops={named} shows ordinary images as a value before, and may be left out" if same else seen
 
 
 def experts_fall(probe: Probe) -> str:

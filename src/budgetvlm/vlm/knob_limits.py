@@ -6,23 +6,26 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from budgetvlm.errors import ConfigError
+from budgetvlm.errors import ConfigError, InputError
 from budgetvlm.knobs import KNOBS, KnobSpace
 from budgetvlm.vlm import blocks
 from budgetvlm.vlm.attention import unknown_kinds
 from budgetvlm.vlm.families.base import Family, Images
 
+ORDINARY_SIZES = (480, 640), (640, 480), (720, 1280), (1024, 1024), (3024, 4032)  # height, width
+
 
 def derive_knob_space(family: Family, model: Any, images: Images) -> KnobSpace:
     """Make a knob space for a model that brings none: powers and the most of crops, shares of experts and of blocks.
 
-    A knob that the model lacks is left out; so is one that could take one value only.
+    A knob that the model lacks is left out; so is one that could take one value only, and values of `max_crops` that
+    change nothing.
 
     Raises:
         ConfigError: no knob is left.
     """
     num_blocks = family.num_blocks(model)
-    knobs: dict[str, list[int]] = {"max_crops": images.crop_values()}
+    knobs: dict[str, list[int]] = {"max_crops": distinct_crops(images, images.crop_values())}
     dials = family.dials(model)
     if dials:
         knobs["top_k"] = _shares(min(dial.get() for dial in dials), (0.25, 0.5, 1.0), least=1)
@@ -36,6 +39,27 @@ def derive_knob_space(family: Family, model: Any, images: Images) -> KnobSpace:
             f"{num_blocks} blocks cannot be skipped"
         )
     return KnobSpace(useful)
+
+
+def distinct_crops(images: Images, values: Sequence[int]) -> list[int]:
+    """Leave out values of `max_crops` that show every ordinary image as the value before does; the largest stays."""
+    shown = {value: [_shown(images, *size, value) for size in ORDINARY_SIZES] for value in values}
+    kept = [values[0]]
+    for value in values[1:]:
+        if shown[value] != shown[kept[-1]]:
+            kept.append(value)
+        elif value == values[-1]:
+            kept[-1] = value
+    return kept
+
+
+def _shown(images: Images, height: int, width: int, max_crops: int) -> tuple[int, tuple[int, int]] | None:
+    """Return the length of an image in the prompt and its grid; None where it is refused."""
+    try:
+        layout = images.layout_of_size(height, width, max_crops)
+    except InputError:
+        return None
+    return len(layout.ids), layout.grid
 
 
 def check_knobs(space: KnobSpace, family: Family, model: Any, name: str) -> None:

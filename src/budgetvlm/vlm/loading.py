@@ -50,6 +50,7 @@ def load(
         if num_threads < 1:
             raise ConfigError(f"num_threads={num_threads} cannot run; give at least 1")
         torch.set_num_threads(num_threads)
+    _check_weights(directory)
     model = _load_model(family, directory, _device(device))
     tokenizer, processor = _load_processors(family, directory)
     return _adapt(model_path, family, directory, model, tokenizer, processor)
@@ -127,6 +128,19 @@ def _device(device: str) -> torch.device:
         return torch.device(device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device={device!r} cannot be used: {str(error).splitlines()[0]}. Try cpu.") from None
+
+
+def _check_weights(directory: Path) -> None:
+    """Raise ConfigError where no weights are stored as safetensors."""
+    if any(directory.glob("*.safetensors")):
+        return
+    pickled = next((path.name for path in sorted(directory.glob("*.bin"))), None)
+    holds = f"holds {pickled}, a pickle, which can run any code when it is read" if pickled else "holds no weights"
+    raise ConfigError(
+        f"{directory} {holds}; weights are read from *.safetensors alone. If you trust pytorch_model.bin, convert it "
+        'once: python -c "from transformers import AutoModelForImageTextToText as Model; '
+        """Model.from_pretrained('DIR').save_pretrained('DIR')", with the directory that holds it for DIR"""
+    )
 
 
 def _load_model(family: Family, directory: Path, device: torch.device) -> Any:
