@@ -49,17 +49,22 @@ class Prompt:
     def __init__(self, tokenizer: Any, write: Writer, edges: Sequence[int], *, is_own: bool = False) -> None:
         self.tokenizer, self.is_own, self._write, self._edges = tokenizer, is_own, write, list(edges)
         self._edge_text = "".join(tokenizer.convert_ids_to_tokens(self._edges))
-        self._special = _names(tokenizer)
+        self._special = _names(tokenizer, edges)
         self._tokenized = lru_cache(_QUESTION_CACHE_LIMIT)(self._tokenize)
         self.before_image = cache(self._tokenize_before)
         self._text_before, behind = write(_MARK)
         self._wrap = _wrapping(tokenizer, self._text_before)
         text_between, _, text_after = behind.partition(_MARK)
-        borders = list(self._special.finditer(text_between))
-        last = self._special.search(text_after)
+        # the special tokens around the question: the last one before it, which may be the image's, and the next
+        last = list(self._special.finditer(f"{self._edge_text}{text_between}"))[-1]
+        following = self._special.search(text_after)
+        self._borders = last[0], following[0] if following else ""
+        fixed = text_between[: last.end() - len(self._edge_text)]
+        rest = text_after[following.start() :] if following else ""
+        self._num_fixed = len(fixed), len(rest)
         self.before = self.before_image("")
-        self.between = tuple(self._behind_image(text_between[: borders[-1].end()]) if borders else ())
-        self.after = (*(self._encode(text_after[last.start() :]) if last else ()), *self._wrap[1])
+        self.between = tuple(self._behind_image(fixed))
+        self.after = (*self._encode(rest), *self._wrap[1])
 
     def question_ids(self, question: str) -> np.ndarray:
         """Return the token ids between `between` and `after`, int64 ``[T]``, read-only.
@@ -84,8 +89,10 @@ class Prompt:
     def _tokenize(self, question: str) -> np.ndarray:
         plain = question.replace(_BEGIN, "").replace(_END, "")
         _, behind = self._write(self._special.sub(f"{_BEGIN}\\g<0>{_END}", plain))
-        ids = [*self._behind_image(behind), *self._wrap[1]]
-        ids = ids[len(self.between) : len(ids) - len(self.after)]
+        start, end = self._num_fixed
+        before, after = self._borders
+        ids = self._encode(f"{before}{behind[start : len(behind) - end]}{after}")[1:]
+        ids = ids[:-1] if after else ids
         if not ids:
             raise InputError(f"the question {question!r} holds no token that the model knows; ask in words")
         array = np.array(ids, dtype=np.int64)
@@ -130,11 +137,11 @@ class Prompt:
         return list(self.tokenizer.encode(piece, add_special_tokens=False, **options))
 
 
-def _names(tokenizer: Any) -> re.Pattern[str]:
-    """Return what finds the names of special tokens, the longest first."""
-    names = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    longest_first = sorted({*names, *tokenizer.all_special_tokens}, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+def _names(tokenizer: Any, edges: Sequence[int]) -> re.Pattern[str]:
+    """Return what finds the names of special tokens and of the image's edges, the longest first."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    names = {*added, *tokenizer.all_special_tokens, *tokenizer.convert_ids_to_tokens(list(edges))}
+    return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
 
 
 def _wrapping(tokenizer: Any, text: str) -> tuple[list[int], list[int]]:
