@@ -64,6 +64,7 @@ def write_model(directory: Path) -> None:
     SmolVLMImageProcessorPil(size={"longest_edge": 2048}, max_image_size={"longest_edge": 512}).save_pretrained(
         directory
     )
+    (directory / "processor_config.json").write_text('{"image_seq_len": 64}')
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.0f} M parameters written to {directory}", flush=True)
 
 

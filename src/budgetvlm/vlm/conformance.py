@@ -14,9 +14,19 @@ import torch
 from PIL import Image
 
 from budgetvlm.errors import BudgetVLMError
-from budgetvlm.knobs import KnobSpace, Setting
+from budgetvlm.knobs import Setting
 from budgetvlm.vlm.knob_limits import distinct_crops
-from budgetvlm.vlm.probe import STEPS, Broken, Probe, TopKRecorder, fastest, own_values, setting_with, state_of
+from budgetvlm.vlm.probe import (
+    STEPS,
+    Broken,
+    Probe,
+    TopKRecorder,
+    fastest,
+    own_values,
+    setting_with,
+    small_image,
+    state_of,
+)
 from budgetvlm.vlm.prompt import EmbeddedPrompt
 from budgetvlm.vlm.protocol import Deadline
 from budgetvlm.vlm.whole_processor import NoReference
@@ -133,10 +143,11 @@ def _blocks_that_run(probe: Probe, setting: Setting, prompt: EmbeddedPrompt) -> 
 
 def every_knob_matters(probe: Probe) -> str:
     """The smallest value of each knob gives other logits than the largest."""
-    full = probe.logits_at(probe.space.full)
     moved = {}
     for name in probe.space.names:
-        small = probe.logits_at(setting_with(probe.space, **{name: probe.space.values(name)[0]}))
+        largest = probe.space.full if name == "max_crops" else small_image(probe.space)
+        full = probe.logits_at(largest)
+        small = probe.logits_at(probe.space.setting(**{**largest, name: probe.space.values(name)[0]}))
         moved[name] = float((small.float() - full.float()).abs().max() / full.float().std())
         if len(probe.space.values(name)) > 1 and moved[name] <= probe.tolerance:
             raise Broken(f"{name} changes nothing: logits at its smallest value are those of the full setting")
@@ -184,7 +195,8 @@ def _two_steps(
 
 def overview_is_reused(probe: Probe) -> str:
     """With the overview encoded before, logits are those of encoding everything; and how often it saves anything."""
-    overview = probe.vlm.encode_overview(probe.images[0])
+    with probe.memory.anew():
+        overview = probe.vlm.encode_overview(probe.images[0])
     crops, saved, worst = sorted({probe.crops(s) for s in probe.space.settings}), [], 0.0
     for value in crops:
         visual = probe.vlm.images.visual_tokens(probe.images[0], value, overview.tokens)
@@ -231,8 +243,8 @@ def answers_end(probe: Probe) -> str:
 
 
 def answers_may_be_hurried(probe: Probe) -> str:
-    """An answer of the full setting goes on with the least experts and blocks from its second token on."""
-    full, quickest = probe.space.full, _quickest(probe.space)
+    """An answer with all experts and blocks goes on with the least of them from its second token on."""
+    full, quickest = small_image(probe.space), probe.space.cheapest
     one = probe.answer(full, 1)
     if one.finish_reason == "stop":
         return "the answer is a single token"
@@ -243,19 +255,13 @@ def answers_may_be_hurried(probe: Probe) -> str:
 
 
 def reading_may_be_hurried(probe: Probe) -> str:
-    """A prompt of the full setting that is read in a hurry from its first block on is read as at the least setting."""
-    full, quickest = probe.space.full, _quickest(probe.space)
+    """A prompt of all experts and blocks, read in a hurry from its first block on, is read as at the least setting."""
+    full, quickest = small_image(probe.space), probe.space.cheapest
     least = probe.answer(quickest, STEPS)
     hurried = probe.answer(full, STEPS, Deadline.over(quickest))
     if hurried.token_ids != least.token_ids or len(hurried.hurried) != hurried.num_output_tokens:
         raise Broken(f"read in a hurry, the answer is {hurried.token_ids}, at {quickest} it is {least.token_ids}")
     return f"{hurried.text!r}, as at {quickest}"
-
-
-def _quickest(space: KnobSpace) -> Setting:
-    """Return the setting with the smallest value of all knobs but the image's."""
-    full = space.full
-    return space.setting(**{**space.cheapest, **({"max_crops": full["max_crops"]} if "max_crops" in full else {})})
 
 
 CHECKS: dict[str, tuple[str | None, Callable[[Probe], str]]] = {

@@ -5,7 +5,8 @@ Shapes: n tiles, T tokens, C channels of the language model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from hashlib import blake2b
 from typing import Any
 
@@ -18,15 +19,12 @@ from budgetvlm.vlm.prompt import ImageLayout
 class EncodedOnce:
     """Within a ``with`` block, what was encoded before comes from memory: single tiles, or whole pictures.
 
-    Attributes:
-        renews: whether everything is encoded anew, as to be timed, and remembered.
-
     Args:
         images: whose encoding is remembered.
     """
 
     def __init__(self, images: Images) -> None:
-        self._images, self.renews = images, False
+        self._images, self._renews = images, False
         self._tiled = isinstance(images, TiledImages)
         self._encode: Any = images.encode_tiles if isinstance(images, TiledImages) else images.encode
         self._seen: dict[Hashable, torch.Tensor] = {}
@@ -38,6 +36,15 @@ class EncodedOnce:
 
     def __exit__(self, *_: object) -> None:
         delattr(self._images, "encode_tiles" if self._tiled else "encode")
+
+    @contextmanager
+    def anew(self) -> Iterator[None]:
+        """Encode everything anew for a ``with`` block, so that it can be timed, and remember it."""
+        self._renews = True
+        try:
+            yield
+        finally:
+            self._renews = False
 
     def _tiles(self, tiles: torch.Tensor) -> torch.Tensor:
         """Return features of tiles ``[n, ...]``, ``[n, T, C]``."""
@@ -51,7 +58,7 @@ class EncodedOnce:
     def _remembered(
         self, keys: Sequence[Hashable], encode: Callable[[list[int]], Sequence[torch.Tensor]]
     ) -> list[torch.Tensor]:
-        new = [i for i, key in enumerate(keys) if self.renews or key not in self._seen]
+        new = [i for i, key in enumerate(keys) if self._renews or key not in self._seen]
         if new:
             self._seen.update(zip([keys[i] for i in new], encode(new), strict=True))
         return [self._seen[key] for key in keys]

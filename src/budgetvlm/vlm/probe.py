@@ -52,8 +52,8 @@ class Probe:
         self.vlm, self.images, self.questions = vlm, list(images), list(questions)
         self.settings = list(vlm.knob_space.settings if settings is None else settings)
         self.memory = EncodedOnce(vlm.images)
-        self._visual: dict[tuple[int, int], torch.Tensor] = {}
-        self._image_ms: dict[tuple[int, int], dict[str, float]] = {}
+        self._visual: dict[tuple[ImageLayout, int], torch.Tensor] = {}
+        self._image_ms: dict[tuple[ImageLayout, int], dict[str, float]] = {}
         self._decoded: dict[Setting, tuple[torch.Tensor, list[int]]] = {}
         self.tolerance = TOLERANCE.get(vlm.model.dtype, TOLERANCE[torch.float32])
 
@@ -78,27 +78,26 @@ class Probe:
 
     def visual(self, max_crops: int, i: int = 0) -> torch.Tensor:
         """Return visual tokens of one image ``[T, C]``; encoded once, and timed."""
-        if (max_crops, i) not in self._visual:
-            self._visual[max_crops, i], self._image_ms[max_crops, i] = self._encoded(max_crops, i)
-        return self._visual[max_crops, i]
+        key = self.layout(max_crops, i), i
+        if key not in self._visual:
+            self._visual[key], self._image_ms[key] = self._encoded(max_crops, i)
+        return self._visual[key]
 
     def image_ms(self, max_crops: int, repeats: int) -> dict[str, float]:
         """Return the fastest preprocessing and vision of the first image, `visual`'s own among them."""
         self.visual(max_crops)
-        found = fastest(lambda: self._encoded(max_crops, 0)[1], repeats, [self._image_ms[max_crops, 0]])
-        self._image_ms[max_crops, 0] = found
-        return found
+        key = self.layout(max_crops), 0
+        self._image_ms[key] = fastest(lambda: self._encoded(max_crops, 0)[1], repeats, [self._image_ms[key]])
+        return self._image_ms[key]
 
     def _encoded(self, max_crops: int, i: int) -> tuple[torch.Tensor, dict[str, float]]:
         """Encode an image anew."""
-        lap, images, self.memory.renews = stopwatch(self.vlm.wait), self.vlm.images, True
-        try:
+        lap, images = stopwatch(self.vlm.wait), self.vlm.images
+        with self.memory.anew():
             pixels = images.all(self.images[i], max_crops)
             stages = {"preprocess": lap()}
             visual = images.encoded(pixels, None, self.layout(max_crops, i))
             return visual, {**stages, "vision": lap()}
-        finally:
-            self.memory.renews = False
 
     def logits(self, prompt: EmbeddedPrompt) -> torch.Tensor:
         """Return the logits behind the prompt ``[V]``, without a cache."""
@@ -216,9 +215,22 @@ def fastest(
 
 
 def one_knob_at_a_time(space: KnobSpace) -> list[Setting]:
-    """Return the settings that differ from the full one in one knob, the full and the cheapest one."""
-    near = {setting_with(space, **{name: value}) for name in space.names for value in space.values(name)}
+    """Return settings that differ in one knob, the full and the cheapest one.
+
+    Other knobs than `max_crops` are turned where the image is small, which takes a fraction of the time.
+    """
+    small = small_image(space)
+    near = {
+        space.setting(**{**(space.full if name == "max_crops" else small), name: value})
+        for name in space.names
+        for value in space.values(name)
+    }
     return [s for s in space.settings if s in near | {space.cheapest, space.full}]
+
+
+def small_image(space: KnobSpace) -> Setting:
+    """Return the full setting with the fewest crops."""
+    return setting_with(space, **{name: space.cheapest[name] for name in space.names if name == "max_crops"})
 
 
 def setting_with(space: KnobSpace, **values: float) -> Setting:
