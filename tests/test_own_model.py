@@ -120,7 +120,8 @@ def test_the_whole_way(tmp_path, monkeypatch, capsys, kind):
     assert "repeat it on another machine" in said["calibrate"][0] and "usual: 1.1 to 1.5" in said["calibrate"][0]
     assert "at most 5.0% may be late" in said["evaluate --live"][0]
     assert said["ask"][0].startswith("answer   ") and "note" not in said["ask"][1]
-    assert (tmp_path / "report.html").exists()
+    page = (tmp_path / "report.html").read_text()
+    assert "data:image/jpeg;base64" in page and "no pictures" not in said["report"][1]
     guard = json.loads(Path("checkpoints/controller/guard.json").read_text())["origin"]
     assert guard["model"] == known.model and not set(guard["samples"]) & known.seen(("train", "validation", "test"))
     after_the_way(kind, capsys)

@@ -103,18 +103,23 @@ def _source(args: argparse.Namespace) -> dict[str, Any]:
 
 def _pictures(args: argparse.Namespace, inputs: ReportInputs) -> dict[str, SamplePicture]:
     """Pictures and questions of the samples to show, by sample id; none if the data set cannot be opened."""
+    from budgetvlm.controller.provenance import opened_by
     from budgetvlm.html_report.report_inputs import SamplePicture
     from budgetvlm.html_report.section_choices import pick_samples
+    from budgetvlm.profiling.prepare.join import split_names
     from budgetvlm.profiling.prepare.task_samples import find_samples
-    from budgetvlm.tasks import SPLITS, load_task
+    from budgetvlm.tasks import SPLITS, TaskOptions, load_task
 
     name = args.dataset_name or inputs.source.get("dataset_name")
     if args.no_pictures or inputs.choices is None or name is None:
         return {}
     shown = inputs.choices.table
     ids = [shown.sample_ids[picked.row] for picked in pick_samples(shown)]
+    opened, options = opened_by(inputs.table.metadata), TaskOptions(name)
+    own = opened if opened.get("dataset_name") == options.name else {}
     try:
-        samples = [place.sample for place in find_samples(load_task(name), ids, SPLITS)]
+        task = load_task(options.remembered(own.get("task", {})))
+        samples = [place.sample for place in find_samples(task, ids, split_names(own) or SPLITS)]
     except (ConfigError, DataError) as error:
         if args.dataset_name is not None:
             raise
