@@ -4,6 +4,7 @@ The cases and the other implementations' results are made by benchmarks/metric_c
 """
 
 import json
+import string
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,45 @@ CASES = json.loads((Path(__file__).parent / "data/metric_cases.json").read_text(
 OURS = {**METRICS, "open": METRICS["multiple_choice"], "cider": Cider(case[1] for case in CASES["cider"])}
 
 
+def departs(name, case):
+    """Where others give a wrong answer points for blanks, or take a reference of articles alone for an empty one."""
+    texts = [case[0], *case[1]]
+    blanks = any(text != " ".join(text.split()) for text in texts)
+    articles = any(set(text.lower().strip(string.punctuation + " ").split()) <= {"a", "an", "the"} for text in texts)
+    return (name == "anls" and blanks) or (name == "vqa" and articles)
+
+
 @pytest.mark.parametrize("name", [name for name in CASES if name != "tokens"])
 def test_scores_are_those_of_another_implementation(name):
-    wrong = [case for case in CASES[name] if OURS[name](*case[:3]) != pytest.approx(case[3], abs=1e-6)]
-    assert wrong == []
+    cases = [case for case in CASES[name] if not departs(name, case)]
+    assert len(cases) > 0.4 * len(CASES[name])
+    assert [case for case in cases if OURS[name](*case[:3]) != pytest.approx(case[3], abs=1e-6)] == []
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer", "right"),
+    [
+        ("15", "1.5", 0), ("1240", "12.40", 0), ("5", "-5", 0), ("330", "3:30", 0), ("20192020", "2019-2020", 0),
+        ("12", "1/2", 0), ("1240", "12,40", 0), ("30", "3.0", 0), ("$-5", "5", 0), ("7", "007", 0), ("v15", "v1.5", 0),
+        ("$12.40", "12.40", 1), ("12.4", "12.40", 1), ("-$5", "-5", 1), ("1,240", "1240", 1), (".5", "0.5.", 1),
+        ("3.0", "3", 1), ("\N{MINUS SIGN}5", "-5", 1), ("3:30.", "3:30", 1), ("Red.", "red", 1), ("T-shirt", "tshirt", 1),
+        ("", "?", 0), (".", "?", 0), ("?", "?", 1),
+    ],
+)  # fmt: skip
+def test_numbers_keep_their_point_and_sign(prediction, answer, right):
+    assert exact_match(prediction, [answer]) == exact_match(answer, [prediction]) == right
+
+
+@pytest.mark.parametrize("metric", [vqa_accuracy, exact_match, anls, relaxed_accuracy])
+@pytest.mark.parametrize("answer", ["A", "the", "?", "none", "0"])
+def test_an_empty_answer_meets_no_reference_and_a_reference_meets_itself(metric, answer):
+    assert metric("", [answer]) == metric(" ", [answer] * 10) == 0.0
+    assert metric(answer, [answer]) == metric(answer, [answer] * 10) == 1.0
+
+
+def test_blanks_make_no_answer_better():
+    assert anls("ab" + " " * 5, ["cd" + " " * 5]) == anls("a     b", ["c     d"]) == anls("ab     ", ["cd"]) == 0.0
+    assert anls(" Hollywood\n", ["hollywood"]) == 1.0
 
 
 def test_the_cases_are_many_and_both_right_and_wrong():

@@ -42,11 +42,12 @@ APOSTROPHES = _apostrophes()
 
 
 def normalise_answer(text: str) -> str:
-    """Return an answer as the VQA evaluation compares it."""
+    """Return an answer as the VQA evaluation compares it; articles alone stay, which it makes an empty answer of."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     text = _without_punctuation(re.sub(r"[\n\t]", " ", text).strip())
     words = [NUMBERS.get(word, word) for word in text.split()]
-    return " ".join(APOSTROPHES.get(word, word) for word in words if word not in ARTICLES)
+    words = [word for word in words if word not in ARTICLES] or words
+    return " ".join(APOSTROPHES.get(word, word) for word in words)
 
 
 def _without_punctuation(text: str) -> str:

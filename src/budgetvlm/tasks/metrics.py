@@ -6,8 +6,10 @@ an independent implementation on more than a thousand cases (tests/test_metrics.
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 
 from budgetvlm.tasks.answers import normalise_answer
 from budgetvlm.tasks.choices import open_answer, parse_choice
@@ -16,36 +18,46 @@ Metric = Callable[[str, Sequence[str], Sequence[str]], float]
 
 ANLS_THRESHOLD = 0.5
 RELAXED_TOLERANCE = 0.05
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+# marks that are no punctuation: between digits, and a sign or a point before a number (with or without a currency)
+_MARKS_OF_NUMBERS = re.compile(r"(?<=\d)[.,:/-](?=\d)|(?<!\S)[-+.](?=[$€£]?\.?\d)|(?<=[$€£+-])[-+.](?=\d)")
+_GROUPS_OF_DIGITS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
+_PUNCTUATION = frozenset(string.punctuation)
+_PLAIN_NUMBER = re.compile(r"[-+]?(?:0|[1-9]\d*)?(?:\.\d+)?")
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str], options: Sequence[str] = ()) -> float:
     """Return min(1, matches / 3), averaged over all ways to leave one annotator's answer out (VQA, TextVQA, OK-VQA).
 
     Ten annotators are usual. With n below four the divisor is n - 1, the number of others, and a single answer
-    is simply to be matched.
+    is simply to be matched. What the normalisation leaves nothing of ("?") is compared as it is: otherwise an empty
+    answer would be right.
     """
-    given = normalise_answer(prediction)
-    matches = [normalise_answer(answer) == given for answer in answers]
+    given = _normal(prediction)
+    matches = [_normal(answer) == given for answer in answers]
     if len(matches) == 1:
         return float(matches[0])
     total, needed = sum(matches), min(3, len(matches) - 1)
     return sum(min(1.0, (total - match) / needed) for match in matches) / len(matches)
 
 
+def _normal(text: str) -> str:
+    return normalise_answer(text) or text.strip().lower()
+
+
 def anls(prediction: str, answers: Sequence[str], options: Sequence[str] = ()) -> float:
     """Average normalised Levenshtein similarity (Biten et al., ICCV 2019) to the nearest reference; below 0.5 it is 0.
 
-    As the evaluation server of DocVQA and ST-VQA: blanks and case do not count as edits, but blanks count as length.
+    As the evaluation server of DocVQA and ST-VQA, but for runs of blanks, which it counts as length and not as edits, so
+    that blanks behind a wrong answer would make it a better one: here they are one blank, and none at the ends.
     """
     best = max((_similarity(prediction, answer) for answer in answers), default=0.0)
     return best if best >= ANLS_THRESHOLD else 0.0
 
 
 def _similarity(prediction: str, answer: str) -> float:
-    length = max(len(prediction.upper()), len(answer.upper()))
-    edits = levenshtein(" ".join(prediction.lower().split()), " ".join(answer.lower().split()))
-    return 1.0 - edits / length if length else 1.0
+    given, wanted = " ".join(prediction.split()), " ".join(answer.split())
+    length = max(len(given.upper()), len(wanted.upper()))
+    return 1.0 - levenshtein(given.lower(), wanted.lower()) / length if length else 1.0
 
 
 def levenshtein(first: str, second: str) -> int:
@@ -85,20 +97,30 @@ def multiple_choice(prediction: str, answers: Sequence[str], options: Sequence[s
 
 
 def exact_match(prediction: str, answers: Sequence[str], options: Sequence[str] = ()) -> float:
-    """Return 1 for the same text but for case, punctuation and blanks at the ends."""
+    """Return 1 for the same text but for case, punctuation and blanks at the ends, or for the same number.
+
+    Marks that belong to a number are no punctuation: 1.5 is not 15, -5 not 5, 3:30 not 330. 1,240 is 1240, and 3.0 is 3.
+    """
     given = _plain(prediction)
     return float(any(_plain(answer) == given for answer in answers))
 
 
-def _plain(text: str) -> str:
-    return text.lower().translate(_NO_PUNCTUATION).strip()
+def _plain(text: str) -> str | Decimal:
+    """Return a number's value, or a text in lower case without punctuation; one of punctuation alone as it is."""
+    text = text.lower().replace("\N{MINUS SIGN}", "-").strip()
+    text = _GROUPS_OF_DIGITS.sub(lambda found: found[0].replace(",", ""), text)
+    kept = {found.start() for found in _MARKS_OF_NUMBERS.finditer(text)}
+    plain = "".join(mark for at, mark in enumerate(text) if mark not in _PUNCTUATION or at in kept).strip()
+    if _PLAIN_NUMBER.fullmatch(plain) and any(map(str.isdigit, plain)):
+        return Decimal(plain)
+    return plain or text
 
 
 def yes_no(prediction: str, answers: Sequence[str], options: Sequence[str] = ()) -> float:
     """Return 1 for the right one of yes and no, as the authors of POPE read answers (Li et al., EMNLP 2023).
 
     "No", "no" or "not" in the first sentence is a no, all else a yes; only an empty answer, which their code takes
-    for a yes, is wrong.
+    for a yes, is wrong. References are "yes" or "no".
     """
     if not prediction.strip():
         return 0.0
