@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import os
@@ -9,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
@@ -74,6 +75,38 @@ def write_json(path: str | Path, document: Any) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
+@contextmanager
+def reading_text(path: Path) -> Iterator[TextIO]:
+    """Yield a file opened as UTF-8, with or without a byte order mark.
+
+    Raises:
+        DataError: it is missing or unreadable, or of another encoding, which is named.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            yield file
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist") from None
+    except UnicodeDecodeError:
+        raise DataError(
+            f"{path} is not written in UTF-8 but in {_encoding(path)}. Save it as UTF-8, for example with "
+            "iconv -f ENCODING -t UTF-8."
+        ) from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _encoding(path: Path) -> str:
+    """Say in which encoding a file that is not UTF-8 seems to be."""
+    with open(path, "rb") as file:
+        start = file.read(4096)
+    if start.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "UTF-32"
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or start.count(0) > len(start) // 4:
+        return "UTF-16"
+    return "another encoding, probably Latin-1 or Windows-1252"
+
+
 def header_text(header: Any, what: str) -> str:
     """Return a file's header as JSON.
 
@@ -101,12 +134,9 @@ def read_json(path: str | Path) -> Any:
     """
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        with reading_text(path) as file:
+            return json.load(file)
+    except json.JSONDecodeError as error:
         raise DataError(
             f"{path} is not valid JSON ({error}); it may be truncated. Remove it and make it again."
         ) from None

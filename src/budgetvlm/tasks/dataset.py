@@ -9,41 +9,37 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from budgetvlm._io import shortened
 from budgetvlm.errors import ConfigError, DataError, InputError
 from budgetvlm.tasks.choices import letters
 from budgetvlm.tasks.cider import Cider
-from budgetvlm.tasks.layouts import LETTER, REQUIRED, SHORT, DatasetLayout
+from budgetvlm.tasks.found_columns import Columns, find_columns, fitting, require_one_image
+from budgetvlm.tasks.layouts import BY_OPTIONS, LAYOUTS, LETTER, REQUIRED, SHORT, DatasetLayout
 from budgetvlm.tasks.metrics import METRICS, Metric
+from budgetvlm.tasks.opened_split import OpenedSplit
 from budgetvlm.tasks.sources import Row, Source, TextSource
 from budgetvlm.tasks.task import Sample
-from budgetvlm.tasks.values import as_label, as_list, as_texts, first_value, image_file, joined_id, right_letter
+from budgetvlm.tasks.values import (
+    as_answers,
+    as_label,
+    as_options,
+    as_text,
+    entries,
+    is_index,
+    joined_id,
+    right_letter,
+)
 
 _ASKED = ("question", "answers", "kind")  # roles of each entry where a row is a list of questions
 _OTHER_IMAGE = re.compile(r"<image (?!1>)\d+>")
-
-
-@dataclass(frozen=True)
-class _Split:
-    """A split opened: its rows, the columns that each role takes, how many samples each row makes ``[rows]``."""
-
-    source: Source
-    columns: dict[str, tuple[str, ...]]
-    counts: np.ndarray
-
-    @property
-    def text_columns(self) -> list[str]:
-        """What is read of each row: all but the image, unless that is only a file's name."""
-        roles = [role for role in self.columns if role != "image" or isinstance(self.source, TextSource)]
-        return list(dict.fromkeys(name for role in roles for name in self.columns[role]))
+_SURELY = 0.01  # chance below which numbers without a 0 are taken to count from 1
 
 
 class DataSetTask:
@@ -71,7 +67,7 @@ class DataSetTask:
         columns: Mapping[str, str] | None = None,
         prompt: str | None = None,
     ) -> None:
-        if layout.metric not in (*METRICS, "cider"):
+        if layout.metric not in (*METRICS, "cider", BY_OPTIONS):
             raise ConfigError(f"metric={layout.metric!r} is unknown; choose from {', '.join((*METRICS, 'cider'))}")
         if prompt is not None and "{question}" not in prompt and "{question}" in layout.prompt:
             raise ConfigError(f"prompt={prompt!r} has no {{question}}; say where the question goes")
@@ -80,8 +76,9 @@ class DataSetTask:
         self.splits = tuple(splits)
         self._layout, self._open_split, self._prompt = layout, open_split, prompt
         self._given = dict(columns or {})
+        self._known = LAYOUTS.get(name) == layout and not columns  # as others have read it before
         self._wanted = {**layout.columns, **self._given}
-        self._opened: dict[str, _Split] = {}
+        self._opened: dict[str, OpenedSplit] = {}
         self._metrics: dict[str, Metric] = {}
 
     def num_samples(self, split: str) -> int:
@@ -102,9 +99,9 @@ class DataSetTask:
     def score(self, prediction: str, sample: Sample) -> float:
         """Return the data set's metric, 0 to 1."""
         split = sample.sample_id.partition("-")[0]
-        return self._metric(split)(prediction, sample.answers, sample.options)
+        return self._metric(split, sample.options)(prediction, sample.answers, sample.options)
 
-    def _open(self, split: str) -> _Split:
+    def _open(self, split: str) -> OpenedSplit:
         if split not in self.splits:
             raise ConfigError(
                 f"{self.name} has no split {split!r} with answers; it has {', '.join(self.splits) or 'none'}. Give "
@@ -116,28 +113,37 @@ class DataSetTask:
             counts = self._count(source, columns)
             if not counts.sum():
                 raise DataError(f"{source.name} holds no samples of {self.name}/{split} that can be asked")
-            self._opened[split] = _Split(source, columns, counts)
+            opened = OpenedSplit(source, columns, counts)
+            if not self._known and "list" not in columns:
+                self._check_answers(opened)
+            self._opened[split] = opened
         return self._opened[split]
 
-    def _find_columns(self, source: Source) -> dict[str, tuple[str, ...]]:
+    def _find_columns(self, source: Source) -> Columns:
         """Find the columns of each role. Raises DataError for one that is missing."""
         nested = _ASKED if "list" in self._wanted else ()
-        found: dict[str, tuple[str, ...]] = {}
-        missing = []
-        for role, names in self._wanted.items():
-            if role in nested:
-                continue
-            fitting = _fitting(names, source.columns)
-            if fitting:
-                found[role] = fitting
-            elif role in (*self._required, "list") or role in self._given:
-                missing.append(f"{role} ({names.replace('|', ' or ')})")
-        if missing:
+        wanted = {role: names for role, names in self._wanted.items() if role not in nested}
+        columns = find_columns(source.name, source.columns, wanted, self._given, (*self._required, "list"))
+        if not self._known and "image" not in self._given:
+            require_one_image(source.name, source.columns, columns)
+        return columns
+
+    def _check_answers(self, opened: OpenedSplit) -> None:
+        """Read all answers of a split. Raises DataError for one that is not understood, and for numbers from 1 on."""
+        columns = [name for role in ("answers", "options") for name in opened.columns.get(role, ())]
+        counted_from_1, from_0 = 1.0, False
+        for row, values in opened.source.rows(columns):
+            options, _ = self._read_answers(opened, values, f"row {row + 1} of {opened.source.name}")
+            given = values[opened.columns["answers"][0]]
+            if options and self._metric_name(options) == "multiple_choice" and not isinstance(given, list | bool):
+                number = as_text(given)
+                counted_from_1 *= 1 - is_index(number) / len(options)
+                from_0 |= number == "0" or (not is_index(number) and bool(number))
+        if counted_from_1 < _SURELY and not from_0:
             raise DataError(
-                f"{source.name}: no column for {', '.join(missing)}. It has {', '.join(source.columns) or 'none'}. Say "
-                f"which is which with --columns, for example {missing[0].split()[0]}={_first(source.columns)}."
+                f"{opened.source.name}: the answers are numbers, and none is 0: do they count from 1? The number of an "
+                "option counts from 0 here. Write the answers as letters."
             )
-        return found
 
     @property
     def _required(self) -> tuple[str, ...]:
@@ -151,10 +157,10 @@ class DataSetTask:
             name = columns["list"][0]
             counts: list[int] = []
             for _, row in source.rows([name]):
-                entries = row[name] or ()
-                if entries and not any(counts):
-                    self._check_nested(source, name, entries[0])
-                counts.append(len(entries))
+                asked = row[name] or ()
+                if asked and not any(counts):
+                    self._check_nested(source, name, asked[0])
+                counts.append(len(asked))
             return np.array(counts, dtype=np.int64)
         if self._layout.one_image:
             names = [columns[role][0] for role in ("question", "options") if role in columns]
@@ -162,49 +168,70 @@ class DataSetTask:
             return np.array([not _OTHER_IMAGE.search(text) for text in texts], dtype=np.int64)
         return np.ones(len(source), dtype=np.int64)
 
-    def _stream(self, opened: _Split, split: str, chosen: np.ndarray | None) -> Iterator[Sample]:
+    def _stream(self, opened: OpenedSplit, split: str, chosen: np.ndarray | None) -> Iterator[Sample]:
         """Yield the samples with the ``chosen`` numbers (sorted), or all."""
         starts = np.concatenate([[0], np.cumsum(opened.counts)])
         numbers = np.arange(starts[-1]) if chosen is None else chosen
         rows = np.searchsorted(starts, numbers, side="right") - 1
         wanted = np.unique(rows)
         columns = opened.text_columns
-        if "image_id" not in opened.columns:
+        if "image_id" not in opened.columns or not self._known:
             columns = list(dict.fromkeys([*columns, *opened.columns["image"]]))
         for row, values in opened.source.rows(columns, wanted):
-            image_id = self._image_id(opened, row, values)
+            ids = self._image_ids(opened, row, values)
             low, high = np.searchsorted(rows, [row, row + 1])
             for entry in (numbers[low:high] - starts[row]).tolist():
-                yield self._sample(opened, split, row, values, entry, image_id)
+                yield self._sample(opened, split, row, values, entry, ids)
 
-    def _sample(self, opened: _Split, split: str, row: int, values: Row, entry: int, image_id: str) -> Sample:
+    def _sample(
+        self, opened: OpenedSplit, split: str, row: int, values: Row, entry: int, ids: tuple[str, str]
+    ) -> Sample:
         columns = opened.columns
-        name = joined_id(values, columns.get("sample_id")) or str(row)
+        name = joined_id(values, columns.get("sample_id")) or (f"row{row}" if "sample_id" in columns else str(row))
         if "list" in columns:
             name, fields = f"{name}-{entry}", self._nested(values[columns["list"][0]][entry])
         else:
-            fields = {role: first_value(values, columns.get(role)) for role in _ASKED}
-        options = as_texts(first_value(values, columns.get("options")))
-        question = str(fields["question"] or "").strip()
-        answers = self._answers(fields["answers"], options)
-        context = str(first_value(values, columns.get("context")) or "").strip()
-        kind = as_label(fields["kind"])
-        sample_id = f"{split}-{name}"
+            fields = {role: values.get(columns[role][0]) for role in _ASKED if role in columns}
+        where = f"sample {split}-{name} of {self.name}"
+        options, answers = self._read_answers(opened, values, where, fields.get("answers"))
+        context = as_text(values.get(columns["context"][0])) if "context" in columns else ""
+        question, kind = _asked_text(fields.get("question")), as_label(fields.get("kind"))
         eager = values.get(columns["image"][0]) if isinstance(opened.source, TextSource) else None
-        problem = "" if question or "question" not in self._required else "it has no question"
-        problem = problem or ("" if answers else "it has no answer")
-        return Sample(
-            sample_id=sample_id,
-            image_id=image_id,
+        problem = self._problem(question, answers, options)
+        sample = Sample(
+            sample_id=f"{split}-{name}",
+            image_id=ids[0],
             question=self._ask(question, options, context),
             answers=answers,
-            load_image=lambda: _load_image(opened, row, eager, f"sample {sample_id} of {self.name}", problem),
+            load_image=lambda: opened.load_image(row, eager, where, problem),
             groups={"kind": self._layout.kinds.get(kind, kind)} if kind else {},
             options=options,
+            content=ids[1],
         )
+        if not (problem or self._known or self._layout.metric == "cider"):
+            self._require_right(sample, where)
+        return sample
+
+    def _problem(self, question: str, answers: Sequence[str], options: Sequence[str]) -> str:
+        """Say why a row cannot be asked; empty where it can."""
+        if not question and "question" in self._required:
+            return "it has no question"
+        if not answers:
+            return "it has no answer"
+        other = _OTHER_IMAGE.search(" ".join((question, *options)))
+        return f"it speaks of a second image ({other[0]})" if other else ""
+
+    def _require_right(self, sample: Sample, where: str) -> None:
+        """Raise DataError where no reference is right by the metric: every score would be 0."""
+        if not any(self.score(answer, sample) for answer in sample.answers):
+            raise DataError(
+                f"{where}: its answer {shortened(repr(sample.answers[0]))} scores 0 against itself by the metric "
+                f"{self._metric_name(sample.options)}. Give another --metric, or mend the answer."
+            )
 
     def _nested(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        return {role: first_value(fields, _fitting(self._wanted.get(role, ""), fields)) for role in _ASKED}
+        columns = {role: fitting(self._wanted.get(role, ""), fields) for role in _ASKED}
+        return {role: fields[names[0]] if names else None for role, names in columns.items()}
 
     def _check_nested(self, source: Source, name: str, fields: Mapping[str, Any]) -> None:
         found = self._nested(fields)
@@ -212,74 +239,75 @@ class DataSetTask:
         if missing:
             raise DataError(
                 f"{source.name}: the entries of {name} have {', '.join(fields)}, none for {', '.join(missing)}. Say "
-                f"which is which with --columns, for example {missing[0]}={_first(list(fields))}."
+                f"which is which with --columns, for example {missing[0]}={next(iter(fields), 'NAME')}."
             )
 
-    def _answers(self, value: Any, options: Sequence[str]) -> tuple[str, ...]:
-        if not options or self._layout.metric != "multiple_choice":
-            return as_texts(value)
-        found = (right_letter(answer, options, self._layout.index_answers) for answer in as_list(value))
-        return tuple(letter for letter in found if letter)
+    def _read_answers(
+        self, opened: OpenedSplit, values: Row, where: str, answer: Any = None
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return options and right answers (letters of options, or texts) of a row, or of one entry of its list."""
+        columns = opened.columns.get("options", ())
+        answer = answer if "list" in opened.columns else values[opened.columns["answers"][0]]
+        try:
+            options = as_options(values[columns[0]] if len(columns) == 1 else [values[name] for name in columns])
+            metric = self._metric_name(options)
+            if metric != "multiple_choice" or not options:
+                return options, as_answers(answer, metric)
+            right = [
+                right_letter(one, options, numbered=self._layout.index_answers, strict=not self._known)
+                for one in entries(answer)
+            ]
+            return options, tuple(right)
+        except DataError as error:
+            raise DataError(f"{where}: {error}.") from None
+
+    def _metric_name(self, options: Sequence[str]) -> str:
+        if self._layout.metric != BY_OPTIONS:
+            return self._layout.metric
+        return "multiple_choice" if options else "exact_match"
 
     def _ask(self, question: str, options: Sequence[str], context: str) -> str:
         template = self._prompt or self._layout.prompt
-        if self._prompt is None and self._layout.metric == "multiple_choice":
+        if self._prompt is None and self._metric_name(options) == "multiple_choice":
             template = LETTER if options else SHORT
         listed = "\n".join(f"{name}. {text}" for name, text in zip(letters(len(options)), options, strict=True))
         if context:
             question = f"{context}\n{question}"
         return template.replace("{options}", listed).replace("{question}", question)
 
-    def _image_id(self, opened: _Split, row: int, values: Row) -> str:
+    def _image_ids(self, opened: OpenedSplit, row: int, values: Row) -> tuple[str, str]:
+        """Return the id by which splits keep an image on one side, and one that only equal images have."""
         own = joined_id(values, opened.columns.get("image_id"))
-        if own:
-            return self._layout.image_name(own) if self._layout.image_name else f"{self.name}-{own}"
+        named = f"{self.name}-{own}" if own else ""
+        if own and self._layout.image_name:
+            named = self._layout.image_name(own)
+        if named and self._known:
+            return named, named
         column = opened.columns["image"][0]
-        image = values[column] if column in values else opened.source.value(row, column)
-        data, path = image_file(image)
-        if data is None and path is not None:
-            with suppress(OSError):  # loading the image will tell
-                data = ((opened.source.folder(row) or Path()) / path).read_bytes()
-        return f"{self.name}-{path or row}" if data is None else f"sha256-{hashlib.sha256(data).hexdigest()[:24]}"
+        content = f"{self.name}-row-{row}"
+        with suppress(OSError, InputError, DataError):  # loading the image will tell
+            found = opened.picture(row, values[column] if column in values else opened.source.value(row, column))
+            data = found.read_bytes() if isinstance(found, Path) else found
+            content = f"sha256-{hashlib.sha256(data).hexdigest()[:24]}" if data else content
+        return named or content, content
 
-    def _metric(self, split: str) -> Metric:
-        if self._layout.metric != "cider":
-            return METRICS[self._layout.metric]
+    def _metric(self, split: str, options: Sequence[str]) -> Metric:
+        name = self._metric_name(options)
+        if name != "cider":
+            return METRICS[name]
         if split not in self._metrics:
             self._metrics[split] = Cider(self._references(self._open(split)))
         return self._metrics[split]
 
-    def _references(self, opened: _Split) -> Iterator[tuple[str, ...]]:
+    def _references(self, opened: OpenedSplit) -> Iterator[tuple[str, ...]]:
         names = opened.columns.get("list") or opened.columns["answers"]
         for _, row in opened.source.rows(names):
-            value = first_value(row, names)
-            entries = [self._nested(one)["answers"] for one in value or ()] if "list" in opened.columns else [value]
-            yield from map(as_texts, entries)
+            value = row[names[0]]
+            found = [self._nested(one)["answers"] for one in value or ()] if "list" in opened.columns else [value]
+            yield from (as_answers(one, "cider") for one in found)
 
 
-def _load_image(opened: _Split, row: int, eager: Any, name: str, problem: str) -> Image.Image:
-    """Load and decode the image. Raises InputError for whatever is wrong with the sample."""
-    from budgetvlm._io import open_image
-
-    if problem:
-        raise InputError(f"{name} cannot be used: {problem}")
-    try:
-        value = eager if eager is not None else opened.source.value(row, opened.columns["image"][0])
-        if isinstance(value, Image.Image):
-            return open_image(value)
-        data, path = image_file(value)
-        if data is None and path is None:
-            raise InputError("it has no image")
-        return open_image(data if data is not None else (opened.source.folder(row) or Path()) / str(path))
-    except (InputError, DataError) as error:
-        raise InputError(f"{name} cannot be used: {error}") from None
-
-
-def _fitting(names: str, columns: Collection[str]) -> tuple[str, ...] | None:
-    """Return the first of "a|b+c" whose columns are all there; None: none is."""
-    options = (tuple(option.split("+")) for option in names.split("|"))
-    return next((option for option in options if set(option) <= set(columns)), None)
-
-
-def _first(columns: Sequence[str]) -> str:
-    return columns[0] if columns else "NAME"
+def _asked_text(value: Any) -> str:
+    """Return a question; one that is only the name of a gap is none."""
+    text = as_text(value)
+    return "" if text in ("None", "null") else text

@@ -10,6 +10,7 @@ import numpy as np
 
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.tasks.sources import Row
+from budgetvlm.tasks.stored_types import decoded, encoded_only
 
 LOCAL = "or give files that you have with --data_files"
 
@@ -30,6 +31,7 @@ class HubSource:
         self.name = f"{repository} ({split})"
         self._narrow: dict[tuple[str, ...], Any] = {}
         self._rows = _undecoded(_load(repository, split, f"{folder}/{split}-*"))
+        self._features = encoded_only(self._rows.features.to_dict())
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -40,7 +42,9 @@ class HubSource:
 
     def rows(self, columns: Sequence[str], wanted: np.ndarray | None = None) -> Iterator[tuple[int, Row]]:
         chosen = self._only(tuple(columns))
-        yield from enumerate(chosen) if wanted is None else zip(wanted.tolist(), chosen.select(wanted), strict=True)
+        found = enumerate(chosen) if wanted is None else zip(wanted.tolist(), chosen.select(wanted), strict=True)
+        for number, row in found:
+            yield number, {name: decoded(self._features.get(name), value) for name, value in row.items()}
 
     def value(self, row: int, column: str) -> Any:
         return self._only((column,))[row][column]
@@ -98,6 +102,7 @@ def _undecoded(rows: Any) -> Any:
     import datasets
 
     for name, feature in rows.features.items():
-        if isinstance(feature, datasets.Image):
-            rows = rows.cast_column(name, datasets.Image(decode=False))
+        kind = type(feature).__name__
+        if kind in ("Image", "Json"):  # the library reads "007" in JSON as 7
+            rows = rows.cast_column(name, getattr(datasets, kind)(decode=False))
     return rows

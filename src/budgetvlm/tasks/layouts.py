@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 SHORT = "{question}\nAnswer the question using a single word or phrase."
 LETTER = "{question}\n{options}\nAnswer with the option's letter from the given choices directly."
+BY_OPTIONS = "by options"  # the metric multiple_choice for samples with options, exact_match for the others
 CAPTION = "Provide a one-sentence caption for the provided image."
 
 ROLES = ("question", "answers", "image", "options", "context", "sample_id", "image_id", "kind", "list")
@@ -44,7 +45,7 @@ class DatasetLayout:
         repository: on the hub of Hugging Face; its Parquet files are ``<folder>/<split>-*``.
         splits: ours -> the data set's. Splits without public answers are left out.
         columns: role -> names. "list" is a column of questions about one image, each with names of its own.
-        metric: one of `metrics.METRICS`, or "cider".
+        metric: one of `metrics.METRICS`, "cider", or `BY_OPTIONS`.
         prompt: with {question} and {options}; `context` goes before the question.
         image_name: from the value of the image_id column to an id that all data sets share; None: the data set's own.
         index_answers: the answer is the number of an option.
@@ -73,14 +74,14 @@ def _columns(**others: str) -> dict[str, str]:
 _PLAIN = {
     "question": "question|query",
     "answers": "answers|answer|label",
-    "image": "image|file_name",
-    "sample_id": "question_id|sample_id|id",
+    "image": "image|file_name|image_path",
+    "sample_id": "question_id|sample_id|id|index",
     "image_id": "image_id",
     "options": "options|choices",
     "context": "hint|context",
     "kind": "kind|category|question_type",
 }
-OWN = DatasetLayout(columns=_PLAIN)  # of a data set that is not in the table
+OWN = DatasetLayout(columns=_PLAIN, metric=BY_OPTIONS)  # of a data set that is not in the table
 
 LAYOUTS: dict[str, DatasetLayout] = {
     "text_vqa": DatasetLayout(

@@ -47,8 +47,8 @@ def _normal(text: str) -> str:
 def anls(prediction: str, answers: Sequence[str], options: Sequence[str] = ()) -> float:
     """Average normalised Levenshtein similarity (Biten et al., ICCV 2019) to the nearest reference; below 0.5 it is 0.
 
-    As the evaluation server of DocVQA and ST-VQA, but for runs of blanks, which it counts as length and not as edits, so
-    that blanks behind a wrong answer would make it a better one: here they are one blank, and none at the ends.
+    As the evaluation server of DocVQA and ST-VQA, but for runs of blanks. There they count as length and not as edits,
+    so that blanks behind a wrong answer make it a better one; here they are one blank, and none at the ends.
     """
     best = max((_similarity(prediction, answer) for answer in answers), default=0.0)
     return best if best >= ANLS_THRESHOLD else 0.0
@@ -99,7 +99,7 @@ def multiple_choice(prediction: str, answers: Sequence[str], options: Sequence[s
 def exact_match(prediction: str, answers: Sequence[str], options: Sequence[str] = ()) -> float:
     """Return 1 for the same text but for case, punctuation and blanks at the ends, or for the same number.
 
-    Marks that belong to a number are no punctuation: 1.5 is not 15, -5 not 5, 3:30 not 330. 1,240 is 1240, and 3.0 is 3.
+    Marks of a number are no punctuation: 1.5 is not 15, -5 not 5, 3:30 not 330. 1,240 is 1240, and 3.0 is 3.
     """
     given = _plain(prediction)
     return float(any(_plain(answer) == given for answer in answers))

@@ -9,18 +9,22 @@ from __future__ import annotations
 import csv
 import glob
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from budgetvlm._io import reading_text
 from budgetvlm.errors import DataError
 from budgetvlm.tasks.layouts import SPLIT_NAMES
+from budgetvlm.tasks.stored_types import decoded, features_of, plain_numbers
 
 LISTS = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 TEXT = (".jsonl", ".json", ".csv", ".tsv")
@@ -64,14 +68,15 @@ class ParquetSource:
         self.paths = tuple(paths)
         self.name = _few(self.paths)
         self._files = [_parquet(path) for path in self.paths]
+        self._features = [features_of(file.schema_arrow) for file in self._files]
         groups = [(f, g) for f, file in enumerate(self._files) for g in range(file.metadata.num_row_groups)]
         sizes = [self._files[f].metadata.row_group(g).num_rows for f, g in groups]
         self._groups, self._starts = groups, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         self._held: tuple[int, str, pa.Table] | None = None
 
-    @property
+    @cached_property
     def columns(self) -> tuple[str, ...]:
-        return tuple(self._files[0].schema_arrow.names)
+        return tuple(dict.fromkeys(name for file in self._files for name in file.schema_arrow.names))
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -82,14 +87,18 @@ class ParquetSource:
             if wanted is not None:
                 numbers = wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, end)]
             if len(numbers):
-                table = self._read(group, columns).take(pa.array(numbers - start))
-                yield from zip(numbers.tolist(), table.to_pylist(), strict=True)
+                table, features = self._read(group, columns)
+                for number, row in zip(
+                    numbers.tolist(), table.take(pa.array(numbers - start)).to_pylist(), strict=True
+                ):
+                    yield number, {name: decoded(features.get(name), row.get(name)) for name in columns}
 
     def value(self, row: int, column: str) -> Any:
         group = self._group(row)
         if self._held is None or self._held[:2] != (group, column):
-            self._held = (group, column, self._read(group, [column]))
-        return self._held[2].column(column)[row - int(self._starts[group])].as_py()
+            self._held = (group, column, self._read(group, [column])[0])
+        held = self._held[2]
+        return held.column(column)[row - int(self._starts[group])].as_py() if held.num_columns else None
 
     def folder(self, row: int) -> Path | None:
         return self.paths[self._groups[self._group(row)][0]].parent
@@ -97,10 +106,12 @@ class ParquetSource:
     def _group(self, row: int) -> int:
         return int(np.searchsorted(self._starts, row, side="right")) - 1
 
-    def _read(self, group: int, columns: Sequence[str]) -> pa.Table:
+    def _read(self, group: int, columns: Sequence[str]) -> tuple[pa.Table, dict[str, Any]]:
+        """Return the columns that the group's file has, and their features."""
         file, number = self._groups[group]
+        there = [name for name in columns if name in self._files[file].schema_arrow.names]
         with _reading_parquet(self.paths[file]):
-            return self._files[file].read_row_group(number, columns=list(columns))
+            return plain_numbers(self._files[file].read_row_group(number, columns=there)), self._features[file]
 
 
 class TextSource:
@@ -110,16 +121,24 @@ class TextSource:
         self.paths = tuple(paths)
         self.name = _few(self.paths)
 
-    @cached_property
+    @property
     def columns(self) -> tuple[str, ...]:
-        return next((tuple(row) for _, row in self._all()), ())
+        return self._facts[0]
 
     @cached_property
-    def _sizes(self) -> list[int]:
-        return [sum(1 for _ in _records(path)) for path in self.paths]
+    def _facts(self) -> tuple[tuple[str, ...], list[int]]:
+        """The columns that any row has, and the number of rows of each file."""
+        columns: dict[str, None] = {}
+        sizes = []
+        for path in self.paths:
+            sizes.append(0)
+            for row in _records(path):
+                columns |= dict.fromkeys(row)
+                sizes[-1] += 1
+        return tuple(columns), sizes
 
     def __len__(self) -> int:
-        return sum(self._sizes)
+        return sum(self._facts[1])
 
     def rows(self, columns: Sequence[str], wanted: np.ndarray | None = None) -> Iterator[tuple[int, Row]]:
         chosen = None if wanted is None else set(wanted.tolist())
@@ -131,7 +150,7 @@ class TextSource:
         return next(values[column] for _, values in self.rows([column], np.array([row])))
 
     def folder(self, row: int) -> Path | None:
-        ends = np.cumsum(self._sizes)
+        ends = np.cumsum(self._facts[1])
         return self.paths[int(np.searchsorted(ends, row, side="right"))].parent
 
     def _all(self) -> Iterator[tuple[int, Row]]:
@@ -223,24 +242,41 @@ def _reading_parquet(path: Path) -> Iterator[None]:
 
 
 def _records(path: Path) -> Iterator[Row]:
+    with reading_text(path) as file:
+        if path.suffix.lower() in (".csv", ".tsv"):
+            yield from _cells(file, path)
+        else:
+            yield from (_record(line, path, number) for number, line in enumerate(file, 1) if line.strip())
+
+
+def _cells(file: TextIO, path: Path) -> Iterator[Row]:
+    """Read rows of cells; an image in base64 is a cell of megabytes, and a cell that is not there is a gap."""
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            if path.suffix.lower() in (".csv", ".tsv"):
-                for row in csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ","):
-                    yield {name: cell for name, cell in row.items() if name}
-                return
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield _record(line, path, number)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read ({error}). Give {FORMATS}.") from None
+        names = next(reader, [])
+        twice = [name for name in names if name and names.count(name) > 1]
+        if twice:
+            raise DataError(f"{path} has two columns {twice[0]!r}. Give each a name of its own.")
+        for row in reader:
+            if len(row) > len(names):
+                raise DataError(
+                    f"{path}, line {reader.line_num}: {len(row)} cells, but the first line names {len(names)} columns. "
+                    "Put cells with a separator in them into quotes."
+                )
+            if row:
+                yield {name: cell for name, cell in zip_longest(names, row) if name}
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: {error}. Is it {path.suffix[1:].upper()}?") from None
 
 
 def _record(line: str, path: Path, number: int) -> Row:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise DataError(f"{path}, line {number}: not JSON ({error}). A JSON file has one object a line here.") from None
+        raise DataError(
+            f"{path}, line {number}: not JSON ({str(error)[:80]}). A JSON file has one object a line here."
+        ) from None
     if not isinstance(row, dict):
         raise DataError(f"{path}, line {number}: a row has to be an object with named columns, one a line")
     return row

@@ -21,6 +21,7 @@ class Sample:
         load_image: draws or opens the image when it is needed; InputError if the sample cannot be used.
         groups: visible labels of the sample, for example {"kind": "read", "difficulty": "small"}.
         options: of a multiple-choice question; answers are then letters.
+        content: alike for equal images alone, where ``image_id`` is only what the data set says; else empty.
     """
 
     sample_id: str
@@ -30,6 +31,7 @@ class Sample:
     load_image: Callable[[], Image.Image]
     groups: dict[str, str] = field(default_factory=dict)
     options: tuple[str, ...] = ()
+    content: str = ""
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def extract_features(
         ConfigError: ``batch_size`` is below 1, or one image alone does not fit into memory.
         DataError: a feature is not finite.
     """
-    by_image = {sample.image_id: sample for sample in samples}
+    by_image = {sample.content or sample.image_id: sample for sample in samples}
     by_question = dict.fromkeys(sample.question for sample in samples)
     images = in_batches(list(by_image.values()), partial(_image_features, vlm), batch_size, "image features", say)
     questions = in_batches(
@@ -106,7 +106,7 @@ def extract_features(
     question_row = {text: row for row, text in enumerate(by_question)}
     return Features(
         tuple(sample.sample_id for sample in samples),
-        images[[image_row[sample.image_id] for sample in samples]],
+        images[[image_row[sample.content or sample.image_id] for sample in samples]],
         questions[[question_row[sample.question] for sample in samples]],
         metadata or {},
     )
