@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from budgetvlm._io import first_few
 from budgetvlm.errors import ConfigError, DataError, OutputError
 from budgetvlm.knobs import KnobSpace
-from budgetvlm.table import ProfileTable, draw_splits, first_few
+from budgetvlm.table import ProfileTable, draw_splits
 
 SPACE = KnobSpace({"resolution": [1, 2], "depth": [4, 8, 16]})
 

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -243,6 +243,13 @@ def open_image(image: str | Path | bytes | Image.Image) -> Image.Image:
 def shortened(text: str, most: int = 80) -> str:
     """Return a text that fits into a message."""
     return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
+
+
+def first_few(names: Iterable[str], limit: int = 5) -> str:
+    """Return 'a, b, c and 7 more', for error messages."""
+    names = sorted(names)
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
 
 
 def _decoded(image: Image.Image, name: str) -> Image.Image:

@@ -16,9 +16,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
-from budgetvlm._io import atomic_path, check_schema, header_text
+from budgetvlm._io import atomic_path, check_schema, first_few, header_text
 from budgetvlm.errors import DataError
-from budgetvlm.table import first_few
 
 SCHEMA_VERSION = 1
 _HEADER = "budgetvlm.features"

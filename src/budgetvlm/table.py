@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from budgetvlm._io import atomic_path, check_schema, header_text
+from budgetvlm._io import atomic_path, check_schema, first_few, header_text
 from budgetvlm.errors import ConfigError, DataError, KnobSpaceError
 from budgetvlm.knobs import KnobSpace
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "validation", "test")
+STAGES_AT_MOST = 1.5  # times the latency
 _HEADER = b"budgetvlm.profile_table"
 
 
@@ -57,7 +58,7 @@ class ProfileTable:
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        problems = list(_problems(self))
+        problems = list(_problems(self)) or list(_stage_problems(self))
         if problems:
             raise DataError("not a profile table: " + "; ".join(problems))
 
@@ -224,13 +225,6 @@ def draw_splits(labels: Sequence[str], fractions: Mapping[str, float], seed: int
     return {units[unit]: str(side) for unit, side in zip(order, sides, strict=True)}
 
 
-def first_few(names: Iterable[str], limit: int = 5) -> str:
-    """Return 'a, b, c and 7 more', for error messages."""
-    names = sorted(names)
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest
-
-
 def _problems(table: ProfileTable) -> Iterator[str]:
     shape = (table.num_samples, table.num_settings)
     if not table.sample_ids:
@@ -240,15 +234,25 @@ def _problems(table: ProfileTable) -> Iterator[str]:
         yield f"sample ids occur more than once: {first_few(repeated)}"
     yield from _number_problems("accuracy", table.accuracy, shape, "between 0 and 1", 0.0, 1.0)
     yield from _number_problems("latency_ms", table.latency_ms, shape, "above 0", float(np.finfo("f4").tiny), np.inf)
-    for name, values in table.stages_ms.items():
-        yield from _number_problems(f"stage {name}", values, shape, "0 or more", 0.0, np.inf)
-    for name, values in table.tokens.items():
-        yield from _number_problems(f"tokens {name}", values, shape, "0 or more", 0.0, np.inf)
+    for kind, matrices in (("stage", table.stages_ms), ("tokens", table.tokens)):
+        for name, values in matrices.items():
+            yield from _number_problems(f"{kind} {name}", values, shape, "0 or more", 0.0, np.inf)
     for name, labels in table.groups.items():
         if len(labels) != table.num_samples:
             yield f"group {name!r} has {len(labels)} labels for {table.num_samples} samples"
     if table.split is not None:
         yield from _split_problems(table, table.split)
+
+
+def _stage_problems(table: ProfileTable) -> Iterator[str]:
+    """Stages are parts of the latency. Predicted ones may exceed it a little; those of another unit do so by far."""
+    total: Any = sum(np.nan_to_num(values) for values in table.stages_ms.values())
+    wrong = np.argwhere(total > STAGES_AT_MOST * table.latency_ms + 1)
+    for row, column in wrong[:1]:
+        yield (
+            f"the stages of sample {table.sample_ids[row]} are {total[row, column]:g} ms in all, and its latency is "
+            f"{table.latency_ms[row, column]:g} ms ({len(wrong)} such cells); give both in one unit"
+        )
 
 
 def _number_problems(

@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = lmms.add_argument
     add("--manifest", type=Path, metavar="FILE", help='or a JSON file: [{"setting": {...}, "path": "..."}, ...]')
     add("--metric", metavar="NAME", help="the score among the log's metrics, for example exact_match")
+    add("--filter", metavar="NAME", help="of the filters that the answers were extracted with, where there are several")
     add("--task", metavar="NAME", help="of the tasks in the logs (default: all)")
     add("--latency_field", metavar="a.b", help="the latency's field (default: token_counts.0.latency_ms)")
     add("--latencies", type=Path, metavar="FILE", help="table of latencies, by setting or by sample and setting")
@@ -88,7 +89,7 @@ def _values(parser: argparse.ArgumentParser) -> None:
     """Add what the files of other programs leave open."""
     add = parser.add_argument
     add("--score_scale", type=float, default=1.0, metavar="X", help="largest score: 100 for per cent (default: 1)")
-    add("--latency_unit", choices=("ms", "s"), default="ms", help="default: ms")
+    add("--latency_unit", choices=("ms", "s"), help="default: ms; it has to be said where latencies look like seconds")
     add("--duplicates", choices=("error", "mean", "last"), default="error", help="several rows of one cell")
     add(
         "--gaps", choices=("keep", "drop"), default="keep",
@@ -162,7 +163,7 @@ def _from_lmms(args: argparse.Namespace, say: Say) -> tuple[ProfileTable, bool]:
     runs += read_manifest(args.manifest) if args.manifest else []
     cells = read_runs(
         runs, metric=args.metric, task=args.task, score_scale=args.score_scale, latency_field=args.latency_field,
-        latency_unit=args.latency_unit, progress=sys.stderr.isatty(),
+        latency_unit=args.latency_unit, filter_name=args.filter, progress=sys.stderr.isatty(),
     )  # fmt: skip
     metadata = {"imported_from": "lmms-eval", "metric": args.metric, "runs": [str(run.path) for run in runs]}
     table = to_table(cells, duplicates=args.duplicates, metadata=metadata)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import csv, json, parquet
+from pyarrow import compute, csv, parquet
 
+from budgetvlm._io import reading_text
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.importing.measured_rows import Cells
 from budgetvlm.knobs import KNOBS
 from budgetvlm.profiling.results.measurements import STAGE_FIELDS, TOKEN_KINDS
+from budgetvlm.tasks.values import as_label, is_gap, is_index
 
 PLAIN = ("sample_id", "score", "latency_ms")
 USUAL = {  # columns that are taken without being asked for
@@ -22,13 +26,10 @@ USUAL = {  # columns that are taken without being asked for
     **{f"num_{kind}_tokens": f"tokens.{kind}" for kind in TOKEN_KINDS},
 }
 UNITS = {"ms": 1.0, "s": 1000.0}
-READERS: dict[str, Callable[[Path], pa.Table]] = {
-    ".csv": csv.read_csv,
-    ".tsv": partial(csv.read_csv, parse_options=csv.ParseOptions(delimiter="\t")),
-    ".parquet": parquet.read_table,
-    ".jsonl": json.read_json,
-    ".ndjson": json.read_json,
-}
+KINDS = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
+ASKED_MS = 10.0  # a median below it may as well be in seconds: no request to a model is that quick
+LONGEST_S = 600.0  # a median above it is in milliseconds
+_SECONDS = re.compile(r"(?:^|[_ .])(?:s|sec|secs|seconds?)$", re.IGNORECASE)
 
 
 def read_flat(
@@ -37,7 +38,7 @@ def read_flat(
     knobs: Sequence[str] = KNOBS,
     columns: Mapping[str, str] | None = None,
     score_scale: float = 1.0,
-    latency_unit: str = "ms",
+    latency_unit: str | None = None,
     optional: Sequence[str] = (),
 ) -> Cells:
     """Read a file.
@@ -47,7 +48,7 @@ def read_flat(
         columns: what a column is -> its name in the file, where that is another: sample_id, score, latency_ms, a
             knob, image_id, stage.NAME, tokens.NAME, group.NAME.
         score_scale: the largest score; scores are divided by it.
-        latency_unit: "ms" or "s", of the latency and the stages.
+        latency_unit: "ms" or "s", of the latency and the stages; None: ms, unless the latencies look like seconds.
         optional: of sample_id, score and latency_ms: what may be missing.
 
     Raises:
@@ -55,7 +56,7 @@ def read_flat(
         DataError: a file that cannot be read, a missing column, values that are no numbers.
     """
     wanted = {name: name for name in (*PLAIN, *knobs)} | _mapping(columns or {}, knobs)
-    table = _read(path)
+    table = _read(path, {name for role, name in wanted.items() if _is_text(role)} | {"image_id"})
     taken = set(wanted.values())
     wanted |= {role: name for name, role in USUAL.items() if name in table.column_names and name not in taken}
     _require_columns(path, table, wanted, optional)
@@ -70,7 +71,7 @@ def to_cells(
     knobs: Sequence[str],
     *,
     score_scale: float = 1.0,
-    latency_unit: str = "ms",
+    latency_unit: str | None = "ms",
 ) -> Cells:
     """Take the columns of a table that mean something: what a column is -> its name. Scales as in `read_flat`.
 
@@ -78,22 +79,60 @@ def to_cells(
         ConfigError: a scale that cannot be.
         DataError: values that are no numbers, ids or labels that are missing.
     """
-    if latency_unit not in UNITS or not score_scale > 0:
+    if latency_unit not in (*UNITS, None) or not score_scale > 0:
         raise ConfigError(f"latency_unit={latency_unit!r} has to be ms or s, score_scale={score_scale} above 0")
-    scales = dict.fromkeys(
-        ["latency_ms", *(role for role in columns if role.startswith("stage."))], UNITS[latency_unit]
-    )
-    scales["score"] = 1 / score_scale
     values: dict[str, np.ndarray] = {name: np.full(len(table), np.nan) for name in ("score", "latency_ms")}
-    labels = {}
+    labels: dict[str, np.ndarray] = {}
     for role, name in columns.items():
-        if role == "sample_id" or role.startswith("group."):
+        if _is_text(role):
             labels[role] = _texts(source, table, name)
         else:
-            values[role] = _numbers(source, table, name) * scales.get(role, 1.0)
-    numbered = "sample_id" in columns and pa.types.is_integer(table.schema.field(columns["sample_id"]).type)
+            values[role] = _numbers(source, table, name)
+    _check_unit(source, columns.get("latency_ms", ""), values["latency_ms"], latency_unit)
+    _check_scale(source, values, knobs, score_scale)
+    for role in values:
+        if role == "latency_ms" or role.startswith("stage."):
+            values[role] = values[role] * UNITS[latency_unit or "ms"]
+    values["score"] = values["score"] / score_scale
     sample_ids = labels.pop("sample_id", np.full(len(table), ""))
-    return Cells(source, tuple(knobs), sample_ids, values, labels, by_index=numbered)
+    return Cells(source, tuple(knobs), sample_ids, values, labels, by_index=all(map(is_index, sample_ids)))
+
+
+def _is_text(role: str) -> bool:
+    return role == "sample_id" or role.startswith("group.")
+
+
+def _check_unit(source: str, name: str, latencies: np.ndarray, unit: str | None) -> None:
+    """Raise ConfigError where nobody said the unit and it may be seconds, DataError where what was said cannot be."""
+    known = latencies[~np.isnan(latencies)]
+    if not len(known):
+        return
+    median = float(np.median(known))
+    if unit is None and (median < ASKED_MS or _SECONDS.search(name)):
+        raise ConfigError(
+            f"{source}: the latencies ({name}, median {median:g}) look like seconds, and milliseconds are expected. "
+            "Say which unit they have with --latency_unit s or --latency_unit ms."
+        )
+    if unit == "s" and median > LONGEST_S:
+        raise DataError(
+            f"{source}: the latencies ({name}) have a median of {median:g} seconds. Are they milliseconds? Leave out "
+            "--latency_unit s then."
+        )
+
+
+def _check_scale(source: str, values: Mapping[str, np.ndarray], knobs: Sequence[str], score_scale: float) -> None:
+    """Raise DataError where the scores of a setting are fractions, though all are said to be per cent."""
+    if score_scale < ASKED_MS:
+        return
+    settings = np.stack([values[name] for name in knobs] or [np.zeros(len(values["score"]))], axis=1)
+    for setting in np.unique(settings, axis=0):
+        scores = values["score"][(settings == setting).all(axis=1)]
+        if (scores > 0).any() and not (scores > 1).any():
+            where = ", ".join(f"{name}={value:g}" for name, value in zip(knobs, setting, strict=False))
+            raise DataError(
+                f"{source}: score_scale={score_scale:g}, but no score at {where} is above 1, so they are fractions. "
+                "Give all scores on one scale."
+            )
 
 
 def _mapping(columns: Mapping[str, str], knobs: Sequence[str]) -> dict[str, str]:
@@ -107,16 +146,50 @@ def _mapping(columns: Mapping[str, str], knobs: Sequence[str]) -> dict[str, str]
     return {"group.image_id" if role == "image_id" else role: name for role, name in columns.items()}
 
 
-def _read(path: Path) -> pa.Table:
+def _read(path: Path, texts: Collection[str]) -> pa.Table:
+    """Read a file; columns of ``texts`` as they are written, so that "007" stays what it is."""
     suffix = path.suffix.lower()
-    if suffix not in READERS:
+    if suffix not in KINDS:
         raise DataError(f"{path} is of no known kind; give a .csv, .tsv, .parquet or .jsonl file")
     try:
-        return READERS[suffix](path)
+        if suffix == ".parquet":
+            return parquet.read_table(path)
+        with reading_text(path) as file:
+            if suffix in (".jsonl", ".ndjson"):
+                return _from_lines(path, file)
+            for _ in file:  # another encoding is named
+                pass
+        return csv.read_csv(
+            path,
+            parse_options=csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",", newlines_in_values=True),
+            convert_options=csv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string())),
+        )
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} cannot be read as {suffix[1:]}: {error}") from None
+
+
+def _from_lines(path: Path, lines: Iterable[str]) -> pa.Table:
+    """Read JSON lines as columns of texts, of all names that any line has."""
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except ValueError as error:
+            raise DataError(f"{path} cannot be read as jsonl: line {number} is not JSON ({str(error)[:80]})") from None
+        if row is not None and not isinstance(row, dict):
+            raise DataError(f"{path} cannot be read as jsonl: line {number} is no object with named columns")
+        rows += [row] if row else []
+    names = dict.fromkeys(name for row in rows for name in row)
+    cells = {name: [row.get(name) for row in rows] for name in names}
+    return pa.table({name: pa.array([_cell(value) for value in column], pa.string()) for name, column in cells.items()})
+
+
+def _cell(value: Any) -> str | None:
+    if is_gap(value) or isinstance(value, dict | list):  # of no column that is read
+        return None
+    return as_label(value)
 
 
 def _require_columns(path: Path, table: pa.Table, wanted: Mapping[str, str], optional: Sequence[str]) -> None:
@@ -137,6 +210,9 @@ def _numbers(source: str, table: pa.Table, name: str) -> np.ndarray:
     try:
         if pa.types.is_boolean(column.type):
             column = column.cast(pa.int8())
+        elif pa.types.is_string(column.type):
+            column = compute.replace_substring_regex(column, "^(?i)true$", "1")
+            column = compute.replace_substring_regex(column, "^(?i)false$", "0")
         values: np.ndarray = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
         return values.astype(np.float64)
     except (pa.ArrowException, TypeError, ValueError) as error:
@@ -145,8 +221,7 @@ def _numbers(source: str, table: pa.Table, name: str) -> np.ndarray:
 
 def _texts(source: str, table: pa.Table, name: str) -> np.ndarray:
     """Return a column as strings ``[n]``."""
-    column = table[name]
-    if column.null_count:
-        row = next(number for number, value in enumerate(column.to_pylist(), 1) if value is None)
-        raise DataError(f"{source}: column {name} is empty in row {row}; every row needs one")
-    return np.array([str(value) for value in column.to_pylist()], dtype=object)
+    found = [as_label(value) for value in table[name].to_pylist()]
+    if "" in found:
+        raise DataError(f"{source}: column {name} is empty in row {found.index('') + 1}; every row needs one")
+    return np.array(found, dtype=object)

@@ -11,23 +11,25 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from tqdm import tqdm
 
-from budgetvlm._io import read_json
+from budgetvlm._io import read_json, reading_text, shortened
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.importing.flat_tables import to_cells
 from budgetvlm.importing.measured_rows import Cells
+from budgetvlm.tasks.values import as_text, is_gap
 
 LOG_NAME = re.compile(r"(?:(?P<date>\d{8}_\d{6})_)?samples_(?P<task>.+)\.jsonl")
 NO_METRICS = {
     "doc_id", "doc", "target", "arguments", "input", "resps", "filtered_resps", "token_counts", "doc_hash",
-    "input_media", "submission", "repeats", "idx",
+    "input_media", "submission", "repeats", "idx", "filter",
 }  # fmt: skip
+_TIME = re.compile(r"latency|time|second|duration|_ms$|_s$", re.IGNORECASE)
 Knobs = tuple[tuple[str, float], ...]
 _RUN = re.compile(r"(?P<setting>[A-Za-z_]\w*=[^=,]+(?:,[A-Za-z_]\w*=[^=,]+)*)=(?P<path>.+)")
 
@@ -81,7 +83,8 @@ def read_runs(
     task: str | None = None,
     score_scale: float = 1.0,
     latency_field: str | None = None,
-    latency_unit: str = "ms",
+    latency_unit: str | None = None,
+    filter_name: str | None = None,
     progress: bool = False,
 ) -> Cells:
     """Read all samples of all runs.
@@ -91,10 +94,11 @@ def read_runs(
         task: of the tasks in the logs; None: all, and where there are several a sample is named "task:doc_id".
         score_scale: the largest score.
         latency_field: where the log has the latency, for example "token_counts.0.latency_ms", which is the default.
-        latency_unit: "ms" or "s".
+        latency_unit: "ms" or "s"; None: ms, unless another field than the default one looks like seconds.
+        filter_name: of the filters that a task extracts an answer with; None: there is one alone.
 
     Raises:
-        ConfigError: no runs, knobs that differ between them.
+        ConfigError: no runs, knobs that differ between them, latencies whose unit nobody knows.
         DataError: logs that are missing, damaged, of several dates, or without the metric.
     """
     if not runs:
@@ -103,22 +107,32 @@ def read_runs(
     several = len({name for _, name, _ in logs}) > 1
     rows: list[dict[str, Any]] = []
     settings: list[Knobs] = []
+    metrics: dict[str, str] = {}
     for run, name, path in tqdm(logs, desc="logs", unit="log", disable=not progress):
-        lines = list(_lines(path))
-        wanted = _metric(path, lines, metric)
-        for number, line in enumerate(lines, 1):
+        lines = _of_filter(path, list(_lines(path)), filter_name)
+        wanted = _metric(path, [line for _, line in lines], metric, latency_field)
+        if metrics.setdefault(name, wanted) != wanted:
+            raise DataError(
+                f"{path} has the metric {wanted}, and other logs of {name} have {metrics[name]}. Say which is the "
+                "score with --metric NAME."
+            )
+        if latency_field is not None and not any(latency_field in line for _, line in lines):
+            raise DataError(f"{path} has no field {latency_field}; it has {', '.join(_names(lines))}")
+        for number, line in lines:
             where = f"{path}, line {number}"
             settings.append(run.setting if run.setting is not None else _own_setting(where, line, run.path))
-            own = {"sample_id": f"{name}:{line['doc_id']}" if several else str(line["doc_id"]), "group.task": name}
+            doc_id = as_text(line["doc_id"])
+            own = {"sample_id": f"{name}:{doc_id}" if several else doc_id, "group.task": name}
             rows.append(dict(settings[-1]) | own | _measured(where, line, wanted, latency_field))
     knobs = _common_knobs(settings)
-    table = pa.Table.from_pylist(rows)
-    shared = [role for role in table.column_names if role == "latency_ms" or not table[role].null_count]
+    roles = dict.fromkeys(role for row in rows for role in row)
+    table = pa.table({role: [row.get(role) for row in rows] for role in roles})
+    shared = [role for role in roles if not (role.startswith("group.") and table[role].null_count)]
     cells = to_cells(
         str(runs[0].path) if len(runs) == 1 else f"the {len(runs)} runs", table, {role: role for role in shared}, knobs,
-        score_scale=score_scale, latency_unit=latency_unit,
+        score_scale=score_scale, latency_unit=latency_unit or (None if latency_field else "ms"),
     )  # fmt: skip
-    return replace(cells, by_index=not several)
+    return cells
 
 
 def _common_knobs(settings: Sequence[Knobs]) -> tuple[str, ...]:
@@ -161,9 +175,9 @@ def _logs(run: LoggedRun, task: str | None) -> list[tuple[str, Path]]:
     return found
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Read the samples of a log, each as its values by their paths: "vqa_acc", "token_counts.0.latency_ms"."""
-    with open(path, encoding="utf-8") as file:
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Read the samples of a log: line, and its values by their paths: "vqa_acc", "token_counts.0.latency_ms"."""
+    with reading_text(path) as file:
         for number, text in enumerate(file, 1):
             if not text.strip():
                 continue
@@ -175,7 +189,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                 ) from None
             if not isinstance(line, dict) or "doc_id" not in line:
                 raise DataError(f"{path}, line {number}, has no doc_id; it is no log of samples of lmms-eval")
-            yield dict(_leaves("", line))
+            yield number, dict(_leaves("", line))
 
 
 def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -187,19 +201,43 @@ def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield from _leaves(f"{path}.{name}" if path else str(name), part)
 
 
-def _metric(path: Path, lines: Sequence[Mapping[str, Any]], metric: str | None) -> str:
-    """Choose the metric that is meant: a number of a line, or of an object in it, that is not known to be another."""
+def _of_filter(
+    path: Path, lines: Sequence[tuple[int, dict[str, Any]]], wanted: str | None
+) -> list[tuple[int, dict[str, Any]]]:
+    """Keep the lines of one filter: a task that extracts answers in several ways logs each sample once for each."""
     if not lines:
         raise DataError(f"{path} is empty; run that setting again")
-    found = [
+    there = dict.fromkeys(str(line["filter"]) for _, line in lines if "filter" in line)
+    if (wanted is None and len(there) > 1) or (wanted is not None and wanted not in there):
+        which = "several filters" if wanted is None else f"no filter {wanted!r}"
+        raise DataError(f"{path} has {which}; it has {', '.join(there) or 'none'}. Say which one with --filter NAME.")
+    return [(number, line) for number, line in lines if wanted is None or str(line.get("filter")) == wanted]
+
+
+def _names(lines: Sequence[tuple[int, dict[str, Any]]]) -> dict[str, None]:
+    return dict.fromkeys(name for _, line in lines for name in line)
+
+
+def _metric(path: Path, lines: Sequence[Mapping[str, Any]], metric: str | None, latency_field: str | None) -> str:
+    """Choose the metric that is meant: a number of any line, or of an object in it, that is not known to be another."""
+    values = Counter[str]()  # name -> how many lines have a number there
+    for line in lines:
+        values.update({name: int(_is_score(v)) for name, v in line.items() if v is None or isinstance(v, int | float)})
+    named = [
         name
-        for name, value in lines[0].items()
-        if _is_score(value) and re.fullmatch(r"[^.]+(\.(?!\d)[^.]+)?", name) and name.split(".")[0] not in NO_METRICS
+        for name in values
+        if re.fullmatch(r"[^.]+(\.(?!\d)[^.]+)?", name)
+        and name.split(".")[0] not in NO_METRICS
+        and name != latency_field
     ]
-    if metric is None and len(found) == 1:
+    found = [name for name in named if values[name]]
+    sure = len(found) == 1 and values[found[0]] == len(lines) and not _TIME.search(found[0])
+    if metric is None and sure:
         return found[0]
-    if metric is None or metric not in found:
+    if metric is None or metric not in named:
         what = "several metrics" if metric is None and found else f"no metric {metric!r}" if found else "no metric"
+        if metric is None and len(found) == 1:
+            what = f"only {found[0]!r}, with a number in {values[found[0]]} of {len(lines)} lines; it may be no score"
         raise DataError(
             f"{path} has {what}; it has {', '.join(found) or 'nothing that is a number'}. Say which is the score with "
             "--metric NAME."
@@ -228,17 +266,18 @@ def _own_setting(where: str, line: Mapping[str, Any], path: Path) -> Knobs:
 
 def _measured(where: str, line: Mapping[str, Any], metric: str, latency_field: str | None) -> dict[str, Any]:
     """Return score, latency, stages and image of a line, named as `to_cells` names them."""
-    score: Any = line.get(metric)
-    latency = line.get(latency_field or "token_counts.0.latency_ms")
-    if not _is_score(score):
-        raise DataError(f"{where}: metric {metric} is {score!r}, no number. Choose another with --metric NAME.")
-    if latency is not None and not _is_score(latency):
-        raise DataError(f"{where}: the latency {latency!r} is no number; name its field with --latency_field a.b")
-    if latency_field is not None and latency is None:
-        raise DataError(f"{where} has no field {latency_field}; it has {', '.join(line)}")
-    found = {"score": float(score), "latency_ms": None if latency is None else float(latency)}
+    found: dict[str, Any] = {}
+    for role, name, flag in (
+        ("score", metric, "--metric NAME"),
+        ("latency_ms", latency_field or "token_counts.0.latency_ms", "--latency_field a.b"),
+    ):
+        value = line.get(name)
+        if not (is_gap(value) or _is_score(value)):
+            raise DataError(f"{where}: {name} is {shortened(repr(value))}, no number. Name another with {flag}.")
+        found[role] = value if _is_score(value) else None
     if latency_field is None:
-        found |= {f"stage.{name}": float(ms) for name, ms in _within(line, "token_counts.0.stages_ms.").items()}
+        stages = _within(line, "token_counts.0.stages_ms.")
+        found |= {f"stage.{name}": None if is_gap(ms) else float(ms) for name, ms in stages.items()}
     media = _within(line, "input_media.")
     if len(media) == 1 and isinstance(media.get("0"), str) and len(media["0"]) < 1000:
         return found | {"group.image_id": media["0"]}  # a longer one is the image itself, in base64

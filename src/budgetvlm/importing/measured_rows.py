@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from budgetvlm._io import first_few
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.knobs import KnobSpace
-from budgetvlm.table import ProfileTable, first_few
+from budgetvlm.table import ProfileTable
 
 DUPLICATES = ("error", "mean", "last")
+SMALLEST_SHARE = 0.01  # of a latency that prefill and decode together can be
 MAX_CELLS = 200_000_000  # of the table; beyond it a column that is no knob was taken for one
 
 
@@ -173,6 +175,20 @@ def _check_values(cells: Cells) -> None:
                 what = f"{role.replace('.', ' ', 1)} of {cells.where(wrong[0])} {value}"
             more = f" ({len(wrong)} such rows)" if len(wrong) > 1 else ""
             raise DataError(f"{cells.source}: {what}; {rule}{more}")
+
+    _check_stages(cells)
+
+
+def _check_stages(cells: Cells) -> None:
+    """Raise DataError where both long stages together are nearly nothing of the latency: they have another unit."""
+    if {"stage.prefill", "stage.decode"} <= cells.values.keys():
+        stages = np.sum([values for role, values in cells.values.items() if role.startswith("stage.")], axis=0)
+        share = stages / cells.values["latency_ms"]
+        if (~np.isnan(share)).any() and np.nanmedian(share) < SMALLEST_SHARE:
+            raise DataError(
+                f"{cells.source}: the stages add up to {np.nanmedian(share):.2%} of the latency (median). Do they have "
+                "another unit? Give both in the same."
+            )
 
 
 def _settings(cells: Cells) -> tuple[KnobSpace, np.ndarray]:

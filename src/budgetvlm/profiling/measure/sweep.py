@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from budgetvlm._io import first_few
 from budgetvlm._version import versions
 from budgetvlm.errors import ConfigError, DataError, InputError, OutputError
 from budgetvlm.knobs import Setting
@@ -21,7 +22,6 @@ from budgetvlm.profiling.measure.sweep_options import SweepOptions
 from budgetvlm.profiling.results.measurements import Measurement
 from budgetvlm.profiling.results.reading import read_file
 from budgetvlm.profiling.results.result_files import FORMATS, Kind, result_path, results_directory, write_result
-from budgetvlm.table import first_few
 from budgetvlm.tasks import SplitSample, Task
 from budgetvlm.vlm import VLM
 

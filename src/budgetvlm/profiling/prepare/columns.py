@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from budgetvlm._io import first_few
 from budgetvlm.errors import DataError
 from budgetvlm.knobs import Setting
 from budgetvlm.profiling.results.measurements import TIMES, TOKEN_COUNTS
 from budgetvlm.profiling.results.reading import iter_results
 from budgetvlm.profiling.results.result_files import Kind, SettingResult
-from budgetvlm.table import first_few
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from budgetvlm._io import first_few
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.knobs import KnobSpace, Setting
 from budgetvlm.profiling.prepare.columns import SweepArrays, read_accuracy, read_sweep
 from budgetvlm.profiling.prepare.fill import MIN_MEASURED, predict_cells, predict_times
 from budgetvlm.profiling.prepare.prepare_options import LATENCY_FILLS
 from budgetvlm.profiling.results.measurements import STAGE_FIELDS, TIMES, TOKEN_COUNTS, TOKEN_KINDS
-from budgetvlm.table import ProfileTable, first_few
+from budgetvlm.table import ProfileTable
 
 SAMPLE_IDS = "sample_ids"  # in the metadata of a table whose samples are numbers: their index in the split
 BY_INDEX = "index in the split"

@@ -6,8 +6,9 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
+from budgetvlm._io import first_few
 from budgetvlm.errors import ConfigError, DataError
-from budgetvlm.table import SPLITS, ProfileTable, draw_splits, first_few
+from budgetvlm.table import SPLITS, ProfileTable, draw_splits
 
 TEST_SHARE, LEAST_IMAGES = 0.2, 10  # that is held out unasked, and of how many images at least
 TASK_SPLIT = "split"  # the label by which a sweep over several splits says where a sample comes from

@@ -10,9 +10,10 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
+from budgetvlm._io import first_few
 from budgetvlm.errors import DataError
 from budgetvlm.profiling.prepare.splits import TASK_SPLIT
-from budgetvlm.table import ProfileTable, first_few
+from budgetvlm.table import ProfileTable
 from budgetvlm.tasks import SplitSample, Task
 
 

@@ -14,12 +14,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from budgetvlm._io import read_json
+from budgetvlm._io import first_few, read_json
 from budgetvlm.errors import DataError
 from budgetvlm.knobs import KNOBS, Value
 from budgetvlm.profiling.results.numbering import number_by_split
 from budgetvlm.profiling.results.result_files import FORMATS, SCHEMA_VERSION, Kind, SettingResult, results_directory
-from budgetvlm.table import first_few
 
 
 def iter_results(directory: str | Path, dataset_name: str, kind: Kind) -> Iterator[SettingResult]:
