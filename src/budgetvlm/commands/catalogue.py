@@ -10,6 +10,7 @@ from budgetvlm.commands.parser import Parser
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("budgetvlm.commands.quickstart", "all of the below with the bundled model and task, in minutes"),
     "profile": ("budgetvlm.commands.profile", "measure accuracy or latency of every setting of the knobs"),
+    "rescore": ("budgetvlm.commands.rescore", "score the answers that were profiled by another metric"),
     "prepare": ("budgetvlm.commands.prepare", "join both profiles into a table and extract the features"),
     "import": ("budgetvlm.commands.import_results", "make a table from results of other programs"),
     "train": ("budgetvlm.commands.train", "train a controller with GRPO on a table and its features"),
@@ -30,6 +31,9 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "      --num_samples 1500 --output_dir ./results/profiling/exp5_accuracy",
         "budgetvlm profile latency --model_path reference --dataset_name signs --split train,validation,test \\\n"
         "      --num_samples 60 --output_dir ./results/profiling/exp6_latency",
+    ),
+    "rescore": (
+        "budgetvlm rescore --dataset_name receipts --metric relaxed --output_dir ./results/profiling/exp5_relaxed",
     ),
     "prepare": (
         "budgetvlm prepare --model_path reference --dataset_name signs \\\n"

@@ -17,7 +17,7 @@ from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.importing.measured_rows import Cells
 from budgetvlm.knobs import KNOBS
 from budgetvlm.profiling.results.measurements import STAGE_FIELDS, TOKEN_KINDS
-from budgetvlm.tasks.values import as_label, is_gap, is_index
+from budgetvlm.tasks.values import as_id, as_label, is_gap, is_index
 
 PLAIN = ("sample_id", "score", "latency_ms")
 USUAL = {  # columns that are taken without being asked for
@@ -221,7 +221,7 @@ def _numbers(source: str, table: pa.Table, name: str) -> np.ndarray:
 
 def _texts(source: str, table: pa.Table, name: str) -> np.ndarray:
     """Return a column as strings ``[n]``."""
-    found = [as_label(value) for value in table[name].to_pylist()]
+    found = [as_id(value) for value in table[name].to_pylist()]
     if "" in found:
         raise DataError(f"{source}: column {name} is empty in row {found.index('') + 1}; every row needs one")
     return np.array(found, dtype=object)

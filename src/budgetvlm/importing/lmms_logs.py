@@ -22,7 +22,7 @@ from budgetvlm._io import read_json, reading_text, shortened
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.importing.flat_tables import to_cells
 from budgetvlm.importing.measured_rows import Cells
-from budgetvlm.tasks.values import as_text, is_gap
+from budgetvlm.tasks.values import as_id, is_gap
 
 LOG_NAME = re.compile(r"(?:(?P<date>\d{8}_\d{6})_)?samples_(?P<task>.+)\.jsonl")
 NO_METRICS = {
@@ -121,7 +121,7 @@ def read_runs(
         for number, line in lines:
             where = f"{path}, line {number}"
             settings.append(run.setting if run.setting is not None else _own_setting(where, line, run.path))
-            doc_id = as_text(line["doc_id"])
+            doc_id = as_id(line["doc_id"])
             own = {"sample_id": f"{name}:{doc_id}" if several else doc_id, "group.task": name}
             rows.append(dict(settings[-1]) | own | _measured(where, line, wanted, latency_field))
     knobs = _common_knobs(settings)

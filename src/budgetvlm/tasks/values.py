@@ -62,9 +62,15 @@ def as_text(value: Any) -> str:
     return str(value).strip()
 
 
+def as_id(value: Any) -> str:
+    """Return an id as text: "007" stays so, and 7.0, which pandas makes of 7 in a column with gaps, is 7."""
+    text = as_text(value)
+    return text.removesuffix(".0") if is_index(text.removesuffix(".0")) else text
+
+
 def joined_id(values: Mapping[str, Any], columns: tuple[str, ...] | None) -> str:
     """Return values of some columns as one id; empty where one is missing."""
-    parts = [as_text(values.get(column)) for column in columns or ()]
+    parts = [as_id(values.get(column)) for column in columns or ()]
     return "" if "" in parts else "-".join(parts)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from budgetvlm.errors import DataError, OutputError
+from budgetvlm.profiling.results.result_files import identity
 
 try:
     import fcntl
@@ -121,7 +122,6 @@ class Journal:
 
 
 def differences(found: Any, wanted: Mapping[str, Any]) -> list[str]:
-    """Return names of the entries of ``wanted`` that ``found`` lacks or has otherwise."""
-    if not isinstance(found, Mapping):
-        return ["contents"]
-    return [name for name, value in wanted.items() if found.get(name) != value]
+    """Return names of the entries of ``wanted`` that ``found`` lacks or has otherwise, wherever data and model lie."""
+    theirs = identity(found)
+    return [name for name, value in identity(wanted).items() if theirs.get(name) != value]

@@ -183,13 +183,14 @@ class Sweep:
         return directory / f".{FORMATS[self.kind].experiment}{rank}.jsonl"
 
     def _describe(self, more: dict[str, Any]) -> dict[str, Any]:
-        options, ids = self.options, "\n".join(one.sample.sample_id for one in self.samples)
+        options, samples = self.options, [place.sample for place in self.samples]
+        contents = [[s.sample_id, s.question, s.answers, s.content or s.image_id] for s in samples]
         config = {
             "model_path": self.vlm.name,
             "model_fingerprint": options.model_fingerprint,
             "split": "+".join(options.splits),
             "num_samples": list(options.num_samples) if options.num_samples else None,
-            "samples_digest": hashlib.sha256(ids.encode()).hexdigest()[:16],
+            "samples_digest": hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:16],
             "max_new_tokens": self.max_new_tokens,
             "seed": options.seed,
             "world_size": options.world_size,

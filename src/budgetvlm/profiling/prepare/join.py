@@ -20,6 +20,7 @@ from budgetvlm.profiling.prepare.columns import SweepArrays, read_accuracy, read
 from budgetvlm.profiling.prepare.fill import MIN_MEASURED, predict_cells, predict_times
 from budgetvlm.profiling.prepare.prepare_options import LATENCY_FILLS
 from budgetvlm.profiling.results.measurements import STAGE_FIELDS, TIMES, TOKEN_COUNTS, TOKEN_KINDS
+from budgetvlm.profiling.results.result_files import RESCORED, identity
 from budgetvlm.table import ProfileTable
 
 SAMPLE_IDS = "sample_ids"  # in the metadata of a table whose samples are numbers: their index in the split
@@ -137,10 +138,11 @@ def _check_settings(accuracy: SweepArrays, timed: SweepArrays, latency_fill: str
 
 def _check_runs(accuracy: SweepArrays, timed: SweepArrays) -> None:
     """Both sweeps have to have run one model, with answers of one length, on samples of the same splits."""
-    known, other = accuracy.config, accuracy.paths[0]
+    config, other = accuracy.config, accuracy.paths[0]
+    known = identity(config | {"task": config.get(RESCORED, config.get("task"))})
     for where, config in zip(timed.paths, timed.configs, strict=True):
         for name in ("max_new_tokens", "model_fingerprint", "task"):
-            ours, theirs = known.get(name), config.get(name)
+            ours, theirs = known.get(name), identity(config).get(name)
             if None not in (ours, theirs) and ours != theirs:
                 raise DataError(
                     f"{where}: field config.{name} is {theirs}, but {other} has {ours}. Latency and accuracy have "

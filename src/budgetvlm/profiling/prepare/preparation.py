@@ -28,6 +28,7 @@ from budgetvlm.profiling.results.places import find_results
 from budgetvlm.profiling.results.reading import read_file, result_files
 from budgetvlm.table import ProfileTable
 from budgetvlm.tasks import SPLITS, SplitSample, Task
+from budgetvlm.tasks.task_options import PLACES
 
 BUNDLED = "reference"
 Say = Callable[[str], None]
@@ -131,7 +132,6 @@ class _Preparation:
         self.options, self.backend, self.say = options, backend, say
         self.source = {
             "dataset_name": name,
-            "model_path": self.model_path,
             "model": backend.fingerprint(self.model_path),
             "exp5": _digest(files),
             "exp6": _digest(result_files(options.exp6_dir, name, "latency")),
@@ -230,8 +230,8 @@ class _Preparation:
 
     def _features_key(self, table: ProfileTable) -> str:
         """Return what features depend on: model, processor, data set (and its prompts), not what was measured."""
-        named = {name: self.source[name] for name in ("dataset_name", "model_path", "model")}
-        task = {name: value for name, value in _task_of(table).items() if name != "metric"}
+        named = {name: self.source[name] for name in ("dataset_name", "model")}
+        task = {name: value for name, value in _task_of(table).items() if name not in ("metric", *PLACES)}
         return json.dumps(named | ({"task": task} if task else {}))
 
     def _with_task_ids(self, table: ProfileTable) -> tuple[ProfileTable, list[SplitSample]]:

@@ -17,8 +17,10 @@ from budgetvlm._io import write_json
 from budgetvlm.errors import ConfigError, KnobSpaceError
 from budgetvlm.knobs import KNOBS, Value
 from budgetvlm.profiling.results.measurements import STAGE_FIELDS, AccuracyRecord, LatencyRecord, Measurement
+from budgetvlm.tasks.task_options import PLACES
 
 SCHEMA_VERSION = 1
+RESCORED = "asked_as"  # in the config of rescored results: the task by which the answers were asked for
 WORDS = ("crops", "topk", "blocks")  # of the knobs, in names of files
 REQUIRED_CONFIG = ("split", "max_new_tokens", "world_size", "versions")
 Kind = Literal["accuracy", "latency"]
@@ -138,6 +140,15 @@ def write_result(
     }
     write_json(path, document)
     return path
+
+
+def identity(config: Any) -> dict[str, Any]:
+    """Return what a sweep is of, without places: the same data or weights under another path are the same."""
+    if not isinstance(config, Mapping):
+        return {}
+    places = {"model_path"} if config.get("model_fingerprint") else set()
+    task = {name: value for name, value in (config.get("task") or {}).items() if name not in PLACES}
+    return {name: value for name, value in config.items() if name not in places} | {"task": task}
 
 
 def latency_statistics(times_ms: Sequence[float]) -> dict[str, float]:
