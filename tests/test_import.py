@@ -288,7 +288,7 @@ def test_numbers_need_to_know_the_split_and_stay_within_it(tmp_path, questions, 
 def test_features_come_from_a_local_data_set_whose_columns_have_other_names(tmp_path):
     """From a file of lines and the images beside it."""
     (tmp_path / "photos").mkdir()
-    lines = [{"query": f"what is {n}", "label": "A", "photo": f"photos/{n // 2}.png"} for n in range(4)]
+    lines = [{"query": f"what is {n}", "label": "red", "photo": f"photos/{n // 2}.png"} for n in range(4)]
     for n in range(2):
         (tmp_path / "photos" / f"{n}.png").write_bytes(png(n))
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

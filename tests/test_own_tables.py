@@ -186,6 +186,7 @@ def test_choices_as_letter_number_or_text_and_options_in_any_shape(folder, answe
         ({"answer": [["cat"], ["dog"]]}, "list of lists"),
         ({"answer": "maybe", "metric": "yes_no"}, "needs yes or no.*'maybe'"),
         ({"answer": "so x = 5", "metric": "multiple_choice"}, "scores 0 against itself"),
+        ({"question": ["a", "b"], "answer": "x"}, "row 3: .'a', 'b'. is no text"),
         ({"answer": "x", "image_2": "1.png"}, "image, image_2 are columns of images.*--columns image=image"),
     ],
 )
@@ -204,6 +205,22 @@ def test_numbers_that_count_from_1_are_asked_about(folder):
     with pytest.raises(DataError, match="none is 0: do they count from 1"):
         read(written(folder, rows))
     read(written(folder, [*rows, {"answer": 0, "options": ["a", "b"]}]))
+
+
+@pytest.mark.parametrize("metric", [None, "multiple_choice"])
+def test_letters_without_options_are_asked_about(folder, metric):
+    rows = [{"answer": "ABC"[n], "a": "red", "b": "green", "c": "blue"} for n in range(3)]
+    with pytest.raises(DataError, match=r"letters of options, and there are none.*options=A\+B"):
+        read(written(folder, rows), metric=metric)
+    assert read(written(folder, rows), metric="exact_match")[1][0].answers == ("A",)
+    assert read(written(folder, rows), metric=metric, columns="options=a+b+c")[1][1].answers == ("B",)
+
+
+def test_truth_is_yes_whatever_its_type(folder):
+    for answer in (True, "True", "true"):
+        task, (sample,) = read(written(folder, [{"answer": answer}]))
+        assert [task.score(said, sample) for said in ("yes", "True.", "no", "false")] == [1, 1, 0, 0]
+    assert read(written(folder, [{"answer": True}]), metric="vqa")[1][0].answers == ("yes",)
 
 
 def test_gaps_are_no_questions_and_no_answers(folder):

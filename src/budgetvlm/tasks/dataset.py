@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from budgetvlm.tasks.values import (
 
 _ASKED = ("question", "answers", "kind")  # roles of each entry where a row is a list of questions
 _OTHER_IMAGE = re.compile(r"<image (?!1>)\d+>")
+OPTION_LETTERS = frozenset("ABCDEFGH")
 _SURELY = 0.01  # chance below which numbers without a 0 are taken to count from 1
 
 
@@ -131,18 +132,30 @@ class DataSetTask:
     def _check_answers(self, opened: OpenedSplit) -> None:
         """Read all answers of a split. Raises DataError for one that is not understood, and for numbers from 1 on."""
         columns = [name for role in ("answers", "options") for name in opened.columns.get(role, ())]
-        counted_from_1, from_0 = 1.0, False
+        counted_from_1, from_0, any_options = 1.0, False, False
+        seen: set[str] = set()
         for row, values in opened.source.rows(columns):
-            options, _ = self._read_answers(opened, values, f"row {row + 1} of {opened.source.name}")
+            with _naming(opened, row):
+                options, answers = self._read_answers(opened, values)
+            any_options |= bool(options)
+            if len(seen) <= len(OPTION_LETTERS):  # enough to tell that they are others
+                seen.update(answers)
             given = values[opened.columns["answers"][0]]
             if options and self._metric_name(options) == "multiple_choice" and not isinstance(given, list | bool):
                 number = as_text(given)
                 counted_from_1 *= 1 - is_index(number) / len(options)
-                from_0 |= number == "0" or (not is_index(number) and bool(number))
+                from_0 |= number == "0" or (bool(number) and not is_index(number))
         if counted_from_1 < _SURELY and not from_0:
             raise DataError(
                 f"{opened.source.name}: the answers are numbers, and none is 0: do they count from 1? The number of an "
                 "option counts from 0 here. Write the answers as letters."
+            )
+        letters_alone = bool(seen) and seen <= OPTION_LETTERS and not any_options
+        if letters_alone and self._layout.metric in ("multiple_choice", BY_OPTIONS):
+            raise DataError(
+                f"{opened.source.name}: the answers are letters of options, and there are none. Say where they are, as "
+                "in --columns options=choices or options=A+B+C+D; for letters that are to be read in the image, give "
+                "--metric exact_match."
             )
 
     @property
@@ -181,7 +194,9 @@ class DataSetTask:
             ids = self._image_ids(opened, row, values)
             low, high = np.searchsorted(rows, [row, row + 1])
             for entry in (numbers[low:high] - starts[row]).tolist():
-                yield self._sample(opened, split, row, values, entry, ids)
+                with _naming(opened, row):
+                    sample = self._sample(opened, split, row, values, entry, ids)
+                yield sample
 
     def _sample(
         self, opened: OpenedSplit, split: str, row: int, values: Row, entry: int, ids: tuple[str, str]
@@ -193,7 +208,7 @@ class DataSetTask:
         else:
             fields = {role: values.get(columns[role][0]) for role in _ASKED if role in columns}
         where = f"sample {split}-{name} of {self.name}"
-        options, answers = self._read_answers(opened, values, where, fields.get("answers"))
+        options, answers = self._read_answers(opened, values, fields.get("answers"))
         context = as_text(values.get(columns["context"][0])) if "context" in columns else ""
         question, kind = _asked_text(fields.get("question")), as_label(fields.get("kind"))
         eager = values.get(columns["image"][0]) if isinstance(opened.source, TextSource) else None
@@ -209,7 +224,7 @@ class DataSetTask:
             content=ids[1],
         )
         if not (problem or self._known or self._layout.metric == "cider"):
-            self._require_right(sample, where)
+            self._require_right(sample)
         return sample
 
     def _problem(self, question: str, answers: Sequence[str], options: Sequence[str]) -> str:
@@ -221,12 +236,12 @@ class DataSetTask:
         other = _OTHER_IMAGE.search(" ".join((question, *options)))
         return f"it speaks of a second image ({other[0]})" if other else ""
 
-    def _require_right(self, sample: Sample, where: str) -> None:
+    def _require_right(self, sample: Sample) -> None:
         """Raise DataError where no reference is right by the metric: every score would be 0."""
         if not any(self.score(answer, sample) for answer in sample.answers):
             raise DataError(
-                f"{where}: its answer {shortened(repr(sample.answers[0]))} scores 0 against itself by the metric "
-                f"{self._metric_name(sample.options)}. Give another --metric, or mend the answer."
+                f"its answer {shortened(repr(sample.answers[0]))} scores 0 against itself by the metric "
+                f"{self._metric_name(sample.options)}. Give another --metric, or mend the answer"
             )
 
     def _nested(self, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -243,23 +258,17 @@ class DataSetTask:
             )
 
     def _read_answers(
-        self, opened: OpenedSplit, values: Row, where: str, answer: Any = None
+        self, opened: OpenedSplit, values: Row, answer: Any = None
     ) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return options and right answers (letters of options, or texts) of a row, or of one entry of its list."""
         columns = opened.columns.get("options", ())
         answer = answer if "list" in opened.columns else values[opened.columns["answers"][0]]
-        try:
-            options = as_options(values[columns[0]] if len(columns) == 1 else [values[name] for name in columns])
-            metric = self._metric_name(options)
-            if metric != "multiple_choice" or not options:
-                return options, as_answers(answer, metric)
-            right = [
-                right_letter(one, options, numbered=self._layout.index_answers, strict=not self._known)
-                for one in entries(answer)
-            ]
-            return options, tuple(right)
-        except DataError as error:
-            raise DataError(f"{where}: {error}.") from None
+        options = as_options(values[columns[0]] if len(columns) == 1 else [values[name] for name in columns])
+        metric = self._metric_name(options)
+        if metric != "multiple_choice" or not options:
+            return options, as_answers(answer, metric)
+        how = {"numbered": self._layout.index_answers, "strict": not self._known}
+        return options, tuple(right_letter(one, options, **how) for one in entries(answer))
 
     def _metric_name(self, options: Sequence[str]) -> str:
         if self._layout.metric != BY_OPTIONS:
@@ -305,6 +314,15 @@ class DataSetTask:
             value = row[names[0]]
             found = [self._nested(one)["answers"] for one in value or ()] if "list" in opened.columns else [value]
             yield from (as_answers(one, "cider") for one in found)
+
+
+@contextmanager
+def _naming(opened: OpenedSplit, row: int) -> Iterator[None]:
+    """Name the row in whatever is wrong with it."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{opened.source.name}, row {row + 1}: {error}.") from None
 
 
 def _asked_text(value: Any) -> str:

@@ -140,7 +140,8 @@ def _answer_field(fields: Mapping[str, Any]) -> Any:
 def as_answers(value: Any, metric: str) -> tuple[str, ...]:
     """Return reference answers as texts.
 
-    Booleans are yes and no; where any of several answers is right, true and false as well, for "True or false: ...".
+    Booleans are yes and no. Where any of several answers is right, so are true and false, also as texts: nobody knows
+    whether "True or false: ..." was asked.
 
     Raises:
         DataError: see `entries`; for the metric yes_no, an answer that is neither.
@@ -148,9 +149,10 @@ def as_answers(value: Any, metric: str) -> tuple[str, ...]:
     found = [entry for entry in entries(value) if isinstance(entry, bool | np.bool_) or as_text(entry)]
     if metric == "yes_no":
         return tuple(_yes_or_no(entry) for entry in found)
-    count = 1 if metric in ("vqa", "cider") else 2
-    texts = [SPOKEN[bool(e)][:count] if isinstance(e, bool | np.bool_) else (as_text(e),) for e in found]
-    return tuple(text for some in texts for text in some)
+    if metric in ("vqa", "cider"):
+        return tuple(SPOKEN[bool(e)][0] if isinstance(e, bool | np.bool_) else as_text(e) for e in found)
+    said = {"true": SPOKEN[True], "false": SPOKEN[False]}
+    return tuple(text for e in found for text in said.get(as_text(e).lower(), (as_text(e),)))
 
 
 def _yes_or_no(answer: Any) -> str:
@@ -255,6 +257,8 @@ def image_file(value: Any) -> tuple[bytes | None, str | None]:
         return bytes(value), None
     if not isinstance(value, str | PurePath):
         raise DataError(f"its image is {shortened(repr(value))}; it has to be a file's name or its contents")
+    if re.match("https?://", str(value)):
+        raise InputError(f"its image is the address {shortened(str(value))}; fetch it first and give the file's name")
     data = _from_base64(str(value).strip())
     return data, None if data else str(value)
 
