@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,8 +25,7 @@ from budgetvlm.vlm import blocks
 from budgetvlm.vlm.decoding import Decoder, Pace, PacedReading, mean_embedder, waiting_for
 from budgetvlm.vlm.families.base import SIZE_CACHE_LIMIT, Family, Images, pool
 from budgetvlm.vlm.knob_limits import check_knobs, depths
-from budgetvlm.vlm.prompt import DecoderInputs, EmbeddedPrompt, PromptEmbedder
-from budgetvlm.vlm.prompt_text import Prompt
+from budgetvlm.vlm.prompt import DecoderInputs, EmbeddedPrompt, Prompt, PromptEmbedder
 from budgetvlm.vlm.protocol import Deadline, Generation, Overview, Revise
 
 
@@ -86,7 +85,7 @@ class Adapter:
         }
         self._configurations = {setting: self._configure(setting) for setting in knob_space.settings}
         # what prompts and answers are made with
-        self.decoder = Decoder(family.language(model), family.head(model), end_ids, partial(family.new_cache, model))
+        self.decoder = Decoder(family.language(model), family.head(model), end_ids, family.cache_maker(model))
         table = self.decoder.model.get_input_embeddings()
         self._mean_embedding = mean_embedder(table)
         self._deepstack_levels = family.deepstack_levels(model)

@@ -8,6 +8,8 @@ positions and masks would be wrong without an error. So it always runs.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from transformers.cache_utils import DynamicCache, DynamicLayer
@@ -33,14 +35,17 @@ def unknown_kinds(language: Any) -> list[str]:
     return sorted(set(kinds_by_block(language)) - SKIPPABLE_KINDS)
 
 
-def empty_cache(language: Any) -> DynamicCache:
-    """Make an empty cache: states where blocks keep states, and else all keys and values; masks keep sliding windows.
+def cache_maker(language: Any) -> Callable[[], DynamicCache]:
+    """Return what makes an empty cache: states where blocks keep states, and else all keys and values.
 
-    Keys and values are those of all tokens also where a window would do, so that all their blocks agree on a length.
+    Keys and values are those of all tokens also where a window would do, so that all their blocks agree on a length;
+    masks keep sliding windows.
     """
     kinds = kinds_by_block(language)
-    if set(kinds) <= KEYS_KINDS:
-        return DynamicCache()
+    return DynamicCache if set(kinds) <= KEYS_KINDS else partial(_hybrid_cache, language, kinds)
+
+
+def _hybrid_cache(language: Any, kinds: Sequence[str]) -> DynamicCache:
     cache = DynamicCache(config=language.config)
     cache.layers = [
         DynamicLayer() if kind in KEYS_KINDS else own for kind, own in zip(kinds, cache.layers, strict=True)

@@ -21,7 +21,7 @@ from budgetvlm.vlm.families import FAMILIES, supported
 from budgetvlm.vlm.families.base import Family
 from budgetvlm.vlm.families.generic import Found
 from budgetvlm.vlm.knob_limits import derive_knob_space
-from budgetvlm.vlm.prompt_text import Prompt, template_writer
+from budgetvlm.vlm.prompt import Prompt, template_writer
 from budgetvlm.vlm.repositories import fetch, is_hub_name
 
 BUNDLED = "reference"

@@ -9,7 +9,7 @@ Shapes: n tiles or patches, T tokens, V visual tokens, C channels of the languag
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,9 +23,9 @@ from torch import nn
 
 from budgetvlm._io import to_rgb
 from budgetvlm.errors import ConfigError, InputError
-from budgetvlm.vlm.attention import SKIPPABLE_KINDS, counting_blocks, empty_cache, kinds_by_block, unknown_kinds
-from budgetvlm.vlm.prompt import DecoderInputs, EmbeddedPrompt, ImageLayout
-from budgetvlm.vlm.prompt_text import Writer, chat_writer
+from budgetvlm.vlm.attention import SKIPPABLE_KINDS, cache_maker, counting_blocks, kinds_by_block, unknown_kinds
+from budgetvlm.vlm.chat_template import chat_writer
+from budgetvlm.vlm.prompt import DecoderInputs, EmbeddedPrompt, ImageLayout, Writer
 
 SIZE_CACHE_LIMIT = 4096  # sizes of images whose layout is remembered
 COUNTS_PER_TOKEN = ("top_k", "num_experts_per_tok", "moe_top_k", "moe_topk", "top_k_experts", "moe_k")
@@ -206,9 +206,9 @@ class Family:
         """Return the blocks that run at every depth beside the first and the last."""
         return counting_blocks(self.language(model))
 
-    def new_cache(self, model: Any) -> Any:
-        """Make an empty cache for the decoder."""
-        return empty_cache(self.language(model))
+    def cache_maker(self, model: Any) -> Callable[[], Any]:
+        """Return what makes an empty cache for the decoder."""
+        return cache_maker(self.language(model))
 
     def writer(self, model: Any, tokenizer: Any) -> Writer:
         """Return what writes the text around image and question: the tokenizer's chat template.
@@ -280,6 +280,11 @@ def find_dials(language: nn.Module) -> list[Dial]:
         if count and most:
             found.append(Dial(module, count, most))
     return found
+
+
+def repeated(ids: Sequence[int], placeholder: int, count: int) -> tuple[int, ...]:
+    """Return ids in which the placeholder stands ``count`` times wherever it stood once."""
+    return tuple(i for one in ids for i in [one] * (count if one == placeholder else 1))
 
 
 def pool(tokens: torch.Tensor, deepstack_levels: int = 0) -> np.ndarray:

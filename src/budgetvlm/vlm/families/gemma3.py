@@ -15,10 +15,9 @@ from typing import Any, ClassVar
 import torch
 from PIL import Image
 
-from budgetvlm.vlm.families.base import Family, TiledImages
+from budgetvlm.vlm.families.base import Family, TiledImages, repeated
 from budgetvlm.vlm.families.both_ways import BothWaysInputs
-from budgetvlm.vlm.prompt import ImageLayout, repeated
-from budgetvlm.vlm.prompt_text import Writer
+from budgetvlm.vlm.prompt import ImageLayout, Writer
 
 _BREAK = "\n\n"  # in front of an image and behind it
 

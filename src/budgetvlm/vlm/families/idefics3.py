@@ -21,8 +21,8 @@ import torch
 from PIL import Image
 
 from budgetvlm._io import to_rgb
-from budgetvlm.vlm.families.base import Family, TiledImages
-from budgetvlm.vlm.prompt import ImageLayout, repeated
+from budgetvlm.vlm.families.base import Family, TiledImages, repeated
+from budgetvlm.vlm.prompt import ImageLayout
 
 _FAKE, _GLOBAL = "<fake_token_around_image>", "<global-img>"
 

@@ -11,7 +11,7 @@ that the overview is encoded under the first tile's mask; it is reused where tha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,8 +25,7 @@ from budgetvlm._io import to_rgb
 from budgetvlm.errors import ConfigError
 from budgetvlm.vlm.decoding import block_of
 from budgetvlm.vlm.families.base import Dial, Family, TiledImages, find_dials, refusals_as_input_errors
-from budgetvlm.vlm.prompt import EmbeddedPrompt, ImageLayout
-from budgetvlm.vlm.prompt_text import Writer, template_writer
+from budgetvlm.vlm.prompt import EmbeddedPrompt, ImageLayout, Writer, template_writer
 
 _MARKS = ("<im_patch>", "<im_col>", "<im_start>", "<im_end>")
 
@@ -178,8 +177,8 @@ class Molmo(Family):
     def language(self, model: Any) -> Any:
         return MolmoLanguage(model)
 
-    def new_cache(self, model: Any) -> Any:
-        return PairsOfBlocks()
+    def cache_maker(self, model: Any) -> Callable[[], Any]:
+        return PairsOfBlocks
 
     def head(self, model: Any) -> Any:
         return nn.Identity()  # the decoder above ends in logits

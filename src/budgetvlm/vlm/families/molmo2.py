@@ -22,8 +22,7 @@ from torch.nn.functional import pad
 from budgetvlm.vlm.families.base import Family, Images
 from budgetvlm.vlm.families.both_ways import BothWaysInputs
 from budgetvlm.vlm.families.without_torchvision import InPlace, TileProcessor, resized, to_pixels
-from budgetvlm.vlm.prompt import EmbeddedPrompt, ImageLayout
-from budgetvlm.vlm.prompt_text import Writer
+from budgetvlm.vlm.prompt import EmbeddedPrompt, ImageLayout, Writer
 
 _IMAGE = "<|image|>"
 _MARKS = ("<im_patch>", "<im_col>", "<im_start>", "<low_res_im_start>", "<im_end>")
