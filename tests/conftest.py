@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,3 +46,20 @@ def run_cli(
         return run_script("-m", "budgetvlm.cli", *words, timeout=timeout)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """Return each family's tiny model, made when it is first asked for."""
+    from tiny_more_families import write_tiny_family
+
+    from budgetvlm.vlm import load_vlm
+
+    made: dict[str, Any] = {}
+
+    def model(name: str) -> Any:
+        if name not in made:
+            made[name] = load_vlm(str(write_tiny_family(name, tmp_path_factory.mktemp(name))))
+        return made[name]
+
+    return model

@@ -18,7 +18,7 @@ from budgetvlm.vlm import detect, knob_limits, load_vlm, loading, repositories
 from budgetvlm.vlm.conformance import CHECKS, check, time_settings
 from budgetvlm.vlm.families.base import find_dials
 from budgetvlm.vlm.families.internvl import InternVL
-from budgetvlm.vlm.families.mrope import Qwen3VL
+from budgetvlm.vlm.families.mrope import QwenVL
 from budgetvlm.vlm.probe import Probe, fastest, one_knob_at_a_time
 from budgetvlm.vlm.prompt import DecoderInputs
 
@@ -123,7 +123,7 @@ def test_a_gap_where_the_decoder_goes_by_place_is_found_out(tmp_path, monkeypatc
 def test_wrong_positions_are_found_out(tmp_path, monkeypatch):
     directory = write_tiny_family("qwen3_vl", tmp_path)
     assert broken(check(probe_of(directory))) == set()
-    monkeypatch.setattr(Qwen3VL, "inputs_type", DecoderInputs)
+    monkeypatch.setattr(QwenVL, "inputs_type", DecoderInputs)
     assert "full setting is the untouched model" in broken(check(probe_of(directory)))
 
 
@@ -151,10 +151,10 @@ def test_models_that_cannot_be_checked(config_only, fields, message, capsys):
 
 
 def test_what_was_found_of_an_unknown_family_is_listed(config_only, capsys, monkeypatch):
-    """PaliGemma: no tiling at all; its decoder's blocks are found all the same."""
+    """Aya Vision: no tiling at all; its decoder's blocks are found all the same."""
     small = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16}
     directory = config_only(
-        model_type="paligemma", projection_dim=16,
+        model_type="aya_vision",
         text_config={"model_type": "gemma", **small, "num_key_value_heads": 1, "vocab_size": 50},
         vision_config={"model_type": "siglip_vision_model", **small},
     )  # fmt: skip

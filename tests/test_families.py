@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_families import BUILDERS, ID, write_tiny_family
+from tiny_families import ID, write_tiny_family
 from tiny_molmo import write_tiny_molmo
+from tiny_more_families import BUILDERS
 
 from benchmarks.block_orders import block_changes, likelihood
 from budgetvlm.errors import CheckpointError, ConfigError, InputError
@@ -31,17 +32,10 @@ def picture(seed=0, size=(150, 96)):
     return Image.fromarray(noise).resize(size)
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """Each family's model, made when it is first asked for."""
-    made = {}
-
-    def model(name):
-        if name not in made:
-            made[name] = load_vlm(str(write_tiny_family(name, tmp_path_factory.mktemp(name))))
-        return made[name]
-
-    return model
+def crops_of(vlm):
+    """The values of max_crops; 1 where images have one size."""
+    space = vlm.knob_space
+    return [int(crops) for crops in space.values("max_crops")] if "max_crops" in space.names else [1]
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -134,7 +128,7 @@ def test_layouts_promise_what_is_encoded_at_any_size(models, name):
     vlm = models(name)
     for size in ODD_SIZES:
         image = picture(5, size)
-        for crops in vlm.knob_space.values("max_crops"):
+        for crops in crops_of(vlm):
             with torch.inference_mode():
                 got = vlm.images.visual_tokens(image, int(crops))
                 reused = vlm.images.visual_tokens(image, int(crops), vlm.encode_overview(image).tokens)
@@ -142,14 +136,15 @@ def test_layouts_promise_what_is_encoded_at_any_size(models, name):
             assert torch.allclose(got, reused, atol=1e-5), (size, crops)
 
 
-COSTS_FEATURES = ("qwen", "glm", "ernie", "aria", "gemma4", "llama4")
+COSTS_FEATURES = ("qwen", "cosmos", "glm", "exaone", "ernie", "mistral3", "pixtral", "lighton", "aria", "gemma4",
+                  "llama4")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_an_overview_that_is_part_of_every_setting_is_not_encoded_again(models, name):
     """What a setting still encodes beside an overview that was read before: docs/families.md says where that is all."""
     images, image = models(name).images, picture(0, (150, 96))
-    values = [int(crops) for crops in models(name).knob_space.values("max_crops")]
+    values = crops_of(models(name))
     free = [crops for crops in values if len(images.beside(image, crops)) < len(images.all(image, crops))]
     if not name.startswith(COSTS_FEATURES):
         assert free == values

@@ -27,22 +27,45 @@ VOCABULARY = SPECIAL + WORDS + LLAMA4 + MOLMO2 + FOUND_MARKS
 ID = {word: i for i, word in enumerate(VOCABULARY)}
 NAMED = {  # what processors ask the tokenizer for
     "boi_token": "<start>", "eoi_token": "<end>", "image_token": "<image>", "video_token": "<video>",
+    "img_line_break_token": "<video>", "image_break_token": "<video>", "image_end_token": "<end>",
 }  # fmt: skip
 NAMES = {
     "internvl": {"start_image_token": "<start>", "end_image_token": "<end>", "context_image_token": "<image>"},
     "gemma4": {"boa_token": "<start>", "eoa_token": "<end>"},
+    "qianfan": {"start_image_token": "<start>", "end_image_token": "<end>", "context_image_token": "<image>"},
+    "gemma3n": {"boa_token": "<start>", "eoa_token": "<end>", "audio_token": "<a>", "eoi_token": VOCABULARY[-2]},
+    "qwen2": {"vision_bos_token": "<start>", "vision_eos_token": "<end>", "audio_token": "<a>",
+              "audio_bos_token": "<start>", "audio_eos_token": "<end>"},
+    "qwen3": {"vision_bos_token": "<start>", "vision_eos_token": "<end>", "audio_token": "<a>",
+              "audio_bos_token": "<start>", "audio_eos_token": "<end>"},
     "ernie4": {"image_start_token": "<start>", "image_end_token": "<end>", "video_start_token": "<start>",
                "video_end_token": "<end>"},
 }  # fmt: skip
+PIXTRAL = {"image_token": "<image>", "image_break_token": "<video>", "image_end_token": "<end>"}
 OWN = {  # settings of the model's own processor
     "llava_next": {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1},
     "llava_onevision": {
-        "num_image_tokens": 16, "vision_feature_select_strategy": "full", "vision_aspect_ratio": "anyres_max_4",
+        "num_image_tokens": 16,
+        "vision_feature_select_strategy": "full",
+        "vision_aspect_ratio": "anyres_max_4",
     },
-    "idefics3": {"image_seq_len": 4}, "smolvlm": {"image_seq_len": 4}, "internvl": {"image_seq_length": 4},
-    "gemma3": {"image_seq_length": 4}, "aria": {"size_conversion": {"490": 6}},
+    "idefics3": {"image_seq_len": 4},
+    "smolvlm": {"image_seq_len": 4},
+    "internvl": {"image_seq_length": 4},
+    "gemma3": {"image_seq_length": 4},
+    "aria": {"size_conversion": {"490": 6}},
     "llama4": {"patch_size": 8, "pixel_shuffle_ratio": 0.5},
-}  # fmt: skip
+    "qianfan_ocr": {"image_seq_length": 4},
+    "llava": {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1},
+    "llava_next_granite": {"patch_size": 8, "vision_feature_select_strategy": "full"},
+    "mistral3": {"patch_size": 4, "spatial_merge_size": 2} | PIXTRAL,
+    "pixtral": {"patch_size": 8, "processor_class": "PixtralProcessor"} | PIXTRAL,
+    "lighton_ocr": {"patch_size": 4, "spatial_merge_size": 2},
+    "idefics2": {"image_seq_len": 3},
+    "gemma3n": {"image_seq_length": 16},
+    "perception_lm": {"patch_size": 8, "pooling_ratio": 2},
+}
+OWN["llava_next_video"] = OWN["llava_next"]  # fmt: skip
 TEMPLATE = (
     "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}PLACE{% else %}{{ c['text'] }}"
     "{% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
@@ -122,7 +145,7 @@ def write_byte_tokenizer(directory: Path, place: str, **names: str) -> None:
 def _named(place: str, names: dict[str, str]) -> dict[str, Any]:
     return {
         "pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "</s>",
-        "chat_template": TEMPLATE.replace("PLACE", place), "extra_special_tokens": NAMED | names,
+        "chat_template": TEMPLATE.replace("PLACE", place) if place else None, "extra_special_tokens": NAMED | names,
     }  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -109,7 +109,7 @@ def read_family(directory: Path, *, trust_remote_code: bool = False) -> Family:
             f"code; if you trust it, add --trust_remote_code, or set {TRUST}=1. "
             f"{HINTS.get(str(model_type), '')}".rstrip()
         )
-    if not any(word in key for key in config for word in ("vision", "visual", "image", "vit")):
+    if not any(word in key for key in _keys(config) for word in ("vision", "visual", "image", "vit")):
         raise ConfigError(f"{where}, a model of text alone: there is no image to choose a resolution for. {SUPPORTED}")
     from budgetvlm.vlm.detect import can_be_tried, describe_structure
 
@@ -120,6 +120,14 @@ def read_family(directory: Path, *, trust_remote_code: bool = False) -> Family:
         f"{where}, which cannot be steered. Looking at its structure gave: {found}. docs/families.md says how to add a "
         f"family. {HINTS.get(str(model_type), '')}{SUPPORTED}"
     )
+
+
+def _keys(config: Mapping[str, Any]) -> Iterator[str]:
+    """Return the keys of a configuration and of those in it, at any depth."""
+    for key, value in config.items():
+        yield key
+        if isinstance(value, Mapping):
+            yield from _keys(value)
 
 
 def _device(device: str) -> torch.device:

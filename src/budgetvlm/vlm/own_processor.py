@@ -42,6 +42,9 @@ class OwnProcessor:
         content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
         self._processor.image_processor = self._images.set_to(*size, max_crops)
         try:
+            if not self._processor.chat_template and not plain:
+                done = self._processor(images=image, text=f"<image>{question}", images_kwargs=options)
+                return tuple(done["input_ids"][0])
             done = self._processor.apply_chat_template(
                 [{"role": "user", "content": content}],
                 add_generation_prompt=True,

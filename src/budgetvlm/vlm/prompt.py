@@ -220,6 +220,7 @@ class EmbeddedPrompt:
         start: index of the image's first token.
         layout: how the image stands in the prompt.
         deepstack: features added behind the first D blocks, ``[V, D, C]``; None where the family has none.
+        num_answered: how many of the tokens, the last ones, are of an answer.
     """
 
     embeddings: torch.Tensor
@@ -227,6 +228,7 @@ class EmbeddedPrompt:
     start: int
     layout: ImageLayout
     deepstack: torch.Tensor | None = None
+    num_answered: int = 0
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -274,9 +276,9 @@ class PromptEmbedder:
         if layout.visual is None:
             text = self._embed((*before, *after), visual.device)
             parts = [text[:start], tokens.to(text.dtype), text[start:]]
-            return EmbeddedPrompt(torch.cat(parts), ids, start, layout, deepstack)
+            return EmbeddedPrompt(torch.cat(parts), ids, start, layout, deepstack, len(answer_ids))
         embeddings = self._embed(self._without_placeholders(ids, start, layout), visual.device)
-        embedded = EmbeddedPrompt(embeddings, ids, start, layout, deepstack)
+        embedded = EmbeddedPrompt(embeddings, ids, start, layout, deepstack, len(answer_ids))
         mask, tokens = embedded.visual_mask(), tokens.to(embeddings.dtype)
         embeddings[mask] = embeddings[mask] + tokens if self._adds_features else tokens
         return embedded

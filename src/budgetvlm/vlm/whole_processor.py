@@ -31,7 +31,7 @@ def processor_of(directory: Path, **parts: Any) -> Any:
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, processor_class_from_name
 
     model_type = read_json(directory / "config.json").get("model_type")
-    found = processor_class_from_name(PROCESSOR_MAPPING_NAMES.get(model_type, ""))
+    found = processor_class_from_name(_named(directory) or PROCESSOR_MAPPING_NAMES.get(model_type, ""))
     if found is None:
         raise NoReference(f"Transformers has no processor for model_type {model_type!r}")
     parts["tokenizer"] = AutoTokenizer.from_pretrained(directory, local_files_only=True)
@@ -43,6 +43,13 @@ def processor_of(directory: Path, **parts: Any) -> Any:
             return lenient.from_args_and_dict(args, settings)
     except Exception as error:  # it may miss any part of a model's directory
         raise NoReference(f"{found.__name__} cannot be made: {type(error).__name__}: {error}") from None
+
+
+def _named(directory: Path) -> str | None:
+    """Return the class of processor that a model's files name."""
+    files = (directory / name for name in ("processor_config.json", "preprocessor_config.json"))
+    named = (read_json(path).get("processor_class") for path in files if path.is_file())
+    return next((str(name) for name in named if name), None)
 
 
 def _without_parts_for_videos(processor_class: Any) -> Any:

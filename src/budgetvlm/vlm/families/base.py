@@ -177,7 +177,7 @@ class Family:
     adds_features: ClassVar[bool] = False
     remote_code: ClassVar[bool] = False
     crop_meaning: ClassVar[str]
-    images_type: ClassVar[type[Images]]
+    images_type: ClassVar[Callable[..., Images]]
     type_ids: ClassVar[str | None] = None
     inputs_type: ClassVar[type[DecoderInputs]] = DecoderInputs
 
@@ -268,6 +268,11 @@ class Family:
     def plain_arguments(self, prompt: EmbeddedPrompt, model: Any) -> dict[str, Any]:
         """Return what the model's own forward wants beside ids and pixels; to check against."""
         return {self.type_ids: prompt.visual_mask().long()[None]} if self.type_ids else {}
+
+
+def capped(head: Callable[[torch.Tensor], torch.Tensor], cap: float | None) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return a head whose logits are bounded: cap * tanh(logits / cap); None: as they are."""
+    return head if cap is None else lambda hidden: torch.tanh(head(hidden) / cap) * cap
 
 
 def find_dials(language: nn.Module) -> list[Dial]:

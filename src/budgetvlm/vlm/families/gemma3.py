@@ -19,7 +19,7 @@ from budgetvlm.vlm.families.base import Family, TiledImages, repeated
 from budgetvlm.vlm.families.both_ways import BothWaysInputs
 from budgetvlm.vlm.prompt import ImageLayout, Writer
 
-_BREAK = "\n\n"  # in front of an image and behind it
+BREAK = "\n\n"  # in front of an image and behind it
 
 # the values of the model's authors, for processors that name none
 PAN_AND_SCAN = {
@@ -64,11 +64,16 @@ class Gemma3Images(TiledImages):
             t.convert_ids_to_tokens(getattr(self.model.config, f"{side}_token_index")) for side in ("boi", "eoi")
         )
         one = f"{start}{t.convert_ids_to_tokens(self.placeholder)}{end}"
-        words = f"{one}{_BREAK} and here are some crops to help you see better {_BREAK}" if crops else one
-        short = t.encode(words + f"{_BREAK} {_BREAK}".join([one] * crops), add_special_tokens=False)
+        words = f"{one}{BREAK} and here are some crops to help you see better {BREAK}" if crops else one
+        short = t.encode(words + f"{BREAK} {BREAK}".join([one] * crops), add_special_tokens=False)
         ids = repeated(short, self.placeholder, self._tokens_per_crop)
         layout = ImageLayout.of(ids, self.placeholder, (1, crops), (height, width))
-        return replace(layout, lead=f"Here is the original image {_BREAK}" if crops else _BREAK)
+        return replace(layout, lead=f"Here is the original image {BREAK}" if crops else BREAK)
+
+
+def with_break(write: Writer) -> Writer:
+    """Return what writes the same, with the break that the processor writes behind an image."""
+    return lambda question: (write(question)[0], BREAK + write(question)[1])
 
 
 class Gemma3Inputs(BothWaysInputs):
@@ -85,9 +90,7 @@ class Gemma3(Family):
     crop_meaning: ClassVar = "`pan_and_scan_max_num_crops` beside the whole image; 1: none"
 
     def writer(self, model: Any, tokenizer: Any) -> Writer:
-        """Return what writes the chat template, with the break that the processor writes behind an image."""
-        write = super().writer(model, tokenizer)
-        return lambda question: (write(question)[0], _BREAK + write(question)[1])
+        return with_break(super().writer(model, tokenizer))
 
     def placeholder(self, model: Any, tokenizer: Any) -> str:
         return str(tokenizer.convert_ids_to_tokens(model.config.boi_token_index))

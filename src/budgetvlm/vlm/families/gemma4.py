@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from budgetvlm.errors import InputError
-from budgetvlm.vlm.families.base import Dial, Family, Images
+from budgetvlm.vlm.families.base import Dial, Family, Images, capped
 from budgetvlm.vlm.families.both_ways import BothWaysInputs
 from budgetvlm.vlm.prompt import DecoderInputs, EmbeddedPrompt, ImageLayout
 
@@ -110,9 +110,7 @@ class Gemma4(Family):
     crop_meaning: ClassVar = f"`max_soft_tokens`: {TOKENS_PER_CROP} visual tokens a crop, in steps of two"
 
     def head(self, model: Any) -> Any:
-        """Return the head; in some sizes its logits are bounded: cap * tanh(logits / cap)."""
-        cap, head = self.language(model).config.final_logit_softcapping, model.lm_head
-        return head if cap is None else lambda hidden: torch.tanh(head(hidden) / cap) * cap
+        return capped(model.lm_head, self.language(model).config.final_logit_softcapping)
 
     def dials(self, model: Any) -> list[Dial]:
         config = self.language(model).config

@@ -20,12 +20,12 @@ import torch
 from PIL import Image
 
 from budgetvlm._io import to_rgb
-from budgetvlm.vlm.families.base import Family, TiledImages
-from budgetvlm.vlm.prompt import ImageLayout
+from budgetvlm.vlm.families.base import Family
+from budgetvlm.vlm.families.grid import GridImages
 
 
-class InternVLImages(TiledImages):
-    """Details row by row first, the overview last, ``[n, 3, H, W]``; every tile gives the same number of tokens."""
+class InternVLImages(GridImages):
+    """Details row by row first, the overview last, ``[n, 3, H, W]``."""
 
     def __init__(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> None:
         from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
@@ -33,37 +33,21 @@ class InternVLImages(TiledImages):
         super().__init__(model, processor, tokenizer, options)
         self._best_grid = get_optimal_tiled_canvas
         self.most_crops = int(processor.max_patches)
-        self._tokens_per_tile = int(model.config.image_seq_length)
+        self.tokens_per_tile = int(model.config.image_seq_length)
         self._size = processor.size.height, processor.size.width  # of a tile
         self._mean = torch.tensor(processor.image_mean, dtype=torch.float32)[:, None, None]
         self._std = torch.tensor(processor.image_std, dtype=torch.float32)[:, None, None]
 
-    def layout(self, height: int, width: int, max_crops: int) -> ImageLayout:
-        options = self.options(height, width, max_crops)
-        tiles = int(self.processor.get_number_of_image_patches(height, width, options))
-        return ImageLayout((self.placeholder,) * (tiles * self._tokens_per_tile), size=(height, width))
-
-    def overview(self, image: Image.Image) -> torch.Tensor:
-        return self._tiles(image, 1, 1)
-
-    def beside(self, image: Image.Image, max_crops: int) -> torch.Tensor:
-        columns, rows = 1, 1
-        if max_crops > 1:
-            size = image.height, image.width
-            columns, rows = self._best_grid(size, self._size, self.processor.min_patches, max_crops)
-        return self._tiles(image, rows, columns) if columns * rows > 1 else torch.empty(0, 3, *self._size)
-
-    def all(self, image: Image.Image, max_crops: int) -> torch.Tensor:
-        return torch.cat([self.beside(image, max_crops), self.overview(image)])
-
-    def encode_tiles(self, tiles: torch.Tensor) -> torch.Tensor:
-        return self.model.get_image_features(pixel_values=tiles).pooler_output
+    def grid(self, height: int, width: int, max_crops: int) -> tuple[int, int]:
+        if max_crops == 1:
+            return 1, 1
+        columns, rows = self._best_grid((height, width), self._size, self.processor.min_patches, max_crops)
+        return rows, columns
 
     def options(self, height: int, width: int, max_crops: int) -> dict[str, Any]:
         return {"crop_to_patches": True, "max_patches": max_crops}
 
-    def _tiles(self, image: Image.Image, rows: int, columns: int) -> torch.Tensor:
-        """Cut the whole image into a grid of tiles, row by row, and normalise them."""
+    def cut(self, image: Image.Image, rows: int, columns: int) -> torch.Tensor:
         height, width = self._size
         resized = to_rgb(image).resize((columns * width, rows * height), self.processor.resample)
         tiles = np.asarray(resized).reshape(rows, height, columns, width, 3).transpose(0, 2, 4, 1, 3)
@@ -73,7 +57,7 @@ class InternVLImages(TiledImages):
 
 class InternVL(Family):
     name: ClassVar = "InternVL"
-    model_types: ClassVar = ("internvl",)
+    model_types: ClassVar[tuple[str, ...]] = ("internvl",)
     crop_meaning: ClassVar = "`max_patches`: tiles beside the overview tile"
     images_type: ClassVar = InternVLImages
 
@@ -86,6 +70,19 @@ class InternVL(Family):
         from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
         return GotOcr2ImageProcessorPil.from_pretrained(directory, local_files_only=True)
+
+
+class QianfanOCR(InternVL):
+    """InternVL's own tiles under another mark in the chat template."""
+
+    name: ClassVar = "Qianfan-OCR"
+    model_types: ClassVar = ("qianfan_ocr",)
+
+    def load(self, directory: Path, **options: Any) -> Any:
+        return Family.load(self, directory, **options)
+
+    def placeholder(self, model: Any, tokenizer: Any) -> str:
+        return "<image>"
 
 
 def read_config(directory: Path) -> Any:

@@ -21,7 +21,7 @@ from PIL import Image
 from torch.nn.functional import pad
 
 from budgetvlm.vlm.families.base import Dial, Family, TiledImages
-from budgetvlm.vlm.families.without_torchvision import InPlace, TileProcessor, resized, to_pixels
+from budgetvlm.vlm.families.without_torchvision import InPlace, TileProcessor, least_change, resized, to_pixels
 from budgetvlm.vlm.prompt import ImageLayout
 
 _IMAGE, _PATCH = "<|image|>", "<|patch|>"
@@ -45,14 +45,7 @@ class Canvas(TileProcessor):
 
     def grid(self, height: int, width: int, max_patches: int) -> tuple[int, int]:
         """Return the shape of the canvas that shrinks the image least, or else enlarges it least; then the smallest."""
-        fits = {
-            (rows, columns): min(rows * self.side / height, columns * self.side / width)
-            for rows in range(1, max_patches + 1)
-            for columns in range(1, max_patches // rows + 1)
-        }
-        enlarging = [scale for scale in fits.values() if scale >= 1]
-        best = max(fits.values()) if self.largest or not enlarging else min(enlarging)
-        return min((shape for shape, scale in fits.items() if scale == best), key=math.prod)
+        return least_change(self.side, height, width, max_patches, largest=self.largest)
 
     def tiles(self, image: Image.Image, max_patches: int) -> torch.Tensor:
         """Cut the canvas row by row, then the overview where there are several tiles ``[n, 3, side, side]``."""

@@ -118,7 +118,7 @@ class LlavaImages(TiledImages):
 
 class Llava(Family):
     name: ClassVar = "LLaVA-NeXT, LLaVA-OneVision"
-    model_types: ClassVar = ("llava_next", "llava_onevision")
+    model_types: ClassVar = ("llava_next", "llava_next_video", "llava_onevision")
     crop_meaning: ClassVar = "`image_grid_pinpoints` of at most that many tiles beside the overview tile"
     images_type: ClassVar = LlavaImages
 

@@ -12,13 +12,18 @@ same size, that is reused, and elsewhere it is paid on top: about 1 / max_crops 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from pkgutil import resolve_name
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
 from PIL import Image
 
+from budgetvlm._io import to_rgb
 from budgetvlm.errors import InputError
-from budgetvlm.vlm.families.base import Family, Images, refusals_as_input_errors
+from budgetvlm.vlm.families.base import Family, Images, refusals_as_input_errors, run_processor
+from budgetvlm.vlm.families.without_torchvision import InPlace
 from budgetvlm.vlm.prompt import DecoderInputs, EmbeddedPrompt, ImageLayout
 
 TOKENS_PER_CROP = 256
@@ -26,7 +31,13 @@ MOST_OBLONG = 200  # the processors refuse images of a larger aspect ratio
 
 
 class PatchImages(Images):
-    """Pixels are patches ``[n, P]``; the vision tower is told their grid."""
+    """Pixels are patches ``[n, P]``; the vision tower is told their grid.
+
+    Attributes:
+        frames: what the processor's rule for sizes wants to know of time.
+    """
+
+    frames: Mapping[str, int] = MappingProxyType({})
 
     pixel_names = ("pixel_values", "image_grid_thw")
 
@@ -75,24 +86,39 @@ class PatchImages(Images):
             return self._smart_resize(height, width, least, most)
 
     def _smart_resize(self, height: int, width: int, least: int, most: int) -> tuple[int, int]:
-        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
-
-        return smart_resize(height, width, self._factor, least, most)
+        """Ask the image processor's own function, which each family has in the file of its processor."""
+        told = {"height": height, "width": width, "factor": self._factor, "min_pixels": least, "max_pixels": most}
+        size: tuple[int, int] = resolve_name(f"{type(self.processor).__module__}:smart_resize")(**told, **self.frames)
+        return size
 
 
 class Glm4vImages(PatchImages):
-    """GLM enlarges images smaller than one merged patch first, and counts a still image's two frames in its limits."""
+    """GLM enlarges images smaller than one merged patch first, and counts a still image's two frames in its limits.
+
+    GLM-GA's processor can round to more than one merged patch; the one that needs Pillow alone forgets it.
+    """
 
     def __init__(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> None:
         super().__init__(model, processor, tokenizer, options)
-        self._frames = int(processor.temporal_patch_size)
-        self._crop_pixels *= self._frames
+        frames = int(processor.temporal_patch_size)
+        self.frames = {"num_frames": frames, "temporal_factor": frames}
+        self._crop_pixels *= frames
         self.most_crops = max(1, self._most // self._crop_pixels)
+        self._expand = int(getattr(processor, "patch_expand_factor", 1))
+        self._factor *= self._expand
 
-    def _smart_resize(self, height: int, width: int, least: int, most: int) -> tuple[int, int]:
-        from transformers.models.glm4v.image_processing_pil_glm4v import smart_resize
+    def plain(self, image: Image.Image, max_crops: int) -> dict[str, Any]:
+        if self._expand == 1:
+            return super().plain(image, max_crops)
+        height, width = self._resized(image.height, image.width, max_crops)
+        resized = to_rgb(image).resize((width, height), self.processor.resample)
+        done = run_processor(self.processor, resized, do_resize=False)
+        return {"pixel_values": done["pixel_values"], "image_grid_thw": done["image_grid_thw"]}
 
-        return smart_resize(self._frames, height, width, self._frames, self._factor, least, most)
+    def set_to(self, height: int, width: int, max_crops: int) -> Any:
+        if self._expand == 1:
+            return super().set_to(height, width, max_crops)
+        return InPlace(lambda image: self.plain(image, max_crops), merge_size=self._merge)
 
 
 class MRopeInputs(DecoderInputs):
@@ -132,26 +158,53 @@ class MRopeInputs(DecoderInputs):
 
 
 class QwenVL(Family):
-    name: ClassVar = "Qwen2-VL, Qwen2.5-VL"
-    model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen2_5_vl")
-    inputs_type: ClassVar = MRopeInputs
-    crop_meaning: ClassVar = f"`longest_edge` (max_pixels): {TOKENS_PER_CROP} visual tokens a crop"
-    images_type: ClassVar[type[PatchImages]] = PatchImages
-    type_ids: ClassVar = "mm_token_type_ids"
-
-
-class Qwen3VL(QwenVL):
-    """Features of several depths of the vision tower are added behind the first blocks (deepstack).
+    """Some give features of several depths of the vision tower, which are added behind the first blocks (deepstack).
 
     They are added also where such a block is skipped: its stand-in keeps its place.
     """
 
-    name: ClassVar = "Qwen3-VL, Qwen3-VL-MoE"
-    model_types: ClassVar = ("qwen3_vl", "qwen3_vl_moe")
-    by_place: ClassVar = True
+    name: ClassVar = "Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Cosmos3"
+    model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "cosmos3_omni")
+    inputs_type: ClassVar[type[DecoderInputs]] = MRopeInputs
+    crop_meaning: ClassVar = f"`longest_edge` (max_pixels): {TOKENS_PER_CROP} visual tokens a crop"
+    images_type: ClassVar[type[PatchImages]] = PatchImages
+    type_ids: ClassVar[str | None] = "mm_token_type_ids"
 
     def deepstack_levels(self, model: Any) -> int:
-        return len(model.config.vision_config.deepstack_visual_indexes)
+        return len(getattr(model.config.vision_config, "deepstack_visual_indexes", ()))
+
+    def goes_by_place(self, model: Any) -> bool:
+        return self.deepstack_levels(model) > 0 or super().goes_by_place(model)
+
+
+class QwenOmni(QwenVL):
+    """The thinker of an Omni model, which reads images and writes text; what speaks is not loaded."""
+
+    name: ClassVar = "Qwen2.5-Omni, Qwen3-Omni"
+    model_types: ClassVar = (
+        "qwen2_5_omni", "qwen2_5_omni_thinker", "qwen3_omni_moe", "qwen3_omni_moe_thinker",
+    )  # fmt: skip
+    type_ids: ClassVar = None
+
+    def load(self, directory: Path, **options: Any) -> Any:
+        """Return the thinker; public checkpoints hold it in a model of another type."""
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+        return super().load(directory, config=getattr(config, "thinker_config", config), **options)
+
+    def plain_arguments(self, prompt: EmbeddedPrompt, model: Any) -> dict[str, Any]:
+        """Return a mask, without which the thinker numbers its tokens in one dimension."""
+        return {"attention_mask": torch.ones(1, len(prompt), dtype=torch.long)}
+
+
+class Exaone(QwenVL):
+    """Positions in one dimension; kinds of attention mix."""
+
+    name: ClassVar = "EXAONE 4.5"
+    model_types: ClassVar = ("exaone4_5",)
+    inputs_type: ClassVar = DecoderInputs
+    type_ids: ClassVar = None
 
 
 class Qwen35(QwenVL):
@@ -160,8 +213,8 @@ class Qwen35(QwenVL):
 
 
 class Glm4v(QwenVL):
-    name: ClassVar = "GLM-4.1V, GLM-4.5V"
-    model_types: ClassVar = ("glm4v", "glm4v_moe")
+    name: ClassVar = "GLM-4.1V, GLM-4.5V, GLM-4.6V, GLM-OCR, GLM-GA"
+    model_types: ClassVar = ("glm4v", "glm4v_moe", "glm46v", "glm_ocr", "glmga")
     images_type: ClassVar = Glm4vImages
 
 

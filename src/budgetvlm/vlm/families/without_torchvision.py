@@ -5,6 +5,7 @@ torchvision's resizing of tensors is `torch.nn.functional.interpolate`. Pixels a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch.nn.functional import interpolate
 from budgetvlm._io import read_json, to_rgb
 from budgetvlm.errors import ConfigError, DataError
 
-BILINEAR = 2  # Pillow's number, as `resample` in preprocessor_config.json
+BILINEAR, BICUBIC = 2, 3  # Pillow's numbers, as `resample` in preprocessor_config.json
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class TileProcessor:
     Attributes:
         side: of a tile, in pixels.
         title: what messages call it.
+        resamples: the ways of resizing that it knows.
         keys: field -> its name in the model's files, where that is another.
     """
 
@@ -36,12 +38,13 @@ class TileProcessor:
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     title: ClassVar[str]
+    resamples: ClassVar[tuple[int, ...]] = (BILINEAR,)
     keys: ClassVar[dict[str, str]]
 
     @classmethod
     def read(cls, directory: Path) -> Self:
         """Read the settings in a model's directory. Raises ConfigError, see `_read_settings`."""
-        settings = _read_settings(directory, cls.title)
+        settings = _read_settings(directory, cls.title, cls.resamples)
         settings["side"] = (settings.get("size") or {}).get("height")
         keys = {field.name: field.name for field in fields(cls)} | {"mean": "image_mean", "std": "image_std"} | cls.keys
         given = {name: settings[key] for name, key in keys.items() if settings.get(key) is not None}
@@ -49,7 +52,7 @@ class TileProcessor:
         return cls(**frozen)
 
 
-def _read_settings(directory: Path, name: str) -> dict[str, Any]:
+def _read_settings(directory: Path, name: str, resamples: tuple[int, ...]) -> dict[str, Any]:
     """Read an image processor's settings from preprocessor_config.json, or processor_config.json in newer models.
 
     Raises:
@@ -61,19 +64,25 @@ def _read_settings(directory: Path, name: str) -> dict[str, Any]:
     except (DataError, OSError, KeyError, TypeError) as error:
         raise ConfigError(f"{directory} has no settings of {name} in {old.name} or {new.name} ({error})") from None
     sides = settings.get("size") or {}
-    if settings.get("resample", BILINEAR) != BILINEAR or sides.get("height") != sides.get("width"):
+    if settings.get("resample", resamples[0]) not in resamples or sides.get("height") != sides.get("width"):
         raise ConfigError(
-            f"{name} of {directory} has resample={settings.get('resample')}, size={sides}; only {BILINEAR} (bilinear) "
-            "and square tiles are known"
+            f"{name} of {directory} has resample={settings.get('resample')}, size={sides}; only "
+            f"{' and '.join(map(str, resamples))} (2: bilinear, 3: bicubic) and square tiles are known"
         )
     return {**(read_json(new) if new.is_file() else {}), **settings}
 
 
 class InPlace:
-    """What a model's own processor takes for its image processor: makes what is known of an image in another way."""
+    """What a model's own processor takes for its image processor: makes what is known of an image in another way.
 
-    def __init__(self, make: Callable[[Image.Image], dict[str, Any]]) -> None:
+    Args:
+        make: what is known of an image.
+        settings: those that the model's own processor asks for.
+    """
+
+    def __init__(self, make: Callable[[Image.Image], dict[str, Any]], **settings: Any) -> None:
         self._make = make
+        vars(self).update(settings)
 
     def fetch_images(self, images: Any) -> Any:
         """Return the images, which are there already."""
@@ -88,6 +97,27 @@ def to_pixels(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)
 
 
-def resized(pixels: torch.Tensor, height: int, width: int, *, antialias: bool) -> torch.Tensor:
+def resized(
+    pixels: torch.Tensor, height: int, width: int, *, antialias: bool, resample: int = BILINEAR
+) -> torch.Tensor:
     """Resize colours to ``[3, height, width]``, of the type that was given."""
-    return interpolate(pixels[None], (height, width), mode="bilinear", align_corners=False, antialias=antialias)[0]
+    mode = "bicubic" if resample == BICUBIC else "bilinear"
+    return interpolate(pixels[None], (height, width), mode=mode, align_corners=False, antialias=antialias)[0]
+
+
+def least_change(side: int, height: int, width: int, most: int, *, largest: bool = False) -> tuple[int, int]:
+    """Return rows and columns of tiles into which an image fits enlarged least, or else shrunk least; then the fewest.
+
+    Args:
+        side: of a tile, in pixels.
+        most: tiles.
+        largest: take the grid that enlarges most instead.
+    """
+    scales = {
+        (rows, columns): min(rows * side / height, columns * side / width)
+        for rows in range(1, most + 1)
+        for columns in range(1, most // rows + 1)
+    }
+    enlarging = [scale for scale in scales.values() if scale >= 1]
+    best = max(scales.values()) if largest or not enlarging else min(enlarging)
+    return min((shape for shape, scale in scales.items() if scale == best), key=math.prod)
