@@ -104,9 +104,9 @@ class Gemma4(Family):
     name: ClassVar = "Gemma 4"
     model_types: ClassVar = ("gemma4",)
     by_place: ClassVar = True
-    inputs_type: ClassVar = Gemma4Inputs
-    images_type: ClassVar = Gemma4Images
-    type_ids: ClassVar = "mm_token_type_ids"
+    inputs_type: ClassVar[type[DecoderInputs]] = Gemma4Inputs
+    images_type: ClassVar[type[Images]] = Gemma4Images
+    type_ids: ClassVar[str | None] = "mm_token_type_ids"
     crop_meaning: ClassVar = f"`max_soft_tokens`: {TOKENS_PER_CROP} visual tokens a crop, in steps of two"
 
     def head(self, model: Any) -> Any:
