@@ -29,15 +29,19 @@ NAMED = {  # what processors ask the tokenizer for
     "boi_token": "<start>", "eoi_token": "<end>", "image_token": "<image>", "video_token": "<video>",
     "img_line_break_token": "<video>", "image_break_token": "<video>", "image_end_token": "<end>",
 }  # fmt: skip
+OMNI = {
+    "vision_bos_token": "<start>", "vision_eos_token": "<end>", "audio_token": "<global-img>",
+    "audio_bos_token": "<start>", "audio_eos_token": "<end>",
+}  # fmt: skip
 NAMES = {
     "internvl": {"start_image_token": "<start>", "end_image_token": "<end>", "context_image_token": "<image>"},
+    "paligemma": {"bos_token": "<start>"}, "paligemma2": {"bos_token": "<start>"},
     "gemma4": {"boa_token": "<start>", "eoa_token": "<end>"},
     "qianfan": {"start_image_token": "<start>", "end_image_token": "<end>", "context_image_token": "<image>"},
-    "gemma3n": {"boa_token": "<start>", "eoa_token": "<end>", "audio_token": "<a>", "eoi_token": VOCABULARY[-2]},
-    "qwen2": {"vision_bos_token": "<start>", "vision_eos_token": "<end>", "audio_token": "<a>",
-              "audio_bos_token": "<start>", "audio_eos_token": "<end>"},
-    "qwen3": {"vision_bos_token": "<start>", "vision_eos_token": "<end>", "audio_token": "<a>",
-              "audio_bos_token": "<start>", "audio_eos_token": "<end>"},
+    "gemma3n": {
+        "boa_token": "<start>", "eoa_token": "<end>", "audio_token": "<global-img>", "eoi_token": VOCABULARY[-2],
+    },
+    "qwen2": OMNI, "qwen3": OMNI,
     "ernie4": {"image_start_token": "<start>", "image_end_token": "<end>", "video_start_token": "<start>",
                "video_end_token": "<end>"},
 }  # fmt: skip
@@ -143,8 +147,9 @@ def write_byte_tokenizer(directory: Path, place: str, **names: str) -> None:
 
 
 def _named(place: str, names: dict[str, str]) -> dict[str, Any]:
+    first = names.pop("bos_token", None)
     return {
-        "pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "</s>",
+        "pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "</s>", "bos_token": first,
         "chat_template": TEMPLATE.replace("PLACE", place) if place else None, "extra_special_tokens": NAMED | names,
     }  # fmt: skip
 

@@ -220,7 +220,7 @@ def llava():
 def squares() -> Any:
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-    return SiglipImageProcessorPil(size={"height": 32, "width": 32})
+    return SiglipImageProcessorPil(size={"height": 32, "width": 32}, image_seq_length=16)
 
 
 @family
