@@ -280,3 +280,12 @@ def test_times_of_a_setting_hold_all_stages(directory):
     for stages in times.values():
         assert list(stages) == ["preprocess", "vision", "prefill", "decode", "total"]
         assert stages["total"] == pytest.approx(sum(list(stages.values())[:-1])) and min(stages.values()) > 0
+
+
+def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
+    def load(self, directory, **options):
+        raise ImportError("TimmWrapperModel requires the timm library: pip install timm")
+
+    monkeypatch.setattr(QwenVL, "load", load)
+    with pytest.raises(ConfigError, match="pip install timm"):
+        load_vlm(str(write_tiny_family("qwen3_vl", tmp_path)))

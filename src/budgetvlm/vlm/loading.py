@@ -165,6 +165,9 @@ def _load_model(family: Family, directory: Path, device: torch.device) -> Any:
             )
     except BudgetVLMError:
         raise
+    except ImportError as error:
+        said = " ".join(str(error).split())
+        raise ConfigError(f"the model in {directory} needs a package that is not installed: {said}") from error
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"the model in {directory} cannot be read: {error}. Copy or make it again.") from error
     wrong = [*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])]

@@ -17,8 +17,7 @@ from budgetvlm.vlm.families.base import Dial
 from budgetvlm.vlm.families.gemma3 import BREAK, with_break
 from budgetvlm.vlm.families.gemma4 import Gemma4
 from budgetvlm.vlm.families.one_size import OneSizeImages
-from budgetvlm.vlm.prompt import DecoderInputs, ImageLayout
-from budgetvlm.vlm.prompt_text import Writer
+from budgetvlm.vlm.prompt import DecoderInputs, ImageLayout, Writer
 
 
 class Gemma3nImages(OneSizeImages):

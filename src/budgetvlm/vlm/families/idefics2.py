@@ -14,8 +14,7 @@ import torch
 from PIL import Image
 
 from budgetvlm.vlm.families.base import Family, Images
-from budgetvlm.vlm.prompt import ImageLayout
-from budgetvlm.vlm.prompt_text import Writer
+from budgetvlm.vlm.prompt import ImageLayout, Writer
 
 _FAKE = "<fake_token_around_image>"
 

@@ -17,8 +17,7 @@ from PIL import Image
 from budgetvlm.vlm.families.base import Family, Images, TiledImages, capped
 from budgetvlm.vlm.families.both_ways import BothWaysInputs
 from budgetvlm.vlm.families.pixtral import PixtralImages
-from budgetvlm.vlm.prompt import EmbeddedPrompt, ImageLayout
-from budgetvlm.vlm.prompt_text import Writer, template_writer
+from budgetvlm.vlm.prompt import EmbeddedPrompt, ImageLayout, Writer, template_writer
 
 
 class OneSizeImages(TiledImages):
