@@ -383,3 +383,18 @@ def test_crops_that_change_nothing_are_left_out_and_named(models, tmp_path):
     probe = Probe(load_vlm(str(directory)), [picture()], QUESTIONS[:1])
     with torch.inference_mode():
         assert "max_crops=3 shows ordinary images as a value before" in visual_tokens_fall(probe)
+
+
+def test_small_images_can_cost_more_than_the_limit_says():
+    """The figures of docs/families.md: a limit of pixels for Qwen3-VL, a target of tokens for Gemma 4."""
+    from transformers.models.gemma4.image_processing_pil_gemma4 import get_aspect_ratio_preserving_size
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+    area = 32 * 32**2
+    tokens = [
+        rows * columns // 32**2
+        for rows, columns in (smart_resize(*s, 32, area, area) for s in [(64, 64), (1080, 1920)])
+    ]
+    assert tokens == [36, 28]
+    height, width = get_aspect_ratio_preserving_size(16, 16, 16, 140 * 3**2, 3)
+    assert (height // 48) * (width // 48) == 121
