@@ -341,3 +341,15 @@ def test_a_size_that_comes_again_has_the_bounds_it_would_have_alone():
     again.speed.pace[0] = made.speed.pace[0]
     np.testing.assert_allclose(bounded(made, request, 60.0).bounds_ms, bounded(again, request, 60.0).bounds_ms)
     assert bounded(made, request, 60.0).slowdown > 1.2 * before.slowdown
+
+
+def test_requests_without_a_budget_say_nothing_about_how_wide_bounds_are():
+    """They are never late, which is no merit of the bounds; the machine's speed is learnt from them all the same."""
+    made = guard()
+    request = Request(TOKENS["vision"][0], TOKENS["language"][0, 0], FEATURES[0])
+    bounds = bounded(made, request, 1e9)
+    before = made.margin.group_offsets, made.credit, made.speed.slowdown
+    stages = {name: 2 * times[0, 0] for name, times in STAGES.items()}
+    for _ in range(5):
+        made.update(0, [bounds], Outcome(stages, 4, sum(stages.values()), late=False, limited=False))
+    assert (made.margin.group_offsets, made.credit) == before[:2] and made.speed.slowdown > before[2]

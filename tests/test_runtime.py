@@ -189,10 +189,28 @@ def test_truncated_directories_and_bombs(model, picture, tmp_path, monkeypatch):
         open_image(tmp_path / "whole.png")
 
 
-@pytest.mark.parametrize("budget", [0, -5, math.nan, math.inf, "40", None, True])
+@pytest.mark.parametrize("budget", [0, -5, math.nan, -math.inf, "40", None, True])
 def test_budgets_that_are_none(model, picture, budget):
     with pytest.raises(InputError, match="not a positive number of milliseconds"):
         model.generate(picture, QUESTION, budget_ms=budget)
+
+
+def test_without_a_budget_nothing_is_late_and_nothing_is_unsure(model, picture):
+    answer = model.generate(picture, QUESTION, budget_ms=math.inf, max_new_tokens=2)
+    assert answer.setting == SPACE.full and answer.budget_met and answer.feasible
+    assert answer.to_dict()["budget_ms"] is None and json.loads(json.dumps(answer.to_dict())) == answer.to_dict()
+
+
+def test_a_mean_budget_moves_the_price_and_with_it_the_setting(vlm, picture):
+    """Answers take longer than the mean budget, so that time becomes dear until the cheapest setting is taken."""
+    model = AdaptiveVLM(vlm, controller(latency_ms=BOUNDS, default_price=0.01), mean_budget_ms=1e-3)
+    first = model.generate(picture, QUESTION, budget_ms=math.inf, max_new_tokens=1)
+    assert first.setting == SPACE.full and model.spending.debt > 0
+    for _ in range(4):
+        last = model.generate(picture, QUESTION, budget_ms=math.inf, max_new_tokens=1)
+    assert last.setting == SPACE.cheapest and model.spending.price > 1
+    own = model.generate(picture, QUESTION, budget_ms=math.inf, price=0.0, max_new_tokens=1)
+    assert own.setting == SPACE.full  # a price of its own comes first
 
 
 @pytest.mark.parametrize("price", [-0.1, math.nan, "1"])

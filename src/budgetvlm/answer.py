@@ -27,7 +27,7 @@ class Answer(NamedTuple):
         stages_ms: "preprocess", "vision", "controller", "prefill", "decode"; the controller's share is its own, the
             features that it needs beyond the model's included.
         predicted_ms: the bound on the latency that the choice relied on; None where the controller has no bounds.
-        budget_ms: what was asked for.
+        budget_ms: what was asked for; infinite: nothing.
         budget_met: whether ``latency_ms`` kept it.
         feasible: whether any setting was sure to keep it, by the bounds. If not, this is the best effort.
         finish_reason: "stop" (the answer ended), "length" (it was cut at max_new_tokens) or "budget" (it was cut where
@@ -62,8 +62,10 @@ class Answer(NamedTuple):
         return self.stages_ms["controller"]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
-        return {**self._asdict(), "setting": dict(self.setting), "best_effort": self.best_effort}
+        """JSON-able; a budget of its own that there was not is None."""
+        budget_ms = self.budget_ms if self.budget_ms < math.inf else None
+        setting, best_effort = dict(self.setting), self.best_effort
+        return {**self._asdict(), "setting": setting, "budget_ms": budget_ms, "best_effort": best_effort}
 
     def __str__(self) -> str:
         met = "met" if self.budget_met else "missed"
@@ -110,8 +112,10 @@ def check_request(
     problems = []
     if not isinstance(question, str) or not question.strip():
         problems.append(f"the question is empty ({question!r}); ask something about the image")
-    if not _is_number(budget_ms) or budget_ms <= 0:
-        problems.append(f"budget_ms={budget_ms!r} is not a positive number of milliseconds; give one, for example 40")
+    if budget_ms != math.inf and (not _is_number(budget_ms) or budget_ms <= 0):
+        problems.append(
+            f"budget_ms={budget_ms!r} is not a positive number of milliseconds; for example 40, or math.inf"
+        )
     if price is not None and (not _is_number(price) or price < 0):
         problems.append(f"price={price!r} is not a number of 0 or more; 0 means: use what the budget allows")
     for (name, known), value in zip(_KNOWN, (when_infeasible, cut), strict=True):

@@ -33,6 +33,7 @@ from budgetvlm.guard.bounds import READ, STEP, Bounds, Outcome, Request, Spent
 from budgetvlm.guard.fixed import FixedGuard, Guard
 from budgetvlm.guard.rule import Infeasible
 from budgetvlm.guard.saved import load_guard, save_guard
+from budgetvlm.guard.spending import Spending
 from budgetvlm.knobs import Setting
 from budgetvlm.vlm import VLM, Deadline, Generation, Overview, Quicker, load_vlm
 from budgetvlm.vlm.fingerprint import model_fingerprint
@@ -51,6 +52,7 @@ class AdaptiveVLM:
     Attributes:
         guard: learns from every request; one with fixed bounds where none was given.
         known: settings that the controller has learnt about, bool ``[K]``.
+        spending: holds the mean budget; None: there is none.
         own_ms: what a request took beside the model's stages when it was rehearsed.
         fingerprint: of the model's weights; None where they were not opened by `from_pretrained`.
 
@@ -60,6 +62,7 @@ class AdaptiveVLM:
         guard: bounds each request's latency and learns from it; None: the controller's own fixed bounds.
         rehearsals: requests on a blank image that are run first, so that the first real one is not the slowest, and so
             that it is known what they take beside the model (with none, that is taken for 0).
+        mean_budget_ms: what requests without a price of their own may take on average, see `budgetvlm.guard.spending`.
         compiled: decide by compiled loops as soon as these are there; they are compiled in the background, once on each
             machine. False: decide in NumPy, which takes a millisecond more, for a program that answers once.
 
@@ -78,6 +81,7 @@ class AdaptiveVLM:
         *,
         rehearsals: int = REHEARSALS,
         compiled: bool = True,
+        mean_budget_ms: float | None = None,
     ) -> None:
         self.vlm, self.controller, self.network = vlm, controller.eval(), ValueNetwork(controller)
         vlm.knob_space.require_contains(controller.knob_space, f"the model {vlm.name}")
@@ -89,10 +93,13 @@ class AdaptiveVLM:
         self._settings = [vlm.knob_space.settings[column] for column in columns]  # the model knows its own ones
         self._columns = None if columns == list(range(len(vlm.knob_space))) else np.array(columns)
         self._lock = threading.Lock()  # of what the guard learns
+        self.spending: Spending | None = None
         if compiled:
             decide.start_compiling(self.guard)
         self.own_ms = self._rehearse(rehearsals)
         self.guard.own_ms = self.guard.own_ms or self.own_ms
+        if mean_budget_ms is not None:
+            self.spending = Spending(mean_budget_ms, float(controller.default_price))
 
     @classmethod
     def from_pretrained(
@@ -103,9 +110,8 @@ class AdaptiveVLM:
         guard: AdaptiveGuard | None = None,
         device: str = "cpu",
         num_threads: int | None = None,
-        rehearsals: int = REHEARSALS,
-        compiled: bool = True,
         allow_other_model: bool = False,
+        **options: Any,
     ) -> AdaptiveVLM:
         """Open a model and its controller.
 
@@ -113,8 +119,8 @@ class AdaptiveVLM:
             model_path: "reference" or a model's directory.
             controller: a training directory, a checkpoint, a controller; None: the one that the model brings.
             guard: None: the one that lies beside the controller, if there is one.
-            rehearsals, compiled: see `AdaptiveVLM`.
             allow_other_model: take a controller or a guard that was made for other weights.
+            options: rehearsals, compiled and mean_budget_ms of `AdaptiveVLM`.
 
         Raises:
             ConfigError, CheckpointError, KnobSpaceError: either cannot be used, or they do not fit.
@@ -126,7 +132,7 @@ class AdaptiveVLM:
         if not allow_other_model:
             controller.trained_on.require_model(fingerprint, model_path, guard.origin if guard else {})
         vlm = load_vlm(model_path, device=device, num_threads=num_threads)
-        model = cls(vlm, controller, guard, rehearsals=rehearsals, compiled=compiled)
+        model = cls(vlm, controller, guard, **options)
         model.fingerprint = fingerprint
         return model
 
@@ -146,9 +152,9 @@ class AdaptiveVLM:
 
         Args:
             image: an image or its file; opening and decoding a file is before the clock starts.
-            budget_ms: a ceiling for the whole request.
-            price: accuracy given for one latency of the full setting; None: the controller's own default; 0: use what
-                the budget allows.
+            budget_ms: a ceiling for the whole request; `math.inf`: none.
+            price: accuracy given for one latency of the full setting; None: the one that keeps the mean budget, or
+                the controller's own default; 0: use what the budget allows.
             when_infeasible: what to do where no setting is sure to keep the budget. "fastest": take the one that is
                 expected to be. "best_effort": choose among those that keep it on average, if there are any. "reject":
                 raise before the model runs. Whatever is done, the answer says so.
@@ -161,15 +167,18 @@ class AdaptiveVLM:
                 budget that nothing keeps and "reject".
         """
         check_request(question, budget_ms, price, when_infeasible, cut)
-        picture = open_image(image)
+        picture, spending = open_image(image), self.spending
+        price = spending.price if spending and price is None else price
         under_way = _InFlight(self, float(budget_ms), cut, arrived_s)
         if when_infeasible == "reject":
             self._reject(self.request(picture, question), under_way)
         overview = self.vlm.encode_overview(picture)
         under_way.choose(picture, question, overview, price, when_infeasible)
         options = under_way.generate_options() | {"max_new_tokens": max_new_tokens, "overview": overview}
-        generation = self.vlm.generate(picture, question, under_way.setting, **options)
+        generation = self.vlm.generate(picture, question, under_way.choice.setting, **options)
         answer = under_way.finished(generation)
+        if spending:
+            spending.add(answer.latency_ms)
         with self._lock:
             self.guard.update(*under_way.lesson(answer, generation.saved_ms))
         return answer
@@ -214,11 +223,7 @@ class AdaptiveVLM:
         return self._settings[index]
 
     def deadline(self, bounds: Bounds, index: int, at_s: float, *, cut: bool = True) -> Deadline | None:
-        """The deadline of an answer at this setting; None: it is finished as planned whatever it takes.
-
-        Args:
-            at_s: when its budget ends. cut: whether tokens that would be late are left out.
-        """
+        """The deadline of an answer at this setting, with or without a cut at its end; None: nothing changes it."""
         if not self.guard.rule.cuts:
             return None
         ms = bounds.times.item
@@ -269,12 +274,12 @@ class _InFlight:
         arrived_s: when it arrived; None: now.
     """
 
-    __slots__ = ("_began_s", "_cut", "_model", "_start_s", "budget_ms", "choice", "decisions", "own_ms")
+    __slots__ = ("_asked_ms", "_began_s", "_cut", "_model", "_start_s", "budget_ms", "choice", "decisions", "own_ms")
 
     def __init__(self, model: AdaptiveVLM, budget_ms: float, cut: Cut, arrived_s: float | None) -> None:
         self._began_s = time.perf_counter()
         self._start_s = self._began_s if arrived_s is None else arrived_s
-        self._model, self._cut, self.budget_ms = model, cut, budget_ms
+        self._model, self._cut, self.budget_ms, self._asked_ms = model, cut, min(budget_ms, _AMPLE_MS), budget_ms
         self.decisions: list[Decision] = []
         self.own_ms = 0.0
 
@@ -282,11 +287,6 @@ class _InFlight:
     def waited_ms(self) -> float:
         """How long it waited before it began."""
         return (self._began_s - self._start_s) * 1e3
-
-    @property
-    def setting(self) -> Setting:
-        """That was chosen last."""
-        return self.choice.setting
 
     def choose(
         self, picture: Image.Image, question: str, overview: Overview, price: float | None, infeasible: Infeasible
@@ -323,19 +323,19 @@ class _InFlight:
         self._take(decision, feasible=True)
         deadline = self._deadline()
         self.own_ms += (time.perf_counter() - began) * 1e3
-        return self.setting, deadline
+        return self.choice.setting, deadline
 
     def finished(self, generation: Generation) -> Answer:
         """The answer, when its last token is there."""
         latency_ms = (time.perf_counter() - self._start_s) * 1e3
-        return make_answer(self.choice, generation, self.own_ms, latency_ms, self.budget_ms)
+        return make_answer(self.choice, generation, self.own_ms, latency_ms, self._asked_ms)
 
     def lesson(self, answer: Answer, saved_ms: dict[str, float]) -> tuple[int, list[Bounds], Outcome]:
         """What `Guard.update` is told."""
         late, cut = not answer.budget_met, answer.finish_reason == "budget"
         outcome = Outcome(
             answer.stages_ms, answer.num_output_tokens, answer.latency_ms,
-            late=late, cut=cut, promised=self.choice.feasible, saved_ms=saved_ms,
+            late=late, cut=cut, promised=self.choice.feasible, saved_ms=saved_ms, limited=self._asked_ms < math.inf,
         )  # fmt: skip
         return self.choice.index, [decision.bounds for decision in self.decisions], outcome
 

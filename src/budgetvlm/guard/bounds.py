@@ -58,6 +58,7 @@ class Outcome(NamedTuple):
         output_tokens: of the answer. total_ms: what the request took in all.
         late: it broke its budget. cut: its answer was cut short to be in time.
         promised: a setting was allowed, so that it counts.
+        limited: it had a budget of its own.
         saved_ms: how much longer what was hurried of each stage would have taken at its own setting, as predicted.
     """
 
@@ -68,6 +69,7 @@ class Outcome(NamedTuple):
     cut: bool = False
     promised: bool = True
     saved_ms: Mapping[str, float] = MappingProxyType({})
+    limited: bool = True
 
 
 class Forecast(NamedTuple):

@@ -17,6 +17,7 @@ from budgetvlm.errors import ConfigError
 PATIENCE = 5.0  # budgets of debt that multiply the price by e
 FIRST_PATIENCE, NUM_FIRST = 1.0, 40  # the same at the first request, and over how many it grows
 SETTLING_RATE = 0.02  # share of the debt that moves the price once more with each request, until it is paid
+LARGEST_CHANGE = 3.0  # of the price's log by one request, which may be an outlier
 LOWEST_PRICE, HIGHEST_PRICE = 1e-4, 100.0  # beyond them no setting changes any more
 LARGEST_DEBT = 20.0  # budgets; one that nothing meets builds up no more than this
 
@@ -51,7 +52,7 @@ class Spending:
         with self._lock:
             self.debt = _limited(self.debt + over, -LARGEST_DEBT, LARGEST_DEBT)
             patience = FIRST_PATIENCE + (PATIENCE - FIRST_PATIENCE) * min(self._count / NUM_FIRST, 1.0)
-            change = over / patience + SETTLING_RATE * self.debt / PATIENCE
+            change = _limited(over / patience, -LARGEST_CHANGE, LARGEST_CHANGE) + SETTLING_RATE * self.debt / PATIENCE
             self.price = _limited(self.price * math.exp(change), LOWEST_PRICE, HIGHEST_PRICE)
             self._count += 1
 
