@@ -165,7 +165,7 @@ def train(work: Material, table: ProfileTable, features: Features, seed: int, fo
         seen = features.aligned(part.sample_ids)
         path = work.directory / f"{fingerprint(part, seen)[:16]}-seed{seed}"
         if not (path / CONFIG).exists():
-            fit_controller(part, seen, TrainingConfig(seed=seed)).controller.save_pretrained(path)
+            fit_controller(part, seen, TrainingConfig(seed=seed)).save_pretrained(path)
         members.append(load_controller(path))
         bar.update()
     return Step(table, features, members, fold, work.reference_ms)

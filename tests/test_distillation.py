@@ -35,9 +35,9 @@ def test_without_any_learning_from_rewards_it_already_chooses_as_its_teachers_do
     data = table()
     features = features_of(data)
     states = States.under_budget(data, features, StaticGuard.fit(data.latency_ms), 30.0, 0.01)
-    taught = ControllerPolicy(fit_controller(data, features, CONFIG).controller).choose(states)
+    taught = ControllerPolicy(fit_controller(data, features, CONFIG)).choose(states)
     assert taught.tolist() == [2, 1] * 80
-    untaught = ControllerPolicy(fit_controller(data, features, replace(CONFIG, teachers=0)).controller).choose(states)
+    untaught = ControllerPolicy(fit_controller(data, features, replace(CONFIG, teachers=0))).choose(states)
     assert len(set(untaught)) == 1  # the lookup table
 
 

@@ -427,7 +427,7 @@ def test_several_metrics_tasks_and_dates_have_to_be_told_apart(tmp_path, capsys)
         (["--run", "a=1={empty}"], "holds no *_samples_*.jsonl"),
         (["--run", "a=1={log}", "--run", "b=1={log}"], "same knobs in every run; given a and b"),
         (["--run", "{bare}"], "does not say its setting"),
-        (["--run", "a=1={cut}"], "line 2, is not JSON"),
+        (["--run", "a=1={cut}"], "line 2: not JSON"),
         (["--run", "a=1={other}"], "line 1, has no doc_id"),
         (["--run", "a=1={log}", "--run", "a=1={log}"], "12 cells occur more than once"),
         (["--run", "a=1={log}", "--score_scale", "0"], "above 0"),

@@ -26,7 +26,7 @@ def trained(make_loss: MakeLoss | None = None, **grpo: Any) -> Fit:
 
     def fit(data: FittingData, seed: int) -> Policy:
         config = training_config(data, seed, grpo, teachers=0)
-        return ControllerPolicy(fit_controller(data.table, data.given, config, make_loss).controller)
+        return ControllerPolicy(fit_controller(data.table, data.given, config, make_loss))
 
     return fit
 

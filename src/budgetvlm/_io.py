@@ -77,11 +77,7 @@ def write_json(path: str | Path, document: Any) -> None:
 
 @contextmanager
 def reading_text(path: Path) -> Iterator[TextIO]:
-    """Yield a file opened as UTF-8, with or without a byte order mark.
-
-    Raises:
-        DataError: it is missing or unreadable, or of another encoding, which is named.
-    """
+    """Yield a file opened as UTF-8, with or without a byte order mark. Raises DataError, naming another encoding."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             yield file
@@ -96,6 +92,24 @@ def reading_text(path: Path) -> Iterator[TextIO]:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the objects of a file of JSON lines with their lines' numbers. Raises DataError, naming the line."""
+    with reading_text(path) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                found = json.loads(line)
+            except ValueError as error:
+                raise DataError(
+                    f"{path}, line {number}: not JSON ({str(error)[:80]}). The file needs an object a line; it may be "
+                    "truncated."
+                ) from None
+            if not isinstance(found, dict):
+                raise DataError(f"{path}, line {number}: a line has to be an object with named fields")
+            yield number, found
+
+
 def _encoding(path: Path) -> str:
     """Say in which encoding a file that is not UTF-8 seems to be."""
     with open(path, "rb") as file:
@@ -108,11 +122,7 @@ def _encoding(path: Path) -> str:
 
 
 def header_text(header: Any, what: str) -> str:
-    """Return a file's header as JSON.
-
-    Raises:
-        DataError: it is not JSON, which only the metadata of ``what`` can cause.
-    """
+    """Return a file's header as JSON. Raises DataError: it is not, which only the metadata of ``what`` can cause."""
     try:
         return json.dumps(header, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -127,11 +137,7 @@ def check_schema(path: Path, header: Any, version: int) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON document.
-
-    Raises:
-        DataError: the file is missing, unreadable, not JSON, or truncated.
-    """
+    """Read a JSON document. Raises DataError: the file is missing, unreadable, not JSON, or truncated."""
     path = Path(path)
     try:
         with reading_text(path) as file:

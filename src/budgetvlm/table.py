@@ -76,11 +76,7 @@ class ProfileTable:
         split: Sequence[str] | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> ProfileTable:
-        """Make a table from anything array-like; numbers become float32, ids and labels become strings.
-
-        Raises:
-            DataError: see the class.
-        """
+        """Make a table from anything array-like; numbers become float32, ids and labels strings. Raises DataError."""
         return cls(
             knob_space=knob_space,
             sample_ids=tuple(str(name) for name in sample_ids),
@@ -130,11 +126,7 @@ class ProfileTable:
         return self if count <= most else self.subset(np.linspace(0, count - 1, most).astype(np.int64))
 
     def rows_of(self, split: str) -> np.ndarray:
-        """Return which rows a split has, int64, ascending.
-
-        Raises:
-            DataError: no split is stored, or that side is empty.
-        """
+        """Return which rows a split has, int64, ascending. Raises DataError: no split is stored, or it is empty."""
         if self.split is None:
             raise DataError(f"no {split!r} rows: the table stores no splits. Give it some with with_splits().")
         rows = np.flatnonzero(np.array(self.split) == split)
@@ -161,23 +153,14 @@ class ProfileTable:
         return replace(self, split=tuple(side_of[label] for label in labels))
 
     def save(self, path: str | Path) -> None:
-        """Write one Parquet file, whole or not at all.
-
-        Raises:
-            OutputError: the directory cannot be written or the disk is full.
-            DataError: the metadata is not JSON.
-        """
+        """Write one Parquet file, whole or not at all. Raises OutputError, or DataError: metadata that is not JSON."""
         arrow = _to_arrow(self)
         with atomic_path(path) as temporary:
             pq.write_table(arrow, temporary, compression="zstd")
 
     @classmethod
     def load(cls, path: str | Path) -> ProfileTable:
-        """Read a table that `save` wrote.
-
-        Raises:
-            DataError: the file is missing, truncated, or not such a table.
-        """
+        """Read a table that `save` wrote. Raises DataError: the file is missing, truncated, or not such a table."""
         path = Path(path)
         arrow, header = _read(path)
         try:
@@ -203,11 +186,7 @@ class ProfileTable:
 
 
 def draw_splits(labels: Sequence[str], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
-    """Assign each distinct label to a split, at random by ``seed``, in the shares asked for.
-
-    Raises:
-        ConfigError: shares that cannot work, or that leave a side empty.
-    """
+    """Assign each label to a split at random. Raises ConfigError: shares that cannot work, or leave a side empty."""
     wanted = {name: float(share) for name, share in fractions.items() if share != 0}
     if not wanted or set(wanted) - set(SPLITS) or min(wanted.values()) < 0 or abs(sum(wanted.values()) - 1) > 1e-6:
         raise ConfigError(f"splits need shares of {', '.join(SPLITS)} that sum to 1; given: {dict(fractions)}")

@@ -122,12 +122,7 @@ def describe(found: dict[str, Any]) -> str:
 
 
 def open_system(args: argparse.Namespace) -> tuple[AdaptiveVLM, AdaptiveGuard, Task]:
-    """Open the model with its controller and guard, and the task.
-
-    Raises:
-        ConfigError: several checkpoints.
-        CheckpointError: no guard lies beside the controller.
-    """
+    """Open the model, its guard and the task. Raises ConfigError: several checkpoints; CheckpointError: no guard."""
     from budgetvlm.decide import wait_for_compiled
     from budgetvlm.guard.adaptive import AdaptiveGuard
     from budgetvlm.runtime import AdaptiveVLM

@@ -6,7 +6,7 @@ A flag that is given wins; then what `budgetvlm prepare` wrote (--data), then wh
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,28 +26,13 @@ def add_opened_model(parser: Any) -> None:
     )  # fmt: skip
 
 
-def origins(args: argparse.Namespace) -> list[TrainedOn]:
-    """Return what is known of --data and of the one checkpoint, in this order; empty ones are left out."""
+def complete(args: argparse.Namespace) -> list[TrainedOn]:
+    """Fill in the flags that were not given, and return the origins that they come from. Raises as `complete_from`."""
+    forget_defaults(args, "model_path", "dataset_name", "split", "samples")
     data = getattr(args, "data", None)
     given = args.checkpoint if isinstance(args.checkpoint, list) else [args.checkpoint]
     checkpoint = given[0] if len(given) == 1 else None
-    if data is None and checkpoint is None:
-        return []
-    from budgetvlm.controller.provenance import TrainedOn
-
-    found = [] if data is None else [TrainedOn.of_table(_table(data))]
-    found += [] if checkpoint is None else [TrainedOn.read(Path(checkpoint))]
-    return [origin for origin in found if origin != TrainedOn()]
-
-
-def complete(args: argparse.Namespace) -> list[TrainedOn]:
-    """Fill in the flags that were not given, and return the origins that they come from.
-
-    Raises:
-        ConfigError: a flag of the data set that contradicts what was profiled.
-    """
-    forget_defaults(args, "model_path", "dataset_name", "split", "samples")
-    found = origins(args)
+    found = [origin for origin in _read(data, checkpoint) if origin.opened or origin.samples]
     complete_from(args, next((origin.opened for origin in found if "model_path" in origin.opened), {}))
     return found
 
@@ -84,7 +69,14 @@ def _complete_task(args: argparse.Namespace, opened: Mapping[str, Any]) -> bool:
     return True
 
 
-def _table(data: Path) -> Any:
-    from budgetvlm.profiling.prepare.document import read_document, to_table
+def _read(data: Path | None, checkpoint: Path | None) -> Iterator[TrainedOn]:
+    if data is None and checkpoint is None:
+        return  # and nothing is imported
+    from budgetvlm.controller.provenance import TrainedOn
 
-    return to_table(read_document(data), data)
+    if data is not None:
+        from budgetvlm.profiling.prepare.document import read_document, to_table
+
+        yield TrainedOn.of_table(to_table(read_document(data), data))
+    if checkpoint is not None:
+        yield TrainedOn.read(Path(checkpoint))

@@ -42,11 +42,7 @@ def task_options(args: argparse.Namespace) -> TaskOptions:
 
 
 def open_task(args: argparse.Namespace) -> Task:
-    """Open the task that the flags mean, with answers as long as they say.
-
-    Raises:
-        ConfigError, DataError: flags that cannot work, or data that cannot be read.
-    """
+    """Open the task that the flags mean, with answers as long as they say. Raises ConfigError, DataError."""
     from budgetvlm.tasks import load_task
 
     task = load_task(task_options(args))

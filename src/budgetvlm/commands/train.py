@@ -66,11 +66,7 @@ def add_training_arguments(parser: argparse.ArgumentParser, *, group_size: int |
 
 
 def training_config(args: argparse.Namespace) -> TrainingConfig:
-    """The options of these flags.
-
-    Raises:
-        ConfigError: flags that cannot work, before any data is read.
-    """
+    """The options of these flags. Raises ConfigError: flags that cannot work, before any data is read."""
     if args.ensemble < 1:
         raise ConfigError(f"--ensemble {args.ensemble} is not a number of controllers; give 1 or more")
     width = MEMBER_WIDTH if args.ensemble > 1 else WIDTH

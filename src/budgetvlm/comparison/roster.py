@@ -57,15 +57,15 @@ def _controller(data: FittingData, seed: int) -> Policy:
     from budgetvlm.controller.training import fit_controller
 
     config = training_config(data, seed, {}, teachers=1)
-    return ControllerPolicy(fit_controller(data.table, data.given, config).controller)
+    return ControllerPolicy(fit_controller(data.table, data.given, config))
 
 
 def _ensemble(data: FittingData, seed: int) -> Policy:
     from budgetvlm.controller.policy import ControllerPolicy
-    from budgetvlm.controller.training import fit_ensemble
+    from budgetvlm.controller.training import fit_controller
 
     config = training_config(data, seed, {}, hidden_dim=128)
-    return ControllerPolicy(fit_ensemble(data.table, data.given, config, data.members))
+    return ControllerPolicy(fit_controller(data.table, data.given, config, members=data.members))
 
 
 def _predictor(data: FittingData, seed: int) -> Policy:

@@ -8,11 +8,8 @@ the same controller without the rest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from budgetvlm._version import versions
 from budgetvlm.controller.checkpoint_files import CONFIG, read_checkpoint
@@ -24,11 +21,9 @@ GUARD = "guard.json"  # bounds on latency at run time; see `budgetvlm.guard.adap
 FEATURE_STATISTICS = ("image_input.", "lang_input.")
 
 
-def controller_document(
-    controller: GRPOController, state_dict: Mapping[str, torch.Tensor] | None = None
-) -> dict[str, Any]:
+def controller_document(controller: GRPOController) -> dict[str, Any]:
     """The part of a checkpoint that describes the controller; copies of its tensors."""
-    state = {name: tensor.detach().cpu().clone() for name, tensor in (state_dict or controller.state_dict()).items()}
+    state = {name: tensor.detach().cpu().clone() for name, tensor in controller.state_dict().items()}
     return {
         "controller_state_dict": state,
         "controller_config": controller.config,
@@ -40,11 +35,7 @@ def controller_document(
 
 
 def load_controller(path: str | Path) -> GRPOController:
-    """The controller of a checkpoint file, of a training directory or of `save_pretrained`, in evaluation mode.
-
-    Raises:
-        CheckpointError: nothing readable lies there.
-    """
+    """The controller of a checkpoint, a training directory or `save_pretrained`, for use. Raises CheckpointError."""
     path = Path(path)
     if path.is_dir():
         if not (path / BEST).exists() and (path / CONFIG).exists():

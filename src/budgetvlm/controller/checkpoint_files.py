@@ -26,11 +26,7 @@ WEIGHTS = "model.safetensors"
 
 
 def write_checkpoint(path: str | Path, document: Mapping[str, Any]) -> None:
-    """Write tensors and plain values, whole or not at all.
-
-    Raises:
-        OutputError: the directory cannot be written, or the disk is full.
-    """
+    """Write tensors and plain values, whole or not at all. Raises OutputError."""
     buffer = io.BytesIO()  # torch.save's own error on a full disk is no OSError
     torch.save({"schema_version": SCHEMA_VERSION, **document}, buffer)
     with atomic_path(path) as temporary:
@@ -38,11 +34,7 @@ def write_checkpoint(path: str | Path, document: Mapping[str, Any]) -> None:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read what `write_checkpoint` wrote.
-
-    Raises:
-        CheckpointError: the file is missing, truncated, foreign or of another schema version.
-    """
+    """Read what `write_checkpoint` wrote. Raises CheckpointError: missing, truncated, foreign, of another version."""
     path = Path(path)
     if not path.is_file():
         directory = path.parent if path.suffix else path
@@ -64,11 +56,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def write_pretrained(
     config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], trained_on: Mapping[str, Any], directory: str | Path
 ) -> None:
-    """Write ``config.json``, with the controller's origin, and ``model.safetensors``.
-
-    Raises:
-        OutputError: the directory cannot be written, or the disk is full.
-    """
+    """Write ``config.json``, with the controller's origin, and ``model.safetensors``. Raises OutputError."""
     directory = Path(directory)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_path(directory / WEIGHTS) as temporary:
@@ -78,11 +66,7 @@ def write_pretrained(
 
 
 def read_pretrained(directory: str | Path) -> tuple[Any, dict[str, torch.Tensor], dict[str, Any]]:
-    """Read the configuration, the tensors and the origin (empty in old files) that `write_pretrained` wrote.
-
-    Raises:
-        CheckpointError: a file is missing, truncated or foreign.
-    """
+    """Read configuration, tensors and origin (empty in old files) of `write_pretrained`. Raises CheckpointError."""
     directory = Path(directory)
     try:
         document = read_json(directory / CONFIG)

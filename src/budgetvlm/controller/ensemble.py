@@ -19,17 +19,15 @@ SHARED = ("image_input.", "lang_input.", "latency_", "bounds_ms", "default_price
 
 
 def member_seeds(seed: int, members: int) -> tuple[int, ...]:
-    """Seeds of an ensemble's members; two ensembles of one size with different seeds share none."""
+    """Seeds of an ensemble's members, which another ensemble of that size lacks. Raises ConfigError: no member."""
+    if members < 1:
+        raise ConfigError(f"members={members} trains no controller; give 1 for a single one, or more to average them")
     return tuple(range(seed * members, (seed + 1) * members))
 
 
 @torch.no_grad()
 def merge(members: Sequence[GRPOController]) -> GRPOController:
-    """Average members into one controller, whose values are the mean of theirs, in evaluation mode.
-
-    Raises:
-        ConfigError: no member, or members of other sizes, knobs or data.
-    """
+    """Average members into one, in evaluation mode. Raises ConfigError: no member, or other sizes, knobs or data."""
     if not members:
         raise ConfigError("an ensemble needs at least one controller")
     first = members[0]

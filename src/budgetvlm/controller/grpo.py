@@ -93,8 +93,8 @@ def exact_advantages(log_policy: Tensor, rewards: Tensor, scale_rewards: ScaleRe
     return centred / (variance.clamp(min=0.0).sqrt() + STD_FLOOR)
 
 
-def draw_groups(log_policy: Tensor, group_size: int, generator: torch.Generator | None = None) -> Tensor:
+def draw_groups(log_policy: Tensor, group_size: int) -> Tensor:
     """Draw G settings for each state, with replacement, ``[..., B, K]`` -> int64 ``[..., B, G]``."""
     policy = log_policy.detach().exp()
-    drawn = torch.multinomial(policy.flatten(0, -2), group_size, replacement=True, generator=generator)
+    drawn = torch.multinomial(policy.flatten(0, -2), group_size, replacement=True)
     return drawn.view(*policy.shape[:-1], group_size)

@@ -85,7 +85,7 @@ def read_last(directory: str | Path, origin: Mapping[str, Any]) -> dict[str, Any
     return document
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     found: list[str] = []
     for name in sorted({*old, *new}):
         before, now = old.get(name), new.get(name)
@@ -115,11 +115,7 @@ def fingerprint(table: ProfileTable, features: Features | None) -> str:
 
 
 class EventLog:
-    """Writes TensorBoard scalars, one point for each epoch.
-
-    Raises:
-        OutputError: the events cannot be written.
-    """
+    """Writes TensorBoard scalars, one point for each epoch. Raises OutputError: the events cannot be written."""
 
     def __init__(self, directory: str | Path, epoch: int):
         from torch.utils.tensorboard import SummaryWriter  # slow to import, so only when training

@@ -25,7 +25,6 @@ from budgetvlm.controller.run_directory import open_output, origin_of, read_last
 from budgetvlm.controller.run_files import RunFiles, figures_line
 from budgetvlm.controller.training_options import TrainingConfig
 from budgetvlm.controller.training_run import MakeLoss, TrainingRun
-from budgetvlm.errors import ConfigError
 from budgetvlm.features import Features
 from budgetvlm.table import ProfileTable
 
@@ -86,8 +85,7 @@ def train(
         ConfigError: no member, or a run that is to be resumed had other options or data.
         KeyboardInterrupt: after saving the last finished epoch.
     """
-    if members < 1:
-        raise ConfigError(f"members={members} trains no controller; give 1 for a single one, or more to average them")
+    seeds = member_seeds(config.seed, members)
     directory = Path(output_dir)
     table = with_splits(table, config)
     features = features.aligned(table.sample_ids)
@@ -97,7 +95,7 @@ def train(
     open_output(directory, resume=resume, overwrite=overwrite)
     last = read_last(directory, origin) if resume else None
     say(config.maximised)
-    run = TrainingRun(table, features, config, member_seeds(config.seed, members))
+    run = TrainingRun(table, features, config, seeds)
     if fit_guard is not None and not (directory / GUARD).exists():  # a run that is resumed may have been calibrated
         write_json(directory / GUARD, fit_guard(table.subset("train"), features, config.alpha).to_dict())
     if last is not None:
@@ -151,23 +149,13 @@ def _result(run: TrainingRun, directory: Path, say: Say) -> TrainingResult:
         say(f"{who}best: {figures_line(member.best)}{where}")
     best_epoch = max(int(member.best["epoch"]) for member in run.members)
     epochs_run = sum(member.epochs_run for member in run.members)
+    merged = _merged(run)
     if len(run.members) == 1:
-        return TrainingResult(directory, run.controller(0), best_epoch, run.members[0].metrics, epochs_run)
-    merged = merge([run.controller(number) for number in range(len(run.members))])
+        return TrainingResult(directory, merged, best_epoch, run.members[0].metrics, epochs_run)
     metrics = run.validation.measure(merged)
     RunFiles.write_ensemble(directory, run, merged, {"epoch": best_epoch, **metrics})
     say(f"ensemble of {len(run.members)}: {figures_line(metrics)}; saved as {directory / BEST}")
     return TrainingResult(directory, merged, best_epoch, metrics, epochs_run)
-
-
-@dataclass(frozen=True)
-class FittedController:
-    """A controller trained in memory, the epoch that was kept (0: untrained) and its validation figures."""
-
-    controller: GRPOController
-    best_epoch: int
-    epochs_run: int
-    metrics: dict[str, float | None]
 
 
 def fit_controller(
@@ -175,31 +163,23 @@ def fit_controller(
     features: Features,
     config: TrainingConfig,
     make_loss: MakeLoss | None = None,
-    on_epoch: Callable[[int], None] = lambda epoch: None,
-) -> FittedController:
+    members: int = 1,
+) -> GRPOController:
     """Train as `train` does, but write nothing; comparisons use it.
 
     Args:
         make_loss: from the untrained controller to a loss in place of GRPO's, see `budgetvlm.controller.policy_loss`.
-        on_epoch: called with the number of each finished epoch.
-
-    Raises:
-        DataError: a side of the split is empty, or samples lack features.
-    """
-    run = TrainingRun(table, features.aligned(table.sample_ids), config, (config.seed,), make_loss)
-    run.train(lambda: on_epoch(run.epoch))
-    member = run.members[0]
-    return FittedController(run.controller(0), int(member.best["epoch"]), member.epochs_run, member.metrics)
-
-
-def fit_ensemble(table: ProfileTable, features: Features, config: TrainingConfig, members: int) -> GRPOController:
-    """Train as `train` does with several members, but write nothing.
 
     Raises:
         ConfigError: no member. DataError: a side of the split is empty, or samples lack features.
     """
-    if members < 1:
-        raise ConfigError(f"an ensemble of {members} controllers cannot be averaged; give 1 or more")
-    run = TrainingRun(table, features.aligned(table.sample_ids), config, member_seeds(config.seed, members))
+    seeds = member_seeds(config.seed, members)
+    run = TrainingRun(table, features.aligned(table.sample_ids), config, seeds, make_loss)
     run.train()
-    return merge([run.controller(number) for number in range(members)])
+    return _merged(run)
+
+
+def _merged(run: TrainingRun) -> GRPOController:
+    """The controller of the one member, or the average of several."""
+    controllers = [run.controller(number) for number in range(len(run.members))]
+    return controllers[0] if len(controllers) == 1 else merge(controllers)

@@ -36,11 +36,7 @@ LARGEST_SAMPLE = 20_000  # samples that teachers see: this is only a start, and 
 def new_controller(
     table: ProfileTable, features: Features, config: TrainingConfig, guard: StaticGuard, means: SettingMeans
 ) -> GRPOController:
-    """An untrained controller of a run's sizes that chooses as the lookup table does.
-
-    Raises:
-        DataError: no accuracy was measured.
-    """
+    """An untrained controller that chooses as the lookup table does. Raises DataError: no accuracy was measured."""
     controller = GRPOController(
         features.image.shape[1],
         features.language.shape[1],

@@ -108,11 +108,7 @@ def finish(
 
 
 def read_features(path: Path) -> Features:
-    """Read features from a file of ours, or from .npz with the arrays sample_ids, image and language.
-
-    Raises:
-        DataError: another file, missing arrays.
-    """
+    """Read a file of ours, or .npz with the arrays sample_ids, image and language. Raises DataError: any other file."""
     if path.suffix != ".npz":
         return Features.load(path)
     try:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import compute, csv, parquet
 
-from budgetvlm._io import reading_text
+from budgetvlm._io import json_lines, reading_text
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.importing.measured_rows import Cells
 from budgetvlm.knobs import KNOBS
@@ -154,9 +153,9 @@ def _read(path: Path, texts: Collection[str]) -> pa.Table:
     try:
         if suffix == ".parquet":
             return parquet.read_table(path)
+        if suffix in (".jsonl", ".ndjson"):
+            return _from_rows([row for _, row in json_lines(path)])
         with reading_text(path) as file:
-            if suffix in (".jsonl", ".ndjson"):
-                return _from_lines(path, file)
             for _ in file:  # another encoding is named
                 pass
         return csv.read_csv(
@@ -170,17 +169,8 @@ def _read(path: Path, texts: Collection[str]) -> pa.Table:
         raise DataError(f"{path} cannot be read as {suffix[1:]}: {error}") from None
 
 
-def _from_lines(path: Path, lines: Iterable[str]) -> pa.Table:
-    """Read JSON lines as columns of texts, of all names that any line has."""
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except ValueError as error:
-            raise DataError(f"{path} cannot be read as jsonl: line {number} is not JSON ({str(error)[:80]})") from None
-        if row is not None and not isinstance(row, dict):
-            raise DataError(f"{path} cannot be read as jsonl: line {number} is no object with named columns")
-        rows += [row] if row else []
+def _from_rows(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Make columns of texts, of all names that any row has."""
     names = dict.fromkeys(name for row in rows for name in row)
     cells = {name: [row.get(name) for row in rows] for name in names}
     return pa.table({name: pa.array([_cell(value) for value in column], pa.string()) for name, column in cells.items()})

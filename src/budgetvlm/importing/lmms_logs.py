@@ -6,7 +6,6 @@ BudgetVLM as a model of lmms-eval puts what the request cost.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -18,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 from tqdm import tqdm
 
-from budgetvlm._io import read_json, reading_text, shortened
+from budgetvlm._io import json_lines, read_json, shortened
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.importing.flat_tables import to_cells
 from budgetvlm.importing.measured_rows import Cells
@@ -43,11 +42,7 @@ class LoggedRun:
 
     @classmethod
     def parse(cls, text: str) -> LoggedRun:
-        """Read "max_crops=4,top_k=8=PATH", or a path alone.
-
-        Raises:
-            ConfigError: a value that is no number.
-        """
+        """Read "max_crops=4,top_k=8=PATH", or a path alone. Raises ConfigError: a value that is no number."""
         match = _RUN.fullmatch(text)
         if not match:
             return cls(Path(text), None)
@@ -56,11 +51,7 @@ class LoggedRun:
 
 
 def read_manifest(path: Path) -> list[LoggedRun]:
-    """Read runs from a JSON file, [{"setting": {"max_crops": 4, ...}, "path": "logs/a"}, ...], with relative paths.
-
-    Raises:
-        DataError: another shape.
-    """
+    """Read [{"setting": {"max_crops": 4}, "path": "logs/a"}, ...] from JSON. Raises DataError: another shape."""
     document = read_json(path)
     runs = document.get("runs") if isinstance(document, dict) else document
     if not isinstance(runs, list) or not all(
@@ -177,19 +168,10 @@ def _logs(run: LoggedRun, task: str | None) -> list[tuple[str, Path]]:
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Read the samples of a log: line, and its values by their paths: "vqa_acc", "token_counts.0.latency_ms"."""
-    with reading_text(path) as file:
-        for number, text in enumerate(file, 1):
-            if not text.strip():
-                continue
-            try:
-                line = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    f"{path}, line {number}, is not JSON ({error}); the run may have been killed. Run it again."
-                ) from None
-            if not isinstance(line, dict) or "doc_id" not in line:
-                raise DataError(f"{path}, line {number}, has no doc_id; it is no log of samples of lmms-eval")
-            yield number, dict(_leaves("", line))
+    for number, line in json_lines(path):
+        if "doc_id" not in line:
+            raise DataError(f"{path}, line {number}, has no doc_id; it is no log of samples of lmms-eval")
+        yield number, dict(_leaves("", line))
 
 
 def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:

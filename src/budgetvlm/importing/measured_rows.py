@@ -125,11 +125,7 @@ def counts(table: ProfileTable) -> dict[str, int]:
 
 
 def complete_samples(table: ProfileTable) -> ProfileTable:
-    """Return the samples that have score and latency at every setting that was measured.
-
-    Raises:
-        DataError: there are none.
-    """
+    """Return the samples with score and latency at every measured setting. Raises DataError: there are none."""
     both = ~(np.isnan(table.accuracy) | np.isnan(table.latency_ms))
     kept = both[:, both.any(axis=0)].all(axis=1)
     if not kept.any():

@@ -40,11 +40,7 @@ class OpenedSplit:
         return {joined_id(values, names): row for row, values in self.source.rows(names)} if names else {}
 
     def picture(self, row: int, value: Any) -> bytes | Path | None:
-        """Return the contents of a row's image file, or where it lies; None where the cell is empty.
-
-        Raises:
-            InputError, DataError: a cell that is no image, or several.
-        """
+        """Return a row's image file, its contents or where it lies; None for an empty cell. Raises as `image_file`."""
         data, name = image_file(value)
         if data is not None or name is None:
             return data

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import glob
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from budgetvlm._io import reading_text
+from budgetvlm._io import json_lines, reading_text
 from budgetvlm.errors import DataError
 from budgetvlm.tasks.layouts import SPLIT_NAMES
 from budgetvlm.tasks.stored_types import decoded, features_of, plain_numbers
@@ -158,11 +157,7 @@ class TextSource:
 
 
 def open_source(paths: Sequence[Path]) -> Source:
-    """Open files of one format as rows.
-
-    Raises:
-        DataError: no file, an unknown format, several formats, or a file that cannot be read.
-    """
+    """Open files of one format as rows. Raises DataError: no, an unknown or several formats, or an unreadable file."""
     kinds = {path.suffix.lower() for path in paths}
     if kinds == {".parquet"}:
         return ParquetSource(paths)
@@ -242,11 +237,11 @@ def _reading_parquet(path: Path) -> Iterator[None]:
 
 
 def _records(path: Path) -> Iterator[Row]:
+    if path.suffix.lower() not in (".csv", ".tsv"):
+        yield from (row for _, row in json_lines(path))
+        return
     with reading_text(path) as file:
-        if path.suffix.lower() in (".csv", ".tsv"):
-            yield from _cells(file, path)
-        else:
-            yield from (_record(line, path, number) for number, line in enumerate(file, 1) if line.strip())
+        yield from _cells(file, path)
 
 
 def _cells(file: TextIO, path: Path) -> Iterator[Row]:
@@ -268,18 +263,6 @@ def _cells(file: TextIO, path: Path) -> Iterator[Row]:
                 yield {name: cell for name, cell in zip_longest(names, row) if name}
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: {error}. Is it {path.suffix[1:].upper()}?") from None
-
-
-def _record(line: str, path: Path, number: int) -> Row:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DataError(
-            f"{path}, line {number}: not JSON ({str(error)[:80]}). A JSON file has one object a line here."
-        ) from None
-    if not isinstance(row, dict):
-        raise DataError(f"{path}, line {number}: a row has to be an object with named columns, one a line")
-    return row
 
 
 def _few(paths: Sequence[Path]) -> str:

@@ -73,11 +73,7 @@ class TaskOptions:
 
 
 def load_task(options: str | TaskOptions) -> Task:
-    """Open a task by name or by its options.
-
-    Raises:
-        ConfigError: there is no such task, or an option cannot work.
-    """
+    """Open a task by name or by its options. Raises ConfigError: there is no such task, or an option cannot work."""
     options = options if isinstance(options, TaskOptions) else TaskOptions(options)
     names = options.names
     if "" in names or len(set(names)) < len(names):
@@ -154,11 +150,7 @@ def _part(text: str | None, name: str, names: tuple[str, ...], option: str, sign
 
 
 def parse_columns(text: str | None) -> dict[str, str]:
-    """Read roles and columns of "question=query,answers=label".
-
-    Raises:
-        ConfigError: a role that there is not, or one without a column.
-    """
+    """Read "question=query,answers=label". Raises ConfigError: an unknown role, or one without a column."""
     pairs = [part.partition("=") for part in (text or "").split(",") if part.strip()]
     wrong = [a.strip() for a, _, b in pairs if a.strip() not in ROLES or not b.strip()]
     if wrong:

@@ -42,11 +42,7 @@ def is_gap(value: Any) -> bool:
 
 
 def as_text(value: Any) -> str:
-    """Return a cell as text: 3.0 is "3", bytes are UTF-8, and a gap is empty.
-
-    Raises:
-        DataError: a list, an object, or bytes that are no text.
-    """
+    """Return a cell as text: 3.0 is "3", a gap is empty. Raises DataError: a list, an object, bytes not in UTF-8."""
     if is_gap(value):
         return ""
     if isinstance(value, bytes | bytearray):

@@ -50,11 +50,7 @@ class Journal:
             raise
 
     def append(self, entry: Any) -> None:
-        """Add an entry; it is on the disk when this returns.
-
-        Raises:
-            OutputError: the disk is full; the entry is then not in the journal.
-        """
+        """Add an entry, which is on the disk when this returns. Raises OutputError, and has then not added it."""
         self._write(entry)
         self.entries.append(entry)
 

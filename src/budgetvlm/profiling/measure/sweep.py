@@ -238,11 +238,7 @@ class Sweep:
 
 
 def load_image(place: SplitSample) -> Image.Image:
-    """Load the sample's image.
-
-    Raises:
-        InputError: it cannot be loaded; the message names the sample.
-    """
+    """Load the sample's image. Raises InputError: it cannot be loaded; the message names the sample."""
     try:
         return place.sample.load_image()
     except OSError as error:

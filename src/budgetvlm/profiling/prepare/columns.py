@@ -110,11 +110,7 @@ def read_accuracy(exp5_dir: str | Path, dataset_name: str) -> SweepArrays:
 
 
 def read_sweep(directory: str | Path, dataset_name: str, kind: Kind) -> SweepArrays:
-    """Read all files of a sweep.
-
-    Raises:
-        DataError: unusable files, or labels of a sample that differ between settings.
-    """
+    """Read all files of a sweep. Raises DataError: unusable files, or labels that differ between settings."""
     names = (*(("score",) if kind == "accuracy" else TIMES), *TOKEN_COUNTS)  # the first one is never missing
     rows: dict[str, int] = {}
     labels: dict[str, dict[str, str]] = {}

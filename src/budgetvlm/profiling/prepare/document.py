@@ -53,11 +53,7 @@ def to_document(table: ProfileTable, how: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_document(path: str | Path) -> dict[str, Any]:
-    """Read the document and check that it is one.
-
-    Raises:
-        DataError: missing, truncated, foreign, or of another schema version.
-    """
+    """Read the document. Raises DataError: missing, truncated, foreign, or of another schema version."""
     path = Path(path)
     if not path.exists():
         raise DataError(f"{path} does not exist. Make it with budgetvlm prepare --output_data_path {path}")
@@ -71,11 +67,7 @@ def read_document(path: str | Path) -> dict[str, Any]:
 
 
 def to_table(document: Mapping[str, Any], path: str | Path) -> ProfileTable:
-    """Make the table of a document that came from ``path``.
-
-    Raises:
-        DataError: a field is missing or cannot be.
-    """
+    """Make the table of a document that came from ``path``. Raises DataError: a field is missing or cannot be."""
     try:
         space = KnobSpace(document["knob_space"])
         samples, settings = document["samples"], document["settings"]

@@ -119,11 +119,7 @@ def in_batches(
     name: str,
     say: Callable[[str], None] = print,
 ) -> np.ndarray:
-    """Encode all items ``[n] -> [n, D]``, in batches that are halved whenever memory runs out.
-
-    Raises:
-        ConfigError: ``batch_size`` is below 1, or a single item does not fit into memory.
-    """
+    """Encode all items ``[n] -> [n, D]``. Raises ConfigError: ``batch_size`` is below 1, or one item is too large."""
     if batch_size < 1:
         raise ConfigError(f"feature_batch_size={batch_size} cannot work; it has to be 1 at least")
     parts: list[np.ndarray] = []

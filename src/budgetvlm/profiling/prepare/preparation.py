@@ -73,11 +73,7 @@ def prepare(
 
 
 def load_prepared(path: str | Path) -> PreparedData:
-    """Read what `prepare` wrote.
-
-    Raises:
-        DataError: a file is missing, damaged, or does not belong to the others.
-    """
+    """Read what `prepare` wrote. Raises DataError: a file is missing, damaged, or does not belong to the others."""
     path = Path(path)
     document = read_document(path)
     table = to_table(document, path)

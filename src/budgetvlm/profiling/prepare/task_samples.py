@@ -18,12 +18,7 @@ from budgetvlm.tasks import SplitSample, Task
 
 
 def find_samples(task: Task, sample_ids: Sequence[str], splits: Iterable[str]) -> list[SplitSample]:
-    """Find samples by id in some splits of a task; the order is that of ``sample_ids``.
-
-    Raises:
-        DataError: an id is in none of the splits, or in two.
-        ConfigError: there is no such split.
-    """
+    """Find samples by id, in that order. Raises DataError: an id is in none of the splits, or in two; ConfigError."""
     wanted, found = set(sample_ids), dict[str, SplitSample]()
     splits = list(splits)
     for split in splits:
@@ -75,11 +70,7 @@ def find_samples_by_index(
 def with_task_ids(
     task: Task, table: ProfileTable, split: str, world_size: Any, say: Callable[[str], None]
 ) -> tuple[ProfileTable, list[SplitSample]]:
-    """Replace sample ids that are indices in a split by the task's own; return the samples as well.
-
-    Raises:
-        DataError, ConfigError: see `find_samples_by_index`.
-    """
+    """Replace indices in a split by the task's own ids; return the samples too. Raises as `find_samples_by_index`."""
     numbers = [int(name) for name in table.sample_ids]
     found = find_samples_by_index(task, numbers, split, world_size if isinstance(world_size, int) else 1)
     rows = [row for row, number in enumerate(numbers) if number in found]

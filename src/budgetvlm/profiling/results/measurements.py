@@ -29,11 +29,7 @@ _TEXTS: dict[str, Callable[[Any], Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One sample of a result file; fields whose default is None may be missing.
-
-    Raises:
-        DataError: a value that cannot be; all problems are named at once.
-    """
+    """One sample of a result file; what is None by default may be missing. Raises DataError, naming all problems."""
 
     sample_id: str
 
@@ -51,11 +47,7 @@ class Measurement:
 
     @classmethod
     def from_dict(cls, raw: Any) -> Self:
-        """Check and take one sample of a file; unknown fields are ignored.
-
-        Raises:
-            DataError: a missing field, or a value that cannot be.
-        """
+        """Check and take one sample; unknown fields are ignored. Raises DataError: a field is missing or cannot be."""
         if not isinstance(raw, Mapping):
             raise DataError(f"a sample has to be an object with named fields, not {raw!r}")
         sample_id = raw.get("sample_id")

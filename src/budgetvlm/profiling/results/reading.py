@@ -42,11 +42,7 @@ def iter_results(directory: str | Path, dataset_name: str, kind: Kind) -> Iterat
 
 
 def read_file(path: Path, dataset_name: str, kind: Kind) -> SettingResult:
-    """Read and check one file as it is: samples may occur twice, and be numbered by rank or batch.
-
-    Raises:
-        DataError: the file cannot be used; it and the field are named.
-    """
+    """Read a file as it is: samples may occur twice, or be numbered by rank or batch. Raises DataError."""
     document = read_json(path)
     match = FORMATS[kind].pattern.fullmatch(path.name)
     *setting, rank = match.groups() if match else (None,) * (len(KNOBS) + 1)
@@ -62,11 +58,7 @@ def read_file(path: Path, dataset_name: str, kind: Kind) -> SettingResult:
 
 
 def result_files(directory: Path, dataset_name: str, kind: Kind) -> list[Path]:
-    """Return the files that `iter_results` reads, sorted.
-
-    Raises:
-        DataError: there are none, or in several places.
-    """
+    """Return the files that `iter_results` reads, sorted. Raises DataError: there are none, or in several places."""
     names = dict.fromkeys((dataset_name.replace("_", "-"), dataset_name))
     own = [directory / f"{FORMATS[kind].experiment}_{name}" for name in names]
     siblings = [directory.parent / f"{directory.name}_{name}" for name in names]

@@ -84,11 +84,7 @@ def results_directory(directory: str | Path, dataset_name: str, kind: Kind) -> P
 def result_path(
     directory: str | Path, dataset_name: str, kind: Kind, knobs: Mapping[str, Value], rank: int | None = None
 ) -> Path:
-    """Return the file of one setting, of one rank where ``rank`` is given.
-
-    Raises:
-        KnobSpaceError: the knobs are not whole numbers of (some of) max_crops, top_k and num_active_blocks.
-    """
+    """Return the file of a setting (of one rank, if given). Raises KnobSpaceError: other knobs than `KNOBS`."""
     if not knobs or set(knobs) - set(KNOBS) or any(int(value) != value for value in knobs.values()):
         given = ", ".join(f"{name}={value}" for name, value in knobs.items()) or "none"
         raise KnobSpaceError(f"result files are named by whole numbers of {', '.join(KNOBS)}; given: {given}")
