@@ -138,13 +138,9 @@ class ProfileTable:
     def with_splits(self, fractions: Mapping[str, float], seed: int = 0, by: str = "image_id") -> ProfileTable:
         """Return the same table with new splits, drawn over the groups ``by`` so that no group is on two sides.
 
-        Args:
-            fractions: split -> share of the groups; the shares sum to 1 and a share of 0 leaves the split out.
-            by: a label of `groups`; where there is no "image_id", single samples are drawn.
-
-        Raises:
-            ConfigError: shares that cannot work, or that leave a side empty.
-            DataError: there is no label ``by``.
+        ``fractions``: split -> share of the groups; the shares sum to 1 and a share of 0 leaves the split out. ``by``:
+        a label of `groups`; where there is no "image_id", single samples are drawn. Raises ConfigError: shares that
+        cannot work, or that leave a side empty; DataError: there is no label ``by``.
         """
         if by not in self.groups and by != "image_id":
             raise DataError(f"cannot split by {by!r}: the table's labels are {', '.join(self.groups) or 'none'}")

@@ -81,12 +81,8 @@ def _options(args: argparse.Namespace) -> EvaluationOptions:
 def read_controllers(paths: list[Path], table: ProfileTable, features: Features, split: str) -> dict[str, Policy]:
     """One policy for each checkpoint, named after its path.
 
-    Args:
-        split: of the table, that they are to be measured on.
-
-    Raises:
-        CheckpointError, KnobSpaceError: a checkpoint cannot be read or does not fit the data.
-        DataError: it was trained on samples of this split.
+    ``split``: of the table, that they are to be measured on. Raises CheckpointError, KnobSpaceError: a checkpoint
+    cannot be read or does not fit the data; DataError: it was trained on samples of this split.
     """
     names = checkpoint_names(paths)
     return {name: _read_controller(path, table, features, split) for name, path in zip(names, paths, strict=True)}

@@ -54,12 +54,8 @@ def feature_matrix(feature: Tensor, what: str, layer: Standardiser) -> Tensor:
 def per_state(value: Tensor | float, states: int, what: str, like: Tensor) -> Tensor:
     """Budgets or prices as a tensor ``[B]`` of the type and device of ``like``.
 
-    Args:
-        value: one number, ``[B]`` or ``[B, 1]``.
-        what: "budget" or "price", for the checks and their messages.
-
-    Raises:
-        InputError: the wrong count, a budget that is not positive or a price below 0.
+    ``value``: one number, ``[B]`` or ``[B, 1]``. ``what``: "budget" or "price", for the checks and their messages.
+    Raises InputError: the wrong count, a budget that is not positive or a price below 0.
     """
     tensor = torch.as_tensor(value).to(like).reshape(-1)
     if tensor.numel() not in (1, states):

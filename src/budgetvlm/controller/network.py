@@ -153,11 +153,7 @@ class GRPOController(nn.Module):
     ) -> GRPOController:
         """A controller of this configuration with these weights and this origin, in evaluation mode.
 
-        Args:
-            source: where both were read, for the message.
-
-        Raises:
-            CheckpointError: they make no usable controller.
+        ``source``: where both were read, for the message. Raises CheckpointError: they make no usable controller.
         """
         try:
             controller = cls(**config)

@@ -67,13 +67,9 @@ class TrainedOn:
     def require_unseen(self, table: ProfileTable, split: str, who: str) -> None:
         """Refuse to measure a controller on samples that it was trained on.
 
-        Args:
-            split: the table's split that is measured on. Validation samples only pick the best epoch, so they may be
-                reported as what they are, but not as a test.
-            who: names the controller in the message.
-
-        Raises:
-            DataError: a sample, or another question about its image, was used.
+        ``split``: the table's split that is measured on. Validation samples only pick the best epoch, so they may be
+        reported as what they are, but not as a test. ``who``: names the controller in the message. Raises DataError: a
+        sample, or another question about its image, was used.
         """
         known = self.seen(FITTED if split == "test" else ("train",))
         rows = [row for row, side in enumerate(table.split or ()) if side == split]
@@ -89,12 +85,8 @@ class TrainedOn:
     def require_model(self, fingerprint: str, model_path: str, guard: Mapping[str, Any]) -> None:
         """Check that a controller and its guard were made for a model's weights; warn where the controller is silent.
 
-        Args:
-            fingerprint: of the model that was opened at ``model_path``.
-            guard: the guard's origin, with its "model".
-
-        Raises:
-            CheckpointError: either was made for other weights.
+        ``fingerprint``: of the model that was opened at ``model_path``. ``guard``: the guard's origin, with its
+        "model". Raises CheckpointError: either was made for other weights.
         """
         wrong = {"controller": self.model, "guard": guard.get("model")}
         wrong = {who: made_for for who, made_for in wrong.items() if made_for not in (None, fingerprint)}

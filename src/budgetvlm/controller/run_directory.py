@@ -26,12 +26,8 @@ MEMBERS = "members"  # of an ensemble: a directory for each
 def open_output(directory: str | Path, *, resume: bool = False, overwrite: bool = False, remove: bool = True) -> None:
     """Make the directory, or check that it may be used again; an earlier run is removed with ``overwrite``.
 
-    Args:
-        remove: False only checks, so that a mistake shows before any long work.
-
-    Raises:
-        OutputError: a run lies there and neither flag was given, or the directory cannot be written.
-        ConfigError: both flags.
+    ``remove``: False only checks, so that a mistake shows before any long work. Raises OutputError: a run lies there
+    and neither flag was given, or the directory cannot be written; ConfigError: both flags.
     """
     directory = Path(directory)
     if resume and overwrite:
@@ -63,12 +59,8 @@ def _remove_run(directory: Path) -> None:
 def read_last(directory: str | Path, origin: Mapping[str, Any]) -> dict[str, Any] | None:
     """Read what a run needs to go on; None if no run was started there.
 
-    Args:
-        origin: options and data of the run that is to go on; they must equal those of the earlier one.
-
-    Raises:
-        ConfigError: they differ; the message names what.
-        CheckpointError: the file is damaged, or of an earlier version.
+    ``origin``: options and data of the run that is to go on; they must equal those of the earlier one. Raises
+    ConfigError: they differ; the message names what; CheckpointError: the file is damaged, or of an earlier version.
     """
     path = Path(directory) / LAST
     if not path.exists():

@@ -167,11 +167,8 @@ def fit_controller(
 ) -> GRPOController:
     """Train as `train` does, but write nothing; comparisons use it.
 
-    Args:
-        make_loss: from the untrained controller to a loss in place of GRPO's, see `budgetvlm.controller.policy_loss`.
-
-    Raises:
-        ConfigError: no member. DataError: a side of the split is empty, or samples lack features.
+    ``make_loss``: from the untrained controller to a loss in place of GRPO's, see `budgetvlm.controller.policy_loss`.
+    Raises ConfigError: no member. DataError: a side of the split is empty, or samples lack features.
     """
     seeds = member_seeds(config.seed, members)
     run = TrainingRun(table, features.aligned(table.sample_ids), config, seeds, make_loss)

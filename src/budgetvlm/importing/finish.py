@@ -78,12 +78,8 @@ def finish(
 ) -> tuple[ProfileTable, Features | None]:
     """Find the features, draw the splits, write features and table, the table last.
 
-    Args:
-        by_index: whether the table's sample ids are indices in the split.
-
-    Raises:
-        BudgetVLMError: features that are missing or cannot be made, splits that cannot be drawn, an output that is
-            there already or cannot be written.
+    ``by_index``: whether the table's sample ids are indices in the split. Raises BudgetVLMError: features that are
+    missing or cannot be made, splits that cannot be drawn, an output that is there already or cannot be written.
     """
     options.require_free()
     features, samples = None, list[SplitSample]()

@@ -66,12 +66,9 @@ class Cells:
 def to_table(cells: Cells, *, duplicates: str = "error", metadata: Mapping[str, Any]) -> ProfileTable:
     """Make a table of these rows; cells without a row are NaN.
 
-    Args:
-        duplicates: several rows of one cell: "error", their "mean", or the "last" one.
-
-    Raises:
-        ConfigError: an unknown ``duplicates``.
-        DataError: no rows, rows that occur twice, values that cannot be, labels that differ within a sample.
+    ``duplicates``: several rows of one cell: "error", their "mean", or the "last" one. Raises ConfigError: an unknown
+    ``duplicates``; DataError: no rows, rows that occur twice, values that cannot be, labels that differ within a
+    sample.
     """
     if duplicates not in DUPLICATES:
         raise ConfigError(f"duplicates={duplicates!r} is unknown; choose from {', '.join(DUPLICATES)}")
@@ -139,12 +136,8 @@ def complete_samples(table: ProfileTable) -> ProfileTable:
 def with_latencies(table: ProfileTable, given: Cells, *, duplicates: str = "error") -> ProfileTable:
     """Replace the latencies by those of another file, of each sample at each setting or of each setting alone.
 
-    Args:
-        given: rows with the knobs of the table, with or without sample ids.
-        duplicates: as in `to_table`.
-
-    Raises:
-        DataError: a setting of the table that the file lacks, or latencies that cannot be.
+    ``given``: rows with the knobs of the table, with or without sample ids. ``duplicates``: as in `to_table`. Raises
+    DataError: a setting of the table that the file lacks, or latencies that cannot be.
     """
     theirs = to_table(given, duplicates=duplicates, metadata={})
     row_of = {name: row for row, name in enumerate(theirs.sample_ids)}

@@ -137,12 +137,8 @@ def calibrated(
 ) -> AdaptiveGuard:
     """A guard for this machine.
 
-    Args:
-        guard: its latency model and lengths are kept, what it learnt is not.
-        hurries: see `budgetvlm.guard.rule.Rule`.
-
-    Raises:
-        DataError: too few requests for this alpha.
+    ``guard``: its latency model and lengths are kept, what it learnt is not. ``hurries``: see
+    `budgetvlm.guard.rule.Rule`. Raises DataError: too few requests for this alpha.
     """
     needed = requests_needed(alpha)
     if len(measured) < needed:

@@ -17,12 +17,9 @@ def fresh_samples(
 ) -> list[Sample]:
     """Samples of a split whose image can be opened and which, like their images, were not used before.
 
-    Args:
-        used: ids or digests of samples and of images that are left out, for example those that were profiled.
-        enough: smaller number of samples that will do; None: ``count`` are needed.
-
-    Raises:
-        ConfigError: the split has too few of them.
+    ``used``: ids or digests of samples and of images that are left out, for example those that were profiled.
+    ``enough``: smaller number of samples that will do; None: ``count`` are needed. Raises ConfigError: the split has
+    too few of them.
     """
     total = task.num_samples(split)
     wanted = min(total, count + len(used))

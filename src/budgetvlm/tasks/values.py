@@ -192,13 +192,9 @@ def as_options(value: Any) -> tuple[str, ...]:
 def right_letter(answer: Any, options: Sequence[str], *, numbered: bool = False, strict: bool = True) -> str:
     """Return the letter of the right option, given as its letter, its number from 0 on, or its text.
 
-    Args:
-        numbered: it is a number wherever it can be one.
-        strict: an answer that means one option as a letter or number and another one as a text is an error; else it
-            is the letter, and then the text.
-
-    Raises:
-        DataError: it is none of the options, or could be two of them.
+    ``numbered``: it is a number wherever it can be one. ``strict``: an answer that means one option as a letter or
+    number and another one as a text is an error; else it is the letter, and then the text. Raises DataError: it is none
+    of the options, or could be two of them.
     """
     names = letters(len(options))
     texts = SPOKEN[bool(answer)] if isinstance(answer, bool | np.bool_) else (as_text(answer),)

@@ -17,11 +17,7 @@ def for_each_batch(
 ) -> int:
     """Run over all items in batches; halve them, with a message, whenever memory runs out.
 
-    Returns:
-        The batch size that fitted.
-
-    Raises:
-        ConfigError: a single item did not fit.
+    Returns the batch size that fitted. Raises ConfigError: a single item did not fit.
     """
     start = 0
     while start < len(items):

@@ -22,11 +22,8 @@ def choose_settings(
 ) -> tuple[Setting, ...]:
     """Choose settings by one of `STRATEGIES`.
 
-    Args:
-        num_settings: how many, cheapest and full included; None: all for "full" and else about a third, 8 at least.
-
-    Raises:
-        ConfigError: an unknown strategy, or a number of settings that it cannot give.
+    ``num_settings``: how many, cheapest and full included; None: all for "full" and else about a third, 8 at least.
+    Raises ConfigError: an unknown strategy, or a number of settings that it cannot give.
     """
     if strategy not in STRATEGIES:
         raise ConfigError(f"sampling_strategy={strategy!r} is unknown; choose from {', '.join(STRATEGIES)}")
@@ -71,11 +68,8 @@ def draw_cells(num_samples: int, num_settings: int, cells: float, seed: int) -> 
     At random, the settings that were taken least first. They are drawn for the whole space, so that settings which are
     measured later change nothing for the others.
 
-    Args:
-        cells: share of the settings that each sample gets; of a share of a setting it gets none.
-
-    Raises:
-        ConfigError: a share that cannot be, or one that leaves a sample or a setting without a measurement.
+    ``cells``: share of the settings that each sample gets; of a share of a setting it gets none. Raises ConfigError: a
+    share that cannot be, or one that leaves a sample or a setting without a measurement.
     """
     if not 0 < cells <= 1:
         raise ConfigError(f"cells={cells:g} is no share of the cells; give a number above 0 and up to 1, like 0.25")

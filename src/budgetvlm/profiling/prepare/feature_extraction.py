@@ -85,12 +85,9 @@ def extract_features(
 ) -> Features:
     """Extract the pooled overview crop of each image and the mean of each question's token embeddings.
 
-    Args:
-        batch_size: images held and encoded at once; halved, with a message, whenever memory runs out.
-
-    Raises:
-        ConfigError: ``batch_size`` is below 1, or one image alone does not fit into memory.
-        DataError: a feature is not finite.
+    ``batch_size``: images held and encoded at once; halved, with a message, whenever memory runs out. Raises
+    ConfigError: ``batch_size`` is below 1, or one image alone does not fit into memory; DataError: a feature is not
+    finite.
     """
     by_image = {sample.content or sample.image_id: sample for sample in samples}
     by_question = dict.fromkeys(sample.question for sample in samples)

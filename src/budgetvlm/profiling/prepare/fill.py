@@ -49,16 +49,9 @@ def predict_times(
 def predict_cells(table: ProfileTable, seed: int = 0) -> tuple[ProfileTable, np.ndarray]:
     """Predict the cells that were not timed with a `LatencyModel` of those that were.
 
-    Args:
-        table: latencies and stages are NaN where not timed; token counts are known.
-        seed: draws the cells of the check.
-
-    Returns:
-        The table with the times that were measured and else predicted ones, and |predicted - measured| / measured on
-        cells that were held out from the fit, ``[n]``.
-
-    Raises:
-        DataError: too few cells were timed.
+    ``table``: latencies and stages are NaN where not timed; token counts are known. ``seed``: draws the cells of the
+    check. Returns the table with the times that were measured and else predicted ones, and |predicted - measured| /
+    measured on cells that were held out from the fit, ``[n]``. Raises DataError: too few cells were timed.
     """
     measured = np.isfinite(table.latency_ms)
     if measured.sum() < MIN_CELLS:

@@ -33,16 +33,9 @@ def rescore(
 ) -> list[Path]:
     """Write the results of an accuracy sweep anew, with scores by another metric.
 
-    Args:
-        asked: data set and new metric; where the data lies now, if it has moved.
-
-    Returns:
-        The paths of the new files.
-
-    Raises:
-        ConfigError: no metric.
-        DataError: results that cannot be used, or samples that the new metric would have asked otherwise.
-        OutputError: results are there already and are not to be replaced.
+    ``asked``: data set and new metric; where the data lies now, if it has moved. Returns the paths of the new files.
+    Raises ConfigError: no metric; DataError: results that cannot be used, or samples that the new metric would have
+    asked otherwise; OutputError: results are there already and are not to be replaced.
     """
     if asked.metric is None:
         raise ConfigError("no metric was given; say by which one the answers are to be scored, with --metric NAME")

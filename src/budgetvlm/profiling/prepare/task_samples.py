@@ -46,13 +46,9 @@ def find_samples_by_index(
 ) -> dict[int, SplitSample]:
     """Find the samples with these numbers, a number being the place in the split, from 0 on.
 
-    Args:
-        world_size: ranks that shared the samples; to be of equal length they may have repeated the first samples,
-            whose numbers, from the split's size on, are then left out of the result.
-
-    Raises:
-        DataError: a number beyond the split.
-        ConfigError: there is no such split.
+    ``world_size``: ranks that shared the samples; to be of equal length they may have repeated the first samples, whose
+    numbers, from the split's size on, are then left out of the result. Raises DataError: a number beyond the split;
+    ConfigError: there is no such split.
     """
     wanted, size = set(numbers), task.num_samples(split)
     first = islice(task.samples(split), max(wanted) + 1)

@@ -22,11 +22,8 @@ def default_directory(kind: Kind, model_path: str = BUNDLED) -> Path:
 def find_results(directory: Path, dataset_name: str, kind: Kind, model_path: str | None) -> Path:
     """Return the directory that was asked for or, where that is the default, one that holds results of this data set.
 
-    Args:
-        model_path: its own directory is looked into first; None: any model's may do, after the default.
-
-    Raises:
-        ConfigError: there are results of several models.
+    ``model_path``: its own directory is looked into first; None: any model's may do, after the default. Raises
+    ConfigError: there are results of several models.
     """
     if Path(directory) != default_directory(kind):
         return directory
@@ -47,11 +44,7 @@ def find_results(directory: Path, dataset_name: str, kind: Kind, model_path: str
 def measured_dataset(exp5_dir: Path) -> str | None:
     """Return the one data set whose accuracy was measured; None: none was, or the bundled one, which is the default.
 
-    Args:
-        exp5_dir: the default stands for the directories of all models.
-
-    Raises:
-        ConfigError: several were.
+    ``exp5_dir``: the default stands for the directories of all models. Raises ConfigError: several were.
     """
     stem = FORMATS["accuracy"].experiment
     places = [exp5_dir, *(ROOT.glob(f"*/{stem}") if exp5_dir == default_directory("accuracy") else ())]
