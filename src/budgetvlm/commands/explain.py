@@ -47,7 +47,13 @@ def run(args: argparse.Namespace) -> int:
     from budgetvlm.explanation.surrogate import surrogate
 
     controller = load_controller(args.checkpoint)
-    data = _read_data(args.data, controller) if args.data else None
+    data = None
+    if args.data:
+        from budgetvlm.profiling.prepare.preparation import load_prepared
+
+        prepared = load_prepared(args.data)
+        controller.knob_space.require_equal(prepared.table.knob_space, str(args.data))
+        data = prepared.table, prepared.features
     explanation = _explain(args, controller, data) if asked else None
     tree = surrogate(controller, *data) if args.tree and data is not None else None
     if args.json:
@@ -81,15 +87,6 @@ def _check(args: argparse.Namespace) -> bool:
         require("captum", "explain", "attribution")
         check_request(args.question, args.budget_ms, args.price)
     return any(given)
-
-
-def _read_data(path: Path, controller: GRPOController) -> tuple[ProfileTable, Features]:
-    """Raises KnobSpaceError where the controller is of another space."""
-    from budgetvlm.profiling.prepare.preparation import load_prepared
-
-    prepared = load_prepared(path)
-    controller.knob_space.require_equal(prepared.table.knob_space, str(path))
-    return prepared.table, prepared.features
 
 
 def _explain(

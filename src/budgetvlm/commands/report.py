@@ -10,7 +10,7 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from budgetvlm.commands.data_arguments import add_data_arguments, read_data
 from budgetvlm.errors import ConfigError, DataError, OutputError
@@ -74,6 +74,7 @@ def _gather(args: argparse.Namespace) -> ReportInputs:
     from budgetvlm.html_report.controller_choices import choices_of
     from budgetvlm.html_report.report_inputs import ReportInputs, options_of
     from budgetvlm.html_report.saved_results import read_comparison, read_evaluation, read_live, read_run
+    from budgetvlm.profiling.prepare.document import read_document
 
     given = read_evaluation(args.evaluation) if args.evaluation else None
     live = read_live(args.live) if args.live else None
@@ -83,22 +84,14 @@ def _gather(args: argparse.Namespace) -> ReportInputs:
     policies = evaluate.read_controllers(args.checkpoint, table, features, options.split)
     runs = tuple(read_run(path, name) for path, name in zip(args.checkpoint, policies, strict=True))
     evaluation = given or evaluate.evaluate_with_progress(table, features, policies, options)
-    inputs = ReportInputs(table, evaluation, None, runs, live, comparison, source=_source(args))
+    document = read_document(args.data) if args.data else {}
+    source = {name: value for name, value in document.items() if name in ("dataset_name", "model_path")}
+    inputs = ReportInputs(table, evaluation, None, runs, live, comparison, source=source)
     if policies:
         inputs = replace(inputs, choices=choices_of(table, features, policies, options_of(evaluation)))
     for sentence in evaluate.verdict_of(evaluation, table):
         print(f"note: {sentence}", file=sys.stderr)
     return replace(inputs, pictures=_pictures(args, inputs))
-
-
-def _source(args: argparse.Namespace) -> dict[str, Any]:
-    """Where the prepared data comes from."""
-    if args.data is None:
-        return {}
-    from budgetvlm.profiling.prepare.document import read_document
-
-    document = read_document(args.data)
-    return {name: document[name] for name in ("dataset_name", "model_path") if name in document}
 
 
 def _pictures(args: argparse.Namespace, inputs: ReportInputs) -> dict[str, SamplePicture]:
