@@ -76,9 +76,7 @@ def check_arguments(
 ) -> None:
     """Check what `GRPOController` is built with.
 
-    Raises:
-        ConfigError: sizes or numbers that cannot work, all at once.
-        KnobSpaceError: a knob with a reserved name.
+    Raises ConfigError: sizes or numbers that cannot work, all at once; KnobSpaceError: a knob with a reserved name.
     """
     reserved = [name for name in space.names if name in RESERVED or not name]
     if reserved:
@@ -110,9 +108,7 @@ def check_arguments(
 def check_state_dict(given: Mapping[str, Tensor | None], own: Mapping[str, Tensor], space: KnobSpace) -> None:
     """Check tensors that are to be loaded into a controller; None stands for one that is missing.
 
-    Raises:
-        KnobSpaceError: they are of a controller over another knob space.
-        CheckpointError: they have other sizes.
+    Raises KnobSpaceError: they are of a controller over another knob space; CheckpointError: they have other sizes.
     """
     theirs = given["value_matrix"]
     if theirs is not None and not torch.equal(theirs.cpu(), own["value_matrix"].cpu()):

@@ -74,9 +74,7 @@ def to_cells(
 ) -> Cells:
     """Take the columns of a table that mean something: what a column is -> its name. Scales as in `read_flat`.
 
-    Raises:
-        ConfigError: a scale that cannot be.
-        DataError: values that are no numbers, ids or labels that are missing.
+    Raises ConfigError: a scale that cannot be; DataError: values that are no numbers, ids or labels that are missing.
     """
     if latency_unit not in (*UNITS, None) or not score_scale > 0:
         raise ConfigError(f"latency_unit={latency_unit!r} has to be ms or s, score_scale={score_scale} above 0")

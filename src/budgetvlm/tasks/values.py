@@ -228,9 +228,7 @@ def as_label(value: Any) -> str:
 def image_file(value: Any) -> tuple[bytes | None, str | None]:
     """Return the contents and the name of an image's file, as far as a cell, or a list of one, holds them.
 
-    Raises:
-        InputError: several images.
-        DataError: a cell that is no image.
+    Raises InputError: several images; DataError: a cell that is no image.
     """
     value = unpacked(value)
     if isinstance(value, list | tuple):
