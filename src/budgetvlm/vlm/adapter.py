@@ -275,9 +275,7 @@ class Adapter:
     def _count_visual_tokens(self, width: int, height: int) -> np.ndarray:
         crops = (self._configuration(setting).max_crops for setting in self.knob_space.settings)
         layouts = (self.images.layout_of_size(height, width, most) for most in crops)
-        around, before = len(self.prompt.before), self.prompt.before_image
-        counts = [len(layout.ids) + len(before(layout.lead)) - around for layout in layouts]
-        visual = np.array(counts, dtype=np.float64)
+        visual = np.array([self.prompt.num_image_tokens(layout) for layout in layouts], dtype=np.float64)
         visual.setflags(write=False)
         return visual
 

@@ -16,6 +16,7 @@ from PIL import Image
 from budgetvlm.errors import BudgetVLMError
 from budgetvlm.knobs import Setting
 from budgetvlm.vlm.knob_limits import distinct_crops
+from budgetvlm.vlm.own_processor import NoReference
 from budgetvlm.vlm.probe import (
     STEPS,
     Broken,
@@ -29,7 +30,6 @@ from budgetvlm.vlm.probe import (
 )
 from budgetvlm.vlm.prompt import EmbeddedPrompt
 from budgetvlm.vlm.protocol import Deadline
-from budgetvlm.vlm.whole_processor import NoReference
 
 ODD_SIZES = ((64, 64), (90, 61), (47, 130))
 ODD_QUESTIONS = ("  what is this", "what\n\nis\tthis \n", "\nwhat is this?")
@@ -83,8 +83,7 @@ def visual_tokens_fall(probe: Probe) -> str:
     counts = [int(by_setting[setting_with(probe.space, max_crops=value)]) for value in crops]
     for value, count in zip(crops, counts, strict=True):
         layout, got = probe.layout(int(value)), len(probe.visual(int(value)))
-        around = len(probe.vlm.prompt.before_image(layout.lead)) - len(probe.vlm.prompt.before)
-        if got != layout.num_visual or count != len(layout.ids) + around:
+        if got != layout.num_visual or count != probe.vlm.prompt.num_image_tokens(layout):
             raise Broken(f"max_crops={value}: {got} visual tokens encoded, {layout.num_visual} promised")
     if sorted(counts) != counts or counts[0] == counts[-1]:
         raise Broken(f"tokens do not grow with max_crops: {counts}; a larger image may be needed to see it")
@@ -305,17 +304,13 @@ def check(probe: Probe, say: Callable[[str], None] = lambda name: None) -> list[
     """
     done = []
     with probe.memory:
-        say(f"about {_in_words(probe.seconds())} for {len(CHECKS)} checks at {len(probe.settings)} settings")
+        say(f"about {probe.seconds() / 60:.1f} minutes for {len(CHECKS)} checks at {len(probe.settings)} settings")
         for name, (knob, run) in CHECKS.items():
             lacks = knob and (knob not in probe.space.names or len(probe.space.values(knob)) < 2)
             done.append(Check(name, None, f"the model has no knob {knob}") if lacks else _one(name, run, probe))
             verdict = {True: "holds", False: "BROKEN", None: "left out"}[done[-1].passed]
             say(f"{verdict}: {name}: {done[-1].detail}")
     return done
-
-
-def _in_words(seconds: float) -> str:
-    return f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
 
 
 def _one(name: str, run: Callable[[Probe], str], probe: Probe) -> Check:
@@ -326,8 +321,7 @@ def _one(name: str, run: Callable[[Probe], str], probe: Probe) -> Check:
     except (Broken, BudgetVLMError) as error:
         return Check(name, False, str(error))
     except Exception as error:  # whatever the model's own code raises is a finding, not an end
-        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        return Check(name, False, f"{type(error).__name__}: {first}")
+        return Check(name, False, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
 
 
 @torch.inference_mode()

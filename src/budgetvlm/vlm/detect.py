@@ -35,7 +35,7 @@ def describe_structure(directory: Path, *, trust_remote_code: bool = False) -> s
     processor = local("its image processor cannot be read", read_processor, directory)
     blocks, routers = (find_blocks(model), find_routers(model)) if model is not None else (None, {})
     first = next((f"the first {name} = {value}" for name, value in routers.items()), "")
-    bounds = ", ".join(f"{name}={_short(value)}" for name, value in limits(processor).items())
+    bounds = ", ".join(f"{name}={str(value)[:60]}" for name, value in limits(processor).items())
     parts = [
         f"num_active_blocks: {blocks or 'no list of decoder blocks'}",
         f"top_k: {len(routers)} places, {first}" if routers else "top_k: no router with a top_k",
@@ -116,8 +116,3 @@ def _is_language(name: str) -> bool:
 
 def _has_attention(block: nn.Module) -> bool:
     return any("att" in name.lower() for name, _ in block.named_modules())
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

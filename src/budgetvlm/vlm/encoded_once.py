@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
-from typing import Any
 
 import torch
 
@@ -25,17 +24,16 @@ class EncodedOnce:
 
     def __init__(self, images: Images) -> None:
         self._images, self._renews = images, False
-        self._tiled = isinstance(images, TiledImages)
-        self._encode: Any = images.encode_tiles if isinstance(images, TiledImages) else images.encode
+        self._name = "encode_tiles" if isinstance(images, TiledImages) else "encode"
+        self._encode = getattr(images, self._name)
         self._seen: dict[Hashable, torch.Tensor] = {}
 
     def __enter__(self) -> EncodedOnce:
-        name, replaced = ("encode_tiles", self._tiles) if self._tiled else ("encode", self._pictures)
-        setattr(self._images, name, replaced)
+        setattr(self._images, self._name, self._tiles if self._name == "encode_tiles" else self._pictures)
         return self
 
     def __exit__(self, *_: object) -> None:
-        delattr(self._images, "encode_tiles" if self._tiled else "encode")
+        delattr(self._images, self._name)
 
     @contextmanager
     def anew(self) -> Iterator[None]:

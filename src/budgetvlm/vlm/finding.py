@@ -9,7 +9,6 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,6 +19,7 @@ from budgetvlm.errors import BudgetVLMError, ConfigError
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.vlm.adapter import Adapter
 from budgetvlm.vlm.conformance import check
+from budgetvlm.vlm.fingerprint import model_fingerprint
 from budgetvlm.vlm.probe import Probe, one_knob_at_a_time
 
 SIZES = ((900, 600), (300, 500))  # of the images that a model is tried with
@@ -73,15 +73,10 @@ def _images() -> Iterator[Image.Image]:
 
 
 def _kept_file(directory: Path, space: KnobSpace) -> Path:
-    """Return where it is kept what works: by the model's settings, its files of weights, and our version."""
+    """Return where it is kept what works: by the model, what may work, and our version."""
     import transformers
 
-    parts: list[Any] = [__version__, transformers.__version__, space.to_dict()]
-    for path in sorted(directory.iterdir()):
-        if path.suffix in (".json", ".jinja", ".py"):
-            parts += [path.name, hashlib.sha256(path.read_bytes()).hexdigest()]
-        elif path.is_file():
-            parts += [path.name, path.stat().st_size]
+    parts = __version__, transformers.__version__, space.to_dict(), model_fingerprint(directory)
     digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "budgetvlm" / "knobs" / f"{digest}.json"

@@ -1,13 +1,70 @@
-"""The model's own processor of Transformers, to compare prompts with."""
+"""The model's own processor of Transformers, to compare prompts with and to try unknown types with.
+
+It is made without the parts that only videos and sounds need.
+"""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 from PIL import Image
 
+from budgetvlm._io import read_json
 from budgetvlm.vlm.families.base import SOME_SIZE, Images
-from budgetvlm.vlm.whole_processor import NoReference, processor_of
+
+
+class NoReference(Exception):
+    """There is nothing to compare with; the message says why."""
+
+
+class _Absent:
+    """A part of a processor that is asked for its settings and never used."""
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
+def processor_of(directory: Path, **parts: Any) -> Any:
+    """Make the processor of the model in a directory of its tokenizer and these parts; others are never used.
+
+    Raises:
+        NoReference: Transformers has none for this type of model, or it cannot be made here.
+    """
+    from transformers import AutoTokenizer
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, processor_class_from_name
+
+    model_type = read_json(directory / "config.json").get("model_type")
+    found = processor_class_from_name(_named(directory) or PROCESSOR_MAPPING_NAMES.get(model_type, ""))
+    if found is None:
+        raise NoReference(f"Transformers has no processor for model_type {model_type!r}")
+    parts["tokenizer"] = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    lenient = _without_parts_for_videos(found)
+    try:
+        settings, _ = lenient.get_processor_dict(directory, local_files_only=True)
+        args = [parts.get(name, _Absent()) for name in lenient.get_attributes()]
+        with patch.dict(vars(sys.modules[found.__module__]), num2words=str):
+            return lenient.from_args_and_dict(args, settings)
+    except Exception as error:  # it may miss any part of a model's directory
+        raise NoReference(f"{found.__name__} cannot be made: {type(error).__name__}: {error}") from None
+
+
+def _named(directory: Path) -> str | None:
+    """Return the class of processor that a model's files name."""
+    files = (directory / name for name in ("processor_config.json", "preprocessor_config.json"))
+    named = (read_json(path).get("processor_class") for path in files if path.is_file())
+    return next((str(name) for name in named if name), None)
+
+
+def _without_parts_for_videos(processor_class: Any) -> Any:
+    """Return a processor's class that takes anything for a part that needs torchvision."""
+    taken = {
+        "check_argument_for_proper_class": lambda self, name, part: type(part),
+        "__repr__": lambda self: "processor",
+    }
+    return type(processor_class.__name__, (processor_class,), taken)
 
 
 class OwnProcessor:

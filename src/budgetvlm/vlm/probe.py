@@ -18,10 +18,9 @@ from torch.overrides import TorchFunctionMode
 from budgetvlm.knobs import KnobSpace, Setting
 from budgetvlm.vlm.adapter import Adapter, stopwatch
 from budgetvlm.vlm.encoded_once import EncodedOnce
-from budgetvlm.vlm.own_processor import OwnProcessor
+from budgetvlm.vlm.own_processor import NoReference, OwnProcessor
 from budgetvlm.vlm.prompt import EmbeddedPrompt, ImageLayout
 from budgetvlm.vlm.protocol import Deadline, Generation
-from budgetvlm.vlm.whole_processor import NoReference
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 

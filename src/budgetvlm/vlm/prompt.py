@@ -68,7 +68,7 @@ class Prompt:
         rest = text_after[following.start() :] if following else ""
         self._num_fixed = len(fixed), len(rest)
         self.before = self.before_image("")
-        self.between = tuple(self._behind_image(fixed))
+        self.between = tuple(self._parted("", fixed)[1])
         self.after = (*self._encode(rest), *self._wrap[1])
 
     def question_ids(self, question: str) -> np.ndarray:
@@ -86,6 +86,10 @@ class Prompt:
     def around_image(self, question_ids: np.ndarray, lead: str = "") -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the token ids in front of an image and those behind it."""
         return self.before_image(lead), (*self.between, *question_ids.tolist(), *self.after)
+
+    def num_image_tokens(self, layout: ImageLayout) -> int:
+        """Return the number of an image's tokens, and of those by which its lead makes what is before it longer."""
+        return len(layout.ids) + len(self.before_image(layout.lead)) - len(self.before)
 
     def num_text_tokens(self, question: str) -> int:
         """Return the number of the prompt's tokens beside those of the image."""
@@ -106,19 +110,14 @@ class Prompt:
 
     def _tokenize_before(self, lead: str) -> tuple[int, ...]:
         """Return the ids in front of an image whose first token follows a text of its own, the lead."""
-        ids = self._encode(self._text_before + lead + self._edge_text)
-        return (*self._wrap[0], *ids[: self._place(ids)])
+        return (*self._wrap[0], *self._parted(lead, "")[0])
 
-    def _behind_image(self, text: str) -> list[int]:
-        ids = self._encode(self._text_before + self._edge_text + text)
-        return ids[self._place(ids) + len(self._edges) :]
-
-    def _place(self, ids: list[int]) -> int:
-        """Return where the image begins."""
-        size = len(self._edges)
+    def _parted(self, lead: str, behind: str) -> tuple[list[int], list[int]]:
+        """Return the ids in front of an image with this lead, and those of a text behind it. Raises ConfigError."""
+        ids, size = self._encode(self._text_before + lead + self._edge_text + behind), len(self._edges)
         for place in range(len(ids) - size + 1):
             if ids[place : place + size] == self._edges:
-                return place
+                return ids[:place], ids[place + size :]
         raise ConfigError(
             f"the tokenizer does not keep {self._edge_text!r}, between which an image stands, as special tokens"
         )
@@ -308,7 +307,7 @@ class DecoderInputs:
     """
 
     def __init__(self, prompts: Sequence[EmbeddedPrompt], model: Any = None) -> None:
-        self.prompts = prompts
+        self.prompts, self.model = prompts, model
         device = prompts[0].embeddings.device
         self.longest = max(len(prompt) for prompt in prompts)
         self.padded = any(len(prompt) < self.longest for prompt in prompts)
@@ -332,6 +331,10 @@ class DecoderInputs:
     def embeddings(self) -> torch.Tensor:
         """Return the prompts' embeddings ``[B, T, C]``."""
         return self.pad([prompt.embeddings for prompt in self.prompts])
+
+    def token_ids(self) -> torch.Tensor:
+        """Return the prompts' token ids ``[B, T]``."""
+        return self.pad([torch.tensor(prompt.token_ids, device=self.mask.device) for prompt in self.prompts])
 
     def pad(self, values: Sequence[torch.Tensor]) -> torch.Tensor:
         """Stack one tensor ``[T_i, ...]`` for each prompt into ``[B, T, ...]``, with zeros on the left."""

@@ -154,7 +154,6 @@ class VLM(Protocol):
 
     def active_blocks(self, num_active_blocks: int) -> tuple[int, ...]:
         """Return indices of the blocks that run at this depth, ascending; first and last are always among them."""
-        ...
 
     def apply(self, setting: Setting) -> AbstractContextManager[None]:
         """Apply a setting; restored on exit, also after an exception. Threads take turns.
@@ -162,15 +161,12 @@ class VLM(Protocol):
         Raises:
             KnobSpaceError: the setting is outside `knob_space`.
         """
-        ...
 
     def encode_overview(self, image: Image.Image) -> Overview:
         """Preprocess and encode the overview crop once."""
-        ...
 
     def question_feature(self, question: str) -> np.ndarray:
         """Return mean of the prompt's token embeddings, float32 ``[Dl]``."""
-        ...
 
     def prompt_size(self, image: Image.Image, question: str) -> tuple[np.ndarray, int]:
         """Return visual tokens at each setting ``[K]`` and the prompt's other tokens, without running the model.
@@ -178,7 +174,6 @@ class VLM(Protocol):
         Raises:
             InputError: an empty question.
         """
-        ...
 
     def generate(
         self,
@@ -201,7 +196,6 @@ class VLM(Protocol):
             InputError: an empty question or an image that cannot be used.
             KnobSpaceError: a setting outside `knob_space`, a revised one with another image.
         """
-        ...
 
     def generate_batch(
         self,
@@ -212,4 +206,3 @@ class VLM(Protocol):
         max_new_tokens: int = 16,
     ) -> list[Generation]:
         """Answer a batch greedily; the same answers as `generate` one by one."""
-        ...

@@ -3,16 +3,14 @@
 from budgetvlm.vlm.families.aria import Aria
 from budgetvlm.vlm.families.base import Family
 from budgetvlm.vlm.families.gemma3 import Gemma3
-from budgetvlm.vlm.families.gemma3n import Gemma3n
-from budgetvlm.vlm.families.gemma4 import Gemma4
-from budgetvlm.vlm.families.idefics2 import Idefics2
-from budgetvlm.vlm.families.idefics3 import Idefics3
+from budgetvlm.vlm.families.gemma4 import Gemma3n, Gemma4
+from budgetvlm.vlm.families.idefics import Idefics2, Idefics3
 from budgetvlm.vlm.families.internvl import InternVL, QianfanOCR
 from budgetvlm.vlm.families.llama4 import Llama4
 from budgetvlm.vlm.families.llava import Llava
 from budgetvlm.vlm.families.molmo import Molmo
 from budgetvlm.vlm.families.molmo2 import Molmo2
-from budgetvlm.vlm.families.mrope import ErnieVL, Exaone, Glm4v, Qwen35, QwenOmni, QwenVL
+from budgetvlm.vlm.families.mrope import ErnieVL, Exaone, Glm4v, QwenOmni, QwenVL
 from budgetvlm.vlm.families.one_size import PaliGemma, PlainLlava
 from budgetvlm.vlm.families.pixtral import LightOnOCR, Mistral3
 from budgetvlm.vlm.families.squeezed import Cohere2Vision, PerceptionLM
@@ -25,7 +23,6 @@ _KNOWN: tuple[Family, ...] = (
     Mistral3(),
     LightOnOCR(),
     QwenVL(),
-    Qwen35(),
     QwenOmni(),
     Glm4v(),
     Exaone(),

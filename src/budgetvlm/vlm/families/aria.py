@@ -1,16 +1,12 @@
 """Aria: one tile, or a grid of tiles from a list of resolutions; no overview beside them.
 
-    max_crops          1: the whole image in one tile; more: `split_image` with the `split_resolutions` that fit
-    top_k              the attribute of every router
-    num_active_blocks  which decoder layers the language model's list holds
-
 The controller reads the whole image in one tile. That tile is the model's at max_crops=1 and is paid on top elsewhere.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -25,12 +21,12 @@ class AriaImages(TiledImages):
 
     pixel_names = ("pixel_values", "pixel_mask")
 
-    def __init__(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> None:
-        super().__init__(model, processor, tokenizer, options)
-        self._side = int(processor.max_image_size)
-        patches = (self._side // int(model.config.vision_config.patch_size)) ** 2
-        self._tokens_per_tile = int(model.config.projector_patch_to_query_dict[patches])
-        self._resolutions = [list(map(int, size)) for size in processor.split_resolutions]
+    def prepare(self) -> None:
+        config = self.model.config
+        self._side = int(self.processor.max_image_size)
+        patches = (self._side // int(config.vision_config.patch_size)) ** 2
+        self._tokens_per_tile = int(config.projector_patch_to_query_dict[patches])
+        self._resolutions = [list(map(int, size)) for size in self.processor.split_resolutions]
         self.most_crops = max(self._tiles(size) for size in self._resolutions)
 
     def beside(self, image: Image.Image, max_crops: int) -> torch.Tensor:

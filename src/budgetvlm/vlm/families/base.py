@@ -2,7 +2,8 @@
 
 A family is one small file: a `Family` says where the knobs live in the model, an `Images` or `TiledImages` says how
 a picture becomes visual tokens at a `max_crops`, a `DecoderInputs` says what the decoder is told beside embeddings. The
-adapter does the rest.
+adapter does the rest. Where a family says nothing else, `top_k` is the attribute of every router of the language model,
+where it has any, and `num_active_blocks` says which blocks the language model's list holds.
 Shapes: n tiles or patches, T tokens, V visual tokens, C channels of the language model.
 """
 
@@ -25,6 +26,7 @@ from budgetvlm._io import to_rgb
 from budgetvlm.errors import ConfigError, InputError
 from budgetvlm.vlm.attention import SKIPPABLE_KINDS, cache_maker, counting_blocks, kinds_by_block, unknown_kinds
 from budgetvlm.vlm.chat_template import chat_writer
+from budgetvlm.vlm.families.without_torchvision import TileProcessor
 from budgetvlm.vlm.prompt import DecoderInputs, EmbeddedPrompt, ImageLayout, Writer
 
 SIZE_CACHE_LIMIT = 4096  # sizes of images whose layout is remembered
@@ -57,16 +59,21 @@ class Images(ABC):
         layout_of_size: `layout`, remembered.
 
     Args:
-        options: those of knobs.json.
+        knobs: what knobs.json holds.
     """
 
     most_crops: int
     overview_first: ClassVar[bool] = False
     pixel_names: ClassVar[tuple[str, ...]] = ("pixel_values",)
 
-    def __init__(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> None:
-        self.model, self.processor, self.tokenizer = model, processor, tokenizer
+    def __init__(self, model: Any, processor: Any, tokenizer: Any, knobs: Mapping[str, Any]) -> None:
+        self.model, self.processor, self.tokenizer, self.knobs = model, processor, tokenizer, knobs
         self.layout_of_size = lru_cache(SIZE_CACHE_LIMIT)(self.layout)
+        self.prepare()
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Read what is needed of the model, its processor and its tokenizer, once."""
 
     @property
     def placeholder(self) -> int:
@@ -89,8 +96,8 @@ class Images(ABC):
 
     def set_to(self, height: int, width: int, max_crops: int) -> Any:
         """Return the image processor as the model's own processor needs it at a `max_crops`."""
-        options = self.options(height, width, max_crops)
-        return type(self.processor).from_dict({**self.processor.to_dict(), **(options or {})})
+        own = getattr(self.processor, "image_processor", self.processor)
+        return type(own).from_dict({**own.to_dict(), **(self.options(height, width, max_crops) or {})})
 
     def all(self, image: Image.Image, max_crops: int) -> torch.Tensor:
         """Return all pixels in the model's order, ``[n, ...]``."""
@@ -100,13 +107,22 @@ class Images(ABC):
         """Return the pixels of the overview, ``[n, ...]``: the whole image at the smallest size."""
         return self.all(image, 1)
 
-    @abstractmethod
     def beside(self, image: Image.Image, max_crops: int) -> torch.Tensor:
-        """Return the pixels that are still to be encoded when the overview has been, ``[n, ...]``; n may be 0."""
+        """Return the pixels that are still to be encoded when the overview has been, ``[n, ...]``; n may be 0.
 
-    @abstractmethod
+        Here all, or none where the image is shown at the overview's size.
+        """
+        same = self.layout_of(image, max_crops).grid == self.layout_of(image, 1).grid
+        return torch.empty(0) if same else self.all(image, max_crops)
+
     def encode(self, pixels: Sequence[torch.Tensor], layouts: Sequence[ImageLayout]) -> Sequence[torch.Tensor]:
-        """Return the features of each image's pixels, encoded together."""
+        """Return the features of each image's pixels; here one by one, because sizes differ."""
+        device = self.model.device
+        return [self.encode_one(one.to(device), layout) for one, layout in zip(pixels, layouts, strict=True)]
+
+    def encode_one(self, pixels: torch.Tensor, layout: ImageLayout) -> torch.Tensor:
+        """Return the features of one image's pixels, which are on the model's device."""
+        raise NotImplementedError
 
     def join(self, features: torch.Tensor | None, overview: torch.Tensor | None, layout: ImageLayout) -> torch.Tensor:
         """Return visual tokens ``[V, C]`` from features of `all`, or of `beside` (None if empty) and the overview's."""
@@ -144,9 +160,9 @@ class Images(ABC):
 class TiledImages(Images):
     """An image is cut into tiles of one size, which are encoded independently of each other."""
 
-    @abstractmethod
     def encode_tiles(self, tiles: torch.Tensor) -> torch.Tensor:
         """Return the features of tiles ``[n, ...]`` on the model's device, of any images, ``[n, T, C]``."""
+        return self.model.model.get_image_features(tiles.to(self.model.dtype)).pooler_output
 
     def encode(self, pixels: Sequence[torch.Tensor], layouts: Sequence[ImageLayout]) -> Sequence[torch.Tensor]:
         """Encode tiles in chunks, whatever image they are of."""
@@ -169,6 +185,7 @@ class Family:
         images_type: the way from an image to visual tokens.
         type_ids: what the model's own forward calls the argument that marks visual tokens; None: it has none.
         inputs_type: what the decoder is told beside embeddings, made from prompts and the model.
+        tile_processor: the image processor, where Transformers has one for torchvision alone.
     """
 
     name: ClassVar[str]
@@ -180,6 +197,7 @@ class Family:
     images_type: ClassVar[Callable[..., Images]]
     type_ids: ClassVar[str | None] = None
     inputs_type: ClassVar[type[DecoderInputs]] = DecoderInputs
+    tile_processor: ClassVar[type[TileProcessor] | None] = None
 
     def language(self, model: Any) -> Any:
         """Return the decoder, which turns embeddings into hidden states and holds the token embeddings."""
@@ -234,6 +252,8 @@ class Family:
 
     def load_processor(self, directory: Path) -> Any:
         """Return the image processor, the one that needs Pillow alone."""
+        if self.tile_processor:
+            return self.tile_processor.read(directory)
         from transformers import AutoImageProcessor
 
         return AutoImageProcessor.from_pretrained(directory, backend="pil", local_files_only=True)

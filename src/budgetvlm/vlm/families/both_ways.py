@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pkgutil import resolve_name
 from typing import Any, ClassVar
 
 import torch
 
-from budgetvlm.vlm.prompt import DecoderInputs, EmbeddedPrompt
+from budgetvlm.vlm.prompt import DecoderInputs
 
 
 class BothWaysInputs(DecoderInputs):
@@ -21,13 +20,9 @@ class BothWaysInputs(DecoderInputs):
 
     create_masks: ClassVar[str]
 
-    def __init__(self, prompts: Sequence[EmbeddedPrompt], model: Any) -> None:
-        super().__init__(prompts)
-        self._config = model.config.get_text_config()
-
     def prefill(self) -> dict[str, Any]:
         masks = resolve_name(self.create_masks)(
-            config=self._config,
+            config=self.model.config.get_text_config(),
             inputs_embeds=self.embeddings(),
             attention_mask=self.mask if self.padded else None,
             past_key_values=None,

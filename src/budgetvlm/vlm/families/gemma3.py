@@ -1,14 +1,10 @@
 """Gemma 3: the whole image, and crops of it where it is oblong ("pan and scan").
 
-    max_crops          1: the image alone; more: `pan_and_scan_max_num_crops`
-    num_active_blocks  which decoder layers run; a skipped one leaves a stand-in, because kinds of attention go by place
-
 Visual tokens of one crop see each other in both directions, at reading only. The image itself is always encoded first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -34,17 +30,13 @@ class Gemma3Images(TiledImages):
 
     overview_first = True
 
-    def __init__(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> None:
-        super().__init__(model, processor, tokenizer, options)
-        self._options = {name: getattr(processor, name, None) or value for name, value in PAN_AND_SCAN.items()}
-        self._tokens_per_crop = int(model.config.mm_tokens_per_image)
+    def prepare(self) -> None:
+        self._options = {name: getattr(self.processor, name, None) or value for name, value in PAN_AND_SCAN.items()}
+        self._tokens_per_crop = int(self.model.config.mm_tokens_per_image)
         self.most_crops = int(self._options["pan_and_scan_max_num_crops"])
 
     def beside(self, image: Image.Image, max_crops: int) -> torch.Tensor:
         return self.all(image, max_crops)[1:] if self._crops(image.height, image.width, max_crops) else torch.empty(0)
-
-    def encode_tiles(self, tiles: torch.Tensor) -> torch.Tensor:
-        return self.model.model.get_image_features(tiles.to(self.model.dtype)).pooler_output
 
     def options(self, height: int, width: int, max_crops: int) -> dict[str, Any]:
         scan = {**self._options, "pan_and_scan_max_num_crops": max_crops} if max_crops > 1 else {}

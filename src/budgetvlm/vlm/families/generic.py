@@ -1,12 +1,9 @@
 """A family for models that no file here is written for: what differs between models is asked of the model itself.
 
-    max_crops          a limit of the image processor's number of tiles, where it has one
-    top_k              every place that holds a number of experts per token
-    num_active_blocks  the list of blocks of the model's own decoder
-
-The model's own processor makes pixels and the image's ids. The model's own forward is run up to its decoder, whose
-arguments are caught: embeddings of the image, positions, masks. Its head is the rest of the forward. Whether all this
-is right for a model is not known before it was tried: see `budgetvlm.vlm.finding`.
+`max_crops` is a limit of the image processor's number of tiles, where it has one. The model's own processor makes
+pixels and the image's ids. The model's own forward is run up to its decoder, whose arguments are caught: embeddings of
+the image, positions, masks. Its head is the rest of the forward. Whether all this is right for a model is not known
+before it was tried: see `budgetvlm.vlm.finding`.
 """
 
 from __future__ import annotations
@@ -25,22 +22,19 @@ from budgetvlm._io import to_rgb
 from budgetvlm.errors import ConfigError
 from budgetvlm.vlm.decoding import SkippedBlock
 from budgetvlm.vlm.families.base import Family, Images, refusals_as_input_errors
+from budgetvlm.vlm.own_processor import NoReference, processor_of
 from budgetvlm.vlm.prompt import DecoderInputs, EmbeddedPrompt, ImageLayout
-from budgetvlm.vlm.whole_processor import NoReference, processor_of
 
 TILE_LIMITS = ("max_patches", "max_crops", "max_tiles", "max_num_tiles", "max_slice_nums")
 MANY_TILES = 512
 TILE_MINIMA = ("min_patches", "min_tiles")
 TILE_SWITCHES = ("crop_to_patches", "do_image_splitting", "slice_mode")
 KINDS_OF_TOKENS = ("mm_token_type_ids", "token_type_ids")
+OF_TEXT = {"input_ids", "attention_mask", *KINDS_OF_TOKENS}
 
 
 class _Caught(Exception):
     """Ends a forward at the decoder, with what the decoder was called with."""
-
-    def __init__(self, arguments: dict[str, Any]) -> None:
-        super().__init__("the decoder was called")
-        self.arguments = arguments
 
 
 class _Answering(SkippedBlock):
@@ -86,20 +80,15 @@ def decoder_arguments(model: Any, **inputs: Any) -> dict[str, Any]:
     try:
         with_answer(model, model.get_decoder(), catch)(**on_device(inputs, model), use_cache=False)
     except _Caught as caught:
-        return caught.arguments
+        return dict(caught.args[0])
     raise ConfigError(f"the forward of {type(model).__name__} does not call its decoder")
 
 
 class _Hidden(tuple):
     """What the inner model returns, as far as a head reads it: hidden states first, and nothing else."""
 
-    @property
-    def last_hidden_state(self) -> torch.Tensor:
-        states: torch.Tensor = self[0]
-        return states
-
-    def __getattr__(self, name: str) -> None:
-        return None
+    def __getattr__(self, name: str) -> torch.Tensor | None:
+        return self[0] if name == "last_hidden_state" else None
 
 
 @dataclass(frozen=True)
@@ -118,13 +107,12 @@ class FoundLayout(ImageLayout):
 class FoundImages(Images):
     """Pixels are what the processor gives, by name; an image's tokens are all that it puts in the image's place."""
 
-    def __init__(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> None:
-        super().__init__(model, processor, tokenizer, options)
-        own = processor.image_processor
+    def prepare(self) -> None:
+        own = self.processor.image_processor
         self.limit = next((name for name in TILE_LIMITS if isinstance(getattr(own, name, None), int)), None)
         self._switch = next((name for name in TILE_SWITCHES if isinstance(getattr(own, name, None), bool)), None)
         # a limit of thousands counts patches of an image at its own shape, and not tiles
-        most, tokens = int(getattr(own, self.limit)) if self.limit else 1, int(options.get("tokens_per_crop", 256))
+        most, tokens = int(getattr(own, self.limit)) if self.limit else 1, int(self.knobs.get("tokens_per_crop", 256))
         self._unit = tokens * int(getattr(own, "merge_size", 1)) ** 2 if most >= MANY_TILES else 1
         self.most_crops = max(1, most // self._unit)
         fewest = next((int(getattr(own, name)) for name in TILE_MINIMA if hasattr(own, name)), 1)
@@ -144,8 +132,7 @@ class FoundImages(Images):
         return True
 
     def plain(self, image: Image.Image, max_crops: int) -> dict[str, Any]:
-        text = {"input_ids", "attention_mask", *KINDS_OF_TOKENS}
-        return {name: value for name, value in self._processed(image, max_crops).items() if name not in text}
+        return {name: value for name, value in self._processed(image, max_crops).items() if name not in OF_TEXT}
 
     def all(self, image: Image.Image, max_crops: int) -> Any:
         return self.plain(image, max_crops)
@@ -165,11 +152,10 @@ class FoundImages(Images):
         done = self._processed(Image.new("RGB", (width, height)), max_crops)
         ids = done["input_ids"][0].tolist()
         pixels = {name for name, value in done.items() if torch.is_tensor(value) and value.is_floating_point()}
-        text = {"input_ids", "attention_mask", *KINDS_OF_TOKENS}
         return FoundLayout(
             tuple(ids),
             size=(height, width),
-            arguments={name: value for name, value in done.items() if name not in pixels | text},
+            arguments={name: value for name, value in done.items() if name not in pixels | OF_TEXT},
             kinds={name: done[name][0] for name in KINDS_OF_TOKENS if name in done},
         )
 
@@ -189,16 +175,11 @@ class FoundImages(Images):
         given: dict[str, Any] = {self.limit: crops * self._unit} if crops < self.most_crops else {}
         return {**given, **({self._switch: crops > 1} if self._switch else {})}
 
-    def set_to(self, height: int, width: int, max_crops: int) -> Any:
-        own = self.processor.image_processor
-        return type(own).from_dict({**own.to_dict(), **self.options(height, width, max_crops)})
 
-
-def kinds_of(layout: ImageLayout, length: int, start: int = 0) -> dict[str, torch.Tensor]:
+def kinds_of(layout: Any, length: int, start: int = 0) -> dict[str, torch.Tensor]:
     """Return the arguments that mark an image's tokens in a prompt of this length, in which it begins at ``start``."""
-    kinds = layout.kinds if isinstance(layout, FoundLayout) else {}
-    marks = {name: torch.zeros(1, length, dtype=torch.long) for name in kinds}
-    for name, kind in kinds.items():
+    marks = {name: torch.zeros(1, length, dtype=torch.long) for name in layout.kinds}
+    for name, kind in layout.kinds.items():
         marks[name][0, start : start + len(kind)] = kind
     return marks
 
@@ -265,10 +246,9 @@ class FoundInputs(DecoderInputs):
 
 def _told(prompt: EmbeddedPrompt, model: Any) -> dict[str, Any]:
     """Return what the decoder is told about one prompt beside its embeddings."""
-    layout = prompt.layout
-    arguments = layout.arguments if isinstance(layout, FoundLayout) else {}
+    layout: Any = prompt.layout
     ids = torch.tensor([prompt.token_ids])
-    inputs = {"input_ids": ids, **arguments, **kinds_of(layout, len(prompt), prompt.start)}
+    inputs = {"input_ids": ids, **layout.arguments, **kinds_of(layout, len(prompt), prompt.start)}
     told = decoder_arguments(model, **inputs)
     used = {"input_ids", "inputs_embeds", "past_key_values", "use_cache"}
     return {name: value for name, value in told.items() if name not in used and value is not None}
@@ -277,12 +257,10 @@ def _told(prompt: EmbeddedPrompt, model: Any) -> dict[str, Any]:
 class Found(Family):
     """A model of any type that Transformers opens as one that answers questions about images."""
 
-    remote_code: ClassVar = False
     by_place: ClassVar = True
     model_types: ClassVar = ()
     inputs_type: ClassVar = FoundInputs
     images_type: ClassVar = FoundImages
-    found: ClassVar = True
 
     def __init__(self, model_type: str) -> None:
         self.name = f"{model_type}, whose knobs were found by trying and not written by hand"  # type: ignore[misc]
@@ -293,7 +271,6 @@ class Found(Family):
 
     def head(self, model: Any) -> Any:
         """Return the rest of the model's own forward, behind the model that it wraps."""
-
         rest = with_answer(model, model.base_model, lambda arguments: _Hidden((arguments["inputs_embeds"],)))
         return lambda hidden: rest(inputs_embeds=hidden.view(-1, 1, hidden.shape[-1])).logits.view(
             *hidden.shape[:-1], -1

@@ -41,9 +41,6 @@ class GridImages(TiledImages):
         parts = [overview, tiles] if self.overview_first else [tiles, overview]
         return torch.cat([part for part in parts if len(part)])
 
-    def encode_tiles(self, tiles: torch.Tensor) -> torch.Tensor:
-        return self.model.model.get_image_features(tiles.to(self.model.dtype)).pooler_output
-
     def layout(self, height: int, width: int, max_crops: int) -> ImageLayout:
         grid = self.tiles(height, width, max_crops)
         layout = ImageLayout.of(self.ids(*grid), self.placeholder, grid, (height, width))

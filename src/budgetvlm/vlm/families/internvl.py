@@ -1,9 +1,5 @@
 """InternVL: Transformers' `InternVLForConditionalGeneration` around any language model, dense or with experts.
 
-max_crops          tiles beside the overview; an argument of the image processor, given at each call
-top_k              the attribute of every router of a mixture-of-experts language model
-num_active_blocks  which decoder layers the language model's list holds
-
 A request may need only the overview, only the other tiles, or all; the processor's own call always makes all of them,
 and copies the whole image several times meanwhile. So tiles are cut here: with the processor's grids, sizes and
 numbers, resized with Pillow as it does, to the same pixels (tested).
@@ -11,7 +7,6 @@ numbers, resized with Pillow as it does, to the same pixels (tested).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,13 +22,13 @@ from budgetvlm.vlm.families.grid import GridImages
 class InternVLImages(GridImages):
     """Details row by row first, the overview last, ``[n, 3, H, W]``."""
 
-    def __init__(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> None:
+    def prepare(self) -> None:
         from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
-        super().__init__(model, processor, tokenizer, options)
+        processor = self.processor
         self._best_grid = get_optimal_tiled_canvas
         self.most_crops = int(processor.max_patches)
-        self.tokens_per_tile = int(model.config.image_seq_length)
+        self.tokens_per_tile = int(self.model.config.image_seq_length)
         self._size = processor.size.height, processor.size.width  # of a tile
         self._mean = torch.tensor(processor.image_mean, dtype=torch.float32)[:, None, None]
         self._std = torch.tensor(processor.image_std, dtype=torch.float32)[:, None, None]

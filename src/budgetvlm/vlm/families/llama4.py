@@ -1,9 +1,5 @@
 """Llama 4: a canvas of tiles whose shape fits the image best, and behind them the whole image in one tile.
 
-    max_crops          `max_patches` of the image processor: tiles of the canvas, beside the overview tile
-    top_k              the attribute of every router; real sizes choose one expert, which leaves nothing to turn
-    num_active_blocks  which decoder layers run; a skipped one leaves a stand-in, because kinds of attention go by place
-
 A canvas of one tile stands alone: the image padded to a square. An image that needs more has an overview squeezed into
 a square, so that for such an image the features cost one tile at max_crops=1 and nothing elsewhere.
 """
@@ -11,9 +7,7 @@ a square, so that for such an image the features cost one tile at max_crops=1 an
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -21,7 +15,7 @@ from PIL import Image
 from torch.nn.functional import pad
 
 from budgetvlm.vlm.families.base import Dial, Family, TiledImages
-from budgetvlm.vlm.families.without_torchvision import InPlace, TileProcessor, least_change, resized, to_pixels
+from budgetvlm.vlm.families.without_torchvision import InPlace, TileProcessor, cells, least_change, resized, to_pixels
 from budgetvlm.vlm.prompt import ImageLayout
 
 _IMAGE, _PATCH = "<|image|>", "<|patch|>"
@@ -53,8 +47,7 @@ class Canvas(TileProcessor):
         height, width = self._size(image.height, image.width, rows, columns)
         small = resized(pixels, height, width, antialias=True)
         whole = pad(small, (0, columns * self.side - width, 0, rows * self.side - height))
-        cells = whole.unflatten(1, (rows, self.side)).unflatten(3, (columns, self.side))
-        cut = cells.permute(1, 3, 0, 2, 4).flatten(0, 1)
+        cut = cells(whole, self.side)
         more = [self._squeezed(pixels)] if len(cut) > 1 else []
         return self._normalised(torch.cat([cut, *more]))
 
@@ -89,13 +82,12 @@ class Llama4Images(TiledImages):
 
     processor: Canvas
 
-    def __init__(self, model: Any, processor: Canvas, tokenizer: Any, options: Mapping[str, Any]) -> None:
-        super().__init__(model, processor, tokenizer, options)
-        vision = model.config.vision_config
+    def prepare(self) -> None:
+        vision = self.model.config.vision_config
         pooled = round(1 / vision.pixel_shuffle_ratio**2)
         self._tokens_per_tile = (vision.image_size // vision.patch_size) ** 2 // pooled
-        self._marks = dict(zip(_MARKS, tokenizer.convert_tokens_to_ids(list(_MARKS)), strict=True))
-        self.most_crops = processor.max_patches
+        self._marks = self.tokenizer.convert_tokens_to_ids(list(_MARKS))
+        self.most_crops = self.processor.max_patches
 
     def overview(self, image: Image.Image) -> torch.Tensor:
         return self.processor.overview(image)
@@ -122,7 +114,7 @@ class Llama4Images(TiledImages):
 
     def layout(self, height: int, width: int, max_crops: int) -> ImageLayout:
         rows, columns = self.processor.grid(height, width, max_crops)
-        start, end, image, patch, next_column, next_row = self._marks.values()
+        start, end, image, patch, next_column, next_row = self._marks
         tile = [patch] * self._tokens_per_tile
         line = [*[*tile, next_column] * (columns - 1), *tile, next_row]
         ids = (start, *(line * rows if rows * columns > 1 else ()), image, *tile, end)
@@ -133,6 +125,7 @@ class Llama4(Family):
     name: ClassVar = "Llama 4"
     model_types: ClassVar = ("llama4",)
     images_type: ClassVar = Llama4Images
+    tile_processor: ClassVar = Canvas
     crop_meaning: ClassVar = "`max_patches`: tiles of the canvas beside the overview tile; 1: one padded tile alone"
 
     def language(self, model: Any) -> Any:
@@ -147,6 +140,3 @@ class Llama4(Family):
 
     def placeholder(self, model: Any, tokenizer: Any) -> str:
         return _IMAGE
-
-    def load_processor(self, directory: Path) -> Canvas:
-        return Canvas.read(directory)

@@ -1,9 +1,5 @@
 """LLaVA-NeXT and LLaVA-OneVision: an overview tile and a grid of tiles from a list of pinpoints.
 
-    max_crops          grids (pinpoints) of at most that many tiles; 1: the overview alone
-    top_k              routers of the language model, where it has any
-    num_active_blocks  which decoder layers the language model's list holds
-
 The overview is the whole image squeezed into one tile and does not depend on the grid, so that it is encoded once.
 Packing (unpadding, the token that ends a row) is the model's own code, told of the grid that was chosen.
 """
@@ -28,17 +24,12 @@ class LlavaImages(TiledImages):
 
     pixel_names = ("pixel_values", "image_sizes")
 
-    def __init__(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> None:
-        super().__init__(model, processor, tokenizer, options)
-        vision = model.config.vision_config
+    def prepare(self) -> None:
+        vision = self.model.config.vision_config
         self._side = int(vision.image_size)
         self._tokens_per_tile = (self._side // int(vision.patch_size)) ** 2
-        self._pinpoints = [list(map(int, point)) for point in processor.image_grid_pinpoints]
+        self._pinpoints = [list(map(int, point)) for point in self.processor.image_grid_pinpoints]
         self.most_crops = max(self._tiles(point) for point in self._pinpoints)
-
-    def crop_values(self) -> list[int]:
-        sizes = sorted({1, *map(self._tiles, self._pinpoints)})
-        return sizes if len(sizes) <= 5 else super().crop_values()
 
     def overview(self, image: Image.Image) -> torch.Tensor:
         done = run_processor(self.processor, image, image_grid_pinpoints=[[self._side, self._side]])

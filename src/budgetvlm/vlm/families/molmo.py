@@ -1,9 +1,5 @@
 """Molmo and MolmoE-1B (`allenai/MolmoE-1B-0924`): Python code that comes with the model.
 
-    max_crops          an argument of the image processor: tiles beside the overview tile (one at least)
-    top_k              `model.transformer.blocks[i].mlp.top_k`
-    num_active_blocks  which blocks `model.transformer.blocks` holds
-
 That code predates Transformers' caches: keys and values are a list with one pair for each block that ran. Visual
 features are added to the embeddings of their placeholders. The processor shifts the masks of padding by one tile, so
 that the overview is encoded under the first tile's mask; it is reused where that mask is the same.
@@ -36,10 +32,9 @@ class MolmoImages(TiledImages):
     Pixels are ``[n, patches, channels + 1]``.
     """
 
-    def __init__(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> None:
-        super().__init__(model, processor, tokenizer, options)
-        self._marks = [int(tokenizer.convert_tokens_to_ids(mark)) for mark in _MARKS]
-        self.most_crops = int(processor.max_crops)
+    def prepare(self) -> None:
+        self._marks = list(map(int, self.tokenizer.convert_tokens_to_ids(list(_MARKS))))
+        self.most_crops = int(self.processor.max_crops)
 
     def overview(self, image: Image.Image) -> torch.Tensor:
         return self.all(image, 1)[:1]

@@ -1,8 +1,5 @@
 """Molmo2: the overview tile, and overlapping tiles of the enlarged image (Transformers' own class).
 
-    max_crops          an argument of the image processor: tiles beside the overview tile (one at least)
-    num_active_blocks  which decoder layers run; a skipped one leaves a stand-in, because scaled positions go by place
-
 Visual features are added to the embeddings of their placeholders. All tokens of an image see each other in both
 directions, at reading only. At max_crops=1 the one tile is the overview again, which is encoded once.
 """
@@ -10,9 +7,7 @@ directions, at reading only. At max_crops=1 the one tile is the overview again, 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -142,10 +137,9 @@ class Molmo2Images(Images):
 
     processor: Crops
 
-    def __init__(self, model: Any, processor: Crops, tokenizer: Any, options: Mapping[str, Any]) -> None:
-        super().__init__(model, processor, tokenizer, options)
-        self._marks = dict(zip(_MARKS, tokenizer.convert_tokens_to_ids(list(_MARKS)), strict=True))
-        self.most_crops = processor.max_crops
+    def prepare(self) -> None:
+        self._marks = self.tokenizer.convert_tokens_to_ids(list(_MARKS))
+        self.most_crops = self.processor.max_crops
 
     def overview(self, image: Image.Image) -> torch.Tensor:
         return self.processor.overview(image)
@@ -157,22 +151,18 @@ class Molmo2Images(Images):
     def all(self, image: Image.Image, max_crops: int) -> torch.Tensor:
         return torch.cat([self.overview(image), self.beside(image, max_crops)])
 
-    def encode(self, pixels: Sequence[torch.Tensor], layouts: Sequence[ImageLayout]) -> list[torch.Tensor]:
-        return [self._encode(one, layout.grid) for one, layout in zip(pixels, layouts, strict=True)]
-
-    def _encode(self, pixels: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    def encode_one(self, pixels: torch.Tensor, layout: ImageLayout) -> torch.Tensor:
         """Return features ``[T, C]`` of the overview, of the tiles, or of both, told apart by how many come."""
-        p, num_tiles = self.processor, math.prod(grid)
+        p, grid, num_tiles = self.processor, layout.grid, math.prod(layout.grid)
         if num_tiles == 1 or len(pixels) < num_tiles:
             parts = [p.low_pooling()]
         else:
             parts = p.pooling_with_overview(grid) if len(pixels) > num_tiles else [p.pooling_of(grid)]
         sizes = [size for part in parts for size in part.shape[:2]]
-        device = self.model.device
         done = self.model.model.get_image_features(
-            pixels.to(device, self.model.dtype),
-            torch.cat([part.flatten(0, 1) for part in parts]).to(device),
-            torch.tensor([[*sizes, 0, 0][:4]], device=device),
+            pixels.to(self.model.dtype),
+            torch.cat([part.flatten(0, 1) for part in parts]).to(pixels.device),
+            torch.tensor([[*sizes, 0, 0][:4]], device=pixels.device),
         )
         return done.pooler_output[0]
 
@@ -195,7 +185,7 @@ class Molmo2Images(Images):
 
     def layout(self, height: int, width: int, max_crops: int) -> ImageLayout:
         p, grid = self.processor, self.processor.grid(height, width, max_crops)
-        patch, column, start, low_start, end = self._marks.values()
+        patch, column, start, low_start, end = self._marks
 
         def lines(first: int, pooling: torch.Tensor, columns: bool) -> list[int]:
             line = [patch] * pooling.shape[1] + [column] * columns
@@ -223,6 +213,7 @@ class Molmo2(Family):
     adds_features: ClassVar = True
     inputs_type: ClassVar = Molmo2Inputs
     images_type: ClassVar = Molmo2Images
+    tile_processor: ClassVar = Crops
     crop_meaning: ClassVar = "`max_crops` of the image processor: tiles beside the overview tile, one at least"
 
     def placeholder(self, model: Any, tokenizer: Any) -> str:
@@ -237,9 +228,6 @@ class Molmo2(Family):
             return before if before.startswith(first) else f"{first}{before}", behind
 
         return behind_first
-
-    def load_processor(self, directory: Path) -> Crops:
-        return Crops.read(directory)
 
     def plain_arguments(self, prompt: EmbeddedPrompt, model: Any) -> dict[str, Any]:
         return {"mm_token_type_ids": prompt.image_mask().long()[None]}

@@ -1,9 +1,5 @@
 """Families that see an image in patches at its own shape, with positions in three dimensions (M-RoPE).
 
-    max_crops          pixels: `longest_edge` of the image processor (also called max_pixels), one crop's worth each
-    top_k              routers of the language model, where it has any
-    num_active_blocks  which decoder layers the language model's list holds
-
 One crop is what gives `TOKENS_PER_CROP` visual tokens ("tokens_per_crop" in knobs.json sets another number). These
 families have no overview crop. The controller reads the image at one crop; where the chosen setting shows it at the
 same size, that is reused, and elsewhere it is paid on top: about 1 / max_crops of the image's encoding.
@@ -22,7 +18,7 @@ from PIL import Image
 
 from budgetvlm._io import to_rgb
 from budgetvlm.errors import InputError
-from budgetvlm.vlm.families.base import Family, Images, refusals_as_input_errors, run_processor
+from budgetvlm.vlm.families.base import Family, Images, refusals_as_input_errors
 from budgetvlm.vlm.families.without_torchvision import InPlace
 from budgetvlm.vlm.prompt import DecoderInputs, EmbeddedPrompt, ImageLayout
 
@@ -38,20 +34,15 @@ class PatchImages(Images):
     """
 
     frames: Mapping[str, int] = MappingProxyType({})
-
     pixel_names = ("pixel_values", "image_grid_thw")
 
-    def __init__(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> None:
-        super().__init__(model, processor, tokenizer, options)
+    def prepare(self) -> None:
+        processor = self.processor
         self._patch, self._merge = int(processor.patch_size), int(processor.merge_size)
         self._factor = self._patch * self._merge
         self._least, self._most = int(processor.size.shortest_edge), int(processor.size.longest_edge)
-        self._crop_pixels = int(options.get("tokens_per_crop", TOKENS_PER_CROP)) * self._factor**2
+        self._crop_pixels = int(self.knobs.get("tokens_per_crop", TOKENS_PER_CROP)) * self._factor**2
         self.most_crops = max(1, self._most // self._crop_pixels)
-
-    def beside(self, image: Image.Image, max_crops: int) -> torch.Tensor:
-        same = self._resized(image.height, image.width, max_crops) == self._resized(image.height, image.width, 1)
-        return torch.empty(0) if same else self.all(image, max_crops)
 
     def encode(self, pixels: Sequence[torch.Tensor], layouts: Sequence[ImageLayout]) -> list[torch.Tensor]:
         grids = torch.tensor([[1, *layout.grid] for layout in layouts], device=self.model.device)
@@ -98,22 +89,20 @@ class Glm4vImages(PatchImages):
     GLM-GA's processor can round to more than one merged patch; the one that needs Pillow alone forgets it.
     """
 
-    def __init__(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> None:
-        super().__init__(model, processor, tokenizer, options)
-        frames = int(processor.temporal_patch_size)
+    def prepare(self) -> None:
+        super().prepare()
+        frames = int(self.processor.temporal_patch_size)
         self.frames = {"num_frames": frames, "temporal_factor": frames}
         self._crop_pixels *= frames
         self.most_crops = max(1, self._most // self._crop_pixels)
-        self._expand = int(getattr(processor, "patch_expand_factor", 1))
+        self._expand = int(getattr(self.processor, "patch_expand_factor", 1))
         self._factor *= self._expand
 
     def plain(self, image: Image.Image, max_crops: int) -> dict[str, Any]:
-        if self._expand == 1:
-            return super().plain(image, max_crops)
-        height, width = self._resized(image.height, image.width, max_crops)
-        resized = to_rgb(image).resize((width, height), self.processor.resample)
-        done = run_processor(self.processor, resized, do_resize=False)
-        return {"pixel_values": done["pixel_values"], "image_grid_thw": done["image_grid_thw"]}
+        if self._expand > 1:
+            height, width = self._resized(image.height, image.width, max_crops)
+            image = to_rgb(image).resize((width, height), self.processor.resample)
+        return super().plain(image, max_crops)
 
     def set_to(self, height: int, width: int, max_crops: int) -> Any:
         if self._expand == 1:
@@ -128,7 +117,7 @@ class MRopeInputs(DecoderInputs):
     """
 
     def __init__(self, prompts: Sequence[EmbeddedPrompt], model: Any) -> None:
-        super().__init__(prompts)
+        super().__init__(prompts, model)
         merge = int(model.config.vision_config.spatial_merge_size)
         self._where = self.pad([self._positions(prompt, merge).T for prompt in prompts]).permute(2, 0, 1)
         self._next = self._where.amax(dim=(0, 2))[None, :, None].expand(3, -1, -1)
@@ -163,8 +152,10 @@ class QwenVL(Family):
     They are added also where such a block is skipped: its stand-in keeps its place.
     """
 
-    name: ClassVar = "Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Cosmos3"
-    model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "cosmos3_omni")
+    name: ClassVar = "Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5, Cosmos3"
+    model_types: ClassVar[tuple[str, ...]] = (
+        "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "cosmos3_omni",
+    )  # fmt: skip
     inputs_type: ClassVar[type[DecoderInputs]] = MRopeInputs
     crop_meaning: ClassVar = f"`longest_edge` (max_pixels): {TOKENS_PER_CROP} visual tokens a crop"
     images_type: ClassVar[type[PatchImages]] = PatchImages
@@ -207,11 +198,6 @@ class Exaone(QwenVL):
     type_ids: ClassVar = None
 
 
-class Qwen35(QwenVL):
-    name: ClassVar = "Qwen3.5, Qwen3.5-MoE"
-    model_types: ClassVar = ("qwen3_5", "qwen3_5_moe")
-
-
 class Glm4v(QwenVL):
     name: ClassVar = "GLM-4.1V, GLM-4.5V, GLM-4.6V, GLM-OCR, GLM-GA"
     model_types: ClassVar = ("glm4v", "glm4v_moe", "glm46v", "glm_ocr", "glmga")
@@ -221,12 +207,9 @@ class Glm4v(QwenVL):
 class ErnieInputs(MRopeInputs):
     """ERNIE sends visual tokens, and the marks around them, to experts of their own."""
 
-    def __init__(self, prompts: Sequence[EmbeddedPrompt], model: Any) -> None:
-        super().__init__(prompts, model)
-        self._kinds = self.pad([_marked(prompt, model.config) for prompt in prompts])
-
     def prefill(self) -> dict[str, Any]:
-        return {**super().prefill(), "moe_mm_token_type_ids": self._kinds}
+        kinds = self.pad([_marked(prompt, self.model.config) for prompt in self.prompts])
+        return {**super().prefill(), "moe_mm_token_type_ids": kinds}
 
 
 def _marked(prompt: EmbeddedPrompt, config: Any) -> torch.Tensor:

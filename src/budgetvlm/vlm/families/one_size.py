@@ -1,8 +1,5 @@
 """Families whose images have one size and are seen whole: LLaVA 1.5, PaliGemma. They have no max_crops.
 
-    top_k              routers of the language model, where it has any
-    num_active_blocks  which decoder layers the language model's list holds
-
 What the controller reads is what the model reads, so that it costs nothing.
 """
 
@@ -12,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from PIL import Image
 
 from budgetvlm.vlm.families.base import Family, Images, TiledImages, capped
 from budgetvlm.vlm.families.both_ways import BothWaysInputs
@@ -25,20 +21,12 @@ class OneSizeImages(TiledImages):
 
     most_crops = 1
 
-    def __init__(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> None:
-        super().__init__(model, processor, tokenizer, options)
-        self.num_tokens = self.count(model)
-
-    def count(self, model: Any) -> int:
-        """Return the number of an image's tokens."""
-        without_class = getattr(model.config, "vision_feature_select_strategy", "full") == "default"
-        return int(model.model.vision_tower.embeddings.num_positions) - without_class
-
-    def beside(self, image: Image.Image, max_crops: int) -> torch.Tensor:
-        return torch.empty(0)
+    def prepare(self) -> None:
+        without_class = getattr(self.model.config, "vision_feature_select_strategy", "full") == "default"
+        self.num_tokens = int(self.model.model.vision_tower.embeddings.num_positions) - without_class
 
     def encode_tiles(self, tiles: torch.Tensor) -> torch.Tensor:
-        features = self.model.model.get_image_features(tiles.to(self.model.dtype)).pooler_output
+        features = super().encode_tiles(tiles)
         return features if torch.is_tensor(features) else torch.stack(list(features))
 
     def layout(self, height: int, width: int, max_crops: int) -> ImageLayout:
@@ -61,7 +49,7 @@ class PlainLlava(Family):
 class PaliGemmaInputs(BothWaysInputs):
     """The whole prompt sees itself in both directions, an answer does not; positions begin at 1."""
 
-    create_masks = "budgetvlm.vlm.families.one_size:paligemma_masks"
+    create_masks = "transformers.masking_utils:create_masks_for_generate"
 
     def __init__(self, prompts: Sequence[EmbeddedPrompt], model: Any) -> None:
         super().__init__(prompts, model)
@@ -81,19 +69,6 @@ class PaliGemmaInputs(BothWaysInputs):
         for run, prompt in zip(whole, self.prompts, strict=True):
             run[len(prompt) - prompt.num_answered :] = 0
         return self.pad(whole) - 1
-
-
-def paligemma_masks(config: Any, **told: Any) -> Any:
-    """Return the mask of full attention, and that of windows where the language model has any (PaliGemma 2)."""
-    from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
-
-    full = create_causal_mask(config=config, **told)
-    if getattr(config, "sliding_window", None) is None:
-        return full
-    return {
-        "full_attention": full,
-        "sliding_attention": create_sliding_window_causal_mask(config=config, **told),
-    }
 
 
 class PaliGemma(Family):

@@ -1,9 +1,5 @@
 """Families with a Pixtral vision tower, which sees an image at its own shape: Mistral 3, Pixtral, LightOnOCR.
 
-    max_crops          `longest_edge` of the image processor: a square image has at most one crop's worth of tokens each
-    top_k              routers of the language model, where it has any
-    num_active_blocks  which decoder layers the language model's list holds
-
 One crop is `TOKENS_PER_CROP` visual tokens ("tokens_per_crop" in knobs.json sets another number). There is no overview
 crop. The controller reads the image at one crop; where the setting shows it at the same size, that is reused.
 """
@@ -11,11 +7,9 @@ crop. The controller reads the image at one crop; where the setting shows it at 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from PIL import Image
 
 from budgetvlm.vlm.families.base import Family, Images
 from budgetvlm.vlm.families.mrope import TOKENS_PER_CROP
@@ -28,28 +22,18 @@ class PixtralImages(Images):
     marks: tuple[int, ...]
     pixel_names = ("pixel_values", "image_sizes")
 
-    def __init__(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> None:
-        super().__init__(model, processor, tokenizer, options)
-        config = model.config
+    def prepare(self) -> None:
+        config = self.model.config
         self._side = int(config.vision_config.patch_size) * int(getattr(config, "spatial_merge_size", 1))
-        self._longest = int(processor.size["longest_edge"])
-        self._crop_pixels = int(options.get("tokens_per_crop", TOKENS_PER_CROP)) * self._side**2
+        self._longest = int(self.processor.size["longest_edge"])
+        self._crop_pixels = int(self.knobs.get("tokens_per_crop", TOKENS_PER_CROP)) * self._side**2
         self.most_crops = max(1, self._longest**2 // self._crop_pixels)
-        names = [getattr(tokenizer, f"image_{end}_token", f"[IMG_{end.upper()}]") for end in ("break", "end")]
-        self.marks = tuple(tokenizer.convert_tokens_to_ids(names))
+        names = [getattr(self.tokenizer, f"image_{end}_token", f"[IMG_{end.upper()}]") for end in ("break", "end")]
+        self.marks = tuple(self.tokenizer.convert_tokens_to_ids(names))
 
-    def beside(self, image: Image.Image, max_crops: int) -> torch.Tensor:
-        size = image.height, image.width
-        return torch.empty(0) if self._grid(*size, max_crops) == self._grid(*size, 1) else self.all(image, max_crops)
-
-    def encode(self, pixels: Sequence[torch.Tensor], layouts: Sequence[ImageLayout]) -> list[torch.Tensor]:
-        """Encode one image at a time: they have different sizes."""
-        return [self._encode_one(one.to(self.model.device, self.model.dtype)) for one in pixels]
-
-    def _encode_one(self, pixels: torch.Tensor) -> torch.Tensor:
+    def encode_one(self, pixels: torch.Tensor, layout: ImageLayout) -> torch.Tensor:
         size = torch.tensor([pixels.shape[-2:]], device=pixels.device)
-        features: torch.Tensor = self.model.model.get_image_features(pixels, image_sizes=size).pooler_output[0]
-        return features
+        return self.model.model.get_image_features(pixels.to(self.model.dtype), image_sizes=size).pooler_output[0]
 
     def options(self, height: int, width: int, max_crops: int) -> dict[str, Any]:
         return {"size": {"longest_edge": self._edge(max_crops)}, "patch_size": self._side}

@@ -1,19 +1,12 @@
 """Cohere2 Vision and PerceptionLM: the whole image squeezed into a grid of tiles, and an overview beside them.
 
-    max_crops          `max_patches` and `max_num_tiles` of the image processors: tiles beside the overview tile
-    top_k              routers of the language model, where it has any
-    num_active_blocks  which decoder layers the language model's list holds
-
 Both have image processors for torchvision alone.
 """
 
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +19,7 @@ from budgetvlm.vlm.families.without_torchvision import (
     BILINEAR,
     InPlace,
     TileProcessor,
+    cells,
     least_change,
     resized,
     to_pixels,
@@ -33,44 +27,65 @@ from budgetvlm.vlm.families.without_torchvision import (
 
 
 @dataclass(frozen=True)
-class Squeezed(TileProcessor):
-    """An image processor that squeezes.
+class CohereTiles(TileProcessor):
+    """Cohere2 Vision's image processor.
 
     Attributes:
         most: the most tiles beside the overview.
     """
 
+    side: int = 512
     most: int = 12
+    mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
     resample: int = BICUBIC
+    title: ClassVar = "Cohere2 Vision's image processor"
     resamples: ClassVar = (BILINEAR, BICUBIC)
-
-    def cut(self, image: Image.Image, rows: int, columns: int) -> torch.Tensor:
-        """See `GridImages.cut`."""
-        height, width = rows * self.side, columns * self.side
-        whole = resized(to_pixels(image), height, width, antialias=True, resample=self.resample)
-        cells = whole.unflatten(1, (rows, self.side)).unflatten(3, (columns, self.side))
-        mean, std = (torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
-        return cells.permute(1, 3, 0, 2, 4).flatten(0, 1).float().mul_(self.rescale_factor).sub_(mean).div_(std)
-
-    @abstractmethod
-    def grid(self, height: int, width: int, most: int) -> tuple[int, int]:
-        """Return rows and columns of tiles."""
+    keys: ClassVar[dict[str, str]] = {"most": "max_patches"}
 
 
-class SqueezedImages(GridImages):
-    """Tiles of one of these processors."""
+@dataclass(frozen=True)
+class PerceptionTiles(CohereTiles):
+    """PerceptionLM's image processor.
 
-    processor: Squeezed
+    Attributes:
+        patch_size: side of a patch, in pixels.
+        vision_input_type: "thumb+tile", or else the overview alone.
+    """
 
-    def __init__(self, model: Any, processor: Squeezed, tokenizer: Any, options: Mapping[str, Any]) -> None:
-        super().__init__(model, processor, tokenizer, options)
-        self.most_crops = processor.most
+    side: int = 448
+    most: int = 36
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    patch_size: int = 14
+    vision_input_type: str = "thumb+tile"
+    title: ClassVar = "PerceptionLM's image processor"
+    keys: ClassVar = {"side": "tile_size", "most": "max_num_tiles"}
+
+
+class CohereImages(GridImages):
+    """A mark in front of all tiles, one behind each, one at the end."""
+
+    processor: CohereTiles
+
+    def prepare(self) -> None:
+        self.most_crops = self.processor.most
+        vision = self.model.config.vision_config
+        self.tokens_per_tile = (vision.image_size // vision.patch_size // self.model.config.downsample_factor) ** 2
 
     def grid(self, height: int, width: int, max_crops: int) -> tuple[int, int]:
-        return self.processor.grid(height, width, max_crops)
+        return least_change(self.processor.side, height, width, max_crops)
 
     def cut(self, image: Image.Image, rows: int, columns: int) -> torch.Tensor:
-        return self.processor.cut(image, rows, columns)
+        p = self.processor
+        whole = resized(to_pixels(image), rows * p.side, columns * p.side, antialias=True, resample=p.resample)
+        mean, std = (torch.tensor(v)[:, None, None] for v in (p.mean, p.std))
+        return cells(whole, p.side).float().mul_(p.rescale_factor).sub_(mean).div_(std)
+
+    def ids(self, rows: int, columns: int) -> tuple[int, ...]:
+        t = self.tokenizer
+        begin, behind, end = t.convert_tokens_to_ids([t.boi_token, t.img_line_break_token, t.eoi_token])
+        return (begin, *(*(self.placeholder,) * self.tokens_per_tile, behind) * (rows * columns + 1), end)
 
     def plain(self, image: Image.Image, max_crops: int) -> dict[str, Any]:
         return {"pixel_values": self.all(image, max_crops)}
@@ -82,60 +97,27 @@ class SqueezedImages(GridImages):
         return InPlace(make, patch_size=math.isqrt(self.tokens_per_tile))
 
 
-@dataclass(frozen=True)
-class CohereTiles(Squeezed):
-    """Cohere2 Vision's image processor."""
+class PerceptionImages(CohereImages):
+    """The overview first; it stands alone at max_crops=1 only. There are no marks."""
 
-    side: int = 512
-    mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
-    std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
-    title: ClassVar = "Cohere2 Vision's image processor"
-    keys: ClassVar = {"most": "max_patches"}
+    overview_first = True
+    processor: PerceptionTiles
 
-    def grid(self, height: int, width: int, most: int) -> tuple[int, int]:
-        return least_change(self.side, height, width, most)
+    def prepare(self) -> None:
+        p, pooled = self.processor, self.model.config.projector_pooling_ratio
+        self.most_crops = p.most if p.vision_input_type == "thumb+tile" else 1
+        self.tokens_per_tile = (p.side // p.patch_size // pooled) ** 2
 
-
-class CohereImages(SqueezedImages):
-    """A mark in front of all tiles, one behind each, one at the end."""
-
-    def __init__(self, model: Any, processor: CohereTiles, tokenizer: Any, options: Mapping[str, Any]) -> None:
-        super().__init__(model, processor, tokenizer, options)
-        vision = model.config.vision_config
-        self.tokens_per_tile = (vision.image_size // vision.patch_size // model.config.downsample_factor) ** 2
-        names = (tokenizer.boi_token, tokenizer.img_line_break_token, tokenizer.eoi_token)
-        self._begin, self._break, self._end = tokenizer.convert_tokens_to_ids(list(names))
-
-    def ids(self, rows: int, columns: int) -> tuple[int, ...]:
-        tile = (*(self.placeholder,) * self.tokens_per_tile, self._break)
-        return (self._begin, *tile * (rows * columns + 1), self._end)
-
-
-@dataclass(frozen=True)
-class PerceptionTiles(Squeezed):
-    """PerceptionLM's image processor.
-
-    Attributes:
-        patch_size: side of a patch, in pixels.
-        vision_input_type: "thumb+tile", or else the overview alone.
-    """
-
-    side: int = 448
-    most: int = 36
-    patch_size: int = 14
-    vision_input_type: str = "thumb+tile"
-    title: ClassVar = "PerceptionLM's image processor"
-    keys: ClassVar = {"side": "tile_size", "most": "max_num_tiles"}
-
-    def grid(self, height: int, width: int, most: int) -> tuple[int, int]:
+    def grid(self, height: int, width: int, max_crops: int) -> tuple[int, int]:
         """Return the canvas in which the image's shorter side is longest; one of its shape where it fits into none."""
+        side = self.processor.side
         by_shape: dict[float, list[tuple[int, int]]] = {}
-        for count in range(most, 0, -1):
+        for count in range(max_crops, 0, -1):
             for columns in range(1, count + 1):
                 if count % columns == 0:
                     by_shape.setdefault(columns / (count // columns), []).append((count // columns, columns))
         canvases = [canvas for group in by_shape.values() for canvas in group]
-        fitting = [(r, c) for r, c in canvases if r * self.side >= height and c * self.side >= width]
+        fitting = [(r, c) for r, c in canvases if r * side >= height and c * side >= width]
         if fitting:
             return max(reversed(fitting), key=lambda canvas: self._short_side(height, width, *canvas))
         wanted = width / height
@@ -147,26 +129,17 @@ class PerceptionTiles(Squeezed):
 
     def _short_side(self, height: int, width: int, rows: int, columns: int) -> float:
         """Return the shorter side, in pixels, of the image enlarged to fill a canvas at its own shape."""
-        scale, shape = min(columns * self.side / width, rows * self.side / height), width / height
+        side = self.processor.side
+        scale, shape = min(columns * side / width, rows * side / height), width / height
         if shape > 1:
             return math.floor(scale * width / shape)
         return math.floor(scale * height * shape) if shape < 1 else scale * height
 
-
-class PerceptionImages(SqueezedImages):
-    """The overview first; it stands alone at max_crops=1 only."""
-
-    overview_first = True
-    processor: PerceptionTiles
-
-    def __init__(self, model: Any, processor: PerceptionTiles, tokenizer: Any, options: Mapping[str, Any]) -> None:
-        super().__init__(model, processor, tokenizer, options)
-        if processor.vision_input_type != "thumb+tile":
-            self.most_crops = 1
-        self.tokens_per_tile = (processor.side // processor.patch_size // model.config.projector_pooling_ratio) ** 2
-
     def tiles(self, height: int, width: int, max_crops: int) -> tuple[int, int]:
         return (0, 0) if max_crops == 1 else self.grid(height, width, max_crops)
+
+    def ids(self, rows: int, columns: int) -> tuple[int, ...]:
+        return GridImages.ids(self, rows, columns)
 
     def encode_tiles(self, tiles: torch.Tensor) -> torch.Tensor:
         return super().encode_tiles(tiles[None])
@@ -180,9 +153,7 @@ class Cohere2Vision(Family):
     model_types: ClassVar = ("cohere2_vision",)
     crop_meaning: ClassVar = "`max_patches`: tiles beside the overview tile"
     images_type: ClassVar = CohereImages
-
-    def load_processor(self, directory: Path) -> Any:
-        return CohereTiles.read(directory)
+    tile_processor: ClassVar = CohereTiles
 
 
 class PerceptionLM(Family):
@@ -190,6 +161,4 @@ class PerceptionLM(Family):
     model_types: ClassVar = ("perception_lm",)
     crop_meaning: ClassVar = "`max_num_tiles`: tiles beside the overview tile; 1: the overview tile alone"
     images_type: ClassVar = PerceptionImages
-
-    def load_processor(self, directory: Path) -> Any:
-        return PerceptionTiles.read(directory)
+    tile_processor: ClassVar = PerceptionTiles

@@ -105,6 +105,11 @@ def resized(
     return interpolate(pixels[None], (height, width), mode=mode, align_corners=False, antialias=antialias)[0]
 
 
+def cells(whole: torch.Tensor, side: int) -> torch.Tensor:
+    """Cut colours ``[3, H, W]`` into tiles row by row, ``[n, 3, side, side]``."""
+    return whole.unfold(1, side, side).unfold(2, side, side).permute(1, 2, 0, 3, 4).flatten(0, 1)
+
+
 def least_change(side: int, height: int, width: int, most: int, *, largest: bool = False) -> tuple[int, int]:
     """Return rows and columns of tiles into which an image fits enlarged least, or else shrunk least; then the fewest.
 

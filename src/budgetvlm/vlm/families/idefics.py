@@ -1,17 +1,12 @@
-"""Idefics3 and SmolVLM: a grid of tiles, each announced by its row and column, and the overview last.
+"""Idefics2: the whole image behind its four quarters, or alone. Idefics3 and SmolVLM: tiles, and the overview last.
 
-    max_crops          `longest_edge` of the image processor: the largest size whose grid has at most that many tiles
-    top_k              routers of the language model, where it has any
-    num_active_blocks  which decoder layers the language model's list holds
-
-The processor makes the overview from the enlarged image, so that its pixels would depend a little on the grid. Here it
-is always made as at the full setting: it is encoded once, and the full setting is the untouched model's.
+The processor of Idefics3 makes the overview from the enlarged image, so that its pixels would depend a little on the
+grid. Here it is always made as at the full setting: it is encoded once, and the full setting is the untouched model's.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -21,8 +16,8 @@ import torch
 from PIL import Image
 
 from budgetvlm._io import to_rgb
-from budgetvlm.vlm.families.base import Family, TiledImages, repeated
-from budgetvlm.vlm.prompt import ImageLayout
+from budgetvlm.vlm.families.base import Family, Images, TiledImages, repeated
+from budgetvlm.vlm.prompt import ImageLayout, Writer
 
 _FAKE, _GLOBAL = "<fake_token_around_image>", "<global-img>"
 
@@ -32,12 +27,11 @@ class Idefics3Images(TiledImages):
 
     pixel_names = ("pixel_values", "pixel_attention_mask")
 
-    def __init__(self, model: Any, processor: Any, tokenizer: Any, options: Mapping[str, Any]) -> None:
-        super().__init__(model, processor, tokenizer, options)
-        self._side = int(processor.max_image_size["longest_edge"])
-        self._longest = int(processor.size["longest_edge"])
-        self._tokens_per_tile = int(model.model.image_seq_len)
-        self._whole = math.ceil(self._longest / self._side) if processor.do_image_splitting else 1
+    def prepare(self) -> None:
+        self._side = int(self.processor.max_image_size["longest_edge"])
+        self._longest = int(self.processor.size["longest_edge"])
+        self._tokens_per_tile = int(self.model.model.image_seq_len)
+        self._whole = math.ceil(self._longest / self._side) if self.processor.do_image_splitting else 1
         self.most_crops = self._whole**2
 
     def overview(self, image: Image.Image) -> torch.Tensor:
@@ -106,3 +100,54 @@ class Idefics3(Family):
 
     def language(self, model: Any) -> Any:
         return model.model.text_model
+
+
+class Idefics2Images(Images):
+    """Pictures at their own shape with their mask of real pixels as a fourth channel, ``[n, 4, H, W]``."""
+
+    most_crops = 4
+    pixel_names = ("pixel_values", "pixel_attention_mask")
+
+    def prepare(self) -> None:
+        self._tokens_per_picture = int(self.model.config.perceiver_config.resampler_n_latents)
+
+    def beside(self, image: Image.Image, max_crops: int) -> torch.Tensor:
+        return self.all(image, max_crops)[:-1]
+
+    def all(self, image: Image.Image, max_crops: int) -> torch.Tensor:
+        done = self.plain(image, max_crops)
+        return torch.cat([done["pixel_values"][0], done["pixel_attention_mask"][0, :, None].float()], dim=1)
+
+    def encode_one(self, pixels: torch.Tensor, layout: ImageLayout) -> torch.Tensor:
+        values, mask = pixels[None, :, :3], pixels[None, :, 3] > 0
+        features = self.model.model.get_image_features(values, pixel_attention_mask=mask).pooler_output[0]
+        return features.unflatten(0, (len(pixels), -1))
+
+    def options(self, height: int, width: int, max_crops: int) -> dict[str, Any]:
+        return {"do_image_splitting": max_crops > 1}
+
+    def layout(self, height: int, width: int, max_crops: int) -> ImageLayout:
+        mark = int(self.tokenizer.convert_tokens_to_ids(_FAKE))
+        picture = (mark, *(self.placeholder,) * self._tokens_per_picture)
+        ids = (*picture * (5 if max_crops > 1 else 1), mark)
+        return ImageLayout.of(ids, self.placeholder, (0, 0), (height, width))
+
+
+class Idefics2(Family):
+    name: ClassVar = "Idefics2"
+    model_types: ClassVar = ("idefics2",)
+    images_type: ClassVar = Idefics2Images
+    crop_meaning: ClassVar = "4: `do_image_splitting`, the image's quarters beside it; 1: the image alone"
+
+    def language(self, model: Any) -> Any:
+        return model.model.text_model
+
+    def writer(self, model: Any, tokenizer: Any) -> Writer:
+        """Return what writes the chat template; a blank parts a word from an image in front of it."""
+        write = super().writer(model, tokenizer)
+
+        def apart(question: str) -> tuple[str, str]:
+            before, behind = write(question)
+            return before, behind if behind[:1].isspace() or behind.startswith("<") else f" {behind}"
+
+        return apart
