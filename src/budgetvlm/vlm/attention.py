@@ -8,8 +8,7 @@ positions and masks would be wrong without an error. So it always runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 from transformers.cache_utils import DynamicCache, DynamicLayer
@@ -42,12 +41,11 @@ def cache_maker(language: Any) -> Callable[[], DynamicCache]:
     masks keep sliding windows.
     """
     kinds = kinds_by_block(language)
-    return DynamicCache if set(kinds) <= KEYS_KINDS else partial(_hybrid_cache, language, kinds)
 
+    def hybrid() -> DynamicCache:
+        cache = DynamicCache(config=language.config)
+        pairs = zip(kinds, cache.layers, strict=True)
+        cache.layers = [DynamicLayer() if kind in KEYS_KINDS else own for kind, own in pairs]
+        return cache
 
-def _hybrid_cache(language: Any, kinds: Sequence[str]) -> DynamicCache:
-    cache = DynamicCache(config=language.config)
-    cache.layers = [
-        DynamicLayer() if kind in KEYS_KINDS else own for kind, own in zip(kinds, cache.layers, strict=True)
-    ]
-    return cache
+    return DynamicCache if set(kinds) <= KEYS_KINDS else hybrid

@@ -222,24 +222,21 @@ def _processors_chat_template(directory: Path) -> str | None:
 def _adapt(name: str, family: Family, directory: Path, model: Any, tokenizer: Any, processor: Any) -> Adapter:
     knobs, space = _read_knobs(directory / "knobs.json")
     images = family.images_type(model, processor, tokenizer, knobs)
-    num_blocks = family.num_blocks(model)
     own = knobs.get("prompt")
     write = template_writer(own) if own else family.writer(model, tokenizer)
-    parts: dict[str, Any] = {
-        "name": str(name),
-        "family": family,
-        "model": model,
-        "images": images,
-        "prompt": Prompt(tokenizer, write, images.edges(), is_own=bool(own)),
-        "block_order": knobs.get("block_order") or blocks.default_order(num_blocks, family.fixed_blocks(model)),
-        "end_ids": _end_ids(model, tokenizer),
-    }
+    prompt = Prompt(tokenizer, write, images.edges(), is_own=bool(own))
+    order = knobs.get("block_order") or blocks.default_order(family.num_blocks(model), family.fixed_blocks(model))
+    end_ids = _end_ids(model, tokenizer)
+
+    def adapt(knob_space: KnobSpace) -> Adapter:
+        return Adapter(str(name), family, model, images, prompt, knob_space, order, end_ids)
+
     space = space or derive_knob_space(family, model, images)
     if isinstance(family, Found) and "knob_space" not in knobs:
         from budgetvlm.vlm.finding import working_knobs
 
-        space = working_knobs(directory, space, lambda tried: Adapter(knob_space=tried, **parts))
-    return Adapter(knob_space=space, **parts)
+        space = working_knobs(directory, space, adapt)
+    return adapt(space)
 
 
 def _read_knobs(path: Path) -> tuple[dict[str, Any], KnobSpace | None]:

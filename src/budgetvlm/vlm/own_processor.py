@@ -13,7 +13,7 @@ from unittest.mock import patch
 from PIL import Image
 
 from budgetvlm._io import read_json
-from budgetvlm.vlm.families.base import SOME_SIZE, Images
+from budgetvlm.vlm.prompt import SOME_SIZE
 
 
 class NoReference(Exception):
@@ -71,13 +71,13 @@ class OwnProcessor:
     """The processor of the model in a directory.
 
     Args:
-        images: gives the image processor, set to a `max_crops`.
+        images: the family's `Images`, which give the image processor, set to a `max_crops`.
 
     Raises:
         NoReference: Transformers has none for this type of model, or it cannot be made here.
     """
 
-    def __init__(self, directory: Path, images: Images) -> None:
+    def __init__(self, directory: Path, images: Any) -> None:
         self._images = images
         self._processor = processor_of(directory, image_processor=images.set_to(*SOME_SIZE, images.most_crops))
         if not self._processor.chat_template:

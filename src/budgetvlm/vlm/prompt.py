@@ -24,6 +24,7 @@ from budgetvlm.errors import ConfigError, InputError
 Writer = Callable[[str], tuple[str, str]]
 
 MARK = "QUESTION"
+SOME_SIZE = (336, 336)  # of an image, where any will do
 _QUESTION_CACHE_LIMIT = 64  # one request asks for the tokens of its question several times
 _BEGIN, _END = "\U000f0000", "\U000f0001"  # around names of special tokens in a question, which are plain text
 _MARKED = re.compile(f"{_BEGIN}(.*?){_END}", re.DOTALL)

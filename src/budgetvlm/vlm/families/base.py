@@ -27,13 +27,12 @@ from budgetvlm.errors import ConfigError, InputError
 from budgetvlm.vlm.attention import SKIPPABLE_KINDS, cache_maker, counting_blocks, kinds_by_block, unknown_kinds
 from budgetvlm.vlm.chat_template import chat_writer
 from budgetvlm.vlm.families.without_torchvision import TileProcessor
-from budgetvlm.vlm.prompt import DecoderInputs, EmbeddedPrompt, ImageLayout, Writer
+from budgetvlm.vlm.prompt import SOME_SIZE, DecoderInputs, EmbeddedPrompt, ImageLayout, Writer
 
 SIZE_CACHE_LIMIT = 4096  # sizes of images whose layout is remembered
 COUNTS_PER_TOKEN = ("top_k", "num_experts_per_tok", "moe_top_k", "moe_topk", "top_k_experts", "moe_k")
 COUNTS_OF_EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
 TILES_AT_ONCE = 256  # bounds the memory of the vision tower in a batch
-SOME_SIZE = (336, 336)
 
 
 @dataclass(frozen=True)

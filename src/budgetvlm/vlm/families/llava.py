@@ -16,8 +16,6 @@ from PIL import Image
 from budgetvlm.vlm.families.base import Family, TiledImages, run_processor
 from budgetvlm.vlm.prompt import EmbeddedPrompt, ImageLayout
 
-_NO_GRID = [0, 0]  # as a pinpoint it leaves the overview alone
-
 
 class LlavaImages(TiledImages):
     """The overview first, then the grid's tiles row by row."""
@@ -68,9 +66,8 @@ class LlavaImages(TiledImages):
         if allowed:
             return {**super().plain(image, max_crops), "image_grid_pinpoints": allowed}
         size = torch.tensor([[image.height, image.width]])
-        return {
-            "pixel_values": self.overview(image)[None], "image_sizes": size, "image_grid_pinpoints": [_NO_GRID],
-        }  # fmt: skip
+        alone = [[0, 0]]  # a pinpoint that leaves the overview alone
+        return {"pixel_values": self.overview(image)[None], "image_sizes": size, "image_grid_pinpoints": alone}
 
     def layout(self, height: int, width: int, max_crops: int) -> ImageLayout:
         from transformers.image_processing_utils import select_best_resolution

@@ -18,7 +18,7 @@ from PIL import Image
 
 from budgetvlm._io import to_rgb
 from budgetvlm.errors import InputError
-from budgetvlm.vlm.families.base import Family, Images, refusals_as_input_errors
+from budgetvlm.vlm.families.base import Family, Images, refusals_as_input_errors, run_processor
 from budgetvlm.vlm.families.without_torchvision import InPlace
 from budgetvlm.vlm.prompt import DecoderInputs, EmbeddedPrompt, ImageLayout
 
@@ -73,13 +73,11 @@ class PatchImages(Images):
             raise InputError(
                 f"an image of {width} x {height} pixels is too oblong; give one of at most {MOST_OBLONG} to 1"
             )
+        # each family has a rule of its own in the file of its image processor
+        smart_resize = resolve_name(f"{type(self.processor).__module__}:smart_resize")
+        told = {"factor": self._factor, "min_pixels": least, "max_pixels": most, **self.frames}
         with refusals_as_input_errors(width, height):
-            return self._smart_resize(height, width, least, most)
-
-    def _smart_resize(self, height: int, width: int, least: int, most: int) -> tuple[int, int]:
-        """Ask the image processor's own function, which each family has in the file of its processor."""
-        told = {"height": height, "width": width, "factor": self._factor, "min_pixels": least, "max_pixels": most}
-        size: tuple[int, int] = resolve_name(f"{type(self.processor).__module__}:smart_resize")(**told, **self.frames)
+            size: tuple[int, int] = smart_resize(height=height, width=width, **told)
         return size
 
 
@@ -99,10 +97,12 @@ class Glm4vImages(PatchImages):
         self._factor *= self._expand
 
     def plain(self, image: Image.Image, max_crops: int) -> dict[str, Any]:
-        if self._expand > 1:
-            height, width = self._resized(image.height, image.width, max_crops)
-            image = to_rgb(image).resize((width, height), self.processor.resample)
-        return super().plain(image, max_crops)
+        if self._expand == 1:
+            return super().plain(image, max_crops)
+        height, width = self._resized(image.height, image.width, max_crops)
+        resized = to_rgb(image).resize((width, height), self.processor.resample)
+        done = run_processor(self.processor, resized, do_resize=False)
+        return {name: done[name] for name in self.pixel_names}
 
     def set_to(self, height: int, width: int, max_crops: int) -> Any:
         if self._expand == 1:
