@@ -16,8 +16,7 @@ def load_vlm(
         num_threads: torch's intra-op threads; None leaves them as they are.
         trust_remote_code: run the Python code that comes with the model.
 
-    Raises:
-        ConfigError: the model cannot be found or is of a family that this version does not know.
+    Raises ConfigError: the model cannot be found or is of a family that this version does not know.
     """
     from budgetvlm.vlm.loading import load
 

@@ -51,8 +51,7 @@ class Adapter:
         block_order: all blocks, most important first.
         end_ids: token ids that end an answer.
 
-    Raises:
-        ConfigError: the knobs do not fit the model.
+    Raises ConfigError: the knobs do not fit the model.
     """
 
     def __init__(
@@ -115,8 +114,7 @@ class Adapter:
 
         The list of layers is ready-made for each depth. `max_crops` is no state of the model: calls pass it on.
 
-        Raises:
-            KnobSpaceError: the setting is outside `knob_space`.
+        Raises KnobSpaceError: the setting is outside `knob_space`.
         """
         configuration = self._configuration(setting)
         with self._changed(configuration.layers, configuration.top_k):

@@ -18,11 +18,7 @@ from budgetvlm.vlm.decoding import PacedBlock, PacedReading, SkippedBlock
 
 
 def active_blocks(order: Sequence[int], num_active_blocks: int) -> tuple[int, ...]:
-    """Return indices of the blocks that run at this depth, ascending.
-
-    Raises:
-        ConfigError: fewer than 2 or more than L blocks asked for.
-    """
+    """Return indices of the blocks that run at this depth, ascending. Raises ConfigError: below 2 or above L."""
     if not 2 <= num_active_blocks <= len(order):
         raise ConfigError(
             f"num_active_blocks={num_active_blocks} cannot run: this model has {len(order)} blocks, and the first and "
@@ -43,13 +39,7 @@ def layer_list(layers: nn.ModuleList, active: Sequence[int], *, stand_ins: bool)
 def paced_list(
     layers: nn.ModuleList, whole: nn.ModuleList, reading: PacedReading, skipped: Callable[[torch.Tensor], Any]
 ) -> nn.ModuleList:
-    """Return a list of blocks in which each that runs asks a pace first.
-
-    Args:
-        layers: a list of `layer_list`.
-        whole: all blocks of the model.
-        reading, skipped: see `PacedBlock`.
-    """
+    """Return a list of `layer_list` in which each of the ``whole`` model's blocks asks a pace first: `PacedBlock`."""
     numbers = {layer: i for i, layer in enumerate(whole)}  # a stand-in has none
     return nn.ModuleList(
         PacedBlock(layer, numbers[layer], reading, skipped) if layer in numbers else layer for layer in layers
@@ -57,14 +47,7 @@ def paced_list(
 
 
 def check_order(order: Sequence[int], num_total_blocks: int, fixed: Sequence[int] = ()) -> tuple[int, ...]:
-    """Check an order of blocks and return it as a tuple.
-
-    Args:
-        fixed: blocks that run at every depth beside the first and the last.
-
-    Raises:
-        ConfigError: it is not a permutation of the blocks that begins with the first, the last and the fixed ones.
-    """
+    """Check an order of blocks, in which the first, the last and the fixed ones lead. Raises ConfigError."""
     ends, always = {0, num_total_blocks - 1}, {0, num_total_blocks - 1, *fixed}
     if set(order[: len(ends)]) == ends and set(order[: len(always)]) != always:
         raise ConfigError(

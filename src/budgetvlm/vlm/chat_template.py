@@ -9,13 +9,9 @@ from budgetvlm.vlm.prompt import MARK, Writer
 
 
 def chat_writer(tokenizer: Any, placeholder: str) -> Writer:
-    """Return what writes the tokenizer's chat template.
+    """Return what writes the tokenizer's chat template, in which a placeholder stands for the image.
 
-    Args:
-        placeholder: what stands for the image in the rendered template.
-
-    Raises:
-        ConfigError: there is no chat template, or it does not hold one image and then one question.
+    Raises ConfigError: there is no chat template, or it does not hold one image and then one question.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise ConfigError(

@@ -282,13 +282,7 @@ CHECKS: dict[str, tuple[str | None, Callable[[Probe], str]]] = {
 
 @dataclass(frozen=True)
 class Check:
-    """The outcome of one check.
-
-    Attributes:
-        name: what was checked.
-        passed: whether it holds; None: it does not apply to this model.
-        detail: what was seen.
-    """
+    """The outcome of one check: whether it holds (None: it does not apply to this model), and what was seen."""
 
     name: str
     passed: bool | None
@@ -297,11 +291,7 @@ class Check:
 
 @torch.inference_mode()
 def check(probe: Probe, say: Callable[[str], None] = lambda name: None) -> list[Check]:
-    """Run all checks; one that fails does not stop the others.
-
-    Args:
-        say: told how long it may take, and each verdict as it falls.
-    """
+    """Run all checks; ``say`` is told how long it may take, and each verdict as it falls."""
     done = []
     with probe.memory:
         say(f"about {probe.seconds() / 60:.1f} minutes for {len(CHECKS)} checks at {len(probe.settings)} settings")

@@ -163,10 +163,7 @@ def waiting_for(tensor: torch.Tensor) -> Callable[[], None] | None:
 
 
 class PacedReading:
-    """Asks a pace before each block that reads a prompt; shared by all `PacedBlock`s of a model.
-
-    Attributes:
-        pace: of the answer under way; set it before the prompt is read.
+    """Asks the `pace` of the answer under way before each block that reads; shared by all `PacedBlock`s of a model.
 
     Args:
         wait: see `waiting_for`; called before the clock is read.
@@ -309,11 +306,7 @@ class Decoder:
 
 
 def mean_embedder(table: nn.Module) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function from token ids, int64 ``[T]``, to the mean of their embeddings, float32 ``[C]``.
-
-    Args:
-        table: embeds ids; frozen.
-    """
+    """Return a function from ids, int64 ``[T]``, to the mean of their rows of a frozen table, float32 ``[C]``."""
     weight = next(table.parameters())
     if type(table) is nn.Embedding and weight.is_cpu and weight.dtype is torch.float32:
         rows = weight.numpy()  # looked up without PyTorch, which takes three times as long for a handful of words

@@ -16,11 +16,7 @@ from budgetvlm.vlm.prompt import ImageLayout
 
 
 class EncodedOnce:
-    """Within a ``with`` block, what was encoded before comes from memory: single tiles, or whole pictures.
-
-    Args:
-        images: whose encoding is remembered.
-    """
+    """Within a ``with`` block, what was encoded before comes from memory: single tiles, or whole pictures."""
 
     def __init__(self, images: Images) -> None:
         self._images, self._renews = images, False

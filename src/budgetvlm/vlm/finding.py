@@ -27,14 +27,7 @@ QUESTIONS = ("What is the colour of the sign in the middle?", "Count the squares
 
 
 def working_knobs(directory: Path, space: KnobSpace, adapt: Callable[[KnobSpace], Adapter]) -> KnobSpace:
-    """Return the knobs of a space that pass all checks.
-
-    Args:
-        adapt: makes the adapter of a knob space.
-
-    Raises:
-        ConfigError: none does; what each failed is said.
-    """
+    """Return the knobs of a space that pass all checks. Raises ConfigError: none does, with what each failed."""
     kept = _kept_file(directory, space)
     if kept.is_file():
         return KnobSpace(read_json(kept)["knob_space"])

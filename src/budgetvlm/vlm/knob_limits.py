@@ -21,8 +21,7 @@ def derive_knob_space(family: Family, model: Any, images: Images) -> KnobSpace:
     A knob that the model lacks is left out; so is one that could take one value only, and values of `max_crops` that
     change nothing.
 
-    Raises:
-        ConfigError: no knob is left.
+    Raises ConfigError: no knob is left.
     """
     num_blocks = family.num_blocks(model)
     knobs: dict[str, list[int]] = {"max_crops": distinct_crops(images, images.crop_values())}
@@ -63,14 +62,7 @@ def _shown(images: Images, height: int, width: int, max_crops: int) -> tuple[int
 
 
 def check_knobs(space: KnobSpace, family: Family, model: Any, name: str) -> None:
-    """Check that a model can take all values of a knob space.
-
-    Args:
-        name: what messages call the model.
-
-    Raises:
-        ConfigError: it cannot; all problems at once.
-    """
+    """Check that a model can take all values of a knob space. Raises ConfigError, with all problems at once."""
     num_blocks = family.num_blocks(model)
     problems = list(_problems(space, family, model, num_blocks))
     if problems:

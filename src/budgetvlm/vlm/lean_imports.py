@@ -53,11 +53,7 @@ class _LatePackage(ModuleType):
 
 
 def _make_late(name: str, **names: Any) -> None:
-    """Put a package that runs late in the place of one that was not imported yet.
-
-    Args:
-        names: stand-ins for names of the package that do not need it.
-    """
+    """Put a package that runs late, and stand-ins for some of its names, in the place of one not imported yet."""
     parent, _, last = name.rpartition(".")
     if name in sys.modules:
         return

@@ -57,11 +57,7 @@ def load(
 
 
 def model_directory(model_path: str, *, trust_remote_code: bool = False) -> Path:
-    """Find the directory of a model; a repository of the hub is fetched.
-
-    Raises:
-        ConfigError: there is none.
-    """
+    """Find the directory of a model; a repository of the hub is fetched. Raises ConfigError: there is none."""
     if is_hub_name(str(model_path)):
         return fetch(str(model_path), trust_remote_code=trust_remote_code)
     bundled = Path(str(resources.files("budgetvlm.vlm") / BUNDLED))

@@ -30,8 +30,7 @@ class _Absent:
 def processor_of(directory: Path, **parts: Any) -> Any:
     """Make the processor of the model in a directory of its tokenizer and these parts; others are never used.
 
-    Raises:
-        NoReference: Transformers has none for this type of model, or it cannot be made here.
+    Raises NoReference: Transformers has none for this type of model, or it cannot be made here.
     """
     from transformers import AutoTokenizer
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, processor_class_from_name
@@ -68,14 +67,7 @@ def _without_parts_for_videos(processor_class: Any) -> Any:
 
 
 class OwnProcessor:
-    """The processor of the model in a directory.
-
-    Args:
-        images: the family's `Images`, which give the image processor, set to a `max_crops`.
-
-    Raises:
-        NoReference: Transformers has none for this type of model, or it cannot be made here.
-    """
+    """The processor of the model in a directory; the family's `Images` give its image processor. Raises NoReference."""
 
     def __init__(self, directory: Path, images: Any) -> None:
         self._images = images
@@ -84,13 +76,9 @@ class OwnProcessor:
             self._processor.chat_template = self._processor.tokenizer.chat_template
 
     def ids(self, image: Image.Image, question: str, max_crops: int, *, plain: bool = False) -> tuple[int, ...]:
-        """Return the token ids of a prompt.
+        """Return the token ids of a prompt, in which names of special tokens may be plain text.
 
-        Args:
-            plain: names of special tokens in the question are plain text.
-
-        Raises:
-            NoReference: the processor has no such setting, or no way to keep special tokens plain.
+        Raises NoReference: the processor has no such setting, or no way to keep special tokens plain.
         """
         size = image.height, image.width
         options = self._images.options(*size, max_crops)

@@ -35,11 +35,7 @@ class Broken(Exception):
 
 
 class Probe:
-    """A model, one or more questions about images, and the settings to try.
-
-    Args:
-        settings: which to try; None: all.
-    """
+    """A model, one or more questions about images, and the settings to try (None: all)."""
 
     def __init__(
         self,
@@ -152,12 +148,7 @@ class Probe:
         return OwnProcessor(Path(self.vlm.prompt.tokenizer.name_or_path), self.vlm.images)
 
     def same_ids(self, image: Image.Image, question: str, max_crops: int, *, plain: bool = False) -> None:
-        """Compare a prompt's token ids with those of the model's own processor.
-
-        Raises:
-            Broken: they differ.
-            NoReference: the processor makes no such prompt.
-        """
+        """Compare a prompt's token ids with those of the model's own processor. Raises Broken, NoReference."""
         wanted = self.own_processor.ids(image, question, max_crops, plain=plain)
         prompt, layout = self.vlm.prompt, self.vlm.images.layout_of(image, max_crops)
         before, after = prompt.around_image(prompt.question_ids(question), layout.lead)
@@ -186,11 +177,7 @@ class Probe:
         )
 
     def same(self, got: torch.Tensor, wanted: torch.Tensor, where: str) -> float:
-        """Return how far apart two logits are, in standard deviations.
-
-        Raises:
-            Broken: further than the tolerance.
-        """
+        """Return how far apart two logits are, in standard deviations. Raises Broken: further than the tolerance."""
         apart = float((got.float() - wanted.float()).abs().max() / wanted.float().std())
         if not apart <= self.tolerance:
             raise Broken(f"{where}: logits differ by {apart:.2g} standard deviations")

@@ -48,8 +48,7 @@ class Prompt:
         edges: the first and the last token id of an image, which are special tokens.
         is_own: the text is not the model's, but of knobs.json.
 
-    Raises:
-        ConfigError: the tokenizer does not keep the image's edges.
+    Raises ConfigError: the tokenizer does not keep the image's edges.
     """
 
     def __init__(self, tokenizer: Any, write: Writer, edges: Sequence[int], *, is_own: bool = False) -> None:
@@ -73,12 +72,9 @@ class Prompt:
         self.after = (*self._encode(rest), *self._wrap[1])
 
     def question_ids(self, question: str) -> np.ndarray:
-        """Return the token ids between `between` and `after`, int64 ``[T]``, read-only.
+        """Return the token ids between `between` and `after`, int64 ``[T]``; names of special tokens are plain text.
 
-        Names of special tokens in a question are plain text.
-
-        Raises:
-            InputError: the question is not text, or is empty.
+        Raises InputError: the question is not text, or is empty.
         """
         if not isinstance(question, str) or not question.strip():
             raise InputError(f"the question is empty ({question!r}); ask something about the image")
@@ -165,8 +161,7 @@ def _wrapping(tokenizer: Any, text: str) -> tuple[list[int], list[int]]:
 def template_writer(template: str) -> Writer:
     """Return what writes a template.
 
-    Raises:
-        ConfigError: `{image}` and `{question}` do not both occur once, in this order.
+    Raises ConfigError: `{image}` and `{question}` do not both occur once, in this order.
     """
     before, image, rest = template.partition("{image}")
     between, question, after = rest.partition("{question}")
@@ -248,14 +243,7 @@ class EmbeddedPrompt:
 
 
 class PromptEmbedder:
-    """Puts text and visual tokens together.
-
-    Args:
-        prompt: the fixed text.
-        table: the module that embeds token ids.
-        deepstack_levels: D.
-        adds_features: visual features are added to the embeddings of their placeholders instead of replacing them.
-    """
+    """Puts text and visual tokens together, with a table of embeddings; see `Family` for what features are added."""
 
     def __init__(self, prompt: Prompt, table: nn.Module, deepstack_levels: int, adds_features: bool) -> None:
         self._prompt, self._table = prompt, table
@@ -297,14 +285,10 @@ class PromptEmbedder:
 
 
 class DecoderInputs:
-    """The decoder's arguments beside embeddings for one batch of prompts: padding, and what a family adds to it.
+    """The decoder's arguments beside embeddings for one batch of B prompts: padding, and what a family adds to it.
 
     Prompts are padded on the left. Where none is padded there are no arguments, which lets the model take its faster
     path.
-
-    Args:
-        prompts: B prompts.
-        model: the model that reads them.
     """
 
     def __init__(self, prompts: Sequence[EmbeddedPrompt], model: Any = None) -> None:

@@ -156,11 +156,7 @@ class VLM(Protocol):
         """Return indices of the blocks that run at this depth, ascending; first and last are always among them."""
 
     def apply(self, setting: Setting) -> AbstractContextManager[None]:
-        """Apply a setting; restored on exit, also after an exception. Threads take turns.
-
-        Raises:
-            KnobSpaceError: the setting is outside `knob_space`.
-        """
+        """Apply a setting; restored on exit, also after an exception. Threads take turns. Raises KnobSpaceError."""
 
     def encode_overview(self, image: Image.Image) -> Overview:
         """Preprocess and encode the overview crop once."""
@@ -171,8 +167,7 @@ class VLM(Protocol):
     def prompt_size(self, image: Image.Image, question: str) -> tuple[np.ndarray, int]:
         """Return visual tokens at each setting ``[K]`` and the prompt's other tokens, without running the model.
 
-        Raises:
-            InputError: an empty question.
+        Raises InputError: an empty question.
         """
 
     def generate(

@@ -54,10 +54,7 @@ class Images(ABC):
         most_crops: the largest `max_crops`, which is what the model does untouched.
         overview_first: the overview's tokens stand before the others, not behind them.
         pixel_names: what the image processor makes for the model's own forward.
-
         layout_of_size: `layout`, remembered.
-
-    Args:
         knobs: what knobs.json holds.
     """
 
@@ -228,11 +225,7 @@ class Family:
         return cache_maker(self.language(model))
 
     def writer(self, model: Any, tokenizer: Any) -> Writer:
-        """Return what writes the text around image and question: the tokenizer's chat template.
-
-        Raises:
-            ConfigError: there is no chat template, or it does not hold one image and then one question.
-        """
+        """Return what writes the text around image and question, see `chat_writer`."""
         return chat_writer(tokenizer, self.placeholder(model, tokenizer))
 
     def placeholder(self, model: Any, tokenizer: Any) -> str:
@@ -266,11 +259,7 @@ class Family:
         return self.by_place or len(set(kinds_by_block(self.language(model)))) > 1
 
     def check_blocks(self, model: Any) -> None:
-        """Check that blocks can be skipped: an attention of its own kind needs a cache of its own kind.
-
-        Raises:
-            ConfigError: the language model has a kind of attention that is not known.
-        """
+        """Check that blocks can be skipped. Raises ConfigError: of a kind of attention no correct cache is known."""
         foreign = unknown_kinds(self.language(model))
         if foreign:
             raise ConfigError(
@@ -312,10 +301,9 @@ def repeated(ids: Sequence[int], placeholder: int, count: int) -> tuple[int, ...
 
 
 def pool(tokens: torch.Tensor, deepstack_levels: int = 0) -> np.ndarray:
-    """Return the controller's view of visual tokens: mean and maximum over them, float32 ``[2 * C]``.
+    """Return the controller's view of tokens ``[T, C * (1 + levels)]``: mean and maximum, float32 ``[2 * C]``.
 
-    Args:
-        tokens: ``[T, C]``, or ``[T, C * (1 + levels)]`` with deepstack levels, which do not count.
+    Deepstack levels do not count.
     """
     plain = tokens.is_cpu and tokens.dtype is torch.float32
     rows = tokens.numpy() if plain else tokens.float().cpu().numpy()
@@ -326,11 +314,7 @@ def pool(tokens: torch.Tensor, deepstack_levels: int = 0) -> np.ndarray:
 
 
 def run_processor(processor: Any, image: Image.Image, **options: Any) -> Any:
-    """Call an image processor.
-
-    Raises:
-        InputError: the processor refuses the image.
-    """
+    """Call an image processor. Raises InputError: the processor refuses the image."""
     rgb = to_rgb(image)
     with refusals_as_input_errors(*rgb.size):
         return processor(rgb, return_tensors="pt", **options)

@@ -13,9 +13,8 @@ from budgetvlm.vlm.prompt import DecoderInputs
 class BothWaysInputs(DecoderInputs):
     """Visual tokens that stand together see each other.
 
-    Attributes:
-        create_masks: the model's own function, ``module:name``: windows and runs of visual tokens combine differently
-            in each generation.
+    Masks are made by the model's own function, ``module:name``: windows and runs of visual tokens combine differently
+    in each generation.
     """
 
     create_masks: ClassVar[str]

@@ -93,15 +93,10 @@ class _Hidden(tuple):
 
 @dataclass(frozen=True)
 class FoundLayout(ImageLayout):
-    """A layout that keeps what the processor says of an image beside its pixels; they depend on its size alone.
+    """A layout that keeps what the processor says of an image beside its pixels; they depend on its size alone."""
 
-    Attributes:
-        arguments: for the model's own forward.
-        kinds: arguments that say of each of its tokens of which kind it is.
-    """
-
-    arguments: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    kinds: Mapping[str, torch.Tensor] = field(default_factory=dict, compare=False)
+    arguments: Mapping[str, Any] = field(default_factory=dict, compare=False)  # for the model's own forward
+    kinds: Mapping[str, torch.Tensor] = field(default_factory=dict, compare=False)  # of which kind each token is
 
 
 class FoundImages(Images):

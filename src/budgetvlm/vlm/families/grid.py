@@ -13,11 +13,7 @@ from budgetvlm.vlm.prompt import ImageLayout
 
 
 class GridImages(TiledImages):
-    """Tiles row by row, the overview before or behind them; every tile gives the same number of tokens.
-
-    Attributes:
-        tokens_per_tile: T.
-    """
+    """Tiles row by row, the overview before or behind them; every tile gives the same number of tokens."""
 
     tokens_per_tile: int
 

@@ -194,8 +194,7 @@ class Molmo(Family):
     def load(self, directory: Path, **options: Any) -> Any:
         """Build the model from its configuration and then fill in its weights: that code knows no `from_pretrained`.
 
-        Raises:
-            ConfigError: the code that comes with the model does not run.
+        Raises ConfigError: the code that comes with the model does not run.
         """
         import transformers
         from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig

@@ -27,13 +27,9 @@ MOST_OBLONG = 200  # the processors refuse images of a larger aspect ratio
 
 
 class PatchImages(Images):
-    """Pixels are patches ``[n, P]``; the vision tower is told their grid.
+    """Pixels are patches ``[n, P]``; the vision tower is told their grid."""
 
-    Attributes:
-        frames: what the processor's rule for sizes wants to know of time.
-    """
-
-    frames: Mapping[str, int] = MappingProxyType({})
+    frames: Mapping[str, int] = MappingProxyType({})  # what the processor's rule for sizes wants to know of time
     pixel_names = ("pixel_values", "image_grid_thw")
 
     def prepare(self) -> None:

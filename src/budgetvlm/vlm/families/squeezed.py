@@ -28,11 +28,7 @@ from budgetvlm.vlm.families.without_torchvision import (
 
 @dataclass(frozen=True)
 class CohereTiles(TileProcessor):
-    """Cohere2 Vision's image processor.
-
-    Attributes:
-        most: the most tiles beside the overview.
-    """
+    """Cohere2 Vision's image processor: at the most so many tiles beside the overview."""
 
     side: int = 512
     most: int = 12
@@ -46,12 +42,7 @@ class CohereTiles(TileProcessor):
 
 @dataclass(frozen=True)
 class PerceptionTiles(CohereTiles):
-    """PerceptionLM's image processor.
-
-    Attributes:
-        patch_size: side of a patch, in pixels.
-        vision_input_type: "thumb+tile", or else the overview alone.
-    """
+    """PerceptionLM's image processor; a type of input other than "thumb+tile" is the overview alone."""
 
     side: int = 448
     most: int = 36

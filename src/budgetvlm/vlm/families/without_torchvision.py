@@ -55,8 +55,7 @@ class TileProcessor:
 def _read_settings(directory: Path, name: str, resamples: tuple[int, ...]) -> dict[str, Any]:
     """Read an image processor's settings from preprocessor_config.json, or processor_config.json in newer models.
 
-    Raises:
-        ConfigError: there is none, it cannot be read, or it asks for what is not done here.
+    Raises ConfigError: there is none, it cannot be read, or it asks for what is not done here.
     """
     old, new = directory / "preprocessor_config.json", directory / "processor_config.json"
     try:
@@ -73,12 +72,7 @@ def _read_settings(directory: Path, name: str, resamples: tuple[int, ...]) -> di
 
 
 class InPlace:
-    """What a model's own processor takes for its image processor: makes what is known of an image in another way.
-
-    Args:
-        make: what is known of an image.
-        settings: those that the model's own processor asks for.
-    """
+    """What a model's own processor takes for its image processor, with the settings that it asks for."""
 
     def __init__(self, make: Callable[[Image.Image], dict[str, Any]], **settings: Any) -> None:
         self._make = make
