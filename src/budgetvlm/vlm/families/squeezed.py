@@ -28,7 +28,7 @@ from budgetvlm.vlm.families.without_torchvision import (
 
 @dataclass(frozen=True)
 class CohereTiles(TileProcessor):
-    """Cohere2 Vision's image processor: at the most so many tiles beside the overview."""
+    """Cohere2 Vision's image processor: `most` tiles beside the overview, or fewer."""
 
     side: int = 512
     most: int = 12
