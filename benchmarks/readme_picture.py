@@ -45,7 +45,7 @@ def read_curves(text: str) -> Curves:
     if header is None:
         raise ValueError("docs/results.md has no table 'accuracy (%) at a budget of ...'; the picture is drawn from it")
     budgets = [float(cell) for cell in header[1:] if re.fullmatch(r"[\d.]+", cell)]
-    named = {row[0]: row for row in rows}
+    named = {row[0]: row for row in reversed(rows)}  # the first table is the one
     if missing := [name for name in ROWS if name not in named]:
         raise ValueError(f"the table of docs/results.md lacks the rows {missing}; the picture is drawn from them")
     return Curves(budgets, {ROWS[name][0]: [float(x) for x in named[name][1 : len(budgets) + 1]] for name in ROWS})
