@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from budgetvlm.controller.checkpoint import load_controller
-from budgetvlm.controller.checkpoint_files import CONFIG
+from budgetvlm.controller.provenance import CONFIG
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.policy import ControllerPolicy
 from budgetvlm.controller.run_directory import fingerprint

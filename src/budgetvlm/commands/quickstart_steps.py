@@ -14,7 +14,7 @@ ENSEMBLE = 5  # controllers: where few samples are profiled, it is half a point 
 
 @dataclass(frozen=True)
 class Options:
-    """How much is measured and trained.
+    """How much is measured and trained; a ConfigError names all numbers that cannot work.
 
     Attributes:
         model_path: the bundled "reference", or the directory of a model of your own.
@@ -23,9 +23,6 @@ class Options:
         num_epochs: number of epochs at most.
         num_calibrated: number of requests that calibrate the guard.
         seed: seed of everything random.
-
-    Raises:
-        ConfigError: numbers that cannot work; all of them at once.
     """
 
     model_path: str = "reference"

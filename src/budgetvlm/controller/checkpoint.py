@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from budgetvlm._version import versions
-from budgetvlm.controller.checkpoint_files import CONFIG, read_checkpoint
+from budgetvlm.controller.checkpoint_files import read_checkpoint
 from budgetvlm.controller.network import GRPOController
+from budgetvlm.controller.provenance import CONFIG
 from budgetvlm.errors import CheckpointError
 
 BEST, LAST = "best_checkpoint.pt", "last_checkpoint.pt"

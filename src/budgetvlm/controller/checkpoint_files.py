@@ -20,7 +20,6 @@ from budgetvlm._version import versions
 from budgetvlm.controller.provenance import CONFIG
 from budgetvlm.errors import CheckpointError, DataError
 
-__all__ = ["CONFIG", "WEIGHTS", "read_checkpoint", "read_pretrained", "write_checkpoint", "write_pretrained"]
 SCHEMA_VERSION = 1
 WEIGHTS = "model.safetensors"
 

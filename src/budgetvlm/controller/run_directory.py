@@ -13,7 +13,8 @@ import numpy as np
 
 from budgetvlm._io import require_writable
 from budgetvlm.controller.checkpoint import BEST, GUARD, LAST
-from budgetvlm.controller.checkpoint_files import CONFIG, WEIGHTS, read_checkpoint
+from budgetvlm.controller.checkpoint_files import WEIGHTS, read_checkpoint
+from budgetvlm.controller.provenance import CONFIG
 from budgetvlm.controller.training_options import TrainingConfig
 from budgetvlm.errors import CheckpointError, ConfigError, OutputError
 from budgetvlm.features import Features

@@ -17,7 +17,7 @@ SAME_LOSS = ("bnpo", "dr_grpo", "dapo")
 
 @dataclass(frozen=True)
 class GRPOConfig:
-    """Options of the algorithm; all that is wrong is reported at once.
+    """Options of the algorithm; a ConfigError names all that cannot work.
 
     Attributes:
         objective: "constrained" maximises accuracy minus a price for latency among the settings that the budget allows,
@@ -40,9 +40,6 @@ class GRPOConfig:
         batch_size: number of states in one update.
         num_epochs: number of epochs at most.
         ema_decay: decay of the averaged weights, which are validated and saved; 0 uses the last weights.
-
-    Raises:
-        ConfigError: options that cannot work.
     """
 
     objective: Objective = "constrained"
@@ -113,7 +110,7 @@ def _number_problems(config: GRPOConfig) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class RewardWeights:
-    """Weights of `guide_reward`; the defaults are the guide's.
+    """Weights of `guide_reward`, 0 or more (else ConfigError); the defaults are the guide's.
 
     Attributes:
         alpha: weight of the accuracy.
@@ -121,9 +118,6 @@ class RewardWeights:
         gamma: weight of the penalty on a violated budget, which is quadratic in the excess.
         delta: weight of the bonus for the share of the budget that is left.
         epsilon: weight of the penalty on complexity.
-
-    Raises:
-        ConfigError: a weight that is negative or not a finite number.
     """
 
     alpha: float = 1.0
@@ -140,7 +134,7 @@ class RewardWeights:
 
 @dataclass(frozen=True)
 class StatePlan:
-    """How states are drawn.
+    """How states are drawn; a ConfigError names all that cannot work.
 
     Attributes:
         budget_factors: every sample gets one state a factor; its budget is factor x the sample's latency at a
@@ -151,9 +145,6 @@ class StatePlan:
             between settings that are equally right.
         price_share: share of the states that get a price drawn log-uniformly from ``price_range`` instead; half of
             these have no budget, so that one controller serves both faces of the trade.
-
-    Raises:
-        ConfigError: numbers that cannot work.
     """
 
     budget_factors: tuple[float, ...] = (0.8, 1.0, 1.2)
@@ -182,7 +173,7 @@ class StatePlan:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Options of a run; all that is wrong is reported at once.
+    """Options of a run; a ConfigError names all that cannot work.
 
     Attributes:
         grpo: options of the algorithm.
@@ -202,9 +193,6 @@ class TrainingConfig:
             starts from the lookup table.
         seed: seed of everything random.
         device: PyTorch device, for example "cpu" or "cuda".
-
-    Raises:
-        ConfigError: options that cannot work.
     """
 
     grpo: GRPOConfig = field(default_factory=GRPOConfig)

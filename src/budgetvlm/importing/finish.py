@@ -22,7 +22,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class FinishOptions:
-    """What becomes of an imported table.
+    """What becomes of an imported table; a ConfigError names all that cannot work.
 
     Attributes:
         output: the table, a .parquet file; features go beside it, as .features.safetensors.
@@ -32,9 +32,6 @@ class FinishOptions:
         split: of the data set, where samples are numbered by their index in it.
         train_split, test_split, seed: of the splits; see `budgetvlm.profiling.prepare.splits.assign_splits`.
         overwrite: replace what is there.
-
-    Raises:
-        ConfigError: anything that cannot work; all problems are named at once.
     """
 
     output: Path

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from budgetvlm._io import json_lines, reading_text
+from budgetvlm._io import first_few, json_lines, reading_text
 from budgetvlm.errors import DataError
 from budgetvlm.tasks.layouts import SPLIT_NAMES
 from budgetvlm.tasks.stored_types import decoded, features_of, plain_numbers
@@ -65,7 +65,7 @@ class ParquetSource:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = tuple(paths)
-        self.name = _few(self.paths)
+        self.name = first_few(map(str, paths), 2)
         self._files = [_parquet(path) for path in self.paths]
         self._features = [features_of(file.schema_arrow) for file in self._files]
         groups = [(f, g) for f, file in enumerate(self._files) for g in range(file.metadata.num_row_groups)]
@@ -118,7 +118,7 @@ class TextSource:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = tuple(paths)
-        self.name = _few(self.paths)
+        self.name = first_few(map(str, paths), 2)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -141,7 +141,7 @@ class TextSource:
 
     def rows(self, columns: Sequence[str], wanted: np.ndarray | None = None) -> Iterator[tuple[int, Row]]:
         chosen = None if wanted is None else set(wanted.tolist())
-        for number, row in self._all():
+        for number, row in enumerate(row for path in self.paths for row in _records(path)):
             if chosen is None or number in chosen:
                 yield number, {column: row.get(column) for column in columns}
 
@@ -152,9 +152,6 @@ class TextSource:
         ends = np.cumsum(self._facts[1])
         return self.paths[int(np.searchsorted(ends, row, side="right"))].parent
 
-    def _all(self) -> Iterator[tuple[int, Row]]:
-        return enumerate(row for path in self.paths for row in _records(path))
-
 
 def open_source(paths: Sequence[Path]) -> Source:
     """Open files of one format as rows. Raises DataError: no, an unknown or several formats, or an unreadable file."""
@@ -163,7 +160,7 @@ def open_source(paths: Sequence[Path]) -> Source:
         return ParquetSource(paths)
     if kinds and kinds <= set(TEXT):
         return TextSource(paths)
-    raise DataError(f"{_few(paths)}: not a format that is read. Give {FORMATS}; one format a split.")
+    raise DataError(f"{first_few(map(str, paths), 2)}: not a format that is read. Give {FORMATS}; one format a split.")
 
 
 def find_files(text: str) -> dict[str, list[Path]]:
@@ -263,8 +260,3 @@ def _cells(file: TextIO, path: Path) -> Iterator[Row]:
                 yield {name: cell for name, cell in zip_longest(names, row) if name}
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: {error}. Is it {path.suffix[1:].upper()}?") from None
-
-
-def _few(paths: Sequence[Path]) -> str:
-    rest = f" and {len(paths) - 2} more" if len(paths) > 2 else ""
-    return ", ".join(map(str, paths[:2])) + rest

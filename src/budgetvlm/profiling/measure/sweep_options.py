@@ -11,7 +11,7 @@ from budgetvlm.errors import ConfigError
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """What a sweep measures and where its results go.
+    """What a sweep measures and where its results go; a ConfigError names all that cannot work.
 
     Attributes:
         splits: splits of the task.
@@ -26,9 +26,6 @@ class SweepOptions:
         task_options: how the task was opened, for later steps; they cannot go on with another.
         rank: number of this process, where several share the samples; it takes every ``world_size``-th sample.
         world_size: number of processes that share the samples.
-
-    Raises:
-        ConfigError: anything that cannot work; all problems are named at once.
     """
 
     splits: tuple[str, ...]

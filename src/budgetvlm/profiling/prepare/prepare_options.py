@@ -15,7 +15,7 @@ LATENCY_FILLS = get_args(LatencyFill)
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What `prepare` is asked for. All problems are reported at once.
+    """What `prepare` is asked for; a ConfigError names all that cannot work.
 
     Attributes:
         exp5_dir: directory of the accuracy results.
@@ -33,9 +33,6 @@ class PrepareOptions:
         feature_batch_size: number of images encoded at once.
         seed: seed of the splits.
         device: PyTorch device that extracts the features.
-
-    Raises:
-        ConfigError: an option that cannot work.
     """
 
     exp5_dir: Path = Path("results/profiling/exp5_accuracy")
