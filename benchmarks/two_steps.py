@@ -21,9 +21,9 @@ from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from budgetvlm.controller.checkpoint import load_controller
-from budgetvlm.controller.provenance import CONFIG
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.policy import ControllerPolicy
+from budgetvlm.controller.provenance import CONFIG
 from budgetvlm.controller.run_directory import fingerprint
 from budgetvlm.controller.training import fit_controller
 from budgetvlm.controller.training_options import TrainingConfig
