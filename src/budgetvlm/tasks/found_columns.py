@@ -18,18 +18,10 @@ Columns = dict[str, tuple[str, ...]]
 def find_columns(
     source: str, there: Sequence[str], wanted: Mapping[str, str], given: Mapping[str, str], required: Collection[str]
 ) -> Columns:
-    """Find the columns of each role.
+    """Find those of the columns ``there`` that each role takes.
 
-    Args:
-        source: for messages.
-        there: the names of the columns.
-        wanted: role -> names, see `layouts`.
-        given: those that the user named: they have to be there.
-        required: roles that have to be there as well.
-
-    Raises:
-        ConfigError: columns joined by + for a role that is one column.
-        DataError: a column that is missing, or several columns of images.
+    ``wanted`` are the names of each role, see `layouts`; those that the user has ``given`` have to be there, and so do
+    ``required`` roles. Raises ConfigError: a role of one column that joins several; DataError: a missing column.
     """
     found: Columns = {}
     missing = []

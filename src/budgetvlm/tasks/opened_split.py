@@ -51,15 +51,10 @@ class OpenedSplit:
         return path if data is None else data
 
     def load_image(self, row: int, cell: Any, name: str, problem: str) -> Image.Image:
-        """Load and decode the image of a sample.
+        """Load and decode the image of a sample, perhaps from a ``cell`` that was read already.
 
-        Args:
-            cell: of the image, where it was read already.
-            name: of the sample, for messages.
-            problem: why it cannot be used, whatever its image; empty where it can.
-
-        Raises:
-            InputError: whatever is wrong with the sample.
+        Raises InputError, with the sample's ``name``, for whatever is wrong; ``problem`` says what is, whatever its
+        image.
         """
         if problem:
             raise InputError(f"{name} cannot be used: {problem}")
