@@ -43,10 +43,6 @@ class Adapter:
 
     Args:
         name: what results and checkpoints call the model.
-        family: where its knobs live.
-        model: a model of that family.
-        images: the family's way from an image to visual tokens.
-        prompt: the text around image and question.
         knob_space: allowed values of (some of) `budgetvlm.knobs.KNOBS`.
         block_order: all blocks, most important first.
         end_ids: token ids that end an answer.

@@ -191,13 +191,7 @@ class PacedReading:
 
 
 class PacedBlock(SkippedBlock):
-    """Stands in front of a block and runs it, or hands the hidden states on as a skipped block would.
-
-    Args:
-        number: the block's index.
-        reading: decides each time whether the block runs.
-        skipped: turns hidden states into what a block returns that does nothing, see `Family.skipped_output`.
-    """
+    """Stands in front of a block and runs it, or returns what a skipped one would, see `Family.skipped_output`."""
 
     def __init__(
         self, block: nn.Module, number: int, reading: PacedReading, skipped: Callable[[torch.Tensor], Any]
@@ -221,14 +215,7 @@ def block_of(layer: nn.Module) -> nn.Module:
 
 
 class Decoder:
-    """A decoder-only language model and its head.
-
-    Args:
-        model: turns embeddings ``[B, T, C]`` into hidden states.
-        head: turns hidden states into logits.
-        end_ids: ids that end an answer.
-        new_cache: makes an empty cache of keys and values.
-    """
+    """A decoder-only language model, its head, the ids that end an answer, and what makes an empty cache."""
 
     def __init__(
         self, model: Any, head: Any, end_ids: Collection[int], new_cache: Callable[[], Any] = DynamicCache

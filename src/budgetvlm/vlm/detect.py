@@ -52,11 +52,7 @@ def can_be_tried(model_type: str) -> bool:
 
 
 def find_blocks(model: nn.Module) -> str | None:
-    """Find the longest list of like blocks with attention, outside of anything that sees or hears.
-
-    Returns:
-        its place and how many, for example "model.layers (32)"; None where there is none.
-    """
+    """Find the longest list of blocks with attention, outside of what sees or hears, as "model.layers (32)"."""
     found = [
         (len(module), name)
         for name, module in model.named_modules()
@@ -78,12 +74,10 @@ def find_routers(model: nn.Module) -> dict[str, int]:
         for count in COUNTS_PER_TOKEN
         if _is_language(name) and isinstance(vars(module).get(count), int)
     }
-    config = getattr(model, "config", None)
-    text = config.get_text_config() if config is not None else None
-    told = {
-        f"config.{count}": value for count in COUNTS_PER_TOKEN if isinstance(value := getattr(text, count, None), int)
-    }
-    return held or told
+    config: Any = getattr(model, "config", None)
+    text = config and config.get_text_config()
+    told = {f"config.{count}": getattr(text, count, None) for count in COUNTS_PER_TOKEN}
+    return held or {name: value for name, value in told.items() if isinstance(value, int)}
 
 
 def limits(processor: Any) -> dict[str, Any]:

@@ -6,8 +6,10 @@ Differences of logits are measured in standard deviations of the logits. Shapes:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from budgetvlm.knobs import KnobSpace, Setting
 from budgetvlm.vlm.adapter import Adapter, stopwatch
-from budgetvlm.vlm.encoded_once import EncodedOnce
+from budgetvlm.vlm.families.base import Images, TiledImages
 from budgetvlm.vlm.own_processor import NoReference, OwnProcessor
 from budgetvlm.vlm.prompt import EmbeddedPrompt, ImageLayout
 from budgetvlm.vlm.protocol import Deadline, Generation
@@ -32,6 +34,58 @@ ENOUGH_S = 1.0  # what takes longer is not timed again
 
 class Broken(Exception):
     """A check that does not hold; the message says what was seen."""
+
+
+class EncodedOnce:
+    """Within a ``with`` block, what was encoded before comes from memory: single tiles, or whole pictures.
+
+    Checks ask for the same ones many times, and encoding is most of their time.
+    """
+
+    def __init__(self, images: Images) -> None:
+        self._images, self._renews = images, False
+        self._name = "encode_tiles" if isinstance(images, TiledImages) else "encode"
+        self._encode = getattr(images, self._name)
+        self._seen: dict[Hashable, torch.Tensor] = {}
+
+    def __enter__(self) -> EncodedOnce:
+        setattr(self._images, self._name, self._tiles if self._name == "encode_tiles" else self._pictures)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        delattr(self._images, self._name)
+
+    @contextmanager
+    def anew(self) -> Iterator[None]:
+        """Encode everything anew for a ``with`` block, so that it can be timed, and remember it."""
+        self._renews = True
+        try:
+            yield
+        finally:
+            self._renews = False
+
+    def _tiles(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Return features of tiles ``[n, ...]``, ``[n, T, C]``."""
+        keys = [_digest(tile) for tile in tiles]
+        return torch.stack(self._remembered(keys, lambda new: self._encode(tiles[new])))
+
+    def _pictures(self, pixels: Sequence[torch.Tensor], layouts: Sequence[ImageLayout]) -> list[torch.Tensor]:
+        keys = [(_digest(one), layout.grid) for one, layout in zip(pixels, layouts, strict=True)]
+        return self._remembered(keys, lambda new: self._encode([pixels[i] for i in new], [layouts[i] for i in new]))
+
+    def _remembered(
+        self, keys: Sequence[Hashable], encode: Callable[[list[int]], Sequence[torch.Tensor]]
+    ) -> list[torch.Tensor]:
+        new = [i for i, key in enumerate(keys) if self._renews or key not in self._seen]
+        if new:
+            self._seen.update(zip([keys[i] for i in new], encode(new), strict=True))
+        return [self._seen[key] for key in keys]
+
+
+def _digest(pixels: torch.Tensor | Mapping[str, torch.Tensor]) -> bytes:
+    parts = pixels.values() if isinstance(pixels, Mapping) else [pixels]
+    held = b"".join(part.float().cpu().contiguous().numpy().tobytes() for part in parts)
+    return blake2b(held, digest_size=16).digest()
 
 
 class Probe:
@@ -187,12 +241,10 @@ class Probe:
 def fastest(
     measure: Callable[[], dict[str, float]], repeats: int, before: Sequence[dict[str, float]] = ()
 ) -> dict[str, float]:
-    """Return the stages in ms that sum to the least, of a few measurements.
+    """Return the stages in ms that sum to the least, of some measurements taken before and of those taken here.
 
     Args:
-        measure: takes one measurement.
         repeats: how many of them count behind a first one that warms up; fewer where they take long.
-        before: measurements taken before.
     """
     runs = list(before) or [measure()]
     while len(runs) < 1 + repeats and sum(sum(run.values()) for run in runs) < ENOUGH_S * 1e3:

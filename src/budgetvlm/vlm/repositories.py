@@ -17,10 +17,7 @@ def is_hub_name(model_path: str) -> bool:
 
 
 def fetch(name: str, *, trust_remote_code: bool = False) -> Path:
-    """Fetch a repository of the hub, or find it in its cache; return its directory.
-
-    Raises ConfigError: it does not exist, is gated, or cannot be reached.
-    """
+    """Fetch a repository of the hub, or find it in its cache; return its directory. Raises ConfigError."""
     from huggingface_hub import errors, snapshot_download
 
     patterns = [*_WANTED, *(["*.py"] if trust_remote_code else [])]

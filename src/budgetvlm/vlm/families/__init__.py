@@ -16,30 +16,10 @@ from budgetvlm.vlm.families.pixtral import LightOnOCR, Mistral3
 from budgetvlm.vlm.families.squeezed import Cohere2Vision, PerceptionLM
 
 _KNOWN: tuple[Family, ...] = (
-    InternVL(),
-    QianfanOCR(),
-    Llava(),
-    PlainLlava(),
-    Mistral3(),
-    LightOnOCR(),
-    QwenVL(),
-    QwenOmni(),
-    Glm4v(),
-    Exaone(),
-    ErnieVL(),
-    Idefics2(),
-    Idefics3(),
-    Cohere2Vision(),
-    PerceptionLM(),
-    Aria(),
-    Gemma3(),
-    Gemma3n(),
-    PaliGemma(),
-    Gemma4(),
-    Llama4(),
-    Molmo(),
-    Molmo2(),
-)
+    InternVL(), QianfanOCR(), Llava(), PlainLlava(), Mistral3(), LightOnOCR(), QwenVL(), QwenOmni(), Glm4v(), Exaone(),
+    ErnieVL(), Idefics2(), Idefics3(), Cohere2Vision(), PerceptionLM(), Aria(), Gemma3(), Gemma3n(), PaliGemma(),
+    Gemma4(), Llama4(), Molmo(), Molmo2(),
+)  # fmt: skip
 FAMILIES: dict[str, Family] = {model_type: family for family in _KNOWN for model_type in family.model_types}
 
 

@@ -24,12 +24,7 @@ _MARKS = ("<|image_start|>", "<|image_end|>", _IMAGE, _PATCH, "<|tile_x_separato
 
 @dataclass(frozen=True)
 class Canvas(TileProcessor):
-    """Llama 4's image processor.
-
-    Attributes:
-        max_patches: the most tiles of a canvas.
-        largest: whether an image may be enlarged to fill its canvas.
-    """
+    """Llama 4's image processor; `largest` tells whether an image may be enlarged to fill its canvas."""
 
     side: int = 336
     max_patches: int = 16

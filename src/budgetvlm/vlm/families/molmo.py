@@ -192,10 +192,7 @@ class Molmo(Family):
         return template_writer(f"{tokenizer.bos_token or tokenizer.eos_token}{{image}} User: {{question}} Assistant:")
 
     def load(self, directory: Path, **options: Any) -> Any:
-        """Build the model from its configuration and then fill in its weights: that code knows no `from_pretrained`.
-
-        Raises ConfigError: the code that comes with the model does not run.
-        """
+        """Build the model and then fill in its weights: that code knows no `from_pretrained`. Raises ConfigError."""
         import transformers
         from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 

@@ -43,7 +43,7 @@ class TileProcessor:
 
     @classmethod
     def read(cls, directory: Path) -> Self:
-        """Read the settings in a model's directory. Raises ConfigError, see `_read_settings`."""
+        """Read the settings in a model's directory. Raises ConfigError: they ask for what is not done here."""
         settings = _read_settings(directory, cls.title, cls.resamples)
         settings["side"] = (settings.get("size") or {}).get("height")
         keys = {field.name: field.name for field in fields(cls)} | {"mean": "image_mean", "std": "image_std"} | cls.keys
@@ -53,10 +53,7 @@ class TileProcessor:
 
 
 def _read_settings(directory: Path, name: str, resamples: tuple[int, ...]) -> dict[str, Any]:
-    """Read an image processor's settings from preprocessor_config.json, or processor_config.json in newer models.
-
-    Raises ConfigError: there is none, it cannot be read, or it asks for what is not done here.
-    """
+    """Read settings from preprocessor_config.json, or processor_config.json in newer models. Raises ConfigError."""
     old, new = directory / "preprocessor_config.json", directory / "processor_config.json"
     try:
         settings = read_json(old) if old.is_file() else read_json(new)["image_processor"]
@@ -107,10 +104,7 @@ def cells(whole: torch.Tensor, side: int) -> torch.Tensor:
 def least_change(side: int, height: int, width: int, most: int, *, largest: bool = False) -> tuple[int, int]:
     """Return rows and columns of tiles into which an image fits enlarged least, or else shrunk least; then the fewest.
 
-    Args:
-        side: of a tile, in pixels.
-        most: tiles.
-        largest: take the grid that enlarges most instead.
+    With ``largest`` it is the grid that enlarges most instead.
     """
     scales = {
         (rows, columns): min(rows * side / height, columns * side / width)
