@@ -97,3 +97,18 @@ def test_a_defect_of_ours_is_not_hidden(monkeypatch):
     _with_command(monkeypatch, ZeroDivisionError("ours"))
     with pytest.raises(ZeroDivisionError):
         cli.main(["stub"])
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        (["ask", "--image", "a.png", "--image", "b.png", "--question", "q?", "--budget_ms", "9"], "--image"),
+        (["ask", "--image=a.png", "--question", "q?", "--budget_ms", "9", "--budget-ms=8"], "--budget_ms"),
+        (["import", "table", "--input", "a.csv", "--input", "b.csv", "--output", "t.parquet"], "--input"),
+    ],
+)
+def test_a_flag_with_two_values_is_an_error(words, flag, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert ended.value.code == 2
+    assert f"error: {flag} is given 2 times, and only one of them can count" in capsys.readouterr().err

@@ -71,7 +71,9 @@ def profiled(tmp_path_factory):
 
 def prepare(profiled, *words):
     flags = ["--exp5_dir", profiled / "accuracy", "--exp6_dir", profiled / "latency", "--dataset_name", "own_data"]
-    flags += ["--model_path", profiled / "model", "--test_split", "0.25", "--output_data_path", profiled / "d.json"]
+    flags += ["--model_path", profiled / "model", "--test_split", "0.25"]
+    if "--output_data_path" not in words:
+        flags += ["--output_data_path", profiled / "d.json"]
     return main([str(word) for word in ("prepare", *flags, *words)])
 
 

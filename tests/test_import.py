@@ -61,7 +61,8 @@ def flat(tmp_path, rows=None, *words, name="r.csv"):
     if rows is not None:
         write_csv(tmp_path / name, rows)
     base = ["import", "table", "--input", tmp_path / name, "--knobs", "max_crops,num_active_blocks"]
-    return main([*map(str, base), "--output", str(tmp_path / "t.parquet"), *map(str, words)])
+    output = [] if "--output" in words else ["--output", tmp_path / "t.parquet"]
+    return main([str(word) for word in (*base, *output, *words)])
 
 
 def test_a_csv_file_becomes_a_table_that_trains_a_controller(tmp_path, capsys):

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from budgetvlm.cli import main
-from budgetvlm.errors import DataError
+from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.importing.flat_tables import read_flat
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.table import ProfileTable
@@ -53,8 +53,16 @@ def imported(tmp_path, given, *words, kind="csv"):
         ({"latency_ms": lambda i, c: 0.3 * c + 1}, [], "look like seconds"),
         ({"latency_ms": lambda i, c: 900.0 * c}, ["--latency_unit", "s"], "Are they milliseconds"),
         ({"seconds": lambda i, c: 30.0 * c}, ["--column", "latency_ms=seconds"], "look like seconds"),
+        ({"t_us": lambda i, c: 3e4 * c}, ["--column", "latency_ms=t_us"], "look like another unit"),
+        ({"latency_ms": lambda i, c: 3e7 * c}, [], "look like another unit"),
+        ({"latency_ms": lambda i, c: 80.0 if i % 2 else 0.08}, [], "Have some of them another unit"),
+        ({"latency_ms": lambda i, c: 80.0 if c == 1 else 0.12}, [], "Have some of them another unit"),
+        ({"T_prefill_ms": 0.015}, [], r"stage prefill is 0\.0.*another unit"),
+        ({"score": 1.0000001}, [], r"is 1\.0000001; it has to be 0 to 1"),
+        ({}, ["--column", "score=latency_ms"], "cannot be both score and latency_ms"),
+        ({"other": 1}, ["--column", "score=other", "--column", "score=max_crops"], "score is given twice"),
         ({"T_prefill_ms": lambda i, c: 800.0}, [], "stages of sample q0 are 800 ms in all.*one unit"),
-        ({"T_prefill_ms": 0.02, "T_decode_ms": lambda i, c: 0.01 * c}, [], "stages add up to 0.*another unit"),
+        ({"T_prefill_ms": 0.02, "T_decode_ms": lambda i, c: 0.01 * c}, [], r"stage prefill is 0\.0.*another unit"),
         ({"score": lambda i, c: i % 2 * (100 if c == 1 else 1)}, ["--score_scale", "100"], "at max_crops=12 is abo"),
         ({"score": lambda i, c: i % 2}, ["--score_scale", "100"], "so they are fractions"),
         ({"score": lambda i, c: f"{i}%"}, [], "no column of numbers|not a column of numbers"),
@@ -184,3 +192,66 @@ def test_a_log_in_another_encoding_is_named(tmp_path, capsys):
     (tmp_path / "a_samples_t.jsonl").write_bytes('{"doc_id": 0, "acc": 1, "x": "é"}'.encode("latin-1"))
     words = ["import", "lmms", "--run", f"a=1={tmp_path}/a_samples_t.jsonl", "--output", str(tmp_path / "t.parquet")]
     assert main(words) == 2 and "not written in UTF-8" in capsys.readouterr().err
+
+
+def test_a_few_slow_requests_are_no_other_unit(tmp_path):
+    assert imported(tmp_path, rows(count=40, latency_ms=lambda i, c: 20.0 * c if i else 30_000.0)) == 0
+
+
+def test_numbers_that_differ_by_rounding_are_one_value_of_a_knob(tmp_path):
+    given = rows(max_crops=lambda i, c: c / 10 + 0.2 if i % 2 else {1: 0.3, 12: 1.4}[c])
+    assert {row["max_crops"] for row in given} == {0.3, 0.1 + 0.2, 1.4}
+    assert imported(tmp_path, given) == 0
+    assert ProfileTable.load(tmp_path / "t.parquet").knob_space.to_dict() == {"max_crops": [0.3, 1.4]}
+
+
+def test_what_is_measured_is_no_knob_and_a_column_has_one_name(tmp_path):
+    path = tmp_path / "r.csv"
+    path.write_text("sample_id,score,score,latency_ms,max_crops\n1,1,0,50,1\n")
+    with pytest.raises(DataError, match="two columns 'score'"):
+        read_flat(path, knobs=("max_crops",))
+    with pytest.raises(ConfigError, match="latency_ms is measured"):
+        read_flat(path, knobs=("max_crops", "latency_ms"))
+
+
+@pytest.mark.parametrize("cell", [[1], {"acc": 1}])
+def test_a_score_that_is_a_list_or_an_object_is_named(tmp_path, capsys, cell):
+    assert imported(tmp_path, rows(score=lambda i, c: cell), kind="jsonl") == 2
+    assert "column score is not a column of numbers" in capsys.readouterr().err
+
+
+def runs(tmp_path, first, second):
+    """Two logs of three samples, each line with what is given."""
+    words = ["import", "lmms", "--output", tmp_path / "t.parquet", "--overwrite"]
+    for crops, more in ((1, first), (12, second)):
+        path = tmp_path / f"c{crops}" / "samples_t.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        lines = [{"doc_id": i, "token_counts": [{"latency_ms": 20.0 * crops}], "acc": i % 2} | more for i in range(3)]
+        path.write_text("\n".join(map(json.dumps, lines)))
+        words += ["--run", f"max_crops={crops}={path}"]
+    return main([str(word) for word in words])
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ({"filter": "strict"}, {"filter": "flexible"}, "after filter flexible.*after filter strict"),
+        ({"doc_hash": "a"}, {"doc_hash": "b"}, "another document than in an earlier run"),
+        ({"target": "a"}, {"target": "b"}, "another document than in an earlier run"),
+        ({"acc": None, "elapsed": 0.5}, {}, "it may be no score"),
+        ({"acc": "x", "wer": 0.25}, {}, "it may be no score"),
+    ],
+)
+def test_logs_that_do_not_belong_together_or_have_no_score(tmp_path, capsys, first, second, message):
+    assert runs(tmp_path, {}, {}) == 0
+    assert runs(tmp_path, first, second) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_log_is_of_one_setting_and_a_setting_has_one_value_of_each_knob(tmp_path, capsys):
+    assert runs(tmp_path, {}, {}) == 0
+    log, output = tmp_path / "c1", ["--output", str(tmp_path / "u.parquet")]
+    assert main(["import", "lmms", "--run", f"max_crops=1={log}", "--run", f"max_crops=2={log}", *output]) == 2
+    assert "is given for two settings" in capsys.readouterr().err
+    assert main(["import", "lmms", "--run", f"max_crops=1,max_crops=2={log}", *output]) == 2
+    assert "max_crops is given twice, 1 and 2" in capsys.readouterr().err

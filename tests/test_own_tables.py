@@ -184,6 +184,8 @@ def test_choices_as_letter_number_or_text_and_options_in_any_shape(folder, answe
         ({"answer": "['cat', 'dog'"}, None),
         ({"answer": {"ids": ["cat"], "weights": [1.0]}}, "ids, weights has no field answer"),
         ({"answer": [["cat"], ["dog"]]}, "list of lists"),
+        ({"answer": float("inf")}, "the number inf"),
+        ({"answer": ["A", "C"], "options": ["x", "y", "z"]}, "right options are A, C"),
         ({"answer": "maybe", "metric": "yes_no"}, "needs yes or no.*'maybe'"),
         ({"answer": "so x = 5", "metric": "multiple_choice"}, "scores 0 against itself"),
         ({"question": ["a", "b"], "answer": "x"}, "row 3: .'a', 'b'. is no text"),
@@ -380,3 +382,66 @@ def test_a_message_never_holds_a_long_cell(folder):
         with pytest.raises(BudgetVLMError) as caught:
             read(written(folder, [row]))[1][0].load_image()
         assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("options", [["A. red", "B. green"], ["(B) green", "(A) red"], {"B": "green", "A": "red"}])
+def test_options_with_letters_of_their_own_keep_them(folder, options):
+    _, (sample,) = read(written(folder, [{"answer": "B", "options": options}]))
+    assert (sample.options, sample.answers) == (("red", "green"), ("B",))
+    names = ["J. Smith", "K. Smith"]
+    assert read(written(folder, [{"answer": "K. Smith", "options": names}]))[1][0].options == tuple(names)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        (pa.array(np.array([0.1, 3.0], np.float16)), ["0.1", "3"]),
+        (pa.array([0.1, 3.0], pa.float32()), ["0.1", "3"]),
+        (pa.array([1e-5, 1e16]), ["0.00001", "10000000000000000"]),
+        (pa.array([-0.0, None]), ["0"]),
+    ],
+)
+def test_numbers_are_written_as_people_write_them(folder, numbers, said):
+    table = pa.table({"image": ["0.png"] * 2, "question": ["how many?"] * 2, "answer": numbers})
+    pq.write_table(table, folder / "n.parquet")
+    assert [answer for sample in read(folder / "n.parquet")[1] for answer in sample.answers] == said
+
+
+def test_a_shard_without_the_column_of_answers_has_gaps(folder):
+    first, second = read(written(folder, [{"label": "x"}, {"answer": "y"}], "shards"))[1]
+    assert (first.answers, second.answers) == ((), ("y",))
+
+
+def test_the_mark_of_an_image_is_not_asked_and_two_are_two_images(folder):
+    questions = ["<image>\nwhat?", "what? <image>", "<image>\n<image>\nwhich differs?"]
+    before, behind, two = read(written(folder, [{"question": text, "answer": "x"} for text in questions]))[1]
+    assert before.question == behind.question == read(written(folder, [{"answer": "x"}]))[1][0].question
+    with pytest.raises(InputError, match="a second image"):
+        two.load_image()
+
+
+@pytest.mark.parametrize("how", ["bytes as text", "base64 as bytes as text", "address of a file"])
+def test_other_ways_to_write_an_image(folder, how):
+    ways = {"bytes as text": repr(png(1)), "base64 as bytes as text": repr(base64.b64encode(png(1)))}
+    _, (sample,) = read(written(folder, [{"image": ways.get(how, f"file://{folder}/1.png"), "answer": "x"}]))
+    assert (
+        sample.load_image().tobytes()
+        == read(written(folder, [{"image": "1.png", "answer": "x"}]))[1][0].load_image().tobytes()
+    )
+
+
+def test_an_array_of_pixels_is_named(folder):
+    _, (sample,) = read(written(folder, [{"image": [[[255, 0, 0], [0, 0, 0]]] * 2, "answer": "x"}]))
+    with pytest.raises(InputError, match="an array of numbers"):
+        sample.load_image()
+
+
+def test_names_of_columns_lose_their_blanks_and_another_separator_is_named(folder):
+    path = folder / "t.csv"
+    path.write_text("image, question, answer\n0.png, what?, x\n")
+    assert read(path)[1][0].answers == ("x",)
+    path.write_text("image;question;answer\n0.png;what?;1,5\n")
+    with pytest.raises(DataError, match="parted by ';'"):
+        read(path)
+    with pytest.raises(ConfigError, match="question is given twice, a and b"):
+        read(path, columns="question=a,question=b")

@@ -178,13 +178,15 @@ def _from_lmms(args: argparse.Namespace, say: Say) -> tuple[ProfileTable, bool]:
 def _from_flat(args: argparse.Namespace, say: Say) -> tuple[ProfileTable, bool]:
     from budgetvlm.importing.flat_tables import read_flat
     from budgetvlm.importing.measured_rows import to_table
+    from budgetvlm.tasks.task_options import named_once
 
     words = [word.partition("=") for word in args.column]
     if any(not (role and equals and name) for role, equals, name in words):
         raise ConfigError(f"--column has to be WHAT=NAME, for example --column score=accuracy; given {args.column}")
+    columns = named_once("--column", ((role, name) for role, _, name in words))
     cells = read_flat(
-        Path(args.input), knobs=tuple(name.strip() for name in args.knobs.split(",")),
-        columns={role: name for role, _, name in words}, score_scale=args.score_scale, latency_unit=args.latency_unit,
+        Path(args.input), knobs=tuple(name.strip() for name in args.knobs.split(",")), columns=columns,
+        score_scale=args.score_scale, latency_unit=args.latency_unit,
     )  # fmt: skip
     table = to_table(cells, duplicates=args.duplicates, metadata={"imported_from": args.input})
     by_index = cells.by_index if args.sample_ids == "auto" else args.sample_ids == "index"

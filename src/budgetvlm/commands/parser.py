@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn
 
 
@@ -32,10 +33,18 @@ class Parser(argparse.ArgumentParser):
         words = list(sys.argv[1:] if args is None else args)
         self.given = tuple(word for word in words if word.startswith("--"))
         known = [self._with_underscores(word) for word in words]
+        flags = [word.partition("=")[0] for word in known if word.startswith("--")]
+        self._require_once(flags)
         parsed, rest = super().parse_known_args(known, namespace)
-        flags = (word.partition("=")[0] for word in known if word.startswith("--"))
         parsed.given = frozenset(flag.removeprefix("--").replace("-", "_") for flag in flags)
         return parsed, rest
+
+    def _require_once(self, flags: Sequence[str]) -> None:
+        """End with an error where a flag has several values, of which only the last would count."""
+        for flag, times in Counter(flags).items():
+            action = self._option_string_actions.get(flag)
+            if times > 1 and action and action.nargs != 0 and not isinstance(action, argparse._AppendAction):
+                self.error(f"{flag} is given {times} times, and only one of them can count. Give it once.")
 
     def _with_underscores(self, word: str) -> str:
         """A flag of this parser as the help writes it; any other word as it is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -11,12 +12,13 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import compute, csv, parquet
 
-from budgetvlm._io import json_lines, reading_text
+from budgetvlm._io import json_lines, reading_text, shortened
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.importing.measured_rows import Cells
 from budgetvlm.knobs import KNOBS
 from budgetvlm.profiling.results.measurements import STAGE_FIELDS, TOKEN_KINDS
-from budgetvlm.tasks.values import as_id, as_label, is_gap, is_index
+from budgetvlm.tasks.stored_types import plain_numbers
+from budgetvlm.tasks.values import as_id, as_label, is_gap, is_index, unpacked
 
 PLAIN = ("sample_id", "score", "latency_ms")
 USUAL = {  # columns that are taken without being asked for
@@ -27,8 +29,10 @@ USUAL = {  # columns that are taken without being asked for
 UNITS = {"ms": 1.0, "s": 1000.0}
 KINDS = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
 ASKED_MS = 10.0  # a median below it may as well be in seconds: no request to a model is that quick
-LONGEST_S = 600.0  # a median above it is in milliseconds
-_SECONDS = re.compile(r"(?:^|[_ .])(?:s|sec|secs|seconds?)$", re.IGNORECASE)
+LONGEST_MS = 600_000.0  # a median above it is in another unit
+FASTER = 200.0  # times the median that no setting is faster; another unit is 1000 times
+_SECONDS = re.compile(r"(?:^|[_ .(])(?:s|secs?|seconds?)\)?$", re.IGNORECASE)
+_OTHER_UNIT = re.compile(r"(?:^|[_ .(])(?:[nuµμ]s|(?:nano|micro)s\w*|mins?|minutes?|hours?)\)?$", re.IGNORECASE)
 
 
 def read_flat(
@@ -47,7 +51,7 @@ def read_flat(
         columns: what a column is -> its name in the file, where that is another: sample_id, score, latency_ms, a
             knob, image_id, stage.NAME, tokens.NAME, group.NAME.
         score_scale: the largest score; scores are divided by it.
-        latency_unit: "ms" or "s", of the latency and the stages; None: ms, unless the latencies look like seconds.
+        latency_unit: "ms" or "s", of the latency and the stages; None: ms, unless they look like another.
         optional: of sample_id, score and latency_ms: what may be missing.
 
     Raises:
@@ -58,6 +62,7 @@ def read_flat(
     table = _read(path, {name for role, name in wanted.items() if _is_text(role)} | {"image_id"})
     taken = set(wanted.values())
     wanted |= {role: name for name, role in USUAL.items() if name in table.column_names and name not in taken}
+    _require_distinct(path, table, wanted)
     _require_columns(path, table, wanted, optional)
     present = {role: name for role, name in wanted.items() if name in table.column_names}
     return to_cells(str(path), table, present, knobs, score_scale=score_scale, latency_unit=latency_unit)
@@ -105,15 +110,23 @@ def _check_unit(source: str, name: str, latencies: np.ndarray, unit: str | None)
     if not len(known):
         return
     median = float(np.median(known))
-    if unit is None and (median < ASKED_MS or _SECONDS.search(name)):
+    seconds = median < ASKED_MS or _SECONDS.search(name)
+    if unit is None and (seconds or median > LONGEST_MS or _OTHER_UNIT.search(name)):
         raise ConfigError(
-            f"{source}: the latencies ({name}, median {median:g}) look like seconds, and milliseconds are expected. "
-            "Say which unit they have with --latency_unit s or --latency_unit ms."
+            f"{source}: the latencies ({name}, median {median:g}) look like {'seconds' if seconds else 'another unit'} "
+            "and milliseconds are expected. Say which unit they have with --latency_unit s or --latency_unit ms; "
+            "convert any other."
         )
-    if unit == "s" and median > LONGEST_S:
+    if unit is not None and median * UNITS[unit] > LONGEST_MS:
         raise DataError(
-            f"{source}: the latencies ({name}) have a median of {median:g} seconds. Are they milliseconds? Leave out "
-            "--latency_unit s then."
+            f"{source}: the latencies ({name}) have a median of {median:g} {unit}. Are they milliseconds? Leave out "
+            "--latency_unit then, and convert what is neither milliseconds nor seconds."
+        )
+    low, high = float(known.min()), float(np.quantile(known, 0.95))  # a few may be slow, none can be that fast
+    if 0 < low < median / FASTER or high > median * FASTER:
+        raise DataError(
+            f"{source}: the latencies ({name}) are {low:g} to {high:g}, with a median of {median:g}. Have some of them "
+            "another unit? Give all in one."
         )
 
 
@@ -133,6 +146,9 @@ def _check_scale(source: str, values: Mapping[str, np.ndarray], knobs: Sequence[
 
 
 def _mapping(columns: Mapping[str, str], knobs: Sequence[str]) -> dict[str, str]:
+    measured = [name for name in knobs if name in PLAIN]
+    if measured:
+        raise ConfigError(f"knobs={','.join(knobs)}: {measured[0]} is measured, and no knob. Leave it out.")
     known = {*PLAIN, *knobs, "image_id"}
     unknown = [r for r in columns if r not in known and not r.startswith(("stage.", "tokens.", "group."))]
     if unknown:
@@ -150,7 +166,7 @@ def _read(path: Path, texts: Collection[str]) -> pa.Table:
         raise DataError(f"{path} is of no known kind; give a .csv, .tsv, .parquet or .jsonl file")
     try:
         if suffix == ".parquet":
-            return parquet.read_table(path)
+            return plain_numbers(parquet.read_table(path))
         if suffix in (".jsonl", ".ndjson"):
             return _from_rows([row for _, row in json_lines(path)])
         with reading_text(path) as file:
@@ -175,9 +191,21 @@ def _from_rows(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
 
 
 def _cell(value: Any) -> str | None:
-    if is_gap(value) or isinstance(value, dict | list):  # of no column that is read
-        return None
-    return as_label(value)
+    if isinstance(value, dict | list):  # of no column that is read, or it will be refused there
+        return json.dumps(value)
+    return None if is_gap(value) else as_label(value)
+
+
+def _require_distinct(path: Path, table: pa.Table, wanted: Mapping[str, str]) -> None:
+    twice = [name for name in wanted.values() if table.column_names.count(name) > 1]
+    if twice:
+        raise DataError(f"{path} has two columns {twice[0]!r}. Give each a name of its own.")
+    for name in wanted.values():
+        roles = [role for role, column in wanted.items() if column == name and not _is_text(role)]
+        if len(roles) > 1:
+            raise ConfigError(
+                f"column {name} cannot be both {' and '.join(roles)}. Say what each is with --column and --knobs."
+            )
 
 
 def _require_columns(path: Path, table: pa.Table, wanted: Mapping[str, str], optional: Sequence[str]) -> None:
@@ -204,12 +232,18 @@ def _numbers(source: str, table: pa.Table, name: str) -> np.ndarray:
         values: np.ndarray = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
         return values.astype(np.float64)
     except (pa.ArrowException, TypeError, ValueError) as error:
-        raise DataError(f"{source}: column {name} is not a column of numbers: {error}") from None
+        raise DataError(
+            f"{source}: column {name} is not a column of numbers: {shortened(str(error))}. Write numbers alone, with a "
+            "decimal point, and leave gaps empty."
+        ) from None
 
 
 def _texts(source: str, table: pa.Table, name: str) -> np.ndarray:
     """Return a column as strings ``[n]``."""
-    found = [as_id(value) for value in table[name].to_pylist()]
+    try:
+        found = [as_id(unpacked(value)) for value in table[name].to_pylist()]
+    except DataError as error:
+        raise DataError(f"{source}: column {name} has to hold texts or numbers: {error}") from None
     if "" in found:
         raise DataError(f"{source}: column {name} is empty in row {found.index('') + 1}; every row needs one")
     return np.array(found, dtype=object)

@@ -21,6 +21,7 @@ from budgetvlm._io import json_lines, read_json, shortened
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.importing.flat_tables import to_cells
 from budgetvlm.importing.measured_rows import Cells
+from budgetvlm.tasks.task_options import named_once
 from budgetvlm.tasks.values import as_id, is_gap
 
 LOG_NAME = re.compile(r"(?:(?P<date>\d{8}_\d{6})_)?samples_(?P<task>.+)\.jsonl")
@@ -28,7 +29,9 @@ NO_METRICS = {
     "doc_id", "doc", "target", "arguments", "input", "resps", "filtered_resps", "token_counts", "doc_hash",
     "input_media", "submission", "repeats", "idx", "filter",
 }  # fmt: skip
-_TIME = re.compile(r"latency|time|second|duration|_ms$|_s$", re.IGNORECASE)
+_NO_SCORE = re.compile(  # times, counts, and measures of which less is better
+    r"latency|time|second|duration|elapsed|throughput|tokens|loss|perplexity|(?:^|_)(?:[mnu]?s|wer|cer|error)$", re.I
+)
 Knobs = tuple[tuple[str, float], ...]
 _RUN = re.compile(r"(?P<setting>[A-Za-z_]\w*=[^=,]+(?:,[A-Za-z_]\w*=[^=,]+)*)=(?P<path>.+)")
 
@@ -46,8 +49,9 @@ class LoggedRun:
         match = _RUN.fullmatch(text)
         if not match:
             return cls(Path(text), None)
-        words = [word.split("=") for word in match["setting"].split(",")]
-        return cls(Path(match["path"]), _setting(dict(words), f"--run {text}"))
+        pairs = (word.split("=") for word in match["setting"].split(","))
+        words = named_once(f"--run {text}", ((name, value) for name, value in pairs))
+        return cls(Path(match["path"]), _setting(words, f"--run {text}"))
 
 
 def read_manifest(path: Path) -> list[LoggedRun]:
@@ -85,7 +89,7 @@ def read_runs(
         task: of the tasks in the logs; None: all, and where there are several a sample is named "task:doc_id".
         score_scale: the largest score.
         latency_field: where the log has the latency, for example "token_counts.0.latency_ms", which is the default.
-        latency_unit: "ms" or "s"; None: ms, unless another field than the default one looks like seconds.
+        latency_unit: of `flat_tables.UNITS`; None: ms, unless another field than the default one looks like another.
         filter_name: of the filters that a task extracts an answer with; None: there is one alone.
 
     Raises:
@@ -99,13 +103,15 @@ def read_runs(
     rows: list[dict[str, Any]] = []
     settings: list[Knobs] = []
     metrics: dict[str, str] = {}
+    documents: dict[str, tuple[Any, Any]] = {}
     for run, name, path in tqdm(logs, desc="logs", unit="log", disable=not progress):
         lines = _of_filter(path, list(_lines(path)), filter_name)
         wanted = _metric(path, [line for _, line in lines], metric, latency_field)
-        if metrics.setdefault(name, wanted) != wanted:
+        scored = f"metric {wanted}" + (f" after filter {lines[0][1]['filter']}" if "filter" in lines[0][1] else "")
+        if metrics.setdefault(name, scored) != scored:
             raise DataError(
-                f"{path} has the metric {wanted}, and other logs of {name} have {metrics[name]}. Say which is the "
-                "score with --metric NAME."
+                f"{path} has the {scored}, and other logs of {name} have the {metrics[name]}. Say which is the score "
+                "with --metric NAME, and give logs of one filter (--filter NAME)."
             )
         if latency_field is not None and not any(latency_field in line for _, line in lines):
             raise DataError(f"{path} has no field {latency_field}; it has {', '.join(_names(lines))}")
@@ -113,17 +119,49 @@ def read_runs(
             where = f"{path}, line {number}"
             settings.append(run.setting if run.setting is not None else _own_setting(where, line, run.path))
             doc_id = as_id(line["doc_id"])
+            _require_same_document(documents, where, f"{name}:{doc_id}", line)
             own = {"sample_id": f"{name}:{doc_id}" if several else doc_id, "group.task": name}
             rows.append(dict(settings[-1]) | own | _measured(where, line, wanted, latency_field))
     knobs = _common_knobs(settings)
+    _require_own_logs(logs)
+    return _as_cells(runs, rows, knobs, score_scale, latency_field, latency_unit)
+
+
+def _as_cells(
+    runs: Sequence[LoggedRun], rows: Sequence[Mapping[str, Any]], knobs: Sequence[str], score_scale: float,
+    latency_field: str | None, latency_unit: str | None,
+) -> Cells:  # fmt: skip
+    """Return the rows as cells; a label that some rows lack is left out."""
     roles = dict.fromkeys(role for row in rows for role in row)
     table = pa.table({role: [row.get(role) for row in rows] for role in roles})
-    shared = [role for role in roles if not (role.startswith("group.") and table[role].null_count)]
-    cells = to_cells(
-        str(runs[0].path) if len(runs) == 1 else f"the {len(runs)} runs", table, {role: role for role in shared}, knobs,
+    names = {role: role for role in roles if not (role.startswith("group.") and table[role].null_count)}
+    if latency_field:  # for its unit
+        names["latency_ms"] = latency_field
+        table = table.rename_columns([names.get(role, role) for role in roles])
+    return to_cells(
+        str(runs[0].path) if len(runs) == 1 else f"the {len(runs)} runs", table, names, knobs,
         score_scale=score_scale, latency_unit=latency_unit or (None if latency_field else "ms"),
     )  # fmt: skip
-    return cells
+
+
+def _require_own_logs(logs: Sequence[tuple[LoggedRun, str, Path]]) -> None:
+    """Raise ConfigError where a log is said to be of two settings."""
+    settings: dict[Path, Knobs | None] = {}
+    for run, _, path in logs:
+        if settings.setdefault(path.resolve(), run.setting) != run.setting:
+            raise ConfigError(f"{path} is given for two settings. Give each run its own log.")
+
+
+def _require_same_document(
+    documents: dict[str, tuple[Any, Any]], where: str, name: str, line: Mapping[str, Any]
+) -> None:
+    """Raise DataError where a number stands for another document than in an earlier run; note it where it is new."""
+    document = (line.get("doc_hash"), line.get("target"))
+    if documents.setdefault(name, document) != document:
+        raise DataError(
+            f"{where}: {name} is another document than in an earlier run (doc_hash or target differ), so the runs are "
+            "not of the same data. Run them again on the same data."
+        )
 
 
 def _common_knobs(settings: Sequence[Knobs]) -> tuple[str, ...]:
@@ -213,7 +251,7 @@ def _metric(path: Path, lines: Sequence[Mapping[str, Any]], metric: str | None, 
         and name != latency_field
     ]
     found = [name for name in named if values[name]]
-    sure = len(found) == 1 and values[found[0]] == len(lines) and not _TIME.search(found[0])
+    sure = len(named) == 1 and values[named[0]] == len(lines) and not _NO_SCORE.search(named[0])
     if metric is None and sure:
         return found[0]
     if metric is None or metric not in named:

@@ -19,13 +19,18 @@ from budgetvlm.table import ProfileTable
 
 DUPLICATES = ("error", "mean", "last")
 SMALLEST_SHARE = 0.01  # of a latency that prefill and decode together can be
+SECONDS_SHARE = 0.001  # of a latency in milliseconds that a stage in seconds is at most
 MAX_CELLS = 200_000_000  # of the table; beyond it a column that is no knob was taken for one
 
 
 _TINY, _HUGE = np.finfo(np.float64).tiny, np.finfo(np.float64).max
 # what a column may hold: from, to, and the rule in words
 RULES = {
-    "score": (0.0, 1.0, "it has to be 0 to 1. Where scores are in per cent, give --score_scale 100"),
+    "score": (
+        0.0,
+        1.0,
+        "it has to be 0 to 1. Where the largest score is another, give it: --score_scale 100 for per cent",
+    ),
     "latency_ms": (_TINY, _HUGE, "it has to be above 0. Leave it empty where nothing ran"),
     "stage": (0.0, _HUGE, "it has to be 0 or more"),
     "tokens": (0.0, _HUGE, "it has to be 0 or more"),
@@ -158,7 +163,7 @@ def _check_values(cells: Cells) -> None:
         low, high, rule = KNOB_RULE if is_knob else RULES[role.partition(".")[0]]
         wrong = np.flatnonzero((values < low) | (values > high) | (np.isnan(values) & is_knob))
         if len(wrong):
-            value = f"is {values[wrong[0]]:g}"
+            value = f"is {values[wrong[0]]:.15g}"
             what = f"knob {role} {value} in row {wrong[0] + 1}"
             if not is_knob:
                 what = f"{role.replace('.', ' ', 1)} of {cells.where(wrong[0])} {value}"
@@ -169,14 +174,19 @@ def _check_values(cells: Cells) -> None:
 
 
 def _check_stages(cells: Cells) -> None:
-    """Raise DataError where both long stages together are nearly nothing of the latency: they have another unit."""
-    if {"stage.prefill", "stage.decode"} <= cells.values.keys():
-        stages = np.sum([values for role, values in cells.values.items() if role.startswith("stage.")], axis=0)
-        share = stages / cells.values["latency_ms"]
-        if (~np.isnan(share)).any() and np.nanmedian(share) < SMALLEST_SHARE:
+    """Raise DataError where a long stage, or both together, are nearly nothing of the latency: the units differ."""
+    long = {role: cells.values[role] for role in ("stage.prefill", "stage.decode") if role in cells.values}
+    asked = [(role.replace(".", " "), values, SECONDS_SHARE) for role, values in long.items()]
+    if len(long) == 2:
+        stages = [values for role, values in cells.values.items() if role.startswith("stage.")]
+        asked.append(("sum of the stages", np.sum(stages, axis=0), SMALLEST_SHARE))
+    for what, values, least in asked:
+        share = (values / cells.values["latency_ms"])[values > 0]
+        share = share[~np.isnan(share)]
+        if len(share) and np.median(share) <= least:
             raise DataError(
-                f"{cells.source}: the stages add up to {np.nanmedian(share):.2%} of the latency (median). Do they have "
-                "another unit? Give both in the same."
+                f"{cells.source}: the {what} is {np.median(share):.2%} of the latency (median). Has it another unit? "
+                "Give both in the same."
             )
 
 
@@ -186,6 +196,9 @@ def _settings(cells: Cells) -> tuple[KnobSpace, np.ndarray]:
     knobs = {}
     for name in cells.knobs:
         distinct, inverse = np.unique(cells.values[name], return_inverse=True)
+        rounded = [float(f"{value:.12g}") for value in distinct]  # 0.1 + 0.2 is 0.3
+        distinct, merged = np.unique(rounded, return_inverse=True)
+        inverse = merged[inverse]
         knobs[name] = [int(value) if value.is_integer() else value for value in distinct.tolist()]
         columns = columns * len(distinct) + inverse
     return KnobSpace(knobs), columns

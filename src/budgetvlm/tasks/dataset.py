@@ -233,7 +233,7 @@ class DataSetTask:
             return "it has no question"
         if not answers:
             return "it has no answer"
-        other = _OTHER_IMAGE.search(" ".join((question, *options)))
+        other = _OTHER_IMAGE.search(" ".join((question, *options))) or re.search("<image>(?=.*<image>)", question, re.S)
         return f"it speaks of a second image ({other[0]})" if other else ""
 
     def _require_right(self, sample: Sample) -> None:
@@ -268,7 +268,13 @@ class DataSetTask:
         if metric != "multiple_choice" or not options:
             return options, as_answers(answer, metric)
         how = {"numbered": self._layout.index_answers, "strict": not self._known}
-        return options, tuple(right_letter(one, options, **how) for one in entries(answer))
+        right = tuple(right_letter(one, options, **how) for one in entries(answer))
+        if len(set(right)) > 1 and not self._known:
+            raise DataError(
+                f"its right options are {', '.join(right)}, and a multiple choice here has one. Leave such questions "
+                "out"
+            )
+        return options, right
 
     def _metric_name(self, options: Sequence[str]) -> str:
         if self._layout.metric != BY_OPTIONS:
@@ -326,6 +332,8 @@ def _naming(opened: OpenedSplit, row: int) -> Iterator[None]:
 
 
 def _asked_text(value: Any) -> str:
-    """Return a question; one that is only the name of a gap is none."""
+    """Return a question, without the mark of its image before or behind it; the name of a gap is none."""
     text = as_text(value)
+    if text.count("<image>") == 1:  # where LLaVA's files put the image, not what is asked
+        text = text.removeprefix("<image>").removesuffix("<image>").strip()
     return "" if text in ("None", "null") else text

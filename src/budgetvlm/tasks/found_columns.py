@@ -36,7 +36,7 @@ def find_columns(
     if missing:
         raise DataError(
             f"{source}: no column for {', '.join(missing)}. It has {', '.join(there) or 'none'}. Say which is which "
-            f"with --columns, for example {missing[0].split()[0]}={there[0] if there else 'NAME'}."
+            f"with --columns {missing[0].split()[0]}=NAME."
         )
     if "options" in wanted and "options" not in found:
         letters = tuple(takewhile(lambda name: name in there, ascii_uppercase))

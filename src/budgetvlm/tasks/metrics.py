@@ -19,10 +19,12 @@ Metric = Callable[[str, Sequence[str], Sequence[str]], float]
 ANLS_THRESHOLD = 0.5
 RELAXED_TOLERANCE = 0.05
 # marks that are no punctuation: between digits, and a sign or a point before a number (with or without a currency)
-_MARKS_OF_NUMBERS = re.compile(r"(?<=\d)[.,:/-](?=\d)|(?<!\S)[-+.](?=[$€£]?\.?\d)|(?<=[$€£+-])[-+.](?=\d)")
+_MARKS_OF_NUMBERS = re.compile(
+    r"(?<=\d)[.,:/-](?=\d)|(?<!\S)[-+.](?=[$€£]?\.?\d)|(?<=[$€£+-])[-+.](?=\d)|(?<=\de)[-+](?=\d)"
+)
 _GROUPS_OF_DIGITS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
 _PUNCTUATION = frozenset(string.punctuation)
-_PLAIN_NUMBER = re.compile(r"[-+]?(?:0|[1-9]\d*)?(?:\.\d+)?")
+_PLAIN_NUMBER = re.compile(r"[-+]?(?:0|[1-9]\d*)?(?:\.\d+)?(?:(?<=\d)e[-+]?\d{1,3})?")
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str], options: Sequence[str] = ()) -> float:
@@ -99,7 +101,7 @@ def multiple_choice(prediction: str, answers: Sequence[str], options: Sequence[s
 def exact_match(prediction: str, answers: Sequence[str], options: Sequence[str] = ()) -> float:
     """Return 1 for the same text but for case, punctuation and blanks at the ends, or for the same number.
 
-    Marks of a number are no punctuation: 1.5 is not 15, -5 not 5, 3:30 not 330. 1,240 is 1240, and 3.0 is 3.
+    Marks of a number are no punctuation: 1.5 is not 15, -5 not 5, 3:30 not 330, 1e-5 not 1e5. 1,240 is 1240, 3.0 is 3.
     """
     given = _plain(prediction)
     return float(any(_plain(answer) == given for answer in answers))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import glob
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -87,9 +88,8 @@ class ParquetSource:
                 numbers = wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, end)]
             if len(numbers):
                 table, features = self._read(group, columns)
-                for number, row in zip(
-                    numbers.tolist(), table.take(pa.array(numbers - start)).to_pylist(), strict=True
-                ):
+                found = table.take(pa.array(numbers - start)).to_pylist() or [{}] * len(numbers)  # no such column
+                for number, row in zip(numbers.tolist(), found, strict=True):
                     yield number, {name: decoded(features.get(name), row.get(name)) for name in columns}
 
     def value(self, row: int, column: str) -> Any:
@@ -246,7 +246,11 @@ def _cells(file: TextIO, path: Path) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)
     reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
     try:
-        names = next(reader, [])
+        names = [name.strip() for name in next(reader, [])]
+        if len(names) == 1 and (other := re.search("[;|\t,]", names[0])):
+            raise DataError(
+                f"{path}: its columns are parted by {other[0]!r}. Save it with {reader.dialect.delimiter!r}"
+            )
         twice = [name for name in names if name and names.count(name) > 1]
         if twice:
             raise DataError(f"{path} has two columns {twice[0]!r}. Give each a name of its own.")

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 
@@ -68,10 +69,15 @@ def _from_json(value: Any) -> Any:
 
 
 def plain_numbers(table: pa.Table) -> pa.Table:
-    """Return a table with numbers of single precision as the shortest texts that mean them: .1, not .10000000149."""
+    """Return a table with numbers of low precision as the shortest texts that mean them: .1, not .10000000149."""
     for place, field in enumerate(table.schema):
-        if pa.types.is_float32(field.type):
-            table = table.set_column(place, field.name, table.column(place).cast(pa.string()))
+        column = table.column(place)
+        if pa.types.is_float16(field.type):  # which Arrow writes with all digits
+            numbers = [None if v is None else np.float16(v) for v in column.to_pylist()]
+            texts = [None if v is None else np.format_float_positional(v, trim="-") for v in numbers]
+            table = table.set_column(place, field.name, pa.array(texts, pa.string()))
+        elif pa.types.is_float32(field.type):
+            table = table.set_column(place, field.name, column.cast(pa.string()))
         elif pa.types.is_list(field.type) and pa.types.is_float32(field.type.value_type):
-            table = table.set_column(place, field.name, table.column(place).cast(pa.list_(pa.string())))
+            table = table.set_column(place, field.name, column.cast(pa.list_(pa.string())))
     return table

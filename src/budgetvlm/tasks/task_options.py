@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -150,11 +150,21 @@ def _part(text: str | None, name: str, names: tuple[str, ...], option: str, sign
 
 
 def parse_columns(text: str | None) -> dict[str, str]:
-    """Read "question=query,answers=label". Raises ConfigError: an unknown role, or one without a column."""
+    """Read "question=query,answers=label". Raises ConfigError: an unknown or repeated role, or one without a column."""
     pairs = [part.partition("=") for part in (text or "").split(",") if part.strip()]
     wrong = [a.strip() for a, _, b in pairs if a.strip() not in ROLES or not b.strip()]
     if wrong:
         raise ConfigError(
             f"columns={text!r}: {', '.join(wrong)} cannot be used. Give ROLE=COLUMN with a role of {', '.join(ROLES)}."
         )
-    return {role.strip(): column.strip() for role, _, column in pairs}
+    return named_once(f"columns={text!r}", ((role.strip(), column.strip()) for role, _, column in pairs))
+
+
+def named_once(given: str, pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return pairs as a dictionary. Raises ConfigError where a name has two values, of which only one can count."""
+    found: dict[str, str] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ConfigError(f"{given}: {name} is given twice, {found[name]} and {value}. Give it once.")
+        found[name] = value
+    return found

@@ -10,9 +10,11 @@ import base64
 import binascii
 import io
 import json
+import math
 import re
 import tokenize
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from decimal import Decimal
 from itertools import pairwise
 from pathlib import PurePath
@@ -42,7 +44,11 @@ def is_gap(value: Any) -> bool:
 
 
 def as_text(value: Any) -> str:
-    """Return a cell as text: 3.0 is "3", a gap is empty. Raises DataError: a list, an object, bytes not in UTF-8."""
+    """Return a cell as text: 3.0 is "3", a gap is empty.
+
+    Raises:
+        DataError: a list, an object, an infinite number, or bytes that are not UTF-8.
+    """
     if is_gap(value):
         return ""
     if isinstance(value, bytes | bytearray):
@@ -52,9 +58,12 @@ def as_text(value: Any) -> str:
             raise DataError(f"it holds {len(value)} bytes that are no UTF-8 text") from None
     if isinstance(value, list | tuple | Mapping | np.ndarray):
         raise DataError(f"{shortened(repr(value))} is no text")
-    value = value.item() if isinstance(value, np.generic) else value
-    if isinstance(value, float | Decimal) and -(10**15) < value < 10**15 and value == int(value):
-        return str(int(value))
+    if isinstance(value, float | np.floating | Decimal) and not math.isfinite(value):
+        raise DataError(f"it holds the number {value}; leave it empty, or write it as a text")
+    if isinstance(value, Decimal):
+        return str(int(value)) if value == int(value) else f"{value:f}"
+    if isinstance(value, float | np.floating):  # never 1e-05, and .1 whatever its precision
+        return np.format_float_positional(value, trim="-").removeprefix("-" if value == 0 else "")
     return str(value).strip()
 
 
@@ -186,7 +195,15 @@ def as_options(value: Any) -> tuple[str, ...]:
         options.pop()
     if "" in options or len(options) == 1:
         raise DataError(f"its options are {shortened(repr(options))}; two at least are needed, without a gap")
-    return tuple(options)
+    return _without_letters(options)
+
+
+def _without_letters(options: Sequence[str]) -> tuple[str, ...]:
+    """Return options that begin with their own letters, "B. green", in the order of these letters and without them."""
+    found = [match for match in map(_LETTER_AND_TEXT.fullmatch, options) if match]
+    if sorted(match[1].upper() for match in found) != letters(len(options)):
+        return tuple(options)
+    return tuple(match[2] for match in sorted(found, key=lambda match: match[1].upper()))
 
 
 def right_letter(answer: Any, options: Sequence[str], *, numbered: bool = False, strict: bool = True) -> str:
@@ -233,6 +250,8 @@ def image_file(value: Any) -> tuple[bytes | None, str | None]:
     value = unpacked(value)
     if isinstance(value, list | tuple):
         value = [one for one in value if not is_gap(one)]
+        if value and not isinstance(value[0], str | bytes | Mapping):
+            raise DataError("its image is an array of numbers; give a file's name, or its contents")
         if len(value) > 1:
             raise InputError(f"it has {len(value)} images, and a question is about one")
         return image_file(value[0]) if value else (None, None)
@@ -243,14 +262,17 @@ def image_file(value: Any) -> tuple[bytes | None, str | None]:
         return data or encoded, name
     if is_gap(value) or (isinstance(value, bytes | bytearray) and not value):
         return None, None
+    if isinstance(value, str) and value[:2] in ("b'", 'b"'):  # bytes as Python writes them
+        with suppress(ValueError, SyntaxError):
+            value = ast.literal_eval(value)
     if isinstance(value, bytes | bytearray | memoryview):
-        return bytes(value), None
+        return _from_base64(bytes(value).decode("latin-1")) or bytes(value), None
     if not isinstance(value, str | PurePath):
         raise DataError(f"its image is {shortened(repr(value))}; it has to be a file's name or its contents")
     if re.match("https?://", str(value)):
         raise InputError(f"its image is the address {shortened(str(value))}; fetch it first and give the file's name")
     data = _from_base64(str(value).strip())
-    return data, None if data else str(value)
+    return data, None if data else str(value).removeprefix("file://")
 
 
 def _from_base64(text: str) -> bytes | None:
