@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from budgetvlm.vlm.families.base import Family
-from budgetvlm.vlm.families.grid import GridImages
+from budgetvlm.vlm.families.internvl import GridImages
 from budgetvlm.vlm.families.without_torchvision import (
     BICUBIC,
     BILINEAR,
