@@ -445,3 +445,20 @@ def test_names_of_columns_lose_their_blanks_and_another_separator_is_named(folde
         read(path)
     with pytest.raises(ConfigError, match="question is given twice, a and b"):
         read(path, columns="question=a,question=b")
+
+
+@pytest.mark.parametrize("shape", ["list", "lists", "text"])
+def test_a_list_of_questions_in_any_shape(folder, shape):
+    listed = [{"question": "a?", "answer": "x"}, {"question": "b?", "answer": "y"}]
+    lists = {"question": ["a?", "b?"], "answer": ["x", "y"]}
+    cell = {"list": listed, "lists": lists, "text": json.dumps(listed)}[shape]
+    rows = written(folder, [{"qas": cell}, {"qas": None}, {"qas": float("nan")}])
+    found = [(s.sample_id, s.question[:2], s.answers) for s in read(rows, columns="list=qas")[1]]
+    assert found == [("train-0-0", "a?", ("x",)), ("train-0-1", "b?", ("y",))]
+    with pytest.raises(DataError, match=r"row 1: .*write them as a list of objects"):
+        read(written(folder, [{"qas": "a?"}]), columns="list=qas")
+
+
+def test_braces_in_options_are_no_places_to_fill(folder):
+    _, (sample,) = read(written(folder, [{"answer": "B", "options": ["{options}", "{question}"]}]))
+    assert sample.question.startswith("what?\nA. {options}\nB. {question}\n")

@@ -30,6 +30,7 @@ from budgetvlm.tasks.values import (
     as_answers,
     as_label,
     as_options,
+    as_questions,
     as_text,
     entries,
     is_index,
@@ -135,7 +136,7 @@ class DataSetTask:
         counted_from_1, from_0, any_options = 1.0, False, False
         seen: set[str] = set()
         for row, values in opened.source.rows(columns):
-            with _naming(opened, row):
+            with _naming(opened.source, row):
                 options, answers = self._read_answers(opened, values)
             any_options |= bool(options)
             if len(seen) <= len(OPTION_LETTERS):  # enough to tell that they are others
@@ -169,8 +170,9 @@ class DataSetTask:
         if "list" in columns:
             name = columns["list"][0]
             counts: list[int] = []
-            for _, row in source.rows([name]):
-                asked = row[name] or ()
+            for number, row in source.rows([name]):
+                with _naming(source, number):
+                    asked = as_questions(row[name])
                 if asked and not any(counts):
                     self._check_nested(source, name, asked[0])
                 counts.append(len(asked))
@@ -194,7 +196,7 @@ class DataSetTask:
             ids = self._image_ids(opened, row, values)
             low, high = np.searchsorted(rows, [row, row + 1])
             for entry in (numbers[low:high] - starts[row]).tolist():
-                with _naming(opened, row):
+                with _naming(opened.source, row):
                     sample = self._sample(opened, split, row, values, entry, ids)
                 yield sample
 
@@ -204,7 +206,7 @@ class DataSetTask:
         columns = opened.columns
         name = joined_id(values, columns.get("sample_id")) or (f"row{row}" if "sample_id" in columns else str(row))
         if "list" in columns:
-            name, fields = f"{name}-{entry}", self._nested(values[columns["list"][0]][entry])
+            name, fields = f"{name}-{entry}", self._nested(as_questions(values[columns["list"][0]])[entry])
         else:
             fields = {role: values.get(columns[role][0]) for role in _ASKED if role in columns}
         where = f"sample {split}-{name} of {self.name}"
@@ -288,7 +290,8 @@ class DataSetTask:
         listed = "\n".join(f"{name}. {text}" for name, text in zip(letters(len(options)), options, strict=True))
         if context:
             question = f"{context}\n{question}"
-        return template.replace("{options}", listed).replace("{question}", question)
+        parts = {"{options}": listed, "{question}": question}
+        return re.sub("{options}|{question}", lambda found: parts[found[0]], template)
 
     def _image_ids(self, opened: OpenedSplit, row: int, values: Row) -> tuple[str, str]:
         """Return the id by which splits keep an image on one side, and one that only equal images have."""
@@ -318,17 +321,19 @@ class DataSetTask:
         names = opened.columns.get("list") or opened.columns["answers"]
         for _, row in opened.source.rows(names):
             value = row[names[0]]
-            found = [self._nested(one)["answers"] for one in value or ()] if "list" in opened.columns else [value]
+            found = (
+                [self._nested(one)["answers"] for one in as_questions(value)] if "list" in opened.columns else [value]
+            )
             yield from (as_answers(one, "cider") for one in found)
 
 
 @contextmanager
-def _naming(opened: OpenedSplit, row: int) -> Iterator[None]:
+def _naming(source: Source, row: int) -> Iterator[None]:
     """Name the row in whatever is wrong with it."""
     try:
         yield
     except DataError as error:
-        raise DataError(f"{opened.source.name}, row {row + 1}: {error}.") from None
+        raise DataError(f"{source.name}, row {row + 1}: {error}.") from None
 
 
 def _asked_text(value: Any) -> str:

@@ -234,6 +234,21 @@ def right_letter(answer: Any, options: Sequence[str], *, numbered: bool = False,
     return readings[0]
 
 
+def as_questions(value: Any) -> list[Mapping[str, Any]]:
+    """Return the questions about one image: a list of objects, an object of lists, or these written as text.
+
+    Raises:
+        DataError: anything else.
+    """
+    value = unpacked(value)
+    if isinstance(value, Mapping) and all(isinstance(part, list | tuple) for part in value.values()):
+        value = [dict(zip(value, parts, strict=False)) for parts in zip(*value.values(), strict=False)]
+    value = [] if is_gap(value) else value
+    if not isinstance(value, list | tuple) or not all(isinstance(one, Mapping) for one in value):
+        raise DataError(f"its questions are {shortened(repr(value))}; write them as a list of objects")
+    return list(value)
+
+
 def as_label(value: Any) -> str:
     """Return a label; those of a list are joined, booleans are true and false."""
     if isinstance(value, bool | np.bool_):
