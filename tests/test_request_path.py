@@ -1,7 +1,8 @@
-"""The way of a request through files, on a package that is made up."""
+"""The way of a request through files: how it is counted, on a package that is made up, and how long it is."""
 
 import importlib
 
+from benchmarks import request_path
 from benchmarks.request_path import changes_of_file
 
 
@@ -21,3 +22,8 @@ def test_calls_and_returns_between_files_count_also_through_other_code(tmp_path,
     way = changes_of_file(door.ask, package)
     assert way == ["door.py", "shelf.py", "scale.py", "shelf.py", "scale.py", "shelf.py", "door.py"]
     assert changes_of_file(lambda: sorted([2, 1]), package) == []
+
+
+def test_a_request_passes_few_files():
+    way = request_path.usual_way()
+    assert len(set(way)) <= request_path.MOST_FILES and len(way) - 1 <= request_path.MOST_CHANGES
