@@ -9,7 +9,7 @@
 # promise rounds the shorter side as it was before. At 3.8 tiles 330 x 434 pixels are promised as 12 + 1, cut as 16 + 1.
 # The promise is never too large, so memory and placeholders reserved by it do not suffice. No error is raised here.
 #
-# For users of this project: the knob `max_crops` lowers `longest_edge`. The family `budgetvlm.vlm.families.idefics3`
+# For users of this project: the knob `max_crops` lowers `longest_edge`. The family `budgetvlm.vlm.families.idefics`
 # asks the code that cuts instead of the promise, and its layouts are compared with the processor at such limits
 # (tests/test_families.py).
 set -euo pipefail
