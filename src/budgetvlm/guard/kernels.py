@@ -254,7 +254,10 @@ def log_margin(state: Any, groups: Any, moment: int) -> float:
 
 
 def score_quantile(ascending: Any, count: int, level: float) -> float:
-    """The (1 - level) quantile, at the rank (n + 1) (1 - level) of split conformal prediction; 0 without scores."""
+    """The (1 - level) quantile, at the rank (n + 1) (1 - level) of split conformal prediction; 0 without scores.
+
+    Between ranks it is interpolated: the level is controlled, so that it can move in steps smaller than a score.
+    """
     if count == 0:
         return 0.0
     rank = max((count + 1) * (1 - level) - 1, 0.0)
