@@ -467,15 +467,15 @@ def test_both_scripts_run_on_a_real_model(tmp_path, run_script):
 
 def test_a_mistake_in_a_flag_is_one_message(tmp_path, capsys):
     model = write_tiny_model(tmp_path / "model")
-    words = ["profile", "accuracy", "--model_path", str(model), "--output_dir", str(tmp_path / "out")]
+    own = ["--model_path", str(model)]
     for more, message in (
-        (["--settings", "9,9,9"], "error: max_crops=9.0 is outside the knob space"),
-        (["--num_samples", "many"], "error: num_samples='many' is no number"),
+        ([*own, "--settings", "9,9,9"], "error: max_crops=9.0 is outside the knob space"),
+        ([*own, "--num_samples", "many"], "error: num_samples='many' is no number"),
         (["--model_path", "nowhere"], "error: model_path='nowhere'"),
-        (["--dataset_name", "sings"], "error: there is no task 'sings'"),
+        ([*own, "--dataset_name", "sings"], "error: there is no task 'sings'"),
     ):
         capsys.readouterr()
-        assert main([*words, *more]) == 2
+        assert main(["profile", "accuracy", "--output_dir", str(tmp_path / "out"), *more]) == 2
         assert capsys.readouterr().err.strip().splitlines()[-1].startswith(message)
     assert not (tmp_path / "out").exists()
 

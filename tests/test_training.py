@@ -380,7 +380,8 @@ def test_the_command_trains_from_files(tmp_path, capsys):
 )
 def test_mistakes_on_the_command_line_end_with_2_and_a_message(tmp_path, capsys, words, message):
     table, features = saved(tmp_path)
-    given = ["--table", str(table), "--features", str(features), "--output_dir", str(tmp_path / "out")]
-    assert cli.main(["train", *given, *words]) == 2
+    given = {"--table": str(table), "--features": str(features), "--output_dir": str(tmp_path / "out")}
+    flags = given | dict(zip(words[::2], words[1::2], strict=True))
+    assert cli.main(["train", *itertools.chain(*flags.items())]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -44,7 +44,8 @@ class Parser(argparse.ArgumentParser):
         for flag, times in Counter(flags).items():
             action = self._option_string_actions.get(flag)
             if times > 1 and action and action.nargs != 0 and not isinstance(action, argparse._AppendAction):
-                self.error(f"{flag} is given {times} times, and only one of them can count. Give it once.")
+                twice = f"error: {flag} is given {times} times, and only one of them can count. Give it once."
+                self.exit(2, f"{twice}\nSee: {self.prog} --help\n")
 
     def _with_underscores(self, word: str) -> str:
         """A flag of this parser as the help writes it; any other word as it is."""
