@@ -112,10 +112,7 @@ def mean_budget_table(results: Sequence[PolicyFigures]) -> Table:
 def _at_mean_budget(at: AtMeanBudget) -> str:
     if at.accuracy is None:
         return "not reached"
-    text = f"{100 * at.accuracy.value:.1f}"
-    if at.vs_blind is None or at.vs_blind.low == at.vs_blind.high:
-        return text
-    return f"{text} {100 * at.vs_blind.value:+.1f} ±{half_width(at.vs_blind):.1f}"
+    return _with_change(f"{100 * at.accuracy.value:.1f}", at.vs_blind, "{:+.1f} ±{:.1f}")
 
 
 def equal_accuracy_table(report: EvaluationReport) -> Table:
@@ -185,7 +182,12 @@ def _latency(at: AtBudget) -> str:
 def _at_accuracy(at: AtAccuracy) -> str:
     if at.latency_ms is None:
         return "not reached"
-    text = f"{at.latency_ms.value:.1f} ms"
-    if at.saved is None or at.saved.low == at.saved.high:
+    slower = at.saved and Estimate(-at.saved.value, -at.saved.high, -at.saved.low)
+    return _with_change(f"{at.latency_ms.value:.1f} ms", slower, "{:+.0f}% ±{:.0f}")
+
+
+def _with_change(text: str, change: Estimate | None, form: str) -> str:
+    """Append a change in percent and half of its interval; none where a policy is compared with itself."""
+    if change is None or change.low == change.high:
         return text
-    return f"{text} {-100 * at.saved.value:+.0f}% ±{half_width(at.saved):.0f}"
+    return f"{text} {form.format(100 * change.value, half_width(change))}"
