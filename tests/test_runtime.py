@@ -198,6 +198,7 @@ def test_budgets_that_are_none(model, picture, budget):
 def test_without_a_budget_nothing_is_late_and_nothing_is_unsure(model, picture):
     answer = model.generate(picture, QUESTION, budget_ms=math.inf, max_new_tokens=2)
     assert answer.setting == SPACE.full and answer.budget_met and answer.feasible
+    assert "budget none of its own;" in str(answer) and "budget   none of its own" in describe(answer)
     assert answer.to_dict()["budget_ms"] is None and json.loads(json.dumps(answer.to_dict())) == answer.to_dict()
 
 

@@ -61,6 +61,13 @@ class Answer(NamedTuple):
         """The controller's own time."""
         return self.stages_ms["controller"]
 
+    @property
+    def verdict(self) -> str:
+        """The budget and whether it was kept, in words."""
+        if self.budget_ms == math.inf:
+            return "none of its own"
+        return f"{self.budget_ms:g} ms {'met' if self.budget_met else 'missed'}"
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; a budget of its own that there was not is None."""
         budget_ms = self.budget_ms if self.budget_ms < math.inf else None
@@ -68,10 +75,9 @@ class Answer(NamedTuple):
         return {**self._asdict(), "setting": setting, "budget_ms": budget_ms, "best_effort": best_effort}
 
     def __str__(self) -> str:
-        met = "met" if self.budget_met else "missed"
         effort = " (best effort: no setting was sure to keep it)" if self.best_effort else ""
         return (
-            f"{self.answer!r} in {self.latency_ms:.1f} ms, budget {self.budget_ms:.1f} ms {met}{effort}; "
+            f"{self.answer!r} in {self.latency_ms:.1f} ms, budget {self.verdict}{effort}; "
             f"{self.setting}; controller {self.controller_ms:.1f} ms"
         )
 

@@ -114,7 +114,7 @@ def describe(answer: Answer) -> str:
         f"answer   {answer.answer}",
         f"setting  {answer.setting}",
         f"latency  {answer.latency_ms:.1f} ms ({stages}){bound}",
-        f"budget   {answer.budget_ms:g} ms {'met' if answer.budget_met else 'missed'}",
+        f"budget   {answer.verdict}",
     ]
     hurried = f"{answer.num_hurried_tokens} of {answer.num_output_tokens} tokens"
     cut = answer.finish_reason == "budget"
