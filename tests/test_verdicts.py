@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from planted_tables import tiny
 
+from budgetvlm.answer import Answer
 from budgetvlm.cli import main
 from budgetvlm.commands import ask, calibrate, live, train
 from budgetvlm.commands.verdicts import one_choice, useless_accuracies
@@ -135,14 +136,13 @@ def test_a_calibration_says_its_spread_and_what_is_usual():
     ],
 )
 def test_a_cut_answer_says_why(answer, best_effort, predicted_ms, said):
-    made = SimpleNamespace(
+    made = Answer(
         answer=answer, setting=CHEAP, latency_ms=5.0, stages_ms={"preprocess": 1.0}, predicted_ms=predicted_ms,
-        budget_ms=1.0, budget_met=False, finish_reason="budget", best_effort=best_effort, num_hurried_tokens=0,
-        num_output_tokens=2,
+        budget_ms=1.0, budget_met=False, feasible=not best_effort, finish_reason="budget", num_vision_tokens=1,
+        num_language_tokens=1, num_output_tokens=2,
     )  # fmt: skip
     assert said in ask.describe(made)
-    made.finish_reason = "stop"
-    assert "cut" not in ask.describe(made)
+    assert "cut" not in ask.describe(made._replace(finish_reason="stop"))
 
 
 def test_the_next_command_is_of_the_data_that_was_trained_on():
