@@ -177,7 +177,7 @@ def test_best_effort_takes_what_keeps_the_budget_on_average(system):
     """Bounds are far above what is expected, so nothing is promised; every setting is still likely to fit."""
     sample = next(TASK.samples("train", 2))
     request = sample.load_image(), sample.question
-    budget = 1.5 * system.bounds(*request).predicted_ms.max()
+    budget = 12 * system.bounds(*request).predicted_ms.min()  # a margin is a factor of 20 at most
     for when, setting in (("best_effort", SPACE.full), ("fastest", SPACE.cheapest)):
         system.guard = system.guard.replaced(margin=flat(0.05, np.log(1e4)))
         answer = system.generate(*request, budget_ms=budget, max_new_tokens=2, when_infeasible=when)
