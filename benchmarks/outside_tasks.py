@@ -1,9 +1,10 @@
 """Compare GRPO with its rivals on 11 tasks of others, with no tuning for any of them.
 
-    python benchmarks/outside_tasks.py [--tasks FERPLUS YELP ...] [--output_dir DIR --resume] [--json]
+    python benchmarks/outside_tasks.py --tables DIR [--tasks FERPLUS YELP ...] [--output_dir DIR --resume] [--json]
 
-One knob (which of four services answers), its price in the place of the latency, budgets just above each price, and
-as features the cheapest service's answer and confidence. Source and licence of the data: benchmarks/data/README.md.
+DIR holds frugalml.npz, which is not part of this repository; benchmarks/data/README.md says what it is and whose. One
+knob (which of four services answers), its price in the place of the latency, budgets just above each price, and as
+features the cheapest service's answer and confidence.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.rivals.entries import RIVALS
 from budgetvlm.comparison import CompareOptions, CompareReport, compare
-from budgetvlm.errors import BudgetVLMError, ConfigError
+from budgetvlm.errors import BudgetVLMError, ConfigError, DataError
 from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 from budgetvlm.evaluation.records import Estimate
 from budgetvlm.features import Features
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.table import ProfileTable
 
-DATA = Path(__file__).parent / "data" / "frugalml.npz"
+FILE = "frugalml.npz"
 SPLITS = {"train": 0.5, "validation": 0.1, "test": 0.4}
 JUST_ABOVE = 1.001
 POLICIES = (
@@ -42,13 +43,15 @@ POLICIES = (
 RIVAL_ENTRIES = {entry.key: entry for entry in RIVALS}
 
 
-def tasks(path: Path = DATA) -> list[str]:
-    """Names of the tasks."""
+def tasks(path: Path) -> list[str]:
+    """Names of the tasks in the file. Raises DataError: there is no such file."""
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; benchmarks/data/README.md says where it comes from")
     with np.load(path) as arrays:
         return sorted({name.partition("/")[0] for name in arrays.files})
 
 
-def load(task: str, limit: int, seed: int = 0, path: Path = DATA) -> tuple[ProfileTable, Features]:
+def load(path: Path, task: str, limit: int, seed: int = 0) -> tuple[ProfileTable, Features]:
     """A task as a table and features; services in the order of their prices, at most ``limit`` samples drawn."""
     with np.load(path) as arrays:
         cost, correct = arrays[f"{task}/cost_per_10k"], arrays[f"{task}/correct"]
@@ -71,7 +74,7 @@ def load(task: str, limit: int, seed: int = 0, path: Path = DATA) -> tuple[Profi
 
 def run(task: str, args: argparse.Namespace, bar: tqdm[Any]) -> CompareReport:
     """One task's comparison."""
-    table, features = load(task, args.max_samples)
+    table, features = load(args.tables / FILE, task, args.max_samples)
     prices = np.unique(table.latency_ms[0].astype(np.float64))
     evaluation = EvaluationOptions(
         budget_shares=tuple((JUST_ABOVE * prices / prices[-1]).tolist()), room_range=(0.0, np.inf)
@@ -149,7 +152,8 @@ def points(number: Estimate | None) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", choices=tasks(), default=tasks(), metavar="TASK")
+    parser.add_argument("--tables", type=Path, required=True, metavar="DIR", help="where frugalml.npz lies")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="some of its tasks (default: all)")
     parser.add_argument("--policies", nargs="+", default=list(POLICIES), metavar="NAME", help="see compare_all.py")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2")
     parser.add_argument("--max_samples", type=int, default=8000, metavar="N", help="of each task (default: 8000)")
@@ -158,7 +162,11 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="one JSON document")
     args = parser.parse_args()
     try:
-        with tqdm(args.tasks, disable=None, file=sys.stderr, leave=False, unit="task") as bar:
+        known = tasks(args.tables / FILE)
+        unknown = sorted({*(args.tasks or ())} - {*known})
+        if unknown:
+            raise ConfigError(f"there is no task {', '.join(unknown)}; choose from {', '.join(known)}")
+        with tqdm(args.tasks or known, disable=None, file=sys.stderr, leave=False, unit="task") as bar:
             reports = {task: run(task, args, bar) for task in bar}
     except BudgetVLMError as error:
         print(f"error: {error}", file=sys.stderr)

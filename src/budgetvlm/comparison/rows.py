@@ -48,10 +48,12 @@ class _Metrics:
     @classmethod
     def measure(cls, made: dict[str, list[Cell]], data: EvaluationData, options: EvaluationOptions) -> _Metrics:
         """Look up the cells' choices in the evaluated samples."""
-        under = {name: _outcomes(group, "budgets", data.test) for name, group in made.items()}
+        under = {name: cell_outcomes(group, "budgets", data.test) for name, group in made.items()}
         sweeps = {
             name: PriceSweep(
-                options.swept, _outcomes(group, "tuning_prices", data.tuning), _outcomes(group, "prices", data.test)
+                options.swept,
+                cell_outcomes(group, "tuning_prices", data.tuning),
+                cell_outcomes(group, "prices", data.test),
             )
             for name, group in made.items()
             if group[0].spec.entry.priced
@@ -104,7 +106,7 @@ class _Metrics:
         return replace(row, fastest_other=fastest, faster=faster)
 
 
-def _outcomes(group: Sequence[Cell], choices: str, table: ProfileTable) -> Outcomes:
+def cell_outcomes(group: Sequence[Cell], choices: str, table: ProfileTable) -> Outcomes:
     """What the seeds of one policy chose on a table; hindsight pays mean latencies."""
     chosen = np.stack([getattr(cell, choices) for cell in group]).astype(np.int64)
     return Outcomes.look_up(table, chosen, charged_expected=group[0].spec.name == ORACLE)

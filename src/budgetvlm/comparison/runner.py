@@ -53,7 +53,7 @@ def compare(
     """
     options = options or CompareOptions()
     _check_keys(entries)
-    task = _Task.of(with_splits(table), features, options)
+    task = ComparisonTask.of(with_splits(table), features, options)
     directory = None if cells_dir is None else Path(cells_dir)
     if directory is not None:
         _check_origin(directory, task, features)
@@ -72,7 +72,7 @@ def compare(
 
 
 @dataclass(frozen=True, eq=False)
-class _Task:
+class ComparisonTask:
     """A comparison: its options, the whole table, and what is evaluated and fitted on."""
 
     options: CompareOptions
@@ -81,7 +81,7 @@ class _Task:
     fitting: FittingData
 
     @classmethod
-    def of(cls, table: ProfileTable, features: Features | None, options: CompareOptions) -> _Task:
+    def of(cls, table: ProfileTable, features: Features | None, options: CompareOptions) -> ComparisonTask:
         data = EvaluationData.of(table, features, options.evaluation)
         fitting = FittingData(
             table=learning_part(table),
@@ -103,7 +103,7 @@ def _check_keys(entries: Sequence[Entry]) -> None:
         raise ConfigError(f"two policies of the comparison are called {', '.join(twice)}; give each entry its own key")
 
 
-def _specs(task: _Task, entries: Sequence[Entry]) -> Iterator[CellSpec]:
+def _specs(task: ComparisonTask, entries: Sequence[Entry]) -> Iterator[CellSpec]:
     """All cells of the sections asked for; the same cell may come twice."""
     options, names = task.options, task.table.knob_space.names
     for entry in (*(ROSTER[key] for key in (*options.policies, *ALWAYS)), *entries):
@@ -128,7 +128,7 @@ def _seeds(entry: Entry, options: CompareOptions, **left_out: Any) -> Iterator[C
     return (CellSpec(entry, seed, **left_out) for seed in (options.seeds if drawn else options.seeds[:1]))
 
 
-def _cell(task: _Task, spec: CellSpec, directory: Path | None) -> Cell:
+def _cell(task: ComparisonTask, spec: CellSpec, directory: Path | None) -> Cell:
     known = None if directory is None else Cell.load(spec, directory)
     if known is not None and known.status == OK:  # what was not installed may be by now
         return known
@@ -142,7 +142,7 @@ def _cell(task: _Task, spec: CellSpec, directory: Path | None) -> Cell:
     return cell
 
 
-def _changed(task: _Task, spec: CellSpec) -> FittingData:
+def _changed(task: ComparisonTask, spec: CellSpec) -> FittingData:
     """What the cell's policy is fitted on: everything but what is left out."""
     fitting = task.fitting
     if spec.knobs:
@@ -152,7 +152,7 @@ def _changed(task: _Task, spec: CellSpec) -> FittingData:
     return fitting.only_samples(spec.samples, spec.seed) if spec.samples else fitting
 
 
-def _check_origin(directory: Path, task: _Task, features: Features | None) -> None:
+def _check_origin(directory: Path, task: ComparisonTask, features: Features | None) -> None:
     """Note what cells are made with, or raise ConfigError where it is not what they were made with."""
     from budgetvlm.controller.run_directory import fingerprint
 
