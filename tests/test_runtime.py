@@ -13,7 +13,8 @@ from budgetvlm._io import open_image
 from budgetvlm.cli import main
 from budgetvlm.commands.ask import describe
 from budgetvlm.controller.network import GRPOController
-from budgetvlm.errors import CheckpointError, ConfigError, InputError, KnobSpaceError
+from budgetvlm.controller.price_curve import AtPrice, PriceCurve
+from budgetvlm.errors import BudgetVLMWarning, CheckpointError, ConfigError, InputError, KnobSpaceError
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.vlm import load_vlm
@@ -214,6 +215,33 @@ def test_a_mean_budget_moves_the_price_and_with_it_the_setting(vlm, picture):
     assert own.setting == SPACE.full  # a price of its own comes first
 
 
+# at prices below .5 the full setting is worth its time; the means are those of the profiled machine
+CURVE = PriceCurve((AtPrice(0.01, 9e5, 0, 0.9, 0), AtPrice(0.4, 5e5, 0, 0.9, 0), AtPrice(4.0, 1e3, 0, 0.3, 0)), 9)
+
+
+def test_the_first_request_of_a_mean_budget_has_the_solved_price(vlm, picture):
+    """The guard's bounds are fixed, so the machine counts as the profiled one."""
+    model = AdaptiveVLM(vlm, controller(latency_ms=BOUNDS), mean_budget_ms=1.1e3, price_curve=CURVE)
+    assert model.spending.price == model.solved.price > 3
+    cheap = model.generate(picture, QUESTION, budget_ms=math.inf, max_new_tokens=1)
+    assert cheap.setting == SPACE.cheapest
+    assert model.spending.debt == pytest.approx(cheap.latency_ms / 1.1e3 - 1)
+
+
+def test_a_ceiling_masks_settings_beside_a_mean_budget(vlm, picture):
+    """Both are given: the price would allow the full setting, and the ceiling does not."""
+    model = AdaptiveVLM(vlm, controller(latency_ms=BOUNDS), mean_budget_ms=8e5, price_curve=CURVE)
+    assert model.generate(picture, QUESTION, budget_ms=math.inf, max_new_tokens=1).setting == SPACE.full
+    assert model.generate(picture, QUESTION, budget_ms=1500.0, max_new_tokens=1).setting == SPACE.settings[0]
+
+
+def test_mean_budgets_beyond_the_ends_of_the_curve(vlm):
+    with pytest.raises(ConfigError, match="900 ms cannot be met: even the cheapest setting takes 1000 ms"):
+        AdaptiveVLM(vlm, controller(), mean_budget_ms=900, price_curve=CURVE)
+    with pytest.warns(BudgetVLMWarning, match=r"1e\+06 ms is more than this controller makes use of \(9e\+05 ms"):
+        assert AdaptiveVLM(vlm, controller(), mean_budget_ms=1e6, price_curve=CURVE).spending.price == 0.01
+
+
 @pytest.mark.parametrize("price", [-0.1, math.nan, "1"])
 def test_prices_that_are_none(model, picture, price):
     with pytest.raises(InputError, match="price="):
@@ -258,6 +286,22 @@ def test_the_command_answers_in_text_and_in_json(directory, picture, tmp_path, c
     assert "best effort" in capsys.readouterr().out
 
 
+def test_the_command_says_what_a_mean_budget_means_for_one_request(directory, picture, tmp_path, capsys):
+    """With a curve its price is used and what it gave is said; without one the default price is, and that is said."""
+    controller(latency_ms=BOUNDS).save_pretrained(tmp_path / "controller")
+    picture.save(tmp_path / "photo.png")
+    words = ["ask", "--image", str(tmp_path / "photo.png"), "--question", QUESTION, "--model_path", str(directory)]
+    words += ["--checkpoint", str(tmp_path / "controller"), "--mean_budget_ms", "1100"]
+    assert main(words) == 0
+    assert "mean     1100 ms: price 0.01, the controller's default" in capsys.readouterr().out
+    CURVE.save(tmp_path / "controller")
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert f"setting  {SPACE.cheapest}" in said and "mean     1100 ms: price" in said
+    assert main([*words, "--budget_ms", "1", "--json"]) == 0  # a ceiling of its own beside it
+    assert json.loads(capsys.readouterr().out)["budget_met"] is False
+
+
 def test_an_image_that_takes_most_of_the_time_is_said_to(model, picture):
     answer = model.generate(picture, QUESTION, budget_ms=1e6)
     slow = answer._replace(latency_ms=100.0, stages_ms=dict(answer.stages_ms, preprocess=60.0))
@@ -272,6 +316,9 @@ def test_an_image_that_takes_most_of_the_time_is_said_to(model, picture):
         ({"--question": ""}, "the question is empty"),
         ({"--budget-ms": "-3"}, "budget_ms=-3.0 is not a positive number"),
         ({"--budget-ms": "nan"}, "budget_ms=nan is not a positive number"),
+        ({"--budget-ms": None}, "there is no budget; give --budget_ms N"),
+        ({"--mean-budget-ms": "0"}, "mean_budget_ms=0.0 is not a positive number"),
+        ({"--mean-budget-ms": "9", "--price": "1"}, "leave one out"),
         ({"--checkpoint": "nowhere"}, "nowhere"),
         ({}, "brings none"),
     ],
@@ -279,6 +326,16 @@ def test_an_image_that_takes_most_of_the_time_is_said_to(model, picture):
 def test_mistakes_are_one_message_and_exit_code_2(directory, picture, tmp_path, capsys, changes, message):
     picture.save(tmp_path / "photo.png")
     flags = {"--image": str(tmp_path / "photo.png"), "--question": "what", "--budget-ms": "40", **changes}
-    assert main(["ask", "--model_path", str(directory), *(f"{name}={value}" for name, value in flags.items())]) == 2
+    assert (
+        main(
+            [
+                "ask",
+                "--model_path",
+                str(directory),
+                *(f"{n}={value}" for n, value in flags.items() if value is not None),
+            ]
+        )
+        == 2
+    )
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ") and message in error and len(error.splitlines()) == 1

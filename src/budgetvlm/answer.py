@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 from budgetvlm.errors import InputError
-from budgetvlm.guard.bounds import BOUND, Bounds
+from budgetvlm.guard.bounds import BOUND, READ, STEP, Bounds
+from budgetvlm.guard.fixed import Guard
 from budgetvlm.guard.rule import Infeasible
 from budgetvlm.knobs import Setting
-from budgetvlm.vlm import Generation
+from budgetvlm.vlm import Deadline, Generation, Quicker
 
 Cut = Literal["always", "needed"]
 _NUMBERS = int, float
@@ -105,6 +107,24 @@ def cuts(cut: Cut, promised: bool, may_be_late: bool) -> bool:
         promised: a setting was sure to keep the budget. may_be_late: see `AdaptiveGuard.may_be_late`.
     """
     return cut == "always" or not (promised and may_be_late)
+
+
+def deadline_of(
+    guard: Guard, setting: Callable[[int], Setting], bounds: Bounds, index: int, at_s: float, *, cut: bool = True
+) -> Deadline | None:
+    """The deadline of an answer at the setting of this number, cut at its end or not; None: nothing changes it.
+
+    Args:
+        setting: the model's, from a number.
+        at_s: on the clock of `time.perf_counter`.
+    """
+    if not guard.rule.cuts:
+        return None
+    ms = bounds.times.item
+    faster = guard.faster_settings(index)
+    hurried = tuple([Quicker(setting(k), ms(STEP, k), ms(READ, k)) for k in faster])
+    tokens = int(bounds.forecast.long_tokens)
+    return Deadline(at_s, ms(STEP, index), tokens, hurried, cut, ms(READ, index) if hurried else 0.0)
 
 
 def check_request(

@@ -7,12 +7,15 @@ request takes the same decision by the compiled loops of `budgetvlm.guard.kernel
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
 
 from budgetvlm._compiled import InBackground, is_kept
+from budgetvlm.controller.price_curve import AtPrice, PriceCurve
 from budgetvlm.controller.value_network import ValueNetwork
+from budgetvlm.errors import BudgetVLMWarning
 from budgetvlm.guard import kernels
 from budgetvlm.guard.adaptive import AdaptiveGuard
 from budgetvlm.guard.bounds import Bounds, Request, Spent
@@ -20,6 +23,7 @@ from budgetvlm.guard.fixed import Guard
 from budgetvlm.guard.machine_code import load_kernels
 from budgetvlm.guard.rule import Infeasible
 from budgetvlm.guard.specification import best_allowed
+from budgetvlm.guard.spending import Spending, require_mean_budget
 
 SMALLEST_BUDGET_MS = 1e-3  # that a controller is told of
 
@@ -116,6 +120,30 @@ def seen_budget_ms(left_ms: float, own_ms: float, slowdown: float) -> float:
         slowdown: see `budgetvlm.guard.bounds.Forecast`.
     """
     return max((left_ms - own_ms) / slowdown, SMALLEST_BUDGET_MS)
+
+
+def begin_spending(
+    mean_budget_ms: float, default_price: float, curve: PriceCurve | None, own_ms: float, slowdown: float
+) -> tuple[Spending, AtPrice | None]:
+    """Begin to hold a mean budget, at the price that meets it by a controller's curve; without one, at the default.
+
+    ``own_ms`` and ``slowdown``: see `seen_budget_ms`. Warns where the budget is more than any price takes. Raises
+    ConfigError: a budget that is none, or that no price meets.
+    """
+    if curve is None:
+        return Spending(mean_budget_ms, default_price), None
+    require_mean_budget(mean_budget_ms)
+    most_ms = curve.most_ms * slowdown + own_ms
+    if mean_budget_ms > most_ms:
+        warnings.warn(
+            f"a mean budget of {mean_budget_ms:g} ms is more than this controller makes use of ({most_ms:.4g} ms on "
+            "average where time costs nothing), so every request gets the best setting",
+            BudgetVLMWarning,
+            stacklevel=3,
+        )
+    curve.require(mean_budget_ms, slowdown)
+    begun = curve.solve(seen_budget_ms(mean_budget_ms, own_ms, slowdown))
+    return Spending(mean_budget_ms, begun.price, settled=True), begun
 
 
 # --- Compiled loops ---------------------------------------------------------------------------------------------------

@@ -22,20 +22,21 @@ from PIL import Image
 
 from budgetvlm import decide
 from budgetvlm._io import open_image
-from budgetvlm.answer import Answer, Choice, Cut, check_request, cuts, make_answer
+from budgetvlm.answer import Answer, Choice, Cut, check_request, cuts, deadline_of, make_answer
 from budgetvlm.controller.checkpoint import load_controller
 from budgetvlm.controller.network import GRPOController
+from budgetvlm.controller.price_curve import AtPrice, PriceCurve, load_price_curve
 from budgetvlm.controller.value_network import ValueNetwork
 from budgetvlm.decide import Decision
 from budgetvlm.errors import CheckpointError, ConfigError, InputError
 from budgetvlm.guard.adaptive import AdaptiveGuard
-from budgetvlm.guard.bounds import READ, STEP, Bounds, Outcome, Request, Spent
+from budgetvlm.guard.bounds import Bounds, Outcome, Request, Spent
 from budgetvlm.guard.fixed import FixedGuard, Guard
 from budgetvlm.guard.rule import Infeasible
 from budgetvlm.guard.saved import load_guard, save_guard
 from budgetvlm.guard.spending import Spending
 from budgetvlm.knobs import Setting
-from budgetvlm.vlm import VLM, Deadline, Generation, Overview, Quicker, load_vlm
+from budgetvlm.vlm import VLM, Deadline, Generation, Overview, load_vlm
 from budgetvlm.vlm.fingerprint import model_fingerprint
 from budgetvlm.vlm.loading import bundled_controller, model_directory
 from budgetvlm.vlm.protocol import STAGES
@@ -53,6 +54,7 @@ class AdaptiveVLM:
         guard: learns from every request; one with fixed bounds where none was given.
         known: settings that the controller has learnt about, bool ``[K]``.
         spending: holds the mean budget; None: there is none.
+        solved: the price that this began with, and what it gave on validation samples; None: not known.
         own_ms: what a request took beside the model's stages when it was rehearsed.
         fingerprint: of the model's weights; None where they were not opened by `from_pretrained`.
 
@@ -63,12 +65,14 @@ class AdaptiveVLM:
         rehearsals: requests on a blank image that are run first, so that the first real one is not the slowest, and so
             that it is known what they take beside the model (with none, that is taken for 0).
         mean_budget_ms: what requests without a price of their own may take on average, see `budgetvlm.guard.spending`.
+        price_curve: says at which price that is so at first; None: it begins at the controller's default.
         compiled: decide by compiled loops as soon as these are there; they are compiled in the background, once on each
             machine. False: decide in NumPy, which takes a millisecond more, for a program that answers once.
 
     Raises:
         KnobSpaceError: the controller or the guard knows other settings than the model.
         CheckpointError: the controller was trained on features of another model.
+        ConfigError: a mean budget that is none, or below what any price gives by the curve.
     """
 
     fingerprint: str | None = None
@@ -82,6 +86,7 @@ class AdaptiveVLM:
         rehearsals: int = REHEARSALS,
         compiled: bool = True,
         mean_budget_ms: float | None = None,
+        price_curve: PriceCurve | None = None,
     ) -> None:
         self.vlm, self.controller, self.network = vlm, controller.eval(), ValueNetwork(controller)
         vlm.knob_space.require_contains(controller.knob_space, f"the model {vlm.name}")
@@ -94,12 +99,15 @@ class AdaptiveVLM:
         self._columns = None if columns == list(range(len(vlm.knob_space))) else np.array(columns)
         self._lock = threading.Lock()  # of what the guard learns
         self.spending: Spending | None = None
+        self.solved: AtPrice | None = None
         if compiled:
             decide.start_compiling(self.guard)
         self.own_ms = self._rehearse(rehearsals)
         self.guard.own_ms = self.guard.own_ms or self.own_ms
         if mean_budget_ms is not None:
-            self.spending = Spending(mean_budget_ms, float(controller.default_price))
+            slowdown = self.bounds(Image.new("RGB", _BLANK), "what").slowdown
+            begin = float(controller.default_price), price_curve, self.own_ms, slowdown
+            self.spending, self.solved = decide.begin_spending(mean_budget_ms, *begin)
 
     @classmethod
     def from_pretrained(
@@ -120,7 +128,7 @@ class AdaptiveVLM:
             controller: a training directory, a checkpoint, a controller; None: the one that the model brings.
             guard: None: the one that lies beside the controller, if there is one.
             allow_other_model: take a controller or a guard that was made for other weights.
-            options: rehearsals, compiled and mean_budget_ms of `AdaptiveVLM`.
+            options: rehearsals, compiled, mean_budget_ms and price_curve of `AdaptiveVLM`.
 
         Raises:
             ConfigError, CheckpointError, KnobSpaceError: either cannot be used, or they do not fit.
@@ -128,6 +136,7 @@ class AdaptiveVLM:
         if not isinstance(controller, GRPOController):
             path = bundled_controller(model_path) if controller is None else Path(controller)
             controller, guard = load_controller(path), guard or load_guard(path)
+            options = {"price_curve": load_price_curve(path), **options}
         fingerprint = model_fingerprint(model_directory(model_path))
         if not allow_other_model:
             controller.trained_on.require_model(fingerprint, model_path, guard.origin if guard else {})
@@ -221,16 +230,6 @@ class AdaptiveVLM:
     def setting(self, index: int) -> Setting:
         """The model's setting with this number among the controller's."""
         return self._settings[index]
-
-    def deadline(self, bounds: Bounds, index: int, at_s: float, *, cut: bool = True) -> Deadline | None:
-        """The deadline of an answer at this setting, with or without a cut at its end; None: nothing changes it."""
-        if not self.guard.rule.cuts:
-            return None
-        ms = bounds.times.item
-        faster = self.guard.faster_settings(index)
-        hurried = tuple([Quicker(self._settings[k], ms(STEP, k), ms(READ, k)) for k in faster])
-        tokens = int(bounds.forecast.long_tokens)
-        return Deadline(at_s, ms(STEP, index), tokens, hurried, cut, ms(READ, index) if hurried else 0.0)
 
     def _reject(self, request: Request, under_way: _InFlight) -> None:
         """Raise InputError if no setting is sure to keep the budget."""
@@ -347,4 +346,4 @@ class _InFlight:
     def _deadline(self) -> Deadline | None:
         guard, at_s = self._model.guard, self._start_s + self.budget_ms / 1e3
         cut = cuts(self._cut, self.choice.feasible, guard.may_be_late)
-        return self._model.deadline(self.choice.bounds, self.choice.index, at_s, cut=cut)
+        return deadline_of(guard, self._model.setting, self.choice.bounds, self.choice.index, at_s, cut=cut)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import shlex
 import sys
 from contextlib import nullcontext
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 from budgetvlm.commands.flags import add_cut_flag, add_json_flag
 from budgetvlm.commands.origins import BUNDLED, add_opened_model, complete
 from budgetvlm.commands.verdicts import NO_GUARD, UNCALIBRATED
+from budgetvlm.errors import ConfigError
 
 if TYPE_CHECKING:
     from budgetvlm.answer import Answer
@@ -28,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--image", required=True, metavar="FILE", help="image file")
     add("--question", required=True, metavar="TEXT", help="what to ask")
-    add("--budget_ms", required=True, type=float, metavar="N", help="time for the whole request, in ms")
+    add("--budget_ms", type=float, metavar="N", help="time for the whole request, in ms")
+    add("--mean_budget_ms", type=float, metavar="N", help="time that requests may take on average, in place or beside")
     add("--checkpoint", metavar="DIR", help="trained controller (default: the one that comes with the model)")
     add(
         "--price", type=float, metavar="X", help="accuracy given for one latency of the full setting; 0: use the budget"
@@ -57,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
         from budgetvlm._io import open_image
         from budgetvlm.answer import check_request
 
+        _check_budgets(args)
+        args.budget_ms = math.inf if args.budget_ms is None else args.budget_ms
         check_request(args.question, args.budget_ms, args.price)
         complete(args)
         image, model = open_image(args.image), open_model(args)
@@ -65,12 +70,29 @@ def run(args: argparse.Namespace) -> int:
         gc.enable()
     if notice := notice_of_calibration(args, model):
         print(f"note: {notice}", file=sys.stderr)
+    held = "" if args.mean_budget_ms is None else describe_mean(args.mean_budget_ms, model)
     answer = model.generate(
         image, args.question, budget_ms=args.budget_ms, price=args.price, max_new_tokens=args.max_new_tokens,
         when_infeasible=args.when_infeasible, cut=args.cut,
     )  # fmt: skip
-    print(json.dumps(answer.to_dict(), ensure_ascii=False) if args.json else describe(answer))
+    print(json.dumps(answer.to_dict(), ensure_ascii=False) if args.json else describe(answer) + held)
     return 0
+
+
+def _check_budgets(args: argparse.Namespace) -> None:
+    """Raise ConfigError where there is no budget at all, a mean budget that is none, or two prices."""
+    from budgetvlm.guard.spending import require_mean_budget
+
+    if args.mean_budget_ms is None and args.budget_ms is None:
+        raise ConfigError(
+            "there is no budget; give --budget_ms N, what this request may take, or --mean_budget_ms N, what requests "
+            "may take on average, or both"
+        )
+    if args.mean_budget_ms is None:
+        return
+    require_mean_budget(args.mean_budget_ms)
+    if args.price is not None:
+        raise ConfigError("--mean_budget_ms says which price is paid, and --price gives another; leave one out")
 
 
 def open_model(args: argparse.Namespace) -> AdaptiveVLM:
@@ -83,7 +105,7 @@ def open_model(args: argparse.Namespace) -> AdaptiveVLM:
         return AdaptiveVLM.from_pretrained(
             args.model_path, args.checkpoint, device=args.device, num_threads=args.num_threads,
             rehearsals=1, compiled=False,  # one answer is there before the loops would be
-            allow_other_model=args.allow_other_model,
+            allow_other_model=args.allow_other_model, mean_budget_ms=args.mean_budget_ms,
         )  # fmt: skip
 
 
@@ -104,6 +126,13 @@ def notice_of_calibration(args: argparse.Namespace, model: AdaptiveVLM) -> str |
         "the guard was calibrated on another machine and follows this one from request to request; "
         f"`budgetvlm calibrate{checkpoint}` fits it to this one"
     )
+
+
+def describe_mean(mean_budget_ms: float, model: AdaptiveVLM) -> str:
+    """A line about the price that stands for a mean budget in a single request."""
+    begun = model.solved or f"price {model.controller.default_price.item():.3g}, the controller's default: it has no " \
+        "price curve (training again writes one)"  # fmt: skip
+    return f"\nmean     {mean_budget_ms:g} ms: {begun}"
 
 
 def describe(answer: Answer) -> str:

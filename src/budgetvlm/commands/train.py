@@ -60,6 +60,10 @@ def add_training_arguments(parser: argparse.ArgumentParser, *, group_size: int |
     objective = parser.add_argument_group("objective")
     for flags in (OBJECTIVE, PRICE, REWARD):
         flags.add(objective)
+    objective.add_argument(
+        "--mean_budget_ms", type=float, metavar="N",
+        help="make the price at which validation samples take this on average the controller's default",
+    )  # fmt: skip
     earlier = parser.add_argument_group("an earlier run in --output_dir")
     earlier.add_argument("--resume", action="store_true", help="continue it")
     earlier.add_argument("--overwrite", action="store_true", help="replace it")
@@ -99,6 +103,7 @@ def train_and_report(
     result = train(
         table, features, config, args.output_dir,
         members=args.ensemble, resume=args.resume, overwrite=args.overwrite, progress=sys.stderr.isatty(),
+        mean_budget_ms=args.mean_budget_ms,
     )  # fmt: skip
     useless = useless_accuracies(table.accuracy) or choices_on_validation(result.controller, table, features)
     if useless:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from budgetvlm._version import versions
-from budgetvlm.controller.checkpoint_files import read_checkpoint
+from budgetvlm.controller.checkpoint_files import read_checkpoint, write_checkpoint
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.provenance import CONFIG
 from budgetvlm.errors import CheckpointError
 
 BEST, LAST = "best_checkpoint.pt", "last_checkpoint.pt"
+PRICES = "price_curve.json"  # mean latency at each price; see `budgetvlm.controller.price_curve`
 GUARD = "guard.json"  # bounds on latency at run time; see `budgetvlm.guard.adaptive`
 FEATURE_STATISTICS = ("image_input.", "lang_input.")
 
@@ -48,6 +49,13 @@ def load_controller(path: str | Path) -> GRPOController:
         raise CheckpointError(f"{path} lacks {' and '.join(missing)}; give a {BEST}, not the file for resuming")
     parts = document["controller_config"], document["controller_state_dict"], document.get("trained_on", {})
     return GRPOController.restored(path, *parts)
+
+
+def set_default_price(controller: GRPOController, price: float, directory: Path) -> None:
+    """Give a trained controller another default price, also in the directory of its training. Raises OutputError."""
+    controller.default_price.fill_(price)
+    write_checkpoint(directory / BEST, {**read_checkpoint(directory / BEST), **controller_document(controller)})
+    controller.save_pretrained(directory)
 
 
 def save_pretrained(controller: GRPOController, directory: str | Path) -> None:

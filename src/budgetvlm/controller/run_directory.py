@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from budgetvlm._io import require_writable
-from budgetvlm.controller.checkpoint import BEST, GUARD, LAST
+from budgetvlm.controller.checkpoint import BEST, GUARD, LAST, PRICES
 from budgetvlm.controller.checkpoint_files import WEIGHTS, read_checkpoint
 from budgetvlm.controller.provenance import CONFIG
 from budgetvlm.controller.training_options import TrainingConfig
@@ -51,7 +51,7 @@ def members_of(directory: Path) -> list[Path]:
 
 def _remove_run(directory: Path) -> None:
     """Remove what an earlier run wrote, and nothing else."""
-    for name in (BEST, LAST, CONFIG, WEIGHTS, METRICS, GUARD):
+    for name in (BEST, LAST, CONFIG, WEIGHTS, METRICS, GUARD, PRICES):
         (directory / name).unlink(missing_ok=True)
     for name in (EVENTS, MEMBERS):
         shutil.rmtree(directory / name, ignore_errors=True)

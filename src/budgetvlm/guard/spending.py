@@ -32,18 +32,19 @@ class Spending:
     Args:
         mean_budget_ms: what requests may take on average.
         start_price: accuracy for one latency of the full setting, to begin with.
+        settled: the start was solved for this budget, so that already the first requests move it as little as later
+            ones do.
 
     Raises:
         ConfigError: a budget that is not a positive number of ms.
     """
 
-    def __init__(self, mean_budget_ms: float, start_price: float) -> None:
-        if not 0 < mean_budget_ms < math.inf:
-            raise ConfigError(f"mean_budget_ms={mean_budget_ms!r} is not a positive number of ms; give one, such as 50")
+    def __init__(self, mean_budget_ms: float, start_price: float, *, settled: bool = False) -> None:
+        require_mean_budget(mean_budget_ms)
         self.mean_budget_ms = float(mean_budget_ms)
         self.price = _limited(start_price, LOWEST_PRICE, HIGHEST_PRICE)
         self.debt = 0.0
-        self._count = 0
+        self._count = NUM_FIRST if settled else 0
         self._lock = threading.Lock()
 
     def add(self, latency_ms: float) -> None:
@@ -55,6 +56,12 @@ class Spending:
             change = _limited(over / patience, -LARGEST_CHANGE, LARGEST_CHANGE) + SETTLING_RATE * self.debt / PATIENCE
             self.price = _limited(self.price * math.exp(change), LOWEST_PRICE, HIGHEST_PRICE)
             self._count += 1
+
+
+def require_mean_budget(mean_budget_ms: float) -> None:
+    """Raise ConfigError for one that is not a positive number of ms."""
+    if not 0 < mean_budget_ms < math.inf:
+        raise ConfigError(f"mean_budget_ms={mean_budget_ms!r} is not a positive number of ms; give one, such as 50")
 
 
 def _limited(number: float, least: float, most: float) -> float:

@@ -1,24 +1,60 @@
-"""Training of a controller together with the guard that bounds latencies at run time."""
+"""Training of a controller together with what is used at run time: a guard, and the price for each mean budget."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from budgetvlm.controller import training
-from budgetvlm.controller.training import TrainingResult
+from budgetvlm.controller.checkpoint import set_default_price
+from budgetvlm.controller.price_curve import below_the_least
+from budgetvlm.controller.price_sweep import price_curve_of
+from budgetvlm.controller.training import Say, TrainingResult
 from budgetvlm.controller.training_options import TrainingConfig
+from budgetvlm.errors import ConfigError
 from budgetvlm.features import Features
 from budgetvlm.guard.adaptive import AdaptiveGuard
+from budgetvlm.policies.setting_means import SettingMeans
 from budgetvlm.table import ProfileTable
 
 
 def train(
-    table: ProfileTable, features: Features, config: TrainingConfig, output_dir: str | Path, **how: Any
+    table: ProfileTable,
+    features: Features,
+    config: TrainingConfig,
+    output_dir: str | Path,
+    *,
+    mean_budget_ms: float | None = None,
+    say: Say = tqdm.write,
+    **how: Any,
 ) -> TrainingResult:
-    """Train as `budgetvlm.controller.training.train` does, and write a guard beside the controller.
+    """Train as `budgetvlm.controller.training.train` does, and write a guard and a price curve beside the controller.
 
     Args:
-        how: members, resume, overwrite, say and progress, as there.
+        mean_budget_ms: the controller's default price becomes the one at which requests take this on average.
+        how: members, resume, overwrite and progress, as there.
+
+    Raises:
+        ConfigError: a mean budget below what the cheapest setting takes.
     """
-    return training.train(table, features, config, output_dir, fit_guard=AdaptiveGuard.fit, **how)
+    table = training.with_splits(table, config)
+    if mean_budget_ms is not None:
+        _check_mean_budget(mean_budget_ms, table)
+    result = training.train(table, features, config, output_dir, say=say, fit_guard=AdaptiveGuard.fit, **how)
+    curve = price_curve_of(result.controller, table, features)
+    curve.save(result.output_dir)
+    if mean_budget_ms is not None:
+        solved = curve.solve(mean_budget_ms)
+        set_default_price(result.controller, solved.price, result.output_dir)
+        beyond = "" if mean_budget_ms <= curve.most_ms else ", which is more than any price makes of use"
+        say(f"mean budget of {mean_budget_ms:g} ms{beyond}: {solved}; it is the controller's default price now")
+    return result
+
+
+def _check_mean_budget(mean_budget_ms: float, table: ProfileTable) -> None:
+    means = SettingMeans.fit(table.subset("train"))
+    least_ms = float(means.latency_ms[means.measured].min())
+    if not mean_budget_ms >= least_ms:
+        raise ConfigError(below_the_least(mean_budget_ms, least_ms))

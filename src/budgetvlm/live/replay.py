@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from budgetvlm.answer import Cut, cuts
+from budgetvlm.answer import Cut, cuts, deadline_of
 from budgetvlm.decide import seen_budget_ms
 from budgetvlm.guard.adaptive import AdaptiveGuard
 from budgetvlm.guard.bounds import Bounds, Outcome, Spent
@@ -167,7 +167,7 @@ class _Replay:
         before_ms = speed * model.own_ms + sum(stages.values()) - stages["prefill"] - stages["decode"]
         clock = _Clock(before_ms)
         cut = cuts(self._cut, chosen.promised, self._guard.may_be_late)
-        deadline = model.deadline(chosen.decided_by[-1], index, budget_ms / 1e3, cut=cut)
+        deadline = deadline_of(model.guard, model.setting, chosen.decided_by[-1], index, budget_ms / 1e3, cut=cut)
         pace = _pace(model.vlm, setting, deadline._replace(clock=clock.read)) if deadline else None
         if pace and deadline and deadline.read_ms:
             clock.now_ms += stages["prefill"] - float(blocks_ms.sum())  # before the first block

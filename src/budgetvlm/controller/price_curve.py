@@ -1,0 +1,108 @@
+"""What a controller takes on average at each price, and the price at which that is a given mean budget.
+
+The curve is measured on validation samples (`budgetvlm.controller.price_sweep`), none of which has a ceiling of its
+own, and lies beside the controller. Where settings are few it is a staircase: no price gives a mean between two stairs,
+and the solved price is that of the step, from which feedback mixes both. Times in ms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from budgetvlm._io import read_json, write_json
+from budgetvlm.controller.checkpoint import PRICES
+from budgetvlm.errors import CheckpointError, ConfigError, DataError
+
+SCHEMA_VERSION = 1
+NORMAL_95 = 1.96  # standard errors on each side of a mean
+
+
+@dataclass(frozen=True)
+class AtPrice:
+    """Means over the validation samples at one price, with their standard errors over groups of samples."""
+
+    price: float
+    latency_ms: float
+    latency_se: float
+    accuracy: float
+    accuracy_se: float
+
+    def __str__(self) -> str:
+        latency = _interval(self.latency_ms, self.latency_se)
+        accuracy = _interval(100 * self.accuracy, 100 * self.accuracy_se)
+        return (
+            f"price {self.price:.3g}, where validation samples took {latency} ms on average and {accuracy}% were right"
+        )
+
+
+@dataclass(frozen=True)
+class PriceCurve:
+    """What a controller takes at each price, from low to high prices, on a number of samples."""
+
+    points: tuple[AtPrice, ...]
+    num_samples: int
+
+    @property
+    def least_ms(self) -> float:
+        """The least mean that any price gives."""
+        return min(point.latency_ms for point in self.points)
+
+    @property
+    def most_ms(self) -> float:
+        """The mean where time costs nothing."""
+        return self.points[0].latency_ms
+
+    def solve(self, mean_ms: float) -> AtPrice:
+        """The lowest price at which the mean is no more than this, between two points of the curve.
+
+        At a mean above all others it is the lowest price, and at one below all of them the highest. Means between two
+        points are those of a mix of both.
+        """
+        within = [point.latency_ms <= mean_ms for point in self.points]
+        after = within.index(True) if any(within) else len(within) - 1
+        if after == 0 or not any(within):
+            return self.points[after]
+        low, high = self.points[after - 1], self.points[after]
+        share = (low.latency_ms - mean_ms) / (low.latency_ms - high.latency_ms)
+        mixed = {name: (1 - share) * value + share * asdict(high)[name] for name, value in asdict(low).items()}
+        return AtPrice(**mixed | {"price": float(low.price ** (1 - share) * high.price**share)})
+
+    def require(self, mean_budget_ms: float, slowdown: float = 1.0) -> None:
+        """Raise ConfigError where no price meets a mean budget; a machine that is slow now may soon be as profiled."""
+        least_ms = self.least_ms * min(slowdown, 1.0)
+        if mean_budget_ms < least_ms:
+            raise ConfigError(below_the_least(mean_budget_ms, least_ms))
+
+    def save(self, controller: Path) -> None:
+        """Write it into a controller's directory. Raises OutputError."""
+        write_json(controller / PRICES, {"schema_version": SCHEMA_VERSION, **asdict(self)})
+
+
+def below_the_least(mean_budget_ms: float, least_ms: float) -> str:
+    """Say that nothing meets a mean budget."""
+    return (
+        f"a mean budget of {mean_budget_ms:g} ms cannot be met: even the cheapest setting takes {least_ms:.4g} ms on "
+        f"average. Give {least_ms:.4g} ms or more"
+    )
+
+
+def load_price_curve(controller: Path) -> PriceCurve | None:
+    """The curve beside a controller (its directory or a file in it), or None. Raises CheckpointError."""
+    file = (controller if controller.is_dir() else controller.parent) / PRICES
+    if not file.exists():
+        return None
+    try:
+        document: dict[str, Any] = read_json(file)
+        if document.get("schema_version") != SCHEMA_VERSION:
+            raise ValueError(f"schema version {document.get('schema_version')}, this version reads {SCHEMA_VERSION}")
+        return PriceCurve(tuple(AtPrice(**point) for point in document["points"]), document["num_samples"])
+    except (DataError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file} is not usable ({error}); remove it, or train again") from None
+
+
+def _interval(mean: float, error: float) -> str:
+    """A mean and its 95% interval."""
+    low, high = mean - NORMAL_95 * error, mean + NORMAL_95 * error
+    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
