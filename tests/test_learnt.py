@@ -26,8 +26,6 @@ METHODS = [fit_nearest, logistic, boosted_trees]
 
 @pytest.fixture(params=METHODS, ids=lambda method: method.__name__)
 def method(request):
-    if request.param is not fit_nearest:
-        pytest.importorskip("sklearn")
     return request.param
 
 
@@ -93,8 +91,6 @@ def test_each_distinct_sample_is_predicted_once() -> None:
 def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch) -> None:
     monkeypatch.setattr(extras, "installed", lambda module: False)
     table = two_kinds(10)
-    with pytest.raises(MissingExtraError, match=r"scikit-learn is not installed.*pip install 'budgetvlm\[explain\]'"):
-        logistic(table, features_of(table), table, features_of(table))
     with pytest.raises(MissingExtraError, match=r"pip install vowpalwabbit"):
         ContextualBandit.fit(table, features_of(table))
 

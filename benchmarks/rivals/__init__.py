@@ -1,6 +1,5 @@
 """Policies and losses that research compares the controller with; `budgetvlm compare` does not need them.
 
-`benchmarks.rivals.entries.RIVALS` has them all, and `benchmarks/compare_all.py` compares them. Logistic regression and
-boosted trees need `pip install scikit-learn`, the bandit `pip install vowpalwabbit`; without these packages their rows
-say "not installed".
+`benchmarks.rivals.entries.RIVALS` has them all, and `benchmarks/compare_all.py` compares them. The bandit
+needs `pip install vowpalwabbit`; without it its row says "not installed".
 """

@@ -1,7 +1,7 @@
 """Predict each setting's accuracy with scikit-learn, then take the best affordable one.
 
 Logistic regression and boosted trees; the strength of the former is picked on the validation split. Cells that were
-not measured are left out. Needs `pip install scikit-learn`. Shapes: S samples, B states, K settings, D inputs.
+not measured are left out. Shapes: S samples, B states, K settings, D inputs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from budgetvlm._extras import require
 from budgetvlm.features import Features
 from budgetvlm.policies.argmax_policy import ArgmaxPolicy, FeatureScaler
 from budgetvlm.policies.setting_means import SettingMeans
@@ -41,14 +40,14 @@ class Examples:
 
 
 def logistic(train: ProfileTable, features: Features, validation: ProfileTable, held_out: Features) -> ArgmaxPolicy:
-    """One logistic regression for each setting. Raises MissingExtraError without scikit-learn."""
+    """One logistic regression for each setting."""
     return _fitted(_regressions, "logistic + argmax", train, features, validation, held_out)
 
 
 def boosted_trees(
     train: ProfileTable, features: Features, validation: ProfileTable, held_out: Features
 ) -> ArgmaxPolicy:
-    """Boosted trees for each setting, with squared error. Raises MissingExtraError without scikit-learn."""
+    """Boosted trees for each setting, with squared error."""
     return _fitted(_boosted, "boosted trees + argmax", train, features, validation, held_out)
 
 
@@ -60,7 +59,6 @@ def _fitted(
     validation: ProfileTable,
     held_out: Features,
 ) -> ArgmaxPolicy:
-    require("sklearn", "explain", "such policy")
     means, scaler = SettingMeans.fit(train), FeatureScaler.fit(features)
     prior = np.nan_to_num(means.accuracy, nan=0.0)  # a setting without measurements is never feasible
     accuracy, held_out_accuracy = (table.accuracy.astype(np.float64) for table in (train, validation))

@@ -6,8 +6,6 @@ import importlib.util
 
 from budgetvlm.errors import MissingExtraError
 
-PACKAGES = {"sklearn": "scikit-learn"}  # packages that are imported under another name
-
 
 def installed(module: str) -> bool:
     """Tell whether a module can be imported, without importing it."""
@@ -18,6 +16,6 @@ def require(module: str, extra: str, purpose: str) -> None:
     """Raise MissingExtraError, which says what to install, where a module is not there; nothing is imported."""
     if not installed(module):
         raise MissingExtraError(
-            f"{PACKAGES.get(module, module)} is not installed; without it there is no {purpose}. "
+            f"{module} is not installed; without it there is no {purpose}. "
             f"pip install 'budgetvlm[{extra}]', or in a clone pip install -e '.[{extra}]'"
         )

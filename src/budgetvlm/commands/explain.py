@@ -81,8 +81,6 @@ def _check(args: argparse.Namespace) -> bool:
         )
     if not all(given) and (any(given) or not args.tree):
         raise ConfigError("a request needs --image, --question and --budget_ms; without all three only --tree is left")
-    if args.tree:
-        require("sklearn", "explain", "surrogate tree")
     if any(given):
         require("captum", "explain", "attribution")
         check_request(args.question, args.budget_ms, args.price)

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from budgetvlm._extras import require
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.policy import ControllerPolicy
 from budgetvlm.errors import DataError
@@ -58,10 +57,8 @@ def surrogate(
     """Fit the tree on the controller's choices for the training split, and measure it on "test" (or "validation").
 
     Raises:
-        ConfigError: scikit-learn is not installed.
         DataError: there are no training or held-out samples, or nothing was measured on them.
     """
-    require("sklearn", "explain", "surrogate tree")
     from sklearn.tree import DecisionTreeClassifier
 
     # Choices of the controller on the training and on the held-out samples.
