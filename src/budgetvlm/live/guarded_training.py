@@ -48,7 +48,7 @@ def train(
     if mean_budget_ms is not None:
         solved = curve.solve(mean_budget_ms)
         set_default_price(result.controller, solved.price, result.output_dir)
-        beyond = "" if mean_budget_ms <= curve.most_ms else ", which is more than any price makes of use"
+        beyond = "" if mean_budget_ms <= curve.most_ms else ", more than any price makes use of"
         say(f"mean budget of {mean_budget_ms:g} ms{beyond}: {solved}; it is the controller's default price now")
     return result
 
