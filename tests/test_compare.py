@@ -16,9 +16,10 @@ from budgetvlm import cli
 from budgetvlm.comparison import CompareOptions, compare
 from budgetvlm.comparison.comparison_tables import WIDTH, tables
 from budgetvlm.comparison.fits import Cell, CellSpec
-from budgetvlm.comparison.fitting_data import viewed, with_splits
+from budgetvlm.comparison.fitting_data import viewed
 from budgetvlm.comparison.roster import ROSTER, Entry
 from budgetvlm.comparison.runner import ORIGIN
+from budgetvlm.controller.training import with_splits
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.evaluation.evaluation_data import learning_part
 from budgetvlm.evaluation.evaluation_options import EvaluationOptions
@@ -293,8 +294,8 @@ def test_constant_accuracy(value: float) -> None:
 
 
 def test_fewer_samples_than_anything_needs() -> None:
-    split = ["train", "train", "validation", "test"]
-    report = compare_every(*table_of(np.eye(4)[:, :3], np.tile([10.0, 20, 40], (4, 1)), split=split))
+    split = ["train", "train", "validation", "test", "test"]
+    report = compare_every(*table_of(np.eye(5)[:, :3], np.tile([10.0, 20, 40], (5, 1)), split=split))
     checked(report)
 
 
@@ -305,7 +306,7 @@ def test_two_samples_cannot_be_split() -> None:
 
 
 def test_one_image_cannot_be_held_out_from() -> None:
-    table, _ = table_of(np.ones((2, 2)), np.tile([10.0, 20], (2, 1)), split=["train", "test"])
+    table, _ = table_of(np.ones((3, 2)), np.tile([10.0, 20], (3, 1)), split=["train", "test", "test"])
     with pytest.raises(DataError, match="none can be held out"):
         compare(table, None, FEATURE_FREE)
 
@@ -355,7 +356,7 @@ def test_the_command_writes_and_resumes_and_refuses(files, tmp_path, capsys) -> 
     assert cli.main(words) == 2
     assert "--resume" in capsys.readouterr().err
     assert cli.main([*words, "--resume", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["schema_version"] == 1
+    assert json.loads(capsys.readouterr().out)["schema_version"] == 2
     assert cli.main([*words, "--overwrite"]) == 0
 
 

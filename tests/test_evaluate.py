@@ -104,7 +104,7 @@ def test_all_policies_are_there(report: EvaluationReport) -> None:
         "best blind mix",
         "best single setting",
     ]
-    assert report.counts["evaluated_samples"] == TEST_ROWS and report.counts["evaluated_images"] == TEST_ROWS // 2
+    assert report.counts["evaluated_samples"] == TEST_ROWS and report.counts["evaluated_units"] == TEST_ROWS // 2
 
 
 def test_accuracy_latency_and_violations_of_the_chosen_settings(report: EvaluationReport) -> None:
@@ -286,7 +286,7 @@ def test_equal_seeds_give_equal_reports() -> None:
 
 def test_document_and_text(report: EvaluationReport) -> None:
     document = json.loads(json.dumps(report.to_dict(), allow_nan=False))
-    assert document["schema_version"] == 1 and document["knobs"] == SPACE.to_dict()
+    assert document["schema_version"] == 2 and document["knobs"] == SPACE.to_dict()
     assert {"budgetvlm", "numpy", "torch", "python"} <= set(document["versions"])
     text = plain_text(tables(report))
     assert "100.0 ±0.0" in text and "19.8 ms" in text and "…" not in text and "\x1b" not in text

@@ -1,15 +1,17 @@
-"""Bootstrap over images."""
+"""Bootstrap over images and other groups."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
+from budgetvlm.errors import DataError
 from budgetvlm.evaluation.intervals import Bootstrap, ratio
 
 
 def test_samples_of_one_image_are_drawn_together() -> None:
     values = np.array([0.0, 0.0, 3.0])
-    bootstrap = Bootstrap(image=np.array([0, 0, 1]), weights=np.array([[2.0, 0.0], [1.0, 1.0], [0.0, 2.0]]))
+    bootstrap = Bootstrap(unit=np.array([0, 0, 1]), weights=np.array([[2.0, 0.0], [1.0, 1.0], [0.0, 2.0]]))
     assert bootstrap.means(values).tolist() == [0.0, 1.0, 3.0]
     assert bootstrap.means(np.stack([values, 2 * values], axis=1))[1].tolist() == [1.0, 2.0]
 
@@ -45,8 +47,15 @@ def test_a_ratio_is_paired_by_resample_and_unknown_where_nothing_is_divided_by()
 
 
 def test_an_estimate_is_the_number_with_its_interval() -> None:
-    bootstrap = Bootstrap(image=np.array([0, 0, 1]), weights=np.array([[2.0, 0.0], [1.0, 1.0], [0.0, 2.0]]), level=0.5)
+    bootstrap = Bootstrap(unit=np.array([0, 0, 1]), weights=np.array([[2.0, 0.0], [1.0, 1.0], [0.0, 2.0]]), level=0.5)
     both = bootstrap.mean(np.array([[0.0, 1.0], [0.0, 1.0], [3.0, 1.0]]))
     estimate = bootstrap.estimate(both[:, 0])
     assert (estimate.value, estimate.low, estimate.high) == (1.0, 0.5, 2.0)  # resampled means 0, 1 and 3
     assert both.mean(axis=1).tolist() == [1.0, 0.5, 1.0, 2.0]
+
+
+def test_a_single_group_is_refused_and_groups_of_one_are_samples() -> None:
+    with pytest.raises(DataError, match="all 4 evaluated samples belong to one group"):
+        Bootstrap.draw(["a"] * 4)
+    alone = Bootstrap.draw(list("abcd"), resamples=5)
+    assert alone.num_units == 4 and (alone.weights.sum(axis=1) == 4).all()

@@ -19,7 +19,7 @@ from budgetvlm.commands.task_arguments import task_options
 from budgetvlm.controller.checkpoint import load_controller
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.provenance import TrainedOn, digests_of
-from budgetvlm.controller.training import train
+from budgetvlm.controller.training import train, with_splits
 from budgetvlm.controller.training_options import GRPOConfig, TrainingConfig
 from budgetvlm.errors import BudgetVLMWarning, CheckpointError, ConfigError, DataError
 from budgetvlm.guard.adaptive import AdaptiveGuard
@@ -103,6 +103,38 @@ def test_without_a_data_sets_name_the_measurements_tell_samples_apart():
     with pytest.raises(DataError, match="test samples"):
         known.require_unseen(moved(table), "test", "c")
     known.require_unseen(replace(moved(table), latency_ms=table.latency_ms + np.float32(1)), "test", "c")
+
+
+def test_the_split_that_training_draws_travels_with_the_checkpoint(tmp_path, capsys):
+    table, features = tiny(split=False)
+    table = replace(table, groups={"book": tuple(str(row // 2) for row in range(60))}).grouped_by("book")
+    files = ["--table", str(tmp_path / "t.parquet"), "--features", str(tmp_path / "f.safetensors")]
+    table.save(tmp_path / "t.parquet")
+    features.save(tmp_path / "f.safetensors")
+    run = ["--num_epochs", "1", "--hidden_dim", "16", "--teachers", "0", "--seed", "3"]
+    assert main(["train", *files, "--output_dir", str(tmp_path / "c"), *run]) == 0
+    said = capsys.readouterr().out
+    assert "the table stores no splits; drawn by book: train 38, validation 10, test 12" in said
+    assert "--split" not in said.splitlines()[-1]
+    drawn = with_splits(table)  # equal for every seed, so that several seeds can be evaluated together
+    assert load_controller(tmp_path / "c").trained_on.with_splits(table, "c").split == drawn.split
+    assert main(["evaluate", *files, "--checkpoint", str(tmp_path / "c"), "--resamples", "20", "--json"]) == 0
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    assert (document["counts"]["evaluated_samples"], document["counts"]["evaluated_units"]) == (12, 6)
+    assert document["unit"] == "book" and "stores no splits" in err
+
+
+def test_samples_that_training_did_not_know_are_a_test_unless_their_group_was_known():
+    table, _ = tiny()
+    known = TrainedOn.of_table(named(table))
+    grown = replace(table, sample_ids=(*table.sample_ids[:-2], "new 1", "new 2"), split=None)
+    books = (*map(str, range(59)), "0")  # the last one belongs to the first sample, of training
+    grown = replace(named(grown), groups={"book": books}).grouped_by("book")
+    assert known.with_splits(grown, "c").split == (*table.split[:-2], "test", table.split[0])
+    with pytest.raises(DataError, match="c was trained on none of its samples"):
+        known.with_splits(named(replace(table, split=None), "another data set"), "c")
+    assert known.with_splits(table, "c") is table
 
 
 @pytest.mark.parametrize("command", ["evaluate", "report"])

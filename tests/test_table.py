@@ -67,7 +67,7 @@ def test_columns_are_the_settings_in_order():
         ({"accuracy": [["a"]]}, "accuracy is not an array of numbers"),
         ({"groups": {"kind": ["read"]}}, "group 'kind' has 1 labels for 10 samples"),
         ({"split": ["train"] * 9 + ["dev"]}, "unknown splits dev"),
-        ({"split": ["train"] + ["test"] * 9}, "splits share 1 images: 0"),
+        ({"split": ["train"] + ["test"] * 9}, "splits share 1 images \\(0\\); draw splits by image"),
     ],
 )
 def test_what_cannot_be_is_refused(changes, message):
@@ -154,8 +154,55 @@ def test_splits_by_another_label():
     assert set(make_table(groups={"book": list("aabbccddee")}).with_splits({"train": 1.0}, by="book").split) == {
         "train"
     }
-    with pytest.raises(DataError, match="cannot split by 'shelf'"):
+    with pytest.raises(DataError, match="cannot be grouped by 'shelf': the labels are image_id, kind"):
         make_table().with_splits({"train": 1.0}, by="shelf")
+
+
+def test_what_samples_are_grouped_by_travels_with_the_table(tmp_path):
+    books = list("aabbccddee")
+    table = make_table(groups={"book": books, "image_id": range(10)}).grouped_by("book")
+    table = table.with_splits({"train": 0.6, "test": 0.4}, seed=3)
+    table.save(tmp_path / "t.parquet")
+    loaded = ProfileTable.load(tmp_path / "t.parquet")
+    assert (loaded.unit, loaded.unit_name, loaded.units) == ("book", "book", tuple(books))
+    assert {book: set(np.array(loaded.split)[np.array(books) == book]) for book in books}.keys() == set(books)
+    assert all(len(set(np.array(loaded.split)[np.array(books) == book])) == 1 for book in books)
+    assert loaded.subset("test").unit == "book" and loaded.with_splits({"train": 1.0}).unit == "book"
+
+
+@pytest.mark.parametrize(
+    ("groups", "label", "name", "units"),
+    [
+        ({"image_id": list("aabbccddee")}, None, "image", "aabbccddee"),
+        ({"book": list("aabbccddee")}, None, "sample", "0123456789"),
+        ({"image_id": list("aabbccddee")}, "sample_id", "sample", "0123456789"),
+    ],
+)
+def test_the_unit_is_the_image_unless_another_is_named(groups, label, name, units):
+    table = make_table(groups=groups)
+    table = table.grouped_by(label) if label else table
+    assert (table.unit_name, "".join(table.units)) == (name, units)
+
+
+def test_splits_that_part_a_group_are_refused_in_words():
+    table = make_table(groups={"book": list("aabbccddee")}, split=["train"] * 5 + ["test"] * 5)
+    with pytest.raises(DataError, match=r"splits share 1 books \(c\); draw splits by book"):
+        table.grouped_by("book")
+
+
+@pytest.mark.parametrize(("groups", "held_out"), [(9, 0.0), (10, 0.2)])
+def test_a_fifth_is_held_out_where_there_are_ten_groups(groups, held_out):
+    table = make_table(20, groups={"image_id": [row % groups for row in range(20)]})
+    rest = 1 - held_out
+    expected = {"train": 0.8 * rest, "validation": 0.2 * rest, "test": held_out}
+    assert table.shares_of_splits(0.8) == pytest.approx(expected)
+    assert table.shares_of_splits(0.8, 0.5)["test"] == 0.5
+
+
+def test_fewer_groups_than_splits_are_refused_in_words():
+    table = make_table(groups={"book": list("aaaaabbbbb")})
+    with pytest.raises(ConfigError, match="there are 2 images \\(or other groups\\) to share out"):
+        table.with_splits({"train": 0.4, "validation": 0.3, "test": 0.3}, by="book")
 
 
 def test_files_that_are_no_table(tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from planted_tables import tiny
 
+from budgetvlm._io import time_text
 from budgetvlm.answer import Answer
 from budgetvlm.cli import main
 from budgetvlm.commands import ask, calibrate, live, train
@@ -32,6 +33,25 @@ SOME, NAN = np.array([[0.0, 1.0], [0.0, 0.0]]), np.nan
 def test_accuracies_from_which_nothing_can_be_learnt(accuracy, said):
     found = useless_accuracies(accuracy)
     assert (found is None) == (said is None) and (said or "") in (found or "")
+
+
+@pytest.mark.parametrize(
+    ("times", "said"),
+    [
+        ((60.0,), "60 ms"),
+        ((47.42,), "47.4 ms"),
+        ((0.0123,), "0.012 ms"),
+        ((999.94,), "999.9 ms"),
+        ((999.96,), "1.00 s"),
+        ((1500.0,), "1.50 s"),
+        ((8812.3, 120.0), "8.81 ±0.12 s"),
+        ((19_940.0,), "19.9 s"),
+        ((1_180_000.0,), "1180 s"),
+        ((512.04, 30.0), "512.0 ±30.0 ms"),
+    ],
+)
+def test_times_are_ms_below_a_second_and_seconds_above_without_exponents(times, said):
+    assert time_text(*times) == said
 
 
 def test_a_controller_with_one_choice():

@@ -258,6 +258,28 @@ def first_few(names: Iterable[str], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + rest
 
 
+def time_unit(longest_ms: float) -> tuple[str, float]:
+    """Return the unit that times are written in, and what turns ms into it: ms below a second, seconds above."""
+    return ("s", 1e-3) if longest_ms >= 999.95 else ("ms", 1.0)
+
+
+def time_numbers(*times_ms: float) -> tuple[list[str], str]:
+    """Return times as numbers of one unit, with digits that fit the longest of them, and the unit."""
+    longest = max(map(abs, times_ms))
+    unit, scale = time_unit(longest)
+    longest *= scale
+    digits = (2 if longest < 9.995 else 1 if longest < 99.95 else 0) if unit == "s" else 1 if longest >= 1 else 3
+    if unit == "ms" and all(time_ms == round(time_ms) for time_ms in times_ms):  # as somebody gave them
+        digits = 0
+    return [f"{time_ms * scale:.{digits}f}" for time_ms in times_ms], unit
+
+
+def time_text(*times_ms: float, between: str = " ±") -> str:
+    """Return times with their unit: "52.3 ms", "8.81 ±0.12 s"; never with an exponent."""
+    numbers, unit = time_numbers(*times_ms)
+    return f"{between.join(numbers)} {unit}"
+
+
 def _decoded(image: Image.Image, name: str) -> Image.Image:
     try:
         return to_rgb(image)

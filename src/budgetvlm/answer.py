@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
+from budgetvlm._io import time_text
 from budgetvlm.errors import InputError
 from budgetvlm.guard.bounds import BOUND, READ, STEP, Bounds
 from budgetvlm.guard.fixed import Guard
@@ -68,7 +69,7 @@ class Answer(NamedTuple):
         """The budget and whether it was kept, in words."""
         if self.budget_ms == math.inf:
             return "none of its own"
-        return f"{self.budget_ms:g} ms {'met' if self.budget_met else 'missed'}"
+        return f"{time_text(self.budget_ms)} {'met' if self.budget_met else 'missed'}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; a budget of its own that there was not is None."""
@@ -79,8 +80,8 @@ class Answer(NamedTuple):
     def __str__(self) -> str:
         effort = " (best effort: no setting was sure to keep it)" if self.best_effort else ""
         return (
-            f"{self.answer!r} in {self.latency_ms:.1f} ms, budget {self.verdict}{effort}; "
-            f"{self.setting}; controller {self.controller_ms:.1f} ms"
+            f"{self.answer!r} in {time_text(self.latency_ms)}, budget {self.verdict}{effort}; "
+            f"{self.setting}; controller {time_text(self.controller_ms)}"
         )
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from budgetvlm import decide
-from budgetvlm._io import open_image
+from budgetvlm._io import open_image, time_text
 from budgetvlm.answer import Answer, Choice, Cut, check_request, cuts, deadline_of, make_answer
 from budgetvlm.controller.checkpoint import load_controller
 from budgetvlm.controller.network import GRPOController
@@ -238,7 +238,7 @@ class AdaptiveVLM:
         if not bounds.allowed(budget_ms).any():
             raise InputError(
                 f"budget_ms={budget_ms:g} cannot be kept: the fastest setting is expected to take up to "
-                f"{bounds.bounds_ms.min():.1f} ms, {waited_ms:.1f} ms of waiting included. Give more time, "
+                f"{time_text(bounds.bounds_ms.min())}, {time_text(waited_ms)} of waiting included. Give more time, "
                 'or another when_infeasible ("fastest", "best_effort")'
             )
 

@@ -25,6 +25,8 @@ from budgetvlm.knobs import KnobSpace
 SCHEMA_VERSION = 1
 SPLITS = ("train", "validation", "test")
 STAGES_AT_MOST = 1.5  # times the latency
+UNIT = "unit"  # in the metadata: the label of `ProfileTable.unit`, where it is not "image_id"
+TEST_SHARE, LEAST_UNITS = 0.2, 10  # that is held out unasked, and of how many units at least
 _HEADER = b"budgetvlm.profile_table"
 
 
@@ -40,8 +42,8 @@ class ProfileTable:
         stages_ms: stage -> float32 ``[S, K]``, 0 or more, NaN where not measured.
         tokens: kind -> float32 ``[S, K]`` counts, for example "vision", "language", "output"; NaN where not known.
         groups: label -> ``[S]`` strings, for example "image_id", "kind", "difficulty".
-        split: ``[S]`` of `SPLITS`, or None. Splits never share an "image_id".
-        metadata: how it was made; JSON-able.
+        split: ``[S]`` of `SPLITS`, or None. Splits never share a unit.
+        metadata: how it was made; JSON-able. Its "unit" names the label of `unit`.
 
     Raises:
         DataError: anything above does not hold; all problems are named at once.
@@ -99,6 +101,25 @@ class ProfileTable:
         """K."""
         return self.knob_space.num_settings
 
+    @property
+    def unit(self) -> str:
+        """The label whose samples belong together in splits and intervals; "sample_id" where each stands alone."""
+        return str(self.metadata.get(UNIT, "image_id" if "image_id" in self.groups else "sample_id"))
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """The unit of each sample, ``[S]``."""
+        return self.sample_ids if self.unit == "sample_id" else self.groups[self.unit]
+
+    @property
+    def unit_name(self) -> str:
+        """What a unit is called: "image", "document", "sample"."""
+        return self.unit.removesuffix("_id")
+
+    def grouped_by(self, label: str) -> ProfileTable:
+        """Return the same table with another `unit`, of `groups` or "sample_id". Raises DataError: splits share one."""
+        return replace(self, metadata={**self.metadata, UNIT: label})
+
     def __len__(self) -> int:
         return self.num_samples
 
@@ -135,18 +156,25 @@ class ProfileTable:
             raise DataError(f"split {split!r} is empty; this table has: {sides}. Split it anew with with_splits().")
         return rows
 
-    def with_splits(self, fractions: Mapping[str, float], seed: int = 0, by: str = "image_id") -> ProfileTable:
-        """Return the same table with new splits, drawn over the groups ``by`` so that no group is on two sides.
+    def with_splits(self, fractions: Mapping[str, float], seed: int = 0, by: str | None = None) -> ProfileTable:
+        """Return the same table with new splits, drawn over the units, so that none is on two sides.
 
-        ``fractions``: split -> share of the groups; the shares sum to 1 and a share of 0 leaves the split out. ``by``:
-        a label of `groups`; where there is no "image_id", single samples are drawn. Raises ConfigError: shares that
-        cannot work, or that leave a side empty; DataError: there is no label ``by``.
+        ``fractions``: split -> share of the units; the shares sum to 1 and a share of 0 leaves the split out. ``by``: a
+        label that becomes the `unit`. Raises ConfigError: shares that cannot work, or that leave a side empty;
+        DataError: there is no label ``by``.
         """
-        if by not in self.groups and by != "image_id":
-            raise DataError(f"cannot split by {by!r}: the table's labels are {', '.join(self.groups) or 'none'}")
-        labels = self.groups.get(by, self.sample_ids)
-        side_of = draw_splits(labels, fractions, seed)
-        return replace(self, split=tuple(side_of[label] for label in labels))
+        table = replace(self, split=None)
+        table = table if by is None else table.grouped_by(by)
+        side_of = draw_splits(table.units, fractions, seed)
+        return replace(table, split=tuple(side_of[unit] for unit in table.units))
+
+    def shares_of_splits(self, train_split: float, test_split: float | None = None) -> dict[str, float]:
+        """Return shares for `with_splits`: ``train_split`` of what is not held out for testing.
+
+        ``test_split``: what is held out; None: `TEST_SHARE` where there are `LEAST_UNITS`, else nothing.
+        """
+        test = TEST_SHARE * (len(set(self.units)) >= LEAST_UNITS) if test_split is None else test_split
+        return {"train": train_split * (1 - test), "validation": (1 - train_split) * (1 - test), "test": test}
 
     def save(self, path: str | Path) -> None:
         """Write one Parquet file, whole or not at all. Raises OutputError, or DataError: metadata that is not JSON."""
@@ -173,9 +201,7 @@ class ProfileTable:
                 raise DataError(f"a mask of shape {which.shape} does not fit a table of {self.num_samples} samples")
             which = np.flatnonzero(which)
         if which.ndim != 1 or not len(which) or not np.issubdtype(which.dtype, np.integer):
-            raise DataError(
-                "a subset needs a split's name, a boolean mask or a list of row numbers, with a row at least"
-            )
+            raise DataError("a subset needs a split's name, a boolean mask or row numbers, with a row at least")
         if which.min() < -self.num_samples or which.max() >= self.num_samples:
             raise DataError(f"row numbers {which.min()} to {which.max()} go beyond the {self.num_samples} samples")
         return which
@@ -193,8 +219,8 @@ def draw_splits(labels: Sequence[str], fractions: Mapping[str, float], seed: int
     if sizes.min() < 1:
         empty = list(wanted)[int(sizes.argmin())]
         raise ConfigError(
-            f"a share of {wanted[empty]} leaves split {empty!r} empty: there are {len(units)} images or samples "
-            "to share out. Profile more, or choose other shares."
+            f"a share of {wanted[empty]} leaves split {empty!r} empty: there are {len(units)} images (or other "
+            "groups) to share out. Profile more, or choose other shares."
         )
     sides = np.repeat(list(wanted), sizes)
     return {units[unit]: str(side) for unit, side in zip(order, sides, strict=True)}
@@ -215,7 +241,9 @@ def _problems(table: ProfileTable) -> Iterator[str]:
     for name, labels in table.groups.items():
         if len(labels) != table.num_samples:
             yield f"group {name!r} has {len(labels)} labels for {table.num_samples} samples"
-    if table.split is not None:
+    if table.unit not in (*table.groups, "sample_id"):
+        yield f"samples cannot be grouped by {table.unit!r}: the labels are {', '.join(table.groups) or 'none'}"
+    elif table.split is not None and len(table.units) == table.num_samples:
         yield from _split_problems(table, table.split)
 
 
@@ -251,12 +279,10 @@ def _split_problems(table: ProfileTable, split: tuple[str, ...]) -> Iterator[str
     unknown = set(split) - set(SPLITS)
     if unknown:
         yield f"unknown splits {first_few(unknown)}; allowed: {', '.join(SPLITS)}"
-    images = table.groups.get("image_id", ())
-    if len(images) == len(split):
-        side_of: dict[str, str] = {}
-        shared = {image for image, side in zip(images, split, strict=True) if side_of.setdefault(image, side) != side}
-        if shared:
-            yield f"splits share {len(shared)} images: {first_few(shared)}"
+    sides: dict[str, str] = {}
+    shared = {unit for unit, side in zip(table.units, split, strict=True) if sides.setdefault(unit, side) != side}
+    if shared:
+        yield f"splits share {len(shared)} {table.unit_name}s ({first_few(shared)}); draw splits by {table.unit_name}"
 
 
 def _float32(values: Any, name: str) -> np.ndarray:

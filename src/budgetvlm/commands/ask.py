@@ -137,12 +137,15 @@ def describe_mean(mean_budget_ms: float, model: AdaptiveVLM) -> str:
 
 def describe(answer: Answer) -> str:
     """A few lines for people."""
-    stages = ", ".join(f"{name} {ms:.1f}" for name, ms in answer.stages_ms.items())
-    bound = "" if answer.predicted_ms is None else f", expected at most {answer.predicted_ms:.1f} ms"
+    from budgetvlm._io import time_numbers, time_text
+
+    (whole, *parts), unit = time_numbers(answer.latency_ms, *answer.stages_ms.values())
+    stages = ", ".join(f"{name} {part}" for name, part in zip(answer.stages_ms, parts, strict=True))
+    bound = "" if answer.predicted_ms is None else f", expected at most {time_text(answer.predicted_ms)}"
     lines = [
         f"answer   {answer.answer}",
         f"setting  {answer.setting}",
-        f"latency  {answer.latency_ms:.1f} ms ({stages}){bound}",
+        f"latency  {whole} {unit} ({stages}){bound}",
         f"budget   {answer.verdict}",
     ]
     hurried = f"{answer.num_hurried_tokens} of {answer.num_output_tokens} tokens"
@@ -151,7 +154,7 @@ def describe(answer: Answer) -> str:
     sooner = (
         "no setting"
         if answer.predicted_ms is None
-        else f"not even this setting, which may take {answer.predicted_ms:.0f} ms,"
+        else f"not even this setting, which may take {time_text(answer.predicted_ms)},"
     )
     notes = {
         "no setting was sure to keep this budget: best effort": answer.best_effort,

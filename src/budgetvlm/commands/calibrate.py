@@ -98,10 +98,12 @@ def run(args: argparse.Namespace) -> int:
 
 def describe(found: dict[str, Any]) -> str:
     """What was found, in a few lines for people."""
+    from budgetvlm._io import time_text
+
     stages = ", ".join(f"{stage} x {factor:.2f}" for stage, factor in found["stages"].items())
     low, high = found["spread"]
     lines = [
-        f"this machine against the profile: {stages}; controller and guard {found['other_ms']:.2f} ms",
+        f"this machine against the profile: {stages}; controller and guard {time_text(found['other_ms'])}",
         f"spread: nine of ten requests took {low:.2f} to {high:.2f} x the predicted time of a long answer",
         f"bounds are {found['factor']:.2f} x that time (usual: {USUAL_FACTOR[0]:g} to {USUAL_FACTOR[1]:g}): at most "
         f"{found['alpha']:.1%} of the requests late, from {found['samples']} requests",

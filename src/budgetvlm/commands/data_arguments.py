@@ -20,6 +20,11 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--table", type=Path, metavar="FILE", help="profile table (.parquet)")
     data.add_argument("--features", type=Path, metavar="FILE", help="its samples' features (.safetensors)")
     data.add_argument("--data", type=Path, metavar="FILE", help="controller_training_data.json of `budgetvlm prepare`")
+    data.add_argument(
+        "--groups", metavar="LABEL",
+        help="label whose samples belong together, so that no split and no resample parts them: image_id, a document, "
+        "a template; sample_id: each by itself (default: what the table was made with, or the image)",
+    )  # fmt: skip
 
 
 def read_data(args: argparse.Namespace) -> tuple[ProfileTable, Features]:
@@ -32,6 +37,11 @@ def read_data(args: argparse.Namespace) -> tuple[ProfileTable, Features]:
 
 def read_table(args: argparse.Namespace) -> tuple[ProfileTable, Features | None]:
     """As `read_data`, but a table may come without features."""
+    table, features = _read(args)
+    return (table.grouped_by(args.groups) if args.groups else table), features
+
+
+def _read(args: argparse.Namespace) -> tuple[ProfileTable, Features | None]:
     if args.data is not None and args.table is None and args.features is None:
         from budgetvlm.profiling.prepare.preparation import load_prepared
 

@@ -21,6 +21,7 @@ from budgetvlm.errors import BudgetVLMWarning, CheckpointError, ConfigError, Kno
 from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 
 if TYPE_CHECKING:
+    from budgetvlm.controller.network import GRPOController
     from budgetvlm.evaluation.records import EvaluationReport
     from budgetvlm.features import Features
     from budgetvlm.policies import Policy
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         remedy = "add --overwrite to replace them, or choose another --output_dir"
         check_output(args.output_dir, [REPORT, PICTURE], remedy)
     table, features = read_data(args)
-    policies = read_controllers(args.checkpoint, table, features, options.split)
+    table, policies = read_controllers(args.checkpoint, table, features, options.split)
     report = evaluate_with_progress(table, features, policies, options)
     written = write_report(report, evaluation_charts, args.output_dir, REPORT, PICTURE)
     show_report(report, tables(report), WIDTH, args.json, written)
@@ -78,22 +79,36 @@ def _options(args: argparse.Namespace) -> EvaluationOptions:
     return EvaluationOptions(split=args.split, **given)
 
 
-def read_controllers(paths: list[Path], table: ProfileTable, features: Features, split: str) -> dict[str, Policy]:
-    """One policy for each checkpoint, named after its path.
+def read_controllers(
+    paths: list[Path], table: ProfileTable, features: Features, split: str
+) -> tuple[ProfileTable, dict[str, Policy]]:
+    """The table, and one policy for each checkpoint, named after its path.
 
-    ``split``: of the table, that they are to be measured on. Raises CheckpointError, KnobSpaceError: a checkpoint
-    cannot be read or does not fit the data; DataError: it was trained on samples of this split.
+    A table without splits gets those that the first controller was trained with, or would be.
+
+    Args:
+        split: of the table, that they are to be measured on.
+
+    Raises:
+        CheckpointError, KnobSpaceError: a checkpoint cannot be read or does not fit the data.
+        DataError: it was trained on samples of this split.
     """
-    names = checkpoint_names(paths)
-    return {name: _read_controller(path, table, features, split) for name, path in zip(names, paths, strict=True)}
-
-
-def _read_controller(path: Path, table: ProfileTable, features: Features, split: str) -> Policy:
     from budgetvlm.controller.checkpoint import load_controller
+    from budgetvlm.controller.training import with_splits
+
+    controllers = {name: load_controller(path) for name, path in zip(checkpoint_names(paths), paths, strict=True)}
+    if table.split is None:
+        first = next(iter(controllers.values()), None)
+        table = first.trained_on.with_splits(table, str(paths[0])) if first else with_splits(table)
+        print("note: the table stores no splits; those that training draws are used", file=sys.stderr)
+    named = zip(controllers.items(), paths, strict=True)
+    return table, {name: _policy(one, path, table, features, split) for (name, one), path in named}
+
+
+def _policy(controller: GRPOController, path: Path, table: ProfileTable, features: Features, split: str) -> Policy:
     from budgetvlm.controller.policy import ControllerPolicy
     from budgetvlm.controller.provenance import TrainedOn
 
-    controller = load_controller(path)
     if controller.knob_space != table.knob_space:
         raise KnobSpaceError(
             f"the checkpoint {path} was trained for another knob space ({controller.knob_space}) than the table's "

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from budgetvlm.commands.flags import OptionFlags, add_json_flag
+from budgetvlm.commands.flags import OptionFlags, add_json_flag, forget_defaults
 from budgetvlm.commands.task_arguments import READ, add_task_arguments
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.profiling.prepare.prepare_options import PrepareOptions
@@ -30,7 +30,7 @@ Say = Callable[[str], None]
 
 KNOBS = "max_crops,top_k,num_active_blocks"
 PROFILES = OptionFlags(PrepareOptions, "exp5_dir", "exp6_dir", "latency_fill")
-HOW = OptionFlags(PrepareOptions, "train_split", "test_split", "seed", "feature_batch_size", "device")
+HOW = OptionFlags(PrepareOptions, "groups", "train_split", "test_split", "seed", "feature_batch_size", "device")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -105,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
     def say(text: str) -> None:
         print(text, file=sys.stderr if args.json else sys.stdout)
 
+    forget_defaults(args, "test_split")
     options = _finish_options(args)
     options.require_free()
     table, by_index = READERS[args.kind](args, say)
@@ -184,6 +185,8 @@ def _from_flat(args: argparse.Namespace, say: Say) -> tuple[ProfileTable, bool]:
     if any(not (role and equals and name) for role, equals, name in words):
         raise ConfigError(f"--column has to be WHAT=NAME, for example --column score=accuracy; given {args.column}")
     columns = named_once("--column", ((role, name) for role, _, name in words))
+    if args.groups and args.groups not in ("sample_id", "image_id"):
+        columns = {f"group.{args.groups}": args.groups} | columns
     cells = read_flat(
         Path(args.input), knobs=tuple(name.strip() for name in args.knobs.split(",")), columns=columns,
         score_scale=args.score_scale, latency_unit=args.latency_unit,

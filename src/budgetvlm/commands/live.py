@@ -137,13 +137,15 @@ def reference_on_this_machine(model: AdaptiveVLM, samples: list[Sample]) -> floa
 
 def describe(found: dict[str, Any]) -> str:
     """Tables for people."""
+    from budgetvlm._io import time_text
+
     systems = found["systems"]
     promise = f"at most {found['alpha']:.1%} may be late" if found["calibrated_on"] else UNCALIBRATED
     lines = [
-        f"{found['requests']} requests on the real clock, budgets 0.35 to 1 x {found['reference_ms']:.1f} ms",
+        f"{found['requests']} requests on the real clock, budgets 0.35 to 1 x {time_text(found['reference_ms'])}",
         promise,
         "",
-        f"{'':24} {'late':>6} {'95% interval':>15} {'accuracy':>9} {'mean ms':>8} {'budget used':>12} "
+        f"{'':24} {'late':>6} {'95% interval':>15} {'accuracy':>9} {'mean':>9} {'budget used':>12} "
         f"{'hurried':>8} {'cut':>5} {'nothing fits':>13}",
     ]
     for name, figures in systems.items():
@@ -155,7 +157,8 @@ def describe(found: dict[str, Any]) -> str:
         lines += [_row(label, part) for label, part in parts.items()]
     own = systems["guarded"]["all"]
     share = own["controller_ms"] / own["latency_ms"]
-    lines += ["", f"features, controller and guard: {own['controller_ms']:.2f} ms a request ({share:.1%} of its time)"]
+    took = time_text(own["controller_ms"])
+    lines += ["", f"features, controller and guard: {took} a request ({share:.1%} of its time)"]
     for key, times in (("price_of_guarantee", "times"), ("price_at_typical_times", "medians of times")):
         if price := found.get(key):
             lines.append(
@@ -170,10 +173,12 @@ def describe(found: dict[str, Any]) -> str:
 
 
 def _row(name: str, figures: dict[str, Any]) -> str:
+    from budgetvlm._io import time_text
+
     low, high = figures["interval"]
     used = "" if figures["used_median"] is None else f"{figures['used_median']:.0%}"
     return (
         f"{name:24} {figures['violation_rate']:6.1%} {f'{low:.1%} to {high:.1%}':>15} {figures['accuracy']:9.1%} "
-        f"{figures['latency_ms']:8.1f} {used:>12} {figures['hurried']:8d} {figures['cut']:5d} "
+        f"{time_text(figures['latency_ms']):>9} {used:>12} {figures['hurried']:8d} {figures['cut']:5d} "
         f"{figures['infeasible']:13d}"
     )

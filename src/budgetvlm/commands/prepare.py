@@ -16,8 +16,8 @@ from budgetvlm.profiling.prepare.prepare_options import PrepareOptions
 
 WHERE = OptionFlags(PrepareOptions, "exp5_dir", "exp6_dir", "model_path", "output_data_path")
 HOW = OptionFlags(
-    PrepareOptions, "train_split", "test_split", "calibration_samples", "latency_fill", "feature_batch_size", "device",
-    "seed",
+    PrepareOptions, "groups", "train_split", "test_split", "calibration_samples", "latency_fill", "feature_batch_size",
+    "device", "seed",
 )  # fmt: skip
 
 

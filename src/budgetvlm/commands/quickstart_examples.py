@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from budgetvlm._io import time_text
 from budgetvlm.commands.quickstart_steps import Options, Places
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def decisions(model_path: str, places: Places) -> Iterator[str]:
         yield f"\n{number}. {title}"
         yield f"   image    {path} ({why})"
         yield f"   question {sample.question} (right: {sample.answers[0]})"
-        yield f"   time     {budget_ms:g} ms, {of_what}"
+        yield f"   time     {time_text(budget_ms)}, {of_what}"
         yield textwrap.indent(describe(answer), "   ")
     words = ["--image", str(path), "--question", "which sign has the largest number", "--budget_ms", f"{budget_ms:.0f}"]
     words += ["--checkpoint", str(places.controller)]
@@ -90,4 +91,5 @@ def budget(model: AdaptiveVLM, sample: Sample, ample: bool) -> tuple[float, str]
     bounds_ms = model.bounds(sample.load_image(), sample.question).bounds_ms
     known = bounds_ms[np.isfinite(bounds_ms) & (bounds_ms > 0)]
     factor, ms, which = (AMPLE, bounds_ms[-1], "full") if ample else (TIGHT, known.min(), "cheapest")
-    return round(factor * float(ms), 1), f"{factor:g} x the {ms:.1f} ms that the guard allows the {which} setting now"
+    allowed = f"the {time_text(float(ms))} that the guard allows the {which} setting now"
+    return round(factor * float(ms), 1), f"{factor:g} x {allowed}"

@@ -81,7 +81,7 @@ def _gather(args: argparse.Namespace) -> ReportInputs:
     comparison = read_comparison(args.compare) if args.compare else None
     table, features = read_data(args)
     options = options_of(given) if given else EvaluationOptions()
-    policies = evaluate.read_controllers(args.checkpoint, table, features, options.split)
+    table, policies = evaluate.read_controllers(args.checkpoint, table, features, options.split)
     runs = tuple(read_run(path, name) for path, name in zip(args.checkpoint, policies, strict=True))
     evaluation = given or evaluate.evaluate_with_progress(table, features, policies, options)
     document = read_document(args.data) if args.data else {}

@@ -99,7 +99,10 @@ def train_and_report(
     from budgetvlm.controller.training import with_splits
     from budgetvlm.live.guarded_training import train
 
+    drawn = table.split is None
     table = with_splits(table, config)
+    if drawn:
+        print(f"note: the table stores no splits; drawn by {table.unit_name}: {_counts(table)}")
     result = train(
         table, features, config, args.output_dir,
         members=args.ensemble, resume=args.resume, overwrite=args.overwrite, progress=sys.stderr.isatty(),
@@ -110,6 +113,16 @@ def train_and_report(
         print(f"note: {useless}")
     print(f"next: {next_command(args, table)}")
     return result
+
+
+def _counts(table: ProfileTable) -> str:
+    """The number of samples of each split, and whether any are held out."""
+    from budgetvlm.table import LEAST_UNITS, SPLITS
+
+    counts = {side: (table.split or ()).count(side) for side in SPLITS}
+    said = ", ".join(f"{side} {count}" for side, count in counts.items() if count)
+    few = f"; fewer than {LEAST_UNITS} {table.unit_name}s are too few to hold some out for a test"
+    return said + ("" if counts["test"] else few)
 
 
 def next_command(args: argparse.Namespace, table: ProfileTable) -> str:

@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from budgetvlm._io import time_text
 from budgetvlm.comparison.comparison_records import CompareReport, ComparisonRow
 from budgetvlm.evaluation.records import Estimate
 from budgetvlm.evaluation.text_tables import (
@@ -20,9 +21,9 @@ from budgetvlm.evaluation.text_tables import (
 
 WIDTH = 144  # what the widest table needs; a narrower terminal wraps lines rather than losing digits
 TITLES = {
-    "knobs": "Knobs that may move: points over the lookup table with all knobs, and ms at equal accuracy",
-    "features": "Features that are read: points over the lookup table, and ms at equal accuracy",
-    "samples": "Training and validation samples: points over the lookup table that has them all, and ms at equal "
+    "knobs": "Knobs that may move: points over the lookup table with all knobs, and latency at equal accuracy",
+    "features": "Features that are read: points over the lookup table, and latency at equal accuracy",
+    "samples": "Training and validation samples: points over the lookup table that has them all, and latency at equal "
     "accuracy",
 }
 VARIANT_NAMES = {
@@ -41,9 +42,8 @@ def tables(report: CompareReport) -> RenderableType:
 def _heading(report: CompareReport) -> Text:
     counts = report.counts
     lines = [
-        f"{sample_counts(counts, report.split, report.full_accuracy, report.latency_reference_ms)} Seeds: "
-        f"{', '.join(map(str, report.options['seeds']))}. ±: half of the "
-        f"{100 * report.options['evaluation']['level']:g}% interval, over images."
+        f"{sample_counts(report)} Seeds: {', '.join(map(str, report.options['seeds']))}. ±: half of the "
+        f"{100 * report.options['evaluation']['level']:g}% interval, over {report.unit}s."
     ]
     if 0 < counts["evaluated_timed"] < counts["evaluated_samples"]:
         lines.append(f"Late requests are counted over the {counts['evaluated_timed']} samples that were timed.")
@@ -63,7 +63,7 @@ def ranking_table(report: CompareReport) -> Table:
         "late",
     ]
     title = f"Mean over the budgets {shares} x full, and mean latency at {target} of the full accuracy"
-    table = new_table(title, [*columns, f"ms at\n{target}", "latency over\nfastest other"])
+    table = new_table(title, [*columns, f"latency at\n{target}", "latency over\nfastest other"])
     rows, rank = report.section("policies"), 0
     for row, following in zip(rows, [*rows[1:], None], strict=True):
         rank += row.competes
@@ -87,7 +87,7 @@ def detail_table(report: CompareReport) -> Table:
     """Accuracy by budget, regret, and what a policy costs."""
     rows = [row for row in report.section("policies") if row.at_budget]
     title = "Accuracy (%) under a budget; regret: points that hindsight has more; time to learn and to decide"
-    budgets = [f"{at.budget_ms:.4g} ms\n{at.budget_share:.3g} x" for at in rows[0].at_budget]
+    budgets = [f"{time_text(at.budget_ms)}\n{at.budget_share:.3g} x" for at in rows[0].at_budget]
     table = new_table(title, [*budgets, "regret", "learnt\nin s", "decision\nin µs"])
     for row in rows:
         accuracies = [f"{100 * at.accuracy.value:.1f}" for at in row.at_budget]
@@ -107,7 +107,7 @@ def left_out_table(report: CompareReport, section: str) -> Table:
     priced = {row.key for row in rows if row.at_accuracy}
     columns = []
     for key, name in named.items():
-        columns += [f"{name}\npoints", "\nms"] if key in priced else [f"{name}\npoints"]
+        columns += [f"{name}\npoints", "\nlatency"] if key in priced else [f"{name}\npoints"]
     table = new_table(TITLES[section], columns, first=section)
     for variant in _variants(rows, section):
         cells = []
@@ -146,7 +146,7 @@ def _relative(saved: Estimate | None) -> str:
 def _ms(row: ComparisonRow) -> str:
     """Mean latency at the first accuracy target; a dash where it is not reached."""
     found = row.first_latency
-    return "-" if found is None else f"{found.value:.1f} ±{(found.high - found.low) / 2:.1f}"
+    return "-" if found is None else time_text(found.value, (found.high - found.low) / 2)
 
 
 def _share(number: Estimate | None) -> str:

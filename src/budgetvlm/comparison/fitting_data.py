@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from budgetvlm.errors import ConfigError, DataError
+from budgetvlm.errors import DataError
 from budgetvlm.features import Features
 from budgetvlm.guard.static import StaticGuard
 from budgetvlm.policies import free_settings, group_keys
@@ -17,7 +17,6 @@ from budgetvlm.policies.setting_means import SettingMeans
 from budgetvlm.table import ProfileTable
 
 VIEWS = ("image", "question", "neither", "labels")  # what is read in place of all features
-SPLITS = {"train": 0.6, "validation": 0.15, "test": 0.25}  # drawn where a table has none
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,20 +76,6 @@ class FittingData:
 
     def _of(self, table: ProfileTable) -> FittingData:
         return replace(self, table=table, means=SettingMeans.fit(table.subset("train")))
-
-
-def with_splits(table: ProfileTable, seed: int = 0) -> ProfileTable:
-    """The table with its own splits, or with drawn ones (60 / 15 / 25%) where it has none.
-
-    Raises:
-        DataError: there are too few samples for three sides.
-    """
-    if table.split is not None:
-        return table
-    try:
-        return table.with_splits(SPLITS, seed)
-    except ConfigError as error:
-        raise DataError(f"the table has no splits and they cannot be drawn: {error}") from error
 
 
 def viewed(features: Features, view: str, table: ProfileTable, labels: tuple[str, ...]) -> Features:

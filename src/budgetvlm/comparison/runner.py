@@ -13,7 +13,7 @@ from budgetvlm._version import __version__
 from budgetvlm.comparison.compare_options import CompareOptions
 from budgetvlm.comparison.comparison_records import CompareReport
 from budgetvlm.comparison.fits import FAILED, NO_FEATURES, OK, Cell, CellSpec, make_cell
-from budgetvlm.comparison.fitting_data import VIEWS, FittingData, viewed, with_splits
+from budgetvlm.comparison.fitting_data import VIEWS, FittingData, viewed
 from budgetvlm.comparison.roster import ALWAYS, ROSTER, Entry
 from budgetvlm.comparison.rows import comparison_rows
 from budgetvlm.errors import BudgetVLMError, ConfigError
@@ -39,7 +39,7 @@ def compare(
     """Compare policies on one split of a table.
 
     Args:
-        table: a profile table; where it has no splits they are drawn.
+        table: a profile table; where it has no splits they are drawn as training draws them.
         features: the features of its samples; without them only policies that read none are compared.
         options: see `CompareOptions`.
         cells_dir: where finished cells are kept and found again; None keeps nothing.
@@ -51,8 +51,11 @@ def compare(
         ConfigError: the options cannot work, two entries share a key, or the cells were made with other options or
             data.
     """
+    from budgetvlm.controller.training import with_splits
+
     options = options or CompareOptions()
     _check_keys(entries)
+    drawn = () if table.split else ("The table stores no splits; those that training draws are used.",)
     task = ComparisonTask.of(with_splits(table), features, options)
     directory = None if cells_dir is None else Path(cells_dir)
     if directory is not None:
@@ -66,7 +69,7 @@ def compare(
     return CompareReport(
         **common_fields(task.data, options.evaluation),
         options=asdict(options),
-        notes=tuple(_notes(task.data, cells)),
+        notes=(*drawn, *_notes(task.data, cells)),
         rows=comparison_rows(cells, task.data, options.evaluation),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,23 @@ class TrainedOn:
     def seen(self, sides: Collection[str] = FITTED) -> frozenset[str]:
         """Return the digests of some splits."""
         return frozenset().union(*(self.samples.get(side, frozenset()) for side in sides))
+
+    def with_splits(self, table: ProfileTable, who: str) -> ProfileTable:
+        """Return a table with the splits that training used, where it stores none; new samples are test samples.
+
+        ``who``: names the controller in the message. Raises DataError: none of its samples is known.
+        """
+        if table.split is not None:
+            return table
+        side_of = {digest: side for side, known in self.samples.items() for digest in known}
+        found = [next((side_of[one] for one in digests if one in side_of), None) for digests in _digests(table)]
+        if not any(found):
+            raise DataError(
+                f"the table stores no splits, and {who} was trained on none of its samples (or does not say on which), "
+                "so nothing tells which are held out. Give the table that it was trained on, or one with splits."
+            )
+        by_unit = {unit: side for unit, side in zip(table.units, found, strict=True) if side}
+        return replace(table, split=tuple(by_unit.get(unit, "test") for unit in table.units))
 
     def require_unseen(self, table: ProfileTable, split: str, who: str) -> None:
         """Refuse to measure a controller on samples that it was trained on.

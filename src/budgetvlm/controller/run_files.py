@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from budgetvlm._io import write_json
+from budgetvlm._io import time_text, write_json
 from budgetvlm.controller.checkpoint import BEST, LAST, controller_document
 from budgetvlm.controller.checkpoint_files import write_checkpoint
 from budgetvlm.controller.network import GRPOController
@@ -99,6 +99,6 @@ def figures_line(figures: Mapping[str, Any]) -> str:
     epoch = f"epoch {figures['epoch']:3d}  " if "epoch" in figures else ""
     return (
         f"{epoch}reward_mean {figures['reward_mean']:.4f} over all budgets and prices; over the budgets: accuracy_mean "
-        f"{figures['accuracy_mean']:.4f}  latency_mean {figures['latency_mean']:.2f} ms  violation_rate "
+        f"{figures['accuracy_mean']:.4f}  latency_mean {time_text(figures['latency_mean'])}  violation_rate "
         f"{figures['violation_rate']:.2%}  room_closed {room}"
     )

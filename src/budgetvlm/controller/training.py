@@ -25,6 +25,7 @@ from budgetvlm.controller.run_directory import open_output, origin_of, read_last
 from budgetvlm.controller.run_files import RunFiles, figures_line
 from budgetvlm.controller.training_options import TrainingConfig
 from budgetvlm.controller.training_run import MakeLoss, TrainingRun
+from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.features import Features
 from budgetvlm.table import ProfileTable
 
@@ -70,7 +71,7 @@ def train(
     Equal seeds give equal bits on one machine with one number of threads, also across an interruption and ``resume``.
 
     Args:
-        table: with splits, or they are drawn by ``config.train_split`` (by image where the table knows images).
+        table: with splits, or they are drawn, see `with_splits`.
         features: of the table's samples, in any order.
         output_dir: see the module.
         members: controllers that are trained and averaged; their seeds follow from ``config.seed``.
@@ -105,11 +106,17 @@ def train(
     return _result(run, directory, say)
 
 
-def with_splits(table: ProfileTable, config: TrainingConfig) -> ProfileTable:
-    """The table with the splits that training uses: its own, or drawn ones."""
+def with_splits(table: ProfileTable, config: TrainingConfig | None = None) -> ProfileTable:
+    """The table with the splits that training uses: its own, or drawn ones, which are the same for every seed.
+
+    A fifth is held out for testing where there are enough samples. Raises DataError: too few samples to split.
+    """
     if table.split is not None:
         return table
-    return table.with_splits({"train": config.train_split, "validation": 1 - config.train_split}, config.seed)
+    try:
+        return table.with_splits(table.shares_of_splits((config or TrainingConfig()).train_split))
+    except ConfigError as error:
+        raise DataError(f"the table has no splits and they cannot be drawn: {error}") from error
 
 
 def _train_and_save(run: TrainingRun, files: RunFiles, say: Say, progress: bool) -> None:

@@ -186,7 +186,8 @@ class TrainingConfig:
         feature_dim: reduce each feature to N principal components, fitted on the training split; None does not.
         guard_quantile: quantile of the training samples' latencies up to which a setting counts as within a budget.
         alpha: share of the requests that may break their budgets at run time; see `budgetvlm.guard.adaptive`.
-        train_split: share of training samples where the data stores no splits; the rest is for validation.
+        train_split: share of training samples among training and validation samples where the data stores no splits; a
+            fifth of all is held out for testing then.
         patience: epochs without a better validation reward before training stops; None, or 0 on the command line, never
             stops early.
         teachers: number of supervised networks whose mean prediction training starts from (see `distillation`); 0

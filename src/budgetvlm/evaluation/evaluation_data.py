@@ -17,7 +17,7 @@ from budgetvlm.policies import States
 from budgetvlm.policies.setting_means import SettingMeans
 from budgetvlm.table import ProfileTable
 
-HELD_OUT = 0.15  # of the training images, where the table has no validation split
+HELD_OUT = 0.15  # of the training units, where the table has no validation split
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,6 @@ class EvaluationData:
         evaluated = table.subset(options.split)
         test = complete_rows(evaluated, guard.measured)
         tuning = complete_rows(table.subset(tuning_split), guard.measured)
-        images = test.groups.get("image_id", test.sample_ids)
         return cls(
             train=train,
             tuning=tuning,
@@ -72,7 +71,7 @@ class EvaluationData:
             left_out=evaluated.num_samples - test.num_samples,
             means=means,
             guard=guard,
-            bootstrap=Bootstrap.draw(images, options.resamples, options.level, options.seed),
+            bootstrap=Bootstrap.draw(test.units, options.resamples, options.level, options.seed),
         )
 
     @cached_property
@@ -107,13 +106,13 @@ class EvaluationData:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Numbers of samples, images and settings."""
+        """Numbers of samples, units and settings."""
         return {
             "train_samples": self.train.num_samples,
             "tuning_samples": self.tuning.num_samples,
             "evaluated_samples": self.test.num_samples,
             "evaluated_timed": int(timed_rows(self.test).sum()),
-            "evaluated_images": self.bootstrap.num_images,
+            "evaluated_units": self.bootstrap.num_units,
             "left_out_incomplete": self.left_out,
             "settings": int(self.guard.measured.sum()),
         }
@@ -136,10 +135,10 @@ def complete_rows(table: ProfileTable, measured: np.ndarray) -> ProfileTable:
 
 
 def learning_part(table: ProfileTable, seed: int = 0) -> ProfileTable:
-    """Training and validation samples; the latter are taken from the training images where there are none.
+    """Training and validation samples; the latter are taken from the training units where there are none.
 
     Raises:
-        DataError: there are no training samples, or they share a single image.
+        DataError: there are no training samples, or they share a single unit.
     """
     split = np.array(table.split)
     train = table.subset("train")

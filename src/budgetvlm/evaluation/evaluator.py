@@ -184,6 +184,7 @@ def common_fields(data: EvaluationData, options: EvaluationOptions) -> dict[str,
     """The fields of a `HeldOutReport`, without its options."""
     return {
         "split": options.split,
+        "unit": data.test.unit_name,
         "counts": data.counts,
         "latency_reference_ms": data.means.reference_ms,
         "full_accuracy": data.full_accuracy,

@@ -1,8 +1,8 @@
-"""Bootstrap intervals over images: samples that share an image are drawn together.
+"""Bootstrap intervals over units (images, documents; see `ProfileTable.unit`): a unit's samples are drawn together.
 
 Numbers that have an interval are arrays ``[1 + R, ...]``: the number itself, then what it is in every resample, so
 that arithmetic with them is paired by resample.
-Shapes: S samples, I images, R resamples; "..." stands for any number of quantities.
+Shapes: S samples, I units, R resamples; "..." stands for any number of quantities.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from budgetvlm.errors import DataError
 from budgetvlm.evaluation.records import Estimate
 
 
@@ -22,36 +23,45 @@ def ratio(number: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Bootstrap:
-    """R resamples of I images, drawn once, so that everything that is computed with them is paired.
+    """R resamples of I units, drawn once, so that everything that is computed with them is paired.
 
     Attributes:
-        image: the number of each sample's image, int64 ``[S]``.
-        weights: how often each image was drawn, float64 ``[R, I]``.
+        unit: the number of each sample's unit, int64 ``[S]``.
+        weights: how often each unit was drawn, float64 ``[R, I]``.
         level: the level of the intervals, in (0, 1).
     """
 
-    image: np.ndarray
+    unit: np.ndarray
     weights: np.ndarray
     level: float = 0.95
 
     @classmethod
-    def draw(cls, images: Sequence[str], resamples: int = 1000, level: float = 0.95, seed: int = 0) -> Bootstrap:
-        """Draw I of I images with replacement, R times; ``images`` names each sample's image, ``[S]``."""
-        _, image = np.unique(np.asarray(images), return_inverse=True)
-        count = int(image.max()) + 1
+    def draw(cls, units: Sequence[str], resamples: int = 1000, level: float = 0.95, seed: int = 0) -> Bootstrap:
+        """Draw I of I units with replacement, R times; ``units`` names each sample's unit, ``[S]``.
+
+        Raises DataError: there is one unit alone, which can be no sample of anything.
+        """
+        _, unit = np.unique(np.asarray(units), return_inverse=True)
+        count = int(unit.max()) + 1
+        if count < 2:
+            raise DataError(
+                f"all {len(units)} evaluated samples belong to one group ({units[0]}), so nothing tells how far its "
+                "figures would carry; measure another group, or give the label of smaller ones with --groups "
+                "(sample_id: each sample by itself)"
+            )
         draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
-        return cls(image.reshape(-1), draws.astype(np.float64), level)
+        return cls(unit.reshape(-1), draws.astype(np.float64), level)
 
     @property
-    def num_images(self) -> int:
+    def num_units(self) -> int:
         return self.weights.shape[1]
 
     def means(self, values: np.ndarray) -> np.ndarray:
         """Mean over the samples of each resample: ``[S]`` or ``[S, P]`` -> ``[R]`` or ``[R, P]``."""
-        size = np.bincount(self.image, minlength=self.num_images).astype(np.float64)
+        size = np.bincount(self.unit, minlength=self.num_units).astype(np.float64)
         flat = values.reshape(len(values), -1).astype(np.float64)
-        sums = np.zeros((self.num_images, flat.shape[1]))
-        np.add.at(sums, self.image, flat)
+        sums = np.zeros((self.num_units, flat.shape[1]))
+        np.add.at(sums, self.unit, flat)
         means = (self.weights @ sums) / (self.weights @ size)[:, None]
         return means.reshape(len(self.weights), *values.shape[1:])
 

@@ -14,7 +14,7 @@ def readable_labels(table: ProfileTable) -> dict[str, tuple[str, ...]]:
     found = {}
     for label, values in table.groups.items():
         names = tuple(sorted(set(values), key=natural))
-        if label not in BOOKKEEPING and 1 < len(names) <= MOST_VALUES:
+        if label not in (*BOOKKEEPING, table.unit) and 1 < len(names) <= MOST_VALUES:
             found[label] = names
     return found
 

@@ -12,7 +12,7 @@ import typing
 from dataclasses import dataclass
 from typing import Any
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,8 @@ class HeldOutReport:
 
     Attributes:
         split: where policies were measured.
-        counts: numbers of samples by split and of images, of evaluated samples left out as incomplete, and of those
+        unit: what a unit is called whose samples are drawn together for the intervals: "image", "document", "sample".
+        counts: numbers of samples by split and of units, of evaluated samples left out as incomplete, and of those
             that were timed; violations are counted over the timed ones (over all if none was).
         latency_reference_ms: the full setting's median latency on the training samples.
         full_accuracy: of the full setting on the evaluated split.
@@ -171,6 +172,7 @@ class HeldOutReport:
     """
 
     split: str
+    unit: str
     counts: dict[str, int]
     latency_reference_ms: float
     full_accuracy: float

@@ -9,7 +9,16 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
-from budgetvlm.evaluation.records import AtAccuracy, AtBudget, AtMeanBudget, Estimate, EvaluationReport, PolicyFigures
+from budgetvlm._io import time_text
+from budgetvlm.evaluation.records import (
+    AtAccuracy,
+    AtBudget,
+    AtMeanBudget,
+    Estimate,
+    EvaluationReport,
+    HeldOutReport,
+    PolicyFigures,
+)
 
 MAX_SETTINGS = 3
 WIDTH = 128  # what the widest table needs; a narrower terminal wraps lines rather than losing digits
@@ -38,12 +47,13 @@ def add_policy(table: Table, result: PolicyFigures, cells: Iterable[str], *, end
     table.add_row(result.full_name, *cells, style=style, end_section=end_section)
 
 
-def sample_counts(counts: dict[str, int], split: str, full_accuracy: float, reference_ms: float) -> str:
+def sample_counts(report: HeldOutReport) -> str:
     """One sentence about the evaluated samples and one about the full setting."""
+    counts, unit = report.counts, report.unit
+    units = "" if unit == "sample" else f" of {counts['evaluated_units']} {unit}s"
     return (
-        f"{counts['evaluated_samples']} samples of {counts['evaluated_images']} images, split {split}; "
-        f"{counts['settings']} settings. Full setting: accuracy {100 * full_accuracy:.1f}%, median {reference_ms:.1f} "
-        "ms."
+        f"{counts['evaluated_samples']} samples{units}, split {report.split}; {counts['settings']} settings. Full "
+        f"setting: accuracy {100 * report.full_accuracy:.1f}%, median {time_text(report.latency_reference_ms)}."
     )
 
 
@@ -52,7 +62,7 @@ def tables(report: EvaluationReport) -> RenderableType:
     return Group(
         _heading(report),
         accuracy_table(report),
-        _by_budget("Latency under a budget: mean / P50 / P95 (ms)", report, _latency),
+        _by_budget("Latency under a budget: mean / P50 / P95", report, _latency),
         _by_budget("Requests over the budget (%)", report, lambda at: _percent(at.violation_rate)),
         room_table(report),
         mean_budget_table(report.policies),
@@ -66,9 +76,8 @@ def _heading(report: EvaluationReport) -> str:
     predicted = counts["evaluated_samples"] - counts["evaluated_timed"]
     over = f"the {counts['evaluated_timed']} that were timed" if counts["evaluated_timed"] else "predicted latencies"
     note = f"Latency of {predicted} samples is predicted, not timed; violations are those of {over}.\n"
-    said = sample_counts(counts, report.split, report.full_accuracy, report.latency_reference_ms)
-    level = f"Intervals: {100 * report.options['level']:.0f}%, over images."
-    return f"{said} {level}\n{note if predicted else ''}"
+    level = f"Intervals: {100 * report.options['level']:.0f}%, over {report.unit}s."
+    return f"{sample_counts(report)} {level}\n{note if predicted else ''}"
 
 
 def accuracy_table(report: EvaluationReport) -> Table:
@@ -103,7 +112,7 @@ def mean_budget_table(results: Sequence[PolicyFigures]) -> Table:
     results = [result for result in results if result.at_mean_budget]
     budgets = results[0].at_mean_budget if results else ()
     title = "Accuracy at a mean budget (%), no request having a budget of its own; points over the best blind mix"
-    table = new_table(title, [f"{at.budget_ms:.4g} ms\non average" for at in budgets])
+    table = new_table(title, [f"{time_text(at.budget_ms)}\non average" for at in budgets])
     for result in results:
         add_policy(table, result, map(_at_mean_budget, result.at_mean_budget))
     return table
@@ -148,7 +157,7 @@ def _setting(at: AtBudget, rank: int) -> str:
 
 
 def _budget(at: AtBudget) -> str:
-    return f"{at.budget_ms:.1f} ms\n({at.budget_share:g} x full)"
+    return f"{time_text(at.budget_ms)}\n({at.budget_share:.3g} x full)"
 
 
 def half_width(number: Estimate) -> float:
@@ -176,14 +185,14 @@ def _share(number: Estimate | None) -> str:
 
 
 def _latency(at: AtBudget) -> str:
-    return "/".join(f"{ms:.3g}" for ms in (at.mean_ms.value, at.p50_ms, at.p95_ms))
+    return time_text(at.mean_ms.value, at.p50_ms, at.p95_ms, between="/")
 
 
 def _at_accuracy(at: AtAccuracy) -> str:
     if at.latency_ms is None:
         return "not reached"
     slower = at.saved and Estimate(-at.saved.value, -at.saved.high, -at.saved.low)
-    return _with_change(f"{at.latency_ms.value:.1f} ms", slower, "{:+.0f}% ±{:.0f}")
+    return _with_change(time_text(at.latency_ms.value), slower, "{:+.0f}% ±{:.0f}")
 
 
 def _with_change(text: str, change: Estimate | None, form: str) -> str:

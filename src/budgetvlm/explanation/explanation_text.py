@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from budgetvlm._io import time_text
 from budgetvlm.explanation.explanation_records import Explanation
 from budgetvlm.explanation.surrogate import Surrogate
 
@@ -21,4 +22,5 @@ def tree_text(tree: Surrogate) -> str:
 def _render(template: str, found: Explanation | Surrogate) -> str:
     loader = PackageLoader("budgetvlm.explanation")
     environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["time"] = time_text
     return environment.get_template(template).render(found=found).rstrip("\n")

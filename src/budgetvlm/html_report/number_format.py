@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from budgetvlm._io import time_text
 from budgetvlm.evaluation.records import Estimate
 
 UNKNOWN = "–"
@@ -15,8 +16,8 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 
 def milliseconds(time_ms: float | None) -> str:
-    """A time, with three digits below one millisecond."""
-    return UNKNOWN if time_ms is None else f"{time_ms:.3g} ms" if time_ms < 1 else f"{time_ms:.1f} ms"
+    """A time with its unit."""
+    return UNKNOWN if time_ms is None else time_text(time_ms)
 
 
 def decimal(value: float | None, digits: int = 1) -> str:

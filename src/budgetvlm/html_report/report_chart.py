@@ -206,4 +206,4 @@ def _line_rows(figure: Figure) -> Iterator[tuple[str, ...]]:
 
 
 def _text(value: Number) -> str:
-    return "–" if value is None else f"{value:.4g}"
+    return "–" if value is None else f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from budgetvlm._io import time_numbers, time_text, time_unit
 from budgetvlm.comparison.comparison_records import CompareReport
 from budgetvlm.evaluation.policy_styles import GREY, POLICY_STYLES, ROLE_COLOURS, WITH_INTERVAL
 from budgetvlm.evaluation.records import Estimate, EvaluationReport, PolicyResult
@@ -24,9 +25,11 @@ def comparison_charts(report: CompareReport) -> tuple[ReportChart, ReportChart]:
             gains[name] = colour, row.room.accuracy_gain
         if row.first_latency is not None:
             times[name] = colour, row.first_latency
+    unit, scale = time_unit(max((found.value for _, found in times.values()), default=0.0))
+    without = f"mean latency ({unit}), without a budget"
     return (
         _bars_of("comparison_gain", "Everything that was compared", gains, 100, "points over the lookup table"),
-        _bars_of("comparison_latency", f"Mean latency at {target}", times, 1, "mean latency (ms), without a budget"),
+        _bars_of("comparison_latency", f"Mean latency at {target}", times, scale, without),
     )
 
 
@@ -41,7 +44,8 @@ def _bars_of(key: str, title: str, found: dict[str, tuple[str, Estimate]], scale
 def budget_curve(result: PolicyResult, shares: list[Estimate], notes: list[str] | None = None) -> list[Scatter]:
     """A policy's line of a share at each budget in %, with its interval where the policy's is drawn."""
     interval = [(100 * share.low, 100 * share.high) for share in shares] if result.name in WITH_INTERVAL else []
-    x, y = [at.budget_ms for at in result.at_budget], [100 * share.value for share in shares]
+    _, scale = time_unit(result.at_budget[-1].budget_ms)
+    x, y = [scale * at.budget_ms for at in result.at_budget], [100 * share.value for share in shares]
     return curve(result.name, x, y, POLICY_STYLES[result.name], interval, notes or [])
 
 
@@ -54,12 +58,17 @@ def _under_budget(evaluation: EvaluationReport) -> ReportChart:
     traces: list[Scatter] = []
     for result in _drawn(evaluation):
         at = result.at_budget
-        notes = [f"{a.budget_share:g} × full; ±{50 * (a.accuracy.high - a.accuracy.low):.1f}" for a in at]
+        notes = [f"{a.budget_share:.3g} × full; ±{50 * (a.accuracy.high - a.accuracy.low):.1f}" for a in at]
         traces += budget_curve(result, [a.accuracy for a in at], notes) if at else []
     level = (100 * evaluation.full_accuracy, "full setting, whatever the budget")
-    figure = line_figure(traces, "budget for each request (ms, × the full setting's median)",
+    budgets = evaluation.policies[0].at_budget
+    unit, scale = time_unit(budgets[-1].budget_ms)
+    figure = line_figure(traces, f"budget for each request ({unit}, × the full setting's median)",
                          "accuracy (%)", level)  # fmt: skip
-    ticks = {at.budget_ms: f"{at.budget_ms:.3g}<br>{at.budget_share:g}×" for at in evaluation.policies[0].at_budget}
+    numbers, _ = time_numbers(*(at.budget_ms for at in budgets))
+    ticks = {
+        scale * at.budget_ms: f"{number}<br>{at.budget_share:.3g}×" for at, number in zip(budgets, numbers, strict=True)
+    }
     figure.update_xaxes(tickvals=list(ticks), ticktext=list(ticks.values()))
     return ReportChart("accuracy_under_budget", "Accuracy under a budget", figure, _gain_text(evaluation))
 
@@ -78,16 +87,17 @@ def _gain_text(evaluation: EvaluationReport) -> str:
 
 def _at_equal_accuracy(evaluation: EvaluationReport) -> ReportChart:
     full = evaluation.statics[-1]
+    unit, scale = time_unit(max(point.latency_ms for point in evaluation.statics))
     traces = [
-        _static_points(evaluation),
-        Scatter(name="full setting", x=[full.latency_ms], y=[100 * full.accuracy], mode="markers",
+        _static_points(evaluation, scale),
+        Scatter(name="full setting", x=[scale * full.latency_ms], y=[100 * full.accuracy], mode="markers",
                 marker={"color": GREY, "size": 14, "symbol": "star"}),
     ]  # fmt: skip
     for result in _drawn(evaluation):
         if result.frontier:
-            x, y = zip(*((p.latency_ms, 100 * p.accuracy) for p in result.vertices), strict=True)
+            x, y = zip(*((scale * p.latency_ms, 100 * p.accuracy) for p in result.vertices), strict=True)
             traces += curve(result.name, x, y, POLICY_STYLES[result.name])
-    figure = line_figure(traces, "mean latency (ms)", "accuracy (%)")
+    figure = line_figure(traces, f"mean latency ({unit})", "accuracy (%)")
     note = f"no budget; the price of a millisecond varies{_saving_text(evaluation)}"
     return ReportChart("latency_at_accuracy", "Mean latency at equal accuracy", figure, note)
 
@@ -100,20 +110,20 @@ def _saving_text(evaluation: EvaluationReport) -> str:
     at = mine.at_accuracy[0]
     if at.saved is None:
         return ""
+    times = time_text(blind.first_latency.value, mine.first_latency.value, between=" → ")
     return (
-        f"; controller at {100 * at.accuracy_share:g}% of the full accuracy: {blind.first_latency.value:.1f} → "
-        f"{mine.first_latency.value:.1f} ms, {-100 * at.saved.value:+.0f}% "
+        f"; controller at {100 * at.accuracy_share:g}% of the full accuracy: {times}, {-100 * at.saved.value:+.0f}% "
         f"[{-100 * at.saved.high:+.0f}, {-100 * at.saved.low:+.0f}]"
     )
 
 
-def _static_points(evaluation: EvaluationReport) -> Scatter:
+def _static_points(evaluation: EvaluationReport, scale: float) -> Scatter:
     """One point for each setting, with the values of its knobs under the cursor if all settings were measured."""
     statics, settings = evaluation.statics, evaluation.options.get("settings") or []
     names = [", ".join(f"{name}={value:g}" for name, value in setting.items()) for setting in settings]
     known = len(names) == len(statics)
     return Scatter(
-        name="single settings", x=[p.latency_ms for p in statics], y=[100 * p.accuracy for p in statics],
+        name="single settings", x=[scale * p.latency_ms for p in statics], y=[100 * p.accuracy for p in statics],
         mode="markers", marker={"color": GREY, "size": 6}, text=names if known else None,
         hovertemplate=f"%{{x:.4g}}, %{{y:.4g}}{'<br>%{text}' if known else ''}<extra>%{{fullData.name}}</extra>",
     )  # fmt: skip

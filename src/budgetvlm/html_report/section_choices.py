@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from budgetvlm._io import time_text
 from budgetvlm.evaluation.labels import readable_labels
 from budgetvlm.html_report.controller_choices import ControllerChoices, value_shares
 from budgetvlm.html_report.report_chart import ReportChart, ReportSection, bar_figure, bars, heat_figure, shades
@@ -41,7 +42,7 @@ def moving_knobs(space: KnobSpace) -> tuple[str, ...]:
 def _knob_chart(found: ControllerChoices, knob: str) -> ReportChart:
     everything = np.ones(found.table.num_samples, dtype=bool)
     shares = [value_shares(found, knob, everything, p) for p in range(len(found.shares))]  # [P][values]
-    values, budgets = found.table.knob_space.values(knob), [f"{b:.0f} ms" for b in found.budgets_ms]
+    values, budgets = found.table.knob_space.values(knob), [time_text(b) for b in found.budgets_ms]
     traces = [
         bars(f"{value:g}", budgets, [100 * share for share in column], colour)
         for value, column, colour in zip(values, zip(*shares, strict=True), shades(len(values)), strict=True)
@@ -58,7 +59,7 @@ def _group_map(found: ControllerChoices) -> ReportChart:
         [100 * share for knob in knobs for share in value_shares(found, knob, rows, middle)]
         for rows in found.groups.values()
     ]
-    budget = f"{found.budgets_ms[middle]:.0f} ms ({found.shares[middle]:g} × full)"
+    budget = f"{time_text(found.budgets_ms[middle])} ({found.shares[middle]:g} × full)"
     figure = heat_figure(columns, list(found.groups), cells, "%", digits=0)
     note = "% of the group's samples; each knob's values add up to 100"
     return ReportChart("chosen_by_group", f"What is chosen for which group, at {budget}", figure, note)
@@ -115,13 +116,12 @@ def pick_samples(table: ProfileTable, each: int = 3) -> list[PickedSample]:
 
 
 def _varied(table: ProfileTable, rows: Sequence[int], count: int) -> list[int]:
-    """The first rows whose image and labels are new; any rows where these run out."""
+    """The first rows whose unit and labels are new; any rows where these run out."""
     labels = [table.groups[name] for name in readable_labels(table)]
-    images = table.groups.get("image_id", table.sample_ids)
     taken: list[int] = []
     seen: set[object] = set()
     for row in rows:
-        marks: set[object] = {("image", images[row])}
+        marks: set[object] = {("unit", table.units[row])}
         if labels:
             marks.add(("labels", *(label[row] for label in labels)))
         if not marks & seen:
@@ -143,7 +143,7 @@ def sample_card(choices: ControllerChoices, row: int, picture: SamplePicture) ->
         mark = "✓" if found.accuracy[0, p, row] >= 0.5 else "✗"
         took, budget = float(found.latency_ms[0, p, row]), choices.budgets_ms[p]
         setting = _short(table.knob_space, int(found.chosen[0, p, row]))
-        lines.append(f"{budget:.0f} ms: {setting} {mark} {took:.0f} ms{', late' if took > budget else ''}")
+        lines.append(f"{time_text(budget)}: {setting} {mark} {time_text(took)}{', late' if took > budget else ''}")
     labels = " · ".join(table.groups[label][row] for label in readable_labels(table))
     return SampleCard(picture, labels or table.sample_ids[row], tuple(lines))
 

@@ -7,6 +7,7 @@ from itertools import combinations
 
 import numpy as np
 
+from budgetvlm._io import time_unit
 from budgetvlm.evaluation.policy_styles import BLUE, ORANGE, PolicyStyle
 from budgetvlm.html_report.report_chart import (
     LARGER_IS_BETTER,
@@ -22,21 +23,25 @@ from budgetvlm.html_report.report_inputs import ReportInputs
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.policies.setting_means import column_means
 
-# what -> unit, colour of a line, colours of a heat map
-MEASURES = {"accuracy": ("%", ORANGE, LARGER_IS_BETTER), "latency": ("ms", BLUE, SMALLER_IS_BETTER)}
+# what -> colour of a line, colours of a heat map
+MEASURES = {"accuracy": (ORANGE, LARGER_IS_BETTER), "latency": (BLUE, SMALLER_IS_BETTER)}
 
 
 def coupling(inputs: ReportInputs) -> ReportSection:
     """Heat maps of pairs of knobs, or lines of a single knob."""
     table = inputs.table.subset(inputs.evaluation.split)
-    means = {"accuracy": 100 * column_means(table.accuracy), "latency": column_means(table.latency_ms)}
+    latency_ms = column_means(table.latency_ms)
+    unit, scale = time_unit(float(np.nanmax(latency_ms)))
+    means, units = {"accuracy": 100 * column_means(table.accuracy), "latency": scale * latency_ms}, ("%", unit)
     space = table.knob_space
     moving = [name for name in space.names if len(space.values(name)) > 1]
     pairs = list(combinations(moving, 2))
     if len(moving) == 1:
-        charts = [tuple(_lines(space, moving[0], what, means[what]) for what in MEASURES)]
+        charts = [tuple(_lines(space, moving[0], *of, means[of[0]]) for of in zip(MEASURES, units, strict=True))]
     else:
-        charts = [tuple(_map(space, pair, what, means[what]) for what in MEASURES) for pair in pairs]
+        charts = [
+            tuple(_map(space, pair, *of, means[of[0]]) for of in zip(MEASURES, units, strict=True)) for pair in pairs
+        ]
     values = {"moving": moving, "interactions": list(_interactions(space, pairs, **means))}
     return ReportSection("coupling", "How the knobs act together", tuple(charts), values)
 
@@ -45,9 +50,9 @@ def _known(value: float) -> Number:
     return None if np.isnan(value) else float(value)
 
 
-def _map(space: KnobSpace, pair: tuple[str, str], what: str, means: np.ndarray) -> ReportChart:
+def _map(space: KnobSpace, pair: tuple[str, str], what: str, unit: str, means: np.ndarray) -> ReportChart:
     """Columns: values of the first knob; rows: of the second."""
-    unit, _, scale = MEASURES[what]
+    _, scale = MEASURES[what]
     columns, rows = (space.values(name) for name in pair)
     full = dict(space.full)
     cells = [[_known(means[space.index({**full, pair[0]: x, pair[1]: y})]) for x in columns] for y in rows]
@@ -56,8 +61,8 @@ def _map(space: KnobSpace, pair: tuple[str, str], what: str, means: np.ndarray) 
     return ReportChart(f"coupling_{what}_{pair[0]}_{pair[1]}", title, figure, "others at their largest")
 
 
-def _lines(space: KnobSpace, knob: str, what: str, means: np.ndarray) -> ReportChart:
-    unit, colour, _ = MEASURES[what]
+def _lines(space: KnobSpace, knob: str, what: str, unit: str, means: np.ndarray) -> ReportChart:
+    colour, _ = MEASURES[what]
     full, values = dict(space.full), space.values(knob)
     y = [_known(means[space.index({**full, knob: value})]) for value in values]
     traces = curve(what, [float(v) for v in values], y, PolicyStyle(colour, "solid", 3.0, "circle"))

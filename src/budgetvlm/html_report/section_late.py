@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from budgetvlm._io import time_text, time_unit
 from budgetvlm.evaluation.labels import natural
 from budgetvlm.evaluation.policy_styles import GREY, ORANGE, PolicyStyle
 from budgetvlm.evaluation.records import EvaluationReport
@@ -50,7 +51,8 @@ def _by_budget(evaluation: EvaluationReport) -> ReportChart:
         if result is not None and result.at_budget:
             traces += budget_curve(result, [a.violation_rate for a in result.at_budget])
     timed = evaluation.counts.get("evaluated_timed")
-    figure = line_figure(traces, "budget (ms)", "requests over the budget (%)")
+    unit, _ = time_unit(evaluation.policies[0].at_budget[-1].budget_ms)
+    figure = line_figure(traces, f"budget ({unit})", "requests over the budget (%)")
     note = f"over {timed} timed samples" if timed else "predicted latencies"
     return ReportChart("late_by_budget", "Late by budget", figure, note)
 
@@ -60,7 +62,7 @@ def _by_group(choices: ControllerChoices) -> tuple[ReportChart, ReportChart]:
     everything = {"all": np.ones(choices.table.num_samples, dtype=bool)} | choices.groups
     timed = {name: int((rows & choices.timed).sum()) for name, rows in everything.items()}
     few = any(0 < count < SMALL for count in timed.values())
-    budgets = [f"{b:.0f} ms" for b in choices.budgets_ms]
+    budgets = [time_text(b) for b in choices.budgets_ms]
     late_figure = heat_figure(
         budgets,
         [f"{name} ({count})" for name, count in timed.items() if count],

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from budgetvlm._io import time_text
 from budgetvlm.evaluation.policy_styles import COLOUR_CYCLE, ORANGE, PolicyStyle
 from budgetvlm.html_report.report_chart import ReportChart, ReportSection, Scatter, bar_figure, bars, curve, line_figure
 from budgetvlm.html_report.report_inputs import ReportInputs
@@ -79,5 +80,5 @@ def _histogram(live: Mapping[str, Any]) -> ReportChart | None:
     counts, edges = np.histogram(times, bins=BINS, range=(0.0, float(p99)))
     names = [f"{(a + b) / 2:.2f}" for a, b in pairwise(edges)]
     figure = bar_figure([bars("requests", names, (100 * counts / len(times)).tolist(), ORANGE)], "ms", "requests (%)")
-    note = f"p50 {p50:.2f} ms, p99 {p99:.2f} ms; beyond p99 not drawn"
+    note = f"p50 {time_text(p50)}, p99 {time_text(p99)}; beyond p99 not drawn"
     return ReportChart("overhead_histogram", "Features, controller and guard in each live request", figure, note)

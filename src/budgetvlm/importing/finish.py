@@ -30,6 +30,7 @@ class FinishOptions:
         model_path: instead of a file: the model to extract them with, from the data set.
         task: data set that the sample ids are of; the table then has its ids and its images'. None: not asked.
         split: of the data set, where samples are numbered by their index in it.
+        groups: the label whose samples belong together, see `ProfileTable.unit`; None: images where they are known.
         train_split, test_split, seed: of the splits; see `budgetvlm.profiling.prepare.splits.assign_splits`.
         overwrite: replace what is there.
     """
@@ -39,8 +40,9 @@ class FinishOptions:
     model_path: str | None = None
     task: TaskOptions | None = None
     split: str | None = None
+    groups: str | None = None
     train_split: float = 0.8
-    test_split: float = 0.0
+    test_split: float | None = None
     seed: int = 0
     overwrite: bool = False
     feature_batch_size: int = 32
@@ -54,7 +56,7 @@ class FinishOptions:
             problems.append("features come from --features or from --model_path, not from both")
         if self.model_path is not None and self.task is None:
             problems.append("--model_path needs --dataset_name")
-        if not 0 < self.train_split < 1 or not 0 <= self.test_split < 1:
+        if not 0 < self.train_split < 1 or not 0 <= (self.test_split or 0.0) < 1:
             problems.append(f"train_split={self.train_split} and test_split={self.test_split} have to be shares")
         if problems:
             raise ConfigError("cannot import: " + "; ".join(problems))
@@ -91,6 +93,7 @@ def finish(
         )  # fmt: skip
     elif options.features is not None:
         features = read_features(options.features).aligned(table.sample_ids)
+    table = table.grouped_by(options.groups) if options.groups else table
     table = assign_splits(table, options.train_split, options.test_split, options.seed)
     if features is not None:
         features.save(options.features_path)

@@ -172,8 +172,8 @@ class _Preparation:
         test_split = options.test_split
         if test_split is None:
             test_split = read_document(path).get("split_options", {}).get("test_split")
-        table = assign_splits(prepared.table, options.train_split, test_split, options.seed)
-        if table.split == prepared.table.split:
+        table = assign_splits(self._grouped(prepared.table), options.train_split, test_split, options.seed)
+        if (table.split, table.unit) == (prepared.table.split, prepared.table.unit):
             self.say(f"using the data in {path} ({table.num_samples} samples); --force_recompute makes it anew")
             return prepared
         self.say(f"using the data in {path} with new splits")
@@ -183,7 +183,7 @@ class _Preparation:
         """Hold back what calibration needs, draw the splits, and say which of them the data set did not bring."""
         options = self.options
         table, note = hold_back(table, self._open_task(table), options.calibration_samples)
-        table = assign_splits(table, options.train_split, options.test_split, options.seed)
+        table = assign_splits(self._grouped(table), options.train_split, options.test_split, options.seed)
         table = replace(table, metadata={**table.metadata, "model_fingerprint": self.source["model"]})
         if note:
             self.say(note)
@@ -196,6 +196,11 @@ class _Preparation:
                 "hold some out with --test_split"
             )
         return table
+
+    def _grouped(self, table: ProfileTable) -> ProfileTable:
+        """The table without its splits, with the groups that the options name."""
+        table = replace(table, split=None)
+        return table.grouped_by(self.options.groups) if self.options.groups else table
 
     def _check_model(self, table: ProfileTable) -> None:
         """Check the weights against those of the results, where these say which they are of."""

@@ -23,9 +23,11 @@ class PrepareOptions:
         task: data set that was profiled.
         model_path: directory of the model, or the bundled "reference"; if not given, that which the results name.
         output_data_path: file to write; features and table go beside it.
+        groups: label whose samples belong together, so that no split and no interval parts them, for example a
+            document; if not given, the samples of an image.
         train_split: share of the training samples among training and validation samples.
-        test_split: share of the images that are held out where the data set has no test split; if not given, a fifth,
-            or half of its validation split.
+        test_split: share of the images (or groups) that are held out where the data set has no test split; if not
+            given, a fifth, or half of its validation split.
         calibration_samples: number of samples that are left out, for calibration; if not given, 50 where the data set
             has no others, and fewer of a small one.
         latency_fill: what becomes of latencies that exp6 did not measure: "model" predicts samples (and cells left out
@@ -40,6 +42,7 @@ class PrepareOptions:
     task: TaskOptions = field(default_factory=TaskOptions)
     model_path: str | None = None
     output_data_path: Path = Path("data/controller_training_data.json")
+    groups: str | None = None
     train_split: float = 0.8
     test_split: float | None = None
     calibration_samples: int | None = None

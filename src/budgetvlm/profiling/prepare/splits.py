@@ -8,32 +8,30 @@ from typing import Any
 
 from budgetvlm._io import first_few
 from budgetvlm.errors import ConfigError, DataError
-from budgetvlm.table import SPLITS, ProfileTable, draw_splits
+from budgetvlm.table import LEAST_UNITS, SPLITS, ProfileTable, draw_splits
 
-TEST_SHARE, LEAST_IMAGES = 0.2, 10  # that is held out unasked, and of how many images at least
 TASK_SPLIT = "split"  # the label by which a sweep over several splits says where a sample comes from
 
 
 def assign_splits(table: ProfileTable, train_split: float, test_split: float | None, seed: int) -> ProfileTable:
-    """Give the table splits, by image where images are known.
+    """Give the table splits, by its units.
 
     Splits of the task are kept where the samples come from several: test stays test, and train and validation stay
     as they are if both are there. All else is drawn.
 
     Args:
         train_split: share of train in train and validation together.
-        test_split: share of the images that is held out; 0 for none. None: `TEST_SHARE` where there are `LEAST_IMAGES`
-            and no test split, and half of the validation split where the task has that.
+        test_split: share of the units that is held out; 0 for none. None: as `ProfileTable.shares_of_splits` says, and
+            half of the validation split where the task has that.
 
     Raises:
         ConfigError: a share that cannot work or leaves a side empty, or a test split beside that of the task.
         DataError: a split that is unknown.
     """
     given = table.groups.get(TASK_SPLIT, ())
-    units = table.groups.get("image_id", table.sample_ids)
+    units = table.units
     if len(set(given)) < 2:
-        automatic = TEST_SHARE if len(set(units)) >= LEAST_IMAGES else 0.0
-        return table.with_splits(_fractions(train_split, automatic if test_split is None else test_split), seed)
+        return table.with_splits(table.shares_of_splits(train_split, test_split), seed)
     unknown = set(given) - set(SPLITS)
     if unknown:
         raise DataError(f"field groups.split has unknown splits {first_few(unknown)}; known are {', '.join(SPLITS)}")
@@ -42,10 +40,10 @@ def assign_splits(table: ProfileTable, train_split: float, test_split: float | N
             f"test_split={test_split} cannot be drawn: the samples come from the task's own splits "
             f"({', '.join(sorted(set(given)))}), which are kept. Leave test_split at 0."
         )
-    kept, fractions = {"test"}, _fractions(train_split, test_split or 0.0)
+    kept, fractions = {"test"}, table.shares_of_splits(train_split, test_split or 0.0)
     if {"train", "validation"} <= set(given):
         held_out = {unit for unit, side in zip(units, given, strict=True) if side == "validation"}
-        if "test" in given or test_split is not None or len(held_out) < LEAST_IMAGES:
+        if "test" in given or test_split is not None or len(held_out) < LEAST_UNITS:
             return replace(table, split=given)
         kept, fractions = {"train"}, {"validation": 0.5, "test": 0.5}
     rest = [unit for unit, side in zip(units, given, strict=True) if side not in kept]
@@ -57,17 +55,9 @@ def assign_splits(table: ProfileTable, train_split: float, test_split: float | N
 
 
 def describe_splits(table: ProfileTable) -> dict[str, Any]:
-    """Count the samples (and images) of each split."""
+    """Count the samples and units of each split; a unit by its name: "images", "documents"."""
     assert table.split is not None
-    images = table.groups.get("image_id")
-    sides = Counter(table.split)
-    counts: dict[str, Any] = {"samples": {name: sides[name] for name in SPLITS if sides[name]}}
-    if images is not None:
-        pairs = Counter(side for side, _ in set(zip(table.split, images, strict=True)))
-        counts["images"] = {name: pairs[name] for name in SPLITS if pairs[name]}
-    return {"by": "sample" if images is None else "image", **counts}
-
-
-def _fractions(train_split: float, test_split: float) -> dict[str, float]:
-    rest = 1 - test_split
-    return {"train": train_split * rest, "validation": (1 - train_split) * rest, "test": test_split}
+    counted = {"samples": Counter(table.split)}
+    counted[f"{table.unit_name}s"] = Counter(side for side, _ in set(zip(table.split, table.units, strict=True)))
+    sides = {what: {name: found[name] for name in SPLITS if found[name]} for what, found in counted.items()}
+    return {"by": table.unit_name, **sides}
