@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
-from budgetvlm._io import time_text
+from budgetvlm._io import time_text, time_unit
 from budgetvlm.evaluation.records import (
     AtAccuracy,
     AtBudget,
@@ -62,7 +62,7 @@ def tables(report: EvaluationReport) -> RenderableType:
     return Group(
         _heading(report),
         accuracy_table(report),
-        _by_budget("Latency under a budget: mean / P50 / P95", report, _latency),
+        latency_table(report),
         _by_budget("Requests over the budget (%)", report, lambda at: _percent(at.violation_rate)),
         room_table(report),
         mean_budget_table(report.policies),
@@ -83,6 +83,18 @@ def _heading(report: EvaluationReport) -> str:
 def accuracy_table(report: EvaluationReport) -> Table:
     """Accuracy of each policy at each budget."""
     return _by_budget("Accuracy under a budget (%, ± half the interval)", report, lambda at: _percent(at.accuracy))
+
+
+def latency_table(report: EvaluationReport) -> Table:
+    """Mean, median and 95% quantile of the latency of each policy at each budget, in one unit."""
+    longest = max(at.p95_ms for result in report.policies for at in result.at_budget)
+    unit, scale = time_unit(longest)
+
+    def cell(at: AtBudget) -> str:
+        times = [scale * ms for ms in (at.mean_ms.value, at.p50_ms, at.p95_ms)]
+        return "/".join(f"{time:.3g}" if time < 99.95 else f"{time:.0f}" for time in times)
+
+    return _by_budget(f"Latency under a budget: mean / P50 / P95 ({unit})", report, cell)
 
 
 def _by_budget(title: str, report: EvaluationReport, cell: Callable[[AtBudget], str]) -> Table:
@@ -182,10 +194,6 @@ def _share(number: Estimate | None) -> str:
         return "below -100%"
     value, low, high = (round(100 * part) for part in (number.value, number.low, number.high))
     return f"{value}% [{low}, {high}]"
-
-
-def _latency(at: AtBudget) -> str:
-    return time_text(at.mean_ms.value, at.p50_ms, at.p95_ms, between="/")
 
 
 def _at_accuracy(at: AtAccuracy) -> str:
