@@ -39,7 +39,7 @@ class Mutation:
 
 
 CUTS = 'return cut == "always" or not (promised and may_be_late)'
-MASK = "allowed = controller.allowed(controller.feasible(budget) & measured)"
+MASK = "allowed = controller.allowed(controller.feasible(budget, bounds) & measured)"
 MUTATIONS = [
     Mutation(
         '`cut="needed"` always cuts', "answer.py", CUTS, "return True",
@@ -71,7 +71,7 @@ MUTATIONS = [
     ),
     Mutation(
         "training ignores which settings the budget allows", "controller/trainer.py",
-        MASK, MASK.replace("controller.feasible(budget) & measured", "measured"),
+        MASK, MASK.replace("controller.feasible(budget, bounds) & measured", "measured"),
         "test_grpo.py::test_rewards_of_settings_beyond_the_budget_change_nothing",
     ),
     Mutation(

@@ -60,9 +60,10 @@ def choices_on_validation(controller: GRPOController, table: ProfileTable, featu
 
     rows = table.rows_of("validation")
     own = features.aligned(table.sample_ids)
-    encoded = controller.encode(torch.from_numpy(own.image[rows]), torch.from_numpy(own.language[rows]))
+    image, language = torch.from_numpy(own.image[rows]), torch.from_numpy(own.language[rows])
+    encoded, bounds = controller.encode(image, language), controller.bounds_of(image, language)
     reference_ms, price = controller.latency_reference_ms.item(), controller.default_price.item()
-    chosen = [choose(controller, encoded, share * reference_ms, price) for share in VALIDATION_BUDGET_SHARES]
+    chosen = [choose(controller, encoded, share * reference_ms, price, bounds) for share in VALIDATION_BUDGET_SHARES]
     space = controller.knob_space
     return one_choice((space.settings[k] for k in np.unique(chosen)), space.cheapest)
 

@@ -26,6 +26,7 @@ class NetworkOptions:
         feature_dim: keep this many principal components of each feature; None keeps the features as they are.
         default_price: the price that is used where a request gives none.
         logit_scale: how sharply the policy prefers the better setting.
+        bounds_by_input: whether the bounds depend on the features, see `budgetvlm.controller.layers.BoundsLayer`.
     """
 
     num_hidden_layers: int = 2
@@ -33,6 +34,7 @@ class NetworkOptions:
     feature_dim: int | None = None
     default_price: float = 0.01
     logit_scale: float = 20.0
+    bounds_by_input: bool = False
 
 
 def bounds_tensor(bounds_ms: Sequence[float | None]) -> Tensor:
@@ -40,8 +42,17 @@ def bounds_tensor(bounds_ms: Sequence[float | None]) -> Tensor:
     return torch.tensor([math.inf if ms is None else ms for ms in bounds_ms])
 
 
-def feature_matrix(feature: Tensor, what: str, layer: Standardiser) -> Tensor:
-    """A feature as float ``[B, D]``; raises InputError naming both widths."""
+def feature_matrices(
+    image: Tensor, language: Tensor, image_input: Standardiser, lang_input: Standardiser
+) -> tuple[Tensor, Tensor]:
+    """Both features as float ``[B, D]``. Raises InputError: other widths than those of the layers, or other counts."""
+    image, language = _matrix(image, "image", image_input), _matrix(language, "language", lang_input)
+    if len(image) != len(language):
+        raise InputError(f"{len(image)} image features but {len(language)} language features; give one of each a state")
+    return image, language
+
+
+def _matrix(feature: Tensor, what: str, layer: Standardiser) -> Tensor:
     matrix = feature.reshape(1, -1) if feature.ndim == 1 else feature
     if matrix.ndim != 2 or matrix.shape[1] != layer.in_dim:
         raise InputError(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.errors import ConfigError
 
-SHARED = ("image_input.", "lang_input.", "latency_", "bounds_ms", "default_price", "value_matrix")
+SHARED = ("image_input.", "lang_input.", "latency_", "bounds_ms", "input_bounds.", "default_price", "value_matrix")
 
 
 def member_seeds(seed: int, members: int) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from budgetvlm.errors import ConfigError
+from budgetvlm.guard.static import InputBounds
 from budgetvlm.knobs import KnobSpace
 
 PART = 65_536  # rows that are converted to float64 at once: all of them would dominate the memory of a training
@@ -83,6 +84,39 @@ class Standardiser(nn.Module):
         if self.components is not None and self.component_std is not None:
             z = (z @ self.components).div_(self.component_std)
         return z.clamp_(-LARGEST_SCORE, LARGEST_SCORE)
+
+
+class BoundsLayer(nn.Module):
+    """Latency bounds that depend on the input: `budgetvlm.guard.static.InputBounds` as buffers.
+
+    Args:
+        in_dim: D, width of the raw features, image and language side by side.
+        num_settings: K.
+    """
+
+    center: Tensor
+    weight: Tensor
+    bias: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, in_dim: int, num_settings: int):
+        super().__init__()
+        self.register_buffer("center", torch.zeros(in_dim))
+        self.register_buffer("weight", torch.zeros(in_dim, num_settings))
+        for name in ("bias", "low", "high"):
+            self.register_buffer(name, torch.zeros(num_settings))
+
+    @torch.no_grad()
+    def copy(self, bounds: InputBounds) -> None:
+        """Take over fitted bounds."""
+        for name, buffer in self.named_buffers():
+            buffer.copy_(torch.from_numpy(getattr(bounds, name)))
+
+    def forward(self, image: Tensor, language: Tensor) -> Tensor:
+        """Bounds in ms for raw features ``[B, Di]`` and ``[B, Dl]``, ``[B, K]``."""
+        log_bounds = (torch.cat([image, language], dim=-1) - self.center) @ self.weight + self.bias
+        return log_bounds.clamp(self.low, self.high).exp()
 
 
 def _summed(terms: Iterable[Tensor]) -> Tensor:

@@ -27,11 +27,11 @@ from budgetvlm.controller.arguments import (
     bounds_tensor,
     check_arguments,
     check_state_dict,
-    feature_matrix,
+    feature_matrices,
     per_state,
 )
 from budgetvlm.controller.checkpoint_files import read_pretrained, write_pretrained
-from budgetvlm.controller.layers import LogEmbedding, Standardiser, head_sum_matrix
+from budgetvlm.controller.layers import BoundsLayer, LogEmbedding, Standardiser, head_sum_matrix
 from budgetvlm.controller.provenance import TrainedOn
 from budgetvlm.errors import BudgetVLMError, CheckpointError, InputError
 from budgetvlm.knobs import KnobSpace, Value
@@ -99,6 +99,8 @@ class GRPOController(nn.Module):
         self.logit_scale, self.dropout = network.logit_scale, network.dropout
         check_arguments(self._sizes, self.knob_space, latency_reference_ms, latency_ms, bounds_ms)
         self._add_buffers(latency_reference_ms, network.default_price, latency_ms, bounds_ms)
+        width = image_feat_dim + lang_feat_dim
+        self.input_bounds = BoundsLayer(width, self.num_settings) if network.bounds_by_input else None
         self.image_input = Standardiser(image_feat_dim, network.feature_dim)
         self.lang_input = Standardiser(lang_feat_dim, network.feature_dim)
         self.budget_embedding = LogEmbedding(budget_dim)
@@ -218,10 +220,7 @@ class GRPOController(nn.Module):
         Raises:
             InputError: features of another width, a budget that is not positive, a price below 0, NaN in either.
         """
-        image = feature_matrix(image_feat, "image", self.image_input)
-        lang = feature_matrix(lang_feat, "language", self.lang_input)
-        if len(image) != len(lang):
-            raise InputError(f"{len(image)} image features but {len(lang)} language features; give one of each a state")
+        image, lang = feature_matrices(image_feat, lang_feat, self.image_input, self.lang_input)
         budget_B = per_state(budget, len(image), "budget", self.latency_reference_ms)
         price_B = per_state(
             self.default_price if price is None else price, len(image), "price", self.latency_reference_ms
@@ -229,8 +228,12 @@ class GRPOController(nn.Module):
         raw = self.contextual_heads(self.feature_layer(self.encode(image, lang)), self.context_basis(budget_B, price_B))
         out = self._named(raw)
         out["joint"] = out["joint"] + self.price_term(price_B)
-        out["feasible"] = self.feasible(budget_B)
+        out["feasible"] = self.feasible(budget_B, self.bounds_of(image, lang))
         return out
+
+    def bounds_of(self, image_feat: Tensor, lang_feat: Tensor) -> Tensor:
+        """Latency bounds of states by their raw features, ``[B, K]`` in ms, or ``[K]`` where the input changes none."""
+        return self.bounds_ms if self.input_bounds is None else self.input_bounds(image_feat, lang_feat)
 
     def encode(self, image_feat: Tensor, lang_feat: Tensor) -> Tensor:
         """Standardise raw features and put them side by side, ``[B, F]``; this has no parameters."""
@@ -277,10 +280,10 @@ class GRPOController(nn.Module):
         heads = torch.cat([logits[name] for name in self.knob_space.names], dim=-1)
         return torch.addmm(logits["joint"], heads, self.head_sum)
 
-    def feasible(self, budget: Tensor) -> Tensor:
-        """Which settings' bounds lie within each budget ``[B]``, bool ``[B, K]``; a row may be all False."""
+    def feasible(self, budget: Tensor, bounds_ms: Tensor | None = None) -> Tensor:
+        """Which settings' bounds (None: those of no input) lie within each budget ``[B]``; a row may be all False."""
         largest = torch.finfo(budget.dtype).max  # an infinite bound is above an infinite budget
-        return self.bounds_ms <= budget.reshape(-1, 1).clamp(max=largest)
+        return (self.bounds_ms if bounds_ms is None else bounds_ms) <= budget.reshape(-1, 1).clamp(max=largest)
 
     def allowed(self, feasible: Tensor) -> Tensor:
         """The mask ``[B, K]`` with the setting of the smallest bound allowed in each row that is empty."""

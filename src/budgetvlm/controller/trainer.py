@@ -173,7 +173,8 @@ class GRPOTrainer:
             column.index_select(0, rows) for column in (outcomes.accuracy, outcomes.latency_ms, outcomes.measured)
         )
         if self.config.objective == "constrained":
-            allowed = controller.allowed(controller.feasible(budget) & measured)
+            bounds = None if self.data.bounds_ms is None else self.data.bounds_ms.index_select(0, rows)
+            allowed = controller.allowed(controller.feasible(budget, bounds) & measured)
             rewards = constrained_reward(accuracy, latency, controller.latency_reference_ms, price[:, None])
         else:
             allowed = controller.allowed(measured)

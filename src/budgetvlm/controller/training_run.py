@@ -21,7 +21,7 @@ from budgetvlm.controller.training_states import MeasuredOutcomes, TrainingData
 from budgetvlm.controller.validation import Validation
 from budgetvlm.controller.warm_start import distil, new_controller
 from budgetvlm.features import Features
-from budgetvlm.guard.static import StaticGuard
+from budgetvlm.guard.input_bounds import fit_guard
 from budgetvlm.policies.setting_means import SettingMeans
 from budgetvlm.table import ProfileTable
 
@@ -92,7 +92,8 @@ class TrainingRun:
         self.config, self.members = config, [MemberProgress(seed) for seed in seeds]
         self.training = list(range(len(seeds)))  # the members in the trainer, in its order
         train, validation = table.subset("train"), table.subset("validation")
-        self.guard, means = StaticGuard.fit_table(train, config.guard_quantile), SettingMeans.fit(train)
+        train_features, means = features.aligned(train.sample_ids), SettingMeans.fit(train)
+        self.guard = fit_guard(train, train_features, config.guard_quantile)
         device = config.device
         image, language = (torch.from_numpy(x).to(device) for x in (features.image, features.language))
         rows, held_out = (torch.from_numpy(table.rows_of(side)).to(device) for side in ("train", "validation"))
@@ -108,7 +109,8 @@ class TrainingRun:
         if config.teachers:
             distil(controllers, train, validation, features, config.teachers, seeds)
         outcomes = MeasuredOutcomes.from_arrays(train.accuracy, train.latency_ms, device)
-        data = TrainingData(outcomes, image, language, rows)
+        bounds = controllers[0].bounds_of(image, language) if self.guard.by_input else None
+        data = TrainingData(outcomes, image, language, rows, None if bounds is None else bounds[rows])
         self.trainer = GRPOTrainer(config.grpo, controllers, data, config.plan, config.weights, seeds, policy_loss)
         self.validation = Validation(
             validation,
@@ -118,6 +120,7 @@ class TrainingRun:
             config.grpo.objective,
             config.weights,
             config.plan.default_price,
+            None if bounds is None else bounds[held_out],
         )
 
     @property

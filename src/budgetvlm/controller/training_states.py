@@ -51,12 +51,14 @@ class TrainingData:
         image, language: raw features ``[F, Di]`` and ``[F, Dl]``. A large training keeps no standardised copy of
             them, because it would dominate the memory.
         rows: row of each sample in the features, int64 ``[S]``; None means that they are in the same order.
+        bounds_ms: latency bounds of each sample, ``[S, K]``; None: they depend on no input.
     """
 
     outcomes: MeasuredOutcomes
     image: Tensor
     language: Tensor
     rows: Tensor | None = None
+    bounds_ms: Tensor | None = None
 
 
 @dataclass(frozen=True)

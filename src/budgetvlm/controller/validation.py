@@ -36,6 +36,7 @@ class Validation:
         expected, guard: of the training samples.
         objective, weights: what ``reward_mean`` means.
         default_price: the price at the budgets.
+        bounds_ms: the bounds of these samples, ``[V, K]``; None: they depend on no input.
     """
 
     table: ProfileTable
@@ -45,6 +46,7 @@ class Validation:
     objective: Objective
     weights: RewardWeights
     default_price: float
+    bounds_ms: Tensor | None = None
 
     @property
     def contexts(self) -> list[tuple[float, float]]:
@@ -63,7 +65,7 @@ class Validation:
         """
         with torch.no_grad():
             hidden = controller.feature_layer(self.encoded)
-        chosen = np.stack([_choose(controller, hidden, *context) for context in self.contexts])
+        chosen = np.stack([_choose(controller, hidden, *context, self.bounds_ms) for context in self.contexts])
         count = len(VALIDATION_BUDGET_SHARES)
         budgets = np.array([budget for budget, _ in self.contexts[:count]])[:, None]
         accuracy, latency = self._looked_up(chosen)
@@ -100,8 +102,9 @@ class Validation:
     def _room(self) -> tuple[float, float]:
         """Mean accuracy over the budgets of the lookup table and of the best choice in hindsight."""
         budgets = np.array([budget for budget, _ in self.contexts[: len(VALIDATION_BUDGET_SHARES)]])
-        feasible = self.guard.feasible_or_cheapest(budgets)
-        masks = [np.tile(row, (self.table.num_samples, 1)) for row in feasible]
+        count = self.table.num_samples
+        bounds = None if self.bounds_ms is None else self.bounds_ms.cpu().numpy()
+        masks = [self.guard.feasible_or_cheapest(np.full(count, budget), bounds) for budget in budgets]
         means = []
         for known in (self.expected.accuracy, self.table.accuracy):
             chosen = np.stack([self.expected.choose(known, mask, self.default_price) for mask in masks])
@@ -110,17 +113,25 @@ class Validation:
 
 
 @torch.no_grad()
-def choose(controller: GRPOController, encoded: Tensor, budget_ms: float, price: float) -> np.ndarray:
-    """The likeliest allowed setting for each row of encoded features ``[V, F]`` in one context, int64 ``[V]``."""
-    return _choose(controller, controller.feature_layer(encoded), budget_ms, price)
+def choose(
+    controller: GRPOController, encoded: Tensor, budget_ms: float, price: float, bounds_ms: Tensor | None = None
+) -> np.ndarray:
+    """The likeliest allowed setting for each row of encoded features ``[V, F]`` in one context, int64 ``[V]``.
+
+    ``bounds_ms``: of `GRPOController.bounds_of`; None: those that know no input.
+    """
+    return _choose(controller, controller.feature_layer(encoded), budget_ms, price, bounds_ms)
 
 
 @torch.no_grad()
-def _choose(controller: GRPOController, hidden: Tensor, budget_ms: float, price: float) -> np.ndarray:
+def _choose(
+    controller: GRPOController, hidden: Tensor, budget_ms: float, price: float, bounds_ms: Tensor | None
+) -> np.ndarray:
     """Choose as `choose` does, from the output of the controller's first layer ``[V, H]``."""
     budget = torch.tensor([budget_ms], device=hidden.device, dtype=hidden.dtype)
     prices = torch.tensor([price], device=hidden.device, dtype=hidden.dtype)
     basis = controller.context_basis(budget, prices)
-    offset = controller.price_term(prices).masked_fill(~controller.allowed(controller.feasible(budget)), NEVER)
+    allowed = controller.allowed(controller.feasible(budget, bounds_ms))
+    offset = controller.price_term(prices).masked_fill(~allowed, NEVER)
     chosen = (controller.summed(controller.contextual_heads(hidden, basis)) + offset).argmax(dim=1)
     return np.asarray(chosen.cpu().numpy(), dtype=np.int64)

@@ -50,7 +50,10 @@ def new_controller(
         dropout=config.dropout,
         feature_dim=config.feature_dim,
         default_price=config.plan.default_price,
+        bounds_by_input=guard.by_input is not None,
     )
+    if controller.input_bounds is not None and guard.by_input is not None:
+        controller.input_bounds.copy(guard.by_input)
     if not np.isfinite(means.accuracy).any():
         raise DataError("no accuracy was measured on the training samples; profile it (exp5) and prepare again")
     controller.trained_on = TrainedOn.of_table(table)

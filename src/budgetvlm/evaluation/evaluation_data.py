@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -12,6 +12,7 @@ from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 from budgetvlm.evaluation.intervals import Bootstrap
 from budgetvlm.features import Features
+from budgetvlm.guard.input_bounds import fit_guard
 from budgetvlm.guard.static import StaticGuard, timed_rows
 from budgetvlm.policies import States
 from budgetvlm.policies.setting_means import SettingMeans
@@ -32,6 +33,7 @@ class EvaluationData:
             the validation split, or the training split where there is none or it is the evaluated one.
         left_out: number of evaluated samples that lack a measurement.
         means, guard: of the training samples; the guard allows no setting without both measurements.
+        test_bounds_ms: the guard's bounds of the evaluated samples, see `StaticGuard.bounds_of`; those of all policies.
     """
 
     train: ProfileTable
@@ -44,6 +46,7 @@ class EvaluationData:
     left_out: int
     means: SettingMeans
     guard: StaticGuard
+    test_bounds_ms: np.ndarray
     bootstrap: Bootstrap
 
     @classmethod
@@ -56,21 +59,24 @@ class EvaluationData:
         tuning_split = _tuning_split(table, options.split)
         train = table.subset("train")
         means = SettingMeans.fit(train)
-        guard = _guard_of_measured(means, StaticGuard.fit_table(train, options.guard_quantile))
+        train_features = features and features.aligned(train.sample_ids)
+        guard = _guard_of_measured(means, fit_guard(train, train_features, options.guard_quantile))
         evaluated = table.subset(options.split)
         test = complete_rows(evaluated, guard.measured)
         tuning = complete_rows(table.subset(tuning_split), guard.measured)
+        test_features = features and features.aligned(test.sample_ids)
         return cls(
             train=train,
             tuning=tuning,
             test=test,
-            train_features=features and features.aligned(train.sample_ids),
+            train_features=train_features,
             tuning_features=features and features.aligned(tuning.sample_ids),
-            test_features=features and features.aligned(test.sample_ids),
+            test_features=test_features,
             tuning_split=tuning_split,
             left_out=evaluated.num_samples - test.num_samples,
             means=means,
             guard=guard,
+            test_bounds_ms=guard.bounds_of(test_features),
             bootstrap=Bootstrap.draw(test.units, options.resamples, options.level, options.seed),
         )
 
@@ -96,8 +102,8 @@ class EvaluationData:
 
     def under_budgets(self, shares: Sequence[float], price: float) -> list[States]:
         """Every evaluated sample once under each budget, P lists of requests."""
-        table, features, guard = self.test, self.test_features, self.guard
-        return [States.under_budget(table, features, guard, b, price) for b in self.budgets_ms(shares)]
+        data = self.test, self.test_features, self.guard
+        return [States.under_budget(*data, b, price, self.test_bounds_ms) for b in self.budgets_ms(shares)]
 
     def at_prices(self, prices: Sequence[float], *, tuning: bool = False) -> list[States]:
         """Every evaluated (or tuning) sample once at each price, without a budget, P lists of requests."""
@@ -171,4 +177,4 @@ def _guard_of_measured(means: SettingMeans, guard: StaticGuard) -> StaticGuard:
         raise DataError(
             "no setting has both accuracy and latency measured on the training samples; profile both and prepare again"
         )
-    return StaticGuard(np.where(measured, guard.bounds_ms, np.inf), guard.quantile)
+    return replace(guard, bounds_ms=np.where(measured, guard.bounds_ms, np.inf))

@@ -19,6 +19,7 @@ from budgetvlm.evaluation.evaluation_data import complete_rows
 from budgetvlm.evaluation.evaluation_options import BUDGET_SHARES
 from budgetvlm.evaluation.labels import readable_labels
 from budgetvlm.features import Features
+from budgetvlm.guard.input_bounds import fit_guard
 from budgetvlm.guard.static import StaticGuard
 from budgetvlm.policies import States
 from budgetvlm.policies.setting_means import SettingMeans
@@ -64,7 +65,7 @@ def surrogate(
     # Choices of the controller on the training and on the held-out samples.
     side = _held_out_split(table)
     train = table.subset("train")
-    guard, reference_ms = StaticGuard.fit_table(train), SettingMeans.fit(train).reference_ms
+    guard, reference_ms = fit_guard(train, features.aligned(train.sample_ids)), SettingMeans.fit(train).reference_ms
     rest = complete_rows(table.subset(side), guard.measured)
     sides = [(part, features.aligned(part.sample_ids)) for part in (train, rest)]
     fitted, held_out = (_choices(controller, *side, guard, reference_ms) for side in sides)

@@ -1,7 +1,8 @@
-"""The guard: an upper bound on each setting's latency, and the settings that a budget allows.
+"""The guard of a table: an upper bound on each setting's latency, and the settings that a budget allows.
 
-`StaticGuard` has one bound a setting, a quantile of the latencies measured on the training samples, the same for
-every request. Shapes: S samples, K settings, B requests. All times in ms.
+`StaticGuard` has one bound a setting, a quantile of the latencies measured on the training samples. Where the features
+tell the time, it has bounds for each input as well (`InputBounds`, fitted by `budgetvlm.guard.input_bounds`).
+Shapes: S samples, K settings, B requests, D features. All times in ms.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from budgetvlm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from budgetvlm.features import Features
     from budgetvlm.table import ProfileTable
 
 SCHEMA_VERSION = 1
@@ -23,13 +25,39 @@ LEAST_TIMED = 20  # fewer timed samples than this say less about a tail than pre
 
 
 @dataclass(frozen=True, eq=False)
+class InputBounds:
+    """Bounds whose logarithm is linear in the features, within the range that was seen in training.
+
+    Attributes:
+        center: mean training features, image and language side by side, ``[D]``.
+        weight, bias: of the logarithm, ``[D, K]`` and ``[K]``.
+        low, high: limits of the logarithm, ``[K]``; infinity for a setting that was never measured.
+    """
+
+    center: np.ndarray
+    weight: np.ndarray
+    bias: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+    def of(self, features: Features) -> np.ndarray:
+        """Bounds of these samples, ``[S, K]``."""
+        log_bounds = (np.hstack([features.image, features.language]) - self.center) @ self.weight + self.bias
+        bounds: np.ndarray = np.exp(log_bounds.clip(self.low, self.high))
+        return bounds
+
+
+@dataclass(frozen=True, eq=False)
 class StaticGuard:
-    """One latency bound for each setting.
+    """One latency bound for each setting, and perhaps others that depend on the input.
 
     Attributes:
         bounds_ms: float64 ``[K]``; setting k is allowed where ``bounds_ms[k] <= budget``. Infinity marks a setting
             that was never measured and is never allowed.
         quantile: the quantile that the bounds are, in (0, 1].
+        by_input: bounds that take the place of `bounds_ms` for samples with features; None: the features tell too
+            little. A setting without a bound in `bounds_ms` is never allowed in either case.
+        why: one sentence: which bounds were taken, and for what reason.
 
     Raises:
         ConfigError: bounds that are not a list of positive numbers, no finite bound, a quantile outside (0, 1].
@@ -37,6 +65,8 @@ class StaticGuard:
 
     bounds_ms: np.ndarray
     quantile: float = 0.95
+    by_input: InputBounds | None = None
+    why: str = ""
 
     def __post_init__(self) -> None:
         bounds = np.asarray(self.bounds_ms, dtype=np.float64)
@@ -86,14 +116,24 @@ class StaticGuard:
         """The setting with the smallest bound: the best effort where nothing is allowed."""
         return int(self.bounds_ms.argmin())
 
-    def feasible(self, budget_ms: np.ndarray | float) -> np.ndarray:
-        """Which settings each budget ``[B]`` (or one number) allows, bool ``[B, K]``. A row may be all False."""
-        budget = np.atleast_1d(np.asarray(budget_ms, dtype=np.float64))
-        return self.measured[None, :] & (self.bounds_ms[None, :] <= budget[:, None])
+    def bounds_of(self, features: Features | None) -> np.ndarray:
+        """Bounds of the samples with these features, ``[S, K]``, or ``[1, K]`` where the input changes nothing."""
+        if self.by_input is None or features is None:
+            return self.bounds_ms[None, :]
+        return np.where(self.measured, self.by_input.of(features), np.inf)
 
-    def feasible_or_cheapest(self, budget_ms: np.ndarray | float) -> np.ndarray:
-        """As `feasible`, but a row that allows nothing allows the setting with the smallest bound."""
-        mask = self.feasible(budget_ms)
+    def feasible(self, budget_ms: np.ndarray | float, bounds_ms: np.ndarray | None = None) -> np.ndarray:
+        """Which settings each budget ``[B]`` (or one number) allows, bool ``[B, K]``. A row may be all False.
+
+        ``bounds_ms``: of `bounds_of`, a row for each budget or one for all; None: the bounds that know no input.
+        """
+        budget = np.atleast_1d(np.asarray(budget_ms, dtype=np.float64))
+        bounds = self.bounds_ms if bounds_ms is None else bounds_ms
+        return self.measured[None, :] & (bounds <= budget[:, None])
+
+    def feasible_or_cheapest(self, budget_ms: np.ndarray | float, bounds_ms: np.ndarray | None = None) -> np.ndarray:
+        """As `feasible`, but a row that allows nothing allows the setting with the smallest bound of all inputs."""
+        mask = self.feasible(budget_ms, bounds_ms)
         mask[~mask.any(axis=1), self.cheapest] = True
         return mask
 

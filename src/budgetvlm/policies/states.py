@@ -38,18 +38,28 @@ class States:
 
     @classmethod
     def under_budget(
-        cls, table: ProfileTable, features: Features | None, guard: StaticGuard, budget_ms: float, price: float
+        cls,
+        table: ProfileTable,
+        features: Features | None,
+        guard: StaticGuard,
+        budget_ms: float,
+        price: float,
+        bounds_ms: np.ndarray | None = None,
     ) -> States:
-        """Every sample of a table once, under one budget and one price."""
+        """Every sample of a table once, under one budget and one price.
+
+        ``bounds_ms``: the samples' bounds; None: those of these features. A policy may see other features than the
+        guard (a comparison leaves some out), and yet all policies choose among the same settings.
+        """
         count = table.num_samples
         budget = np.full(count, float(budget_ms))
-        feasible = guard.feasible_or_cheapest(budget)
+        feasible = guard.feasible_or_cheapest(budget, guard.bounds_of(features) if bounds_ms is None else bounds_ms)
         return cls(table, features, np.arange(count), budget, feasible, np.full(count, float(price)))
 
     @classmethod
     def unlimited(cls, table: ProfileTable, features: Features | None, guard: StaticGuard, price: float) -> States:
         """Every sample once, with no budget (infinity): every measured setting is allowed."""
-        return cls.under_budget(table, features, guard, np.inf, price)
+        return cls.under_budget(table, features, guard, np.inf, price, guard.bounds_ms)
 
     @classmethod
     def joined(cls, parts: Sequence[States]) -> States:
