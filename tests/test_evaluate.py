@@ -172,6 +172,44 @@ def test_accuracy_at_a_mean_budget(report: EvaluationReport) -> None:
     assert accuracy["lookup table"] == []  # it takes no price
 
 
+def test_mean_budgets_in_ms_and_what_the_price_that_was_solved_elsewhere_gives() -> None:
+    """Test samples take half as long again as those that prices are solved on, so without feedback the mean is off."""
+    table = two_kinds()
+    slow = np.where(np.array(table.split)[:, None] == "test", 1.5, 1.0) * table.latency_ms
+    options = replace(QUICK, mean_budget_ms=(15.0, 90.0))
+    found = evaluate(
+        replace(table, latency_ms=slow.astype(np.float32)), features_of(table), {"c": KnowsKind()}, options
+    )
+    at, beyond = result(found, "controller").at_mean_budget
+    assert (at.budget_ms, at.budget_share, beyond.budget_share) == (15, pytest.approx(1 / 6), pytest.approx(80 / 30))
+    assert at.spent_ms and at.spent_ms.value == pytest.approx(22.5) and at.missed and at.missed.value == 0.5
+    assert at.solved_accuracy and at.solved_accuracy.value == pytest.approx(0.5)
+    assert at.accuracy and at.accuracy.value == 0.0  # with feedback it takes 15 ms, as the cheapest setting does
+    assert beyond.accuracy and beyond.accuracy.value == 1.0
+    assert [each and each.value for each in (beyond.vs_setting, beyond.vs_blind, beyond.vs_oracle)] == [0, 0, 0]
+    text = " ".join(plain_text(tables(found)).split())
+    assert "buys the best setting for every request" in text and "+50.0 ±0.0, 50.0" in text
+
+
+def test_under_a_ceiling_the_blind_mix_is_of_the_settings_that_it_allows() -> None:
+    """At half of the full setting's 40 ms it is (10, 0) to (20, .5); with the kind (10, 0) to (20, 1)."""
+    table, options = two_kinds(), replace(QUICK, mean_budget_ms=(15.0, 30.0), ceiling=0.5)
+    found = evaluate(table, features_of(table), {"c": KnowsKind()}, options)
+    accuracy = {
+        name: [at.accuracy.value for at in result(found, name).at_mean_budget if at.accuracy]
+        for name in ("controller", "best blind mix", "best single setting")
+    }
+    assert accuracy["controller"] == pytest.approx([0.5, 1.0])
+    assert accuracy["best blind mix"] == pytest.approx([0.25, 0.5])
+    assert accuracy["best single setting"] == pytest.approx([0.0, 0.5])
+
+
+def test_a_mean_budget_below_the_cheapest_setting_names_the_least() -> None:
+    table, options = two_kinds(), replace(QUICK, mean_budget_ms=(9.0,))
+    with pytest.raises(ConfigError, match="mean budget of 9 ms cannot be met: even the cheapest setting takes 10 ms"):
+        evaluate(table, features_of(table), None, options)
+
+
 def test_an_accuracy_that_is_not_reached_is_none() -> None:
     @dataclass(frozen=True)
     class Stuck:

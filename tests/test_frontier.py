@@ -47,10 +47,10 @@ def test_a_dearer_point_that_is_nearly_as_good_ends_the_path() -> None:
     assert mixing_path(latency, np.array([0.2, 0.9, 0.5, 0.7])).tolist() == [0, 1]
 
 
-def test_accuracy_at_a_mean_latency_is_interpolated_and_never_less_than_that_of_less_time() -> None:
+def test_accuracy_at_a_mean_latency_is_interpolated_along_the_path() -> None:
     latency, accuracy = np.array([10.0, 20.0, 30.0, 40.0]), np.array([0.0, 0.8, 0.4, 0.9])
     assert accuracy_at(latency, accuracy, 15.0) == pytest.approx(0.4)
-    assert accuracy_at(latency, accuracy, 25.0) == pytest.approx(0.8)  # that of 20 ms, not the 0.6 on the line
+    assert accuracy_at(latency, accuracy, 25.0) == pytest.approx(0.6)  # on the line, though 20 ms gives 0.8
     assert accuracy_at(latency, accuracy, 39.0) == pytest.approx(0.85)
     assert accuracy_at(latency, accuracy, 99.0) == pytest.approx(0.9)
     assert np.isnan(accuracy_at(latency, accuracy, 9.9))

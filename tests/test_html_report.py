@@ -174,6 +174,22 @@ def test_what_is_not_given_is_named_and_not_made_up(folder, tmp_path):
     assert "&lt;b&gt;mine&lt;/b&gt;" in text and "<b>mine" not in text
 
 
+def test_mean_budgets_have_a_section_and_so_has_an_evaluation_without_them(folder, tmp_path):
+    given = inputs(folder)
+    (chapter,) = (section for section in report_sections(given) if section.key == "mean")
+    lines, over = chapter.charts[0]
+    blind = next(trace for trace in lines.figure.data if trace.name == "best blind mix")
+    found = given.evaluation.policy("best blind mix").at_mean_budget
+    assert list(blind.x) == [at.budget_ms for at in found]
+    assert list(blind.y) == [100 * at.accuracy.value for at in found]
+    assert {trace.name for trace in over.figure.data} == {"controller", "predict + argmax"}
+    bare = tuple(replace(result, at_mean_budget=()) for result in given.evaluation.policies)
+    write_page(
+        report_sections(replace(given, evaluation=replace(given.evaluation, policies=bare))), "t", tmp_path / "p"
+    )
+    assert "This evaluation has no mean budgets" in (tmp_path / "p").read_text(encoding="utf-8")
+
+
 def test_pictures_and_choices_of_easy_and_hard_samples_are_shown(folder, tmp_path):
     made = planted(120, 40, 60, width=8)
     controller = GRPOController.from_pretrained(folder / "controller")

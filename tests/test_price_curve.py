@@ -46,14 +46,6 @@ def test_the_lowest_price_that_keeps_the_budget_is_taken_where_means_wander():
     assert PriceCurve(points, 9).solve(44.0).price < 0.2
 
 
-def test_below_the_least_mean_nothing_is_solved_and_the_least_is_named():
-    CURVE.require(20.0)
-    with pytest.raises(ConfigError, match=r"19 ms cannot be met.*takes 20 ms on average"):
-        CURVE.require(19.0)
-    CURVE.require(11.0, slowdown=0.5)  # a machine that is twice as fast as the profiled one
-    CURVE.require(20.0, slowdown=2.0)  # one that is slow now may soon not be
-
-
 def test_a_curve_is_read_as_it_was_written(tmp_path):
     assert load_price_curve(tmp_path) is None
     CURVE.save(tmp_path)
@@ -133,7 +125,7 @@ def test_without_a_mean_budget_training_says_nothing_of_one(tmp_path):
 
 @pytest.mark.parametrize("mean_budget_ms", [5.0, -1.0, math.nan])
 def test_a_mean_budget_below_the_cheapest_setting_is_refused_before_training(tmp_path, mean_budget_ms):
-    with pytest.raises(ConfigError, match=r"cannot be met: even the cheapest setting takes \d+(\.\d+)? ms"):
+    with pytest.raises(ConfigError, match=r"cannot be met: .* takes \d+(\.\d+)? ms on average|not a positive"):
         train(*tiny(), QUICK, tmp_path / "new", mean_budget_ms=mean_budget_ms)
     assert not (tmp_path / "new").exists()
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from budgetvlm.errors import ConfigError
-from budgetvlm.guard.spending import HIGHEST_PRICE, LARGEST_DEBT, Spending
+from budgetvlm.guard.spending import HIGHEST_PRICE, LARGEST_DEBT, Spending, require_mean_budget
 
 COST_MS = np.array([20.0, 40.0, 80.0, 120.0])
 WINDOW = 500
@@ -65,3 +65,9 @@ def test_a_budget_that_nothing_meets_is_forgotten_as_soon_as_it_can_be_met():
 def test_a_budget_that_is_none(budget_ms):
     with pytest.raises(ConfigError, match="mean_budget_ms"):
         Spending(budget_ms, 0.1)
+
+
+def test_the_least_possible_mean_is_named():
+    require_mean_budget(20.0, 20.0)
+    with pytest.raises(ConfigError, match=r"mean budget of 19 ms cannot be met: .* takes 20 ms on average"):
+        require_mean_budget(19.0, 20.0)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from budgetvlm._compiled import InBackground, is_kept
+from budgetvlm._io import time_text
 from budgetvlm.controller.price_curve import AtPrice, PriceCurve
 from budgetvlm.controller.value_network import ValueNetwork
 from budgetvlm.errors import BudgetVLMWarning
@@ -132,16 +133,15 @@ def begin_spending(
     """
     if curve is None:
         return Spending(mean_budget_ms, default_price), None
-    require_mean_budget(mean_budget_ms)
+    require_mean_budget(mean_budget_ms, curve.least_ms * min(slowdown, 1.0))  # one that is slow now may soon not be
     most_ms = curve.most_ms * slowdown + own_ms
     if mean_budget_ms > most_ms:
         warnings.warn(
-            f"a mean budget of {mean_budget_ms:g} ms is more than this controller makes use of ({most_ms:.4g} ms on "
-            "average where time costs nothing), so every request gets the best setting",
+            f"a mean budget of {time_text(mean_budget_ms)} is more than this controller makes use of "
+            f"({time_text(most_ms)} on average where time costs nothing), so every request gets the best setting",
             BudgetVLMWarning,
             stacklevel=3,
         )
-    curve.require(mean_budget_ms, slowdown)
     begun = curve.solve(seen_budget_ms(mean_budget_ms, own_ms, slowdown))
     return Spending(mean_budget_ms, begun.price, settled=True), begun
 

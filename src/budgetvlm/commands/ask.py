@@ -130,9 +130,11 @@ def notice_of_calibration(args: argparse.Namespace, model: AdaptiveVLM) -> str |
 
 def describe_mean(mean_budget_ms: float, model: AdaptiveVLM) -> str:
     """A line about the price that stands for a mean budget in a single request."""
+    from budgetvlm._io import time_text
+
     begun = model.solved or f"price {model.controller.default_price.item():.3g}, the controller's default: it has no " \
         "price curve (training again writes one)"  # fmt: skip
-    return f"\nmean     {mean_budget_ms:g} ms: {begun}"
+    return f"\nmean     {time_text(mean_budget_ms)}: {begun}"
 
 
 def describe(answer: Answer) -> str:

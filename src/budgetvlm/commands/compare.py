@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 REPORT, PICTURE, CELLS = "comparison.json", "comparison.png", "cells"
 QUICK_EPOCHS = 30
-EVALUATION = OptionFlags(EvaluationOptions, "mean_budgets", "labels", "resamples", budget_shares="budgets")
+EVALUATION = OptionFlags(
+    EvaluationOptions, "mean_budgets", "mean_budget_ms", "ceiling", "labels", "resamples", budget_shares="budgets"
+)
 COMPARED = OptionFlags(CompareOptions, "seeds", "sections", "num_epochs", "members")
 
 

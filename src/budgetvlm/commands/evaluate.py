@@ -29,7 +29,15 @@ if TYPE_CHECKING:
 
 REPORT, PICTURE = "evaluation.json", "evaluation.png"
 EVALUATION = OptionFlags(
-    EvaluationOptions, "price", "mean_budgets", "labels", "resamples", "seed", budget_shares="budgets"
+    EvaluationOptions,
+    "price",
+    "mean_budgets",
+    "mean_budget_ms",
+    "ceiling",
+    "labels",
+    "resamples",
+    "seed",
+    budget_shares="budgets",
 )
 
 

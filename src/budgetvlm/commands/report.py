@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from budgetvlm.commands.data_arguments import add_data_arguments, read_data
+from budgetvlm.commands.flags import OptionFlags
 from budgetvlm.errors import ConfigError, DataError, OutputError
+from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 
 if TYPE_CHECKING:
     from budgetvlm.html_report.report_inputs import ReportInputs, SamplePicture
     from budgetvlm.tasks import Sample
 
+EVALUATION = OptionFlags(EvaluationOptions, "mean_budgets", "mean_budget_ms", "ceiling")
 PICTURE_WIDTH = 320  # pixels; small enough to embed a dozen
 
 
@@ -28,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", type=Path, nargs="+", default=[], metavar="DIR", help="trained controllers, one for each seed"
     )
+    EVALUATION.add(parser)
     found = parser.add_argument_group("results of other commands")
     found.add_argument(
         "--evaluation", type=Path, metavar="FILE", help="evaluation.json of `budgetvlm evaluate` (default: made now)"
@@ -59,6 +63,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Raise ConfigError or OutputError before any work is done."""
+    asked = [f"--{name}" for name in ("mean_budgets", "mean_budget_ms", "ceiling") if name in args.given]
+    if args.evaluation and asked:
+        raise ConfigError(
+            f"--evaluation {args.evaluation} has mean budgets of its own; leave {' and '.join(asked)} out, or the "
+            "file, and the evaluation is made anew"
+        )
     if args.output.is_dir():
         raise ConfigError(f"--output {args.output} is a directory; give the name of a file, such as report.html in it")
     if args.output.exists() and not args.overwrite:
@@ -70,7 +80,6 @@ def _check(args: argparse.Namespace) -> None:
 def _gather(args: argparse.Namespace) -> ReportInputs:
     """Read all that the flags name, and evaluate where no evaluation is given."""
     from budgetvlm.commands import evaluate
-    from budgetvlm.evaluation.evaluation_options import EvaluationOptions
     from budgetvlm.html_report.controller_choices import choices_of
     from budgetvlm.html_report.report_inputs import ReportInputs, options_of
     from budgetvlm.html_report.saved_results import read_comparison, read_evaluation, read_live, read_run
@@ -80,7 +89,7 @@ def _gather(args: argparse.Namespace) -> ReportInputs:
     live = read_live(args.live) if args.live else None
     comparison = read_comparison(args.compare) if args.compare else None
     table, features = read_data(args)
-    options = options_of(given) if given else EvaluationOptions()
+    options = options_of(given) if given else EvaluationOptions(**EVALUATION.read(args))
     table, policies = evaluate.read_controllers(args.checkpoint, table, features, options.split)
     runs = tuple(read_run(path, name) for path, name in zip(args.checkpoint, policies, strict=True))
     evaluation = given or evaluate.evaluate_with_progress(table, features, policies, options)

@@ -138,8 +138,8 @@ def _chosen(cell: Cell, policy: Policy, fitting: FittingData, data: EvaluationDa
         cell,
         decision_us=_decision_us(policy, under[len(under) // 2]),
         budgets=_choose(policy, under),
-        prices=_choose(policy, data.at_prices(prices)),
-        tuning_prices=_choose(policy, data.at_prices(prices, tuning=True)),
+        prices=_choose(policy, data.at_prices(prices, ceiling=options.ceiling)),
+        tuning_prices=_choose(policy, data.at_prices(prices, tuning=True, ceiling=options.ceiling)),
     )
 
 

@@ -161,7 +161,14 @@ def _check_origin(directory: Path, task: ComparisonTask, features: Features | No
 
     options = task.options
     evaluation = asdict(options.evaluation)
-    for name in ("resamples", "level", "room_range", "accuracy_shares", "mean_budgets"):  # used after cells are made
+    for name in (
+        "resamples",
+        "level",
+        "room_range",
+        "accuracy_shares",
+        "mean_budgets",
+        "mean_budget_ms",
+    ):  # used after cells are made
         evaluation.pop(name)
     origin: dict[str, Any] = {
         **evaluation, "members": options.members, "num_epochs": options.num_epochs,

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from budgetvlm._io import read_json, write_json
+from budgetvlm._io import read_json, time_numbers, write_json
 from budgetvlm.controller.checkpoint import PRICES
-from budgetvlm.errors import CheckpointError, ConfigError, DataError
+from budgetvlm.errors import CheckpointError, DataError
 
 SCHEMA_VERSION = 1
 NORMAL_95 = 1.96  # standard errors on each side of a mean
@@ -30,10 +30,11 @@ class AtPrice:
     accuracy_se: float
 
     def __str__(self) -> str:
-        latency = _interval(self.latency_ms, self.latency_se)
-        accuracy = _interval(100 * self.accuracy, 100 * self.accuracy_se)
+        (latency, *ends), unit = time_numbers(*_interval(self.latency_ms, self.latency_se))
+        right, worst, best = (f"{100 * share:.1f}" for share in _interval(self.accuracy, self.accuracy_se))
         return (
-            f"price {self.price:.3g}, where validation samples took {latency} ms on average and {accuracy}% were right"
+            f"price {self.price:.3g}, where validation samples took {latency} [{', '.join(ends)}] {unit} on average "
+            f"and {right}% [{worst}, {best}] were right"
         )
 
 
@@ -69,23 +70,9 @@ class PriceCurve:
         mixed = {name: (1 - share) * value + share * asdict(high)[name] for name, value in asdict(low).items()}
         return AtPrice(**mixed | {"price": float(low.price ** (1 - share) * high.price**share)})
 
-    def require(self, mean_budget_ms: float, slowdown: float = 1.0) -> None:
-        """Raise ConfigError where no price meets a mean budget; a machine that is slow now may soon be as profiled."""
-        least_ms = self.least_ms * min(slowdown, 1.0)
-        if mean_budget_ms < least_ms:
-            raise ConfigError(below_the_least(mean_budget_ms, least_ms))
-
     def save(self, controller: Path) -> None:
         """Write it into a controller's directory. Raises OutputError."""
         write_json(controller / PRICES, {"schema_version": SCHEMA_VERSION, **asdict(self)})
-
-
-def below_the_least(mean_budget_ms: float, least_ms: float) -> str:
-    """Say that nothing meets a mean budget."""
-    return (
-        f"a mean budget of {mean_budget_ms:g} ms cannot be met: even the cheapest setting takes {least_ms:.4g} ms on "
-        f"average. Give {least_ms:.4g} ms or more"
-    )
 
 
 def load_price_curve(controller: Path) -> PriceCurve | None:
@@ -102,7 +89,6 @@ def load_price_curve(controller: Path) -> PriceCurve | None:
         raise CheckpointError(f"{file} is not usable ({error}); remove it, or train again") from None
 
 
-def _interval(mean: float, error: float) -> str:
+def _interval(mean: float, error: float) -> tuple[float, float, float]:
     """A mean and its 95% interval."""
-    low, high = mean - NORMAL_95 * error, mean + NORMAL_95 * error
-    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+    return mean, mean - NORMAL_95 * error, mean + NORMAL_95 * error

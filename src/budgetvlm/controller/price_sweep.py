@@ -28,7 +28,7 @@ def price_curve_of(controller: GRPOController, table: ProfileTable, features: Fe
     held_out = table.subset("validation")
     own = features.aligned(held_out.sample_ids)
     encoded = controller.encode(torch.from_numpy(own.image), torch.from_numpy(own.language))
-    _, group = np.unique(held_out.groups.get("image_id", held_out.sample_ids), return_inverse=True)
+    _, group = np.unique(held_out.units, return_inverse=True)
 
     def at(price: float) -> AtPrice:
         chosen = choose(controller, encoded, NO_LIMIT_MS, price)

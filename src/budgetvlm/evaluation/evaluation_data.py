@@ -13,6 +13,7 @@ from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 from budgetvlm.evaluation.intervals import Bootstrap
 from budgetvlm.features import Features
 from budgetvlm.guard.input_bounds import fit_guard
+from budgetvlm.guard.spending import require_mean_budget
 from budgetvlm.guard.static import StaticGuard, timed_rows
 from budgetvlm.policies import States
 from budgetvlm.policies.setting_means import SettingMeans
@@ -33,7 +34,9 @@ class EvaluationData:
             the validation split, or the training split where there is none or it is the evaluated one.
         left_out: number of evaluated samples that lack a measurement.
         means, guard: of the training samples; the guard allows no setting without both measurements.
-        test_bounds_ms: the guard's bounds of the evaluated samples, see `StaticGuard.bounds_of`; those of all policies.
+        test_bounds_ms, tuning_bounds_ms: the guard's bounds of these samples, see `StaticGuard.bounds_of`; those of all
+            policies.
+        mean_budgets_ms: budgets on the mean latency, each with its share (`EvaluationOptions.mean_budgets`).
     """
 
     train: ProfileTable
@@ -47,7 +50,9 @@ class EvaluationData:
     means: SettingMeans
     guard: StaticGuard
     test_bounds_ms: np.ndarray
+    tuning_bounds_ms: np.ndarray
     bootstrap: Bootstrap
+    mean_budgets_ms: dict[float, float]
 
     @classmethod
     def of(cls, table: ProfileTable, features: Features | None, options: EvaluationOptions) -> EvaluationData:
@@ -55,6 +60,7 @@ class EvaluationData:
 
         Raises:
             DataError: a split or the features of a sample are missing, or no sample was measured at every setting.
+            ConfigError: a mean budget below what the cheapest setting takes.
         """
         tuning_split = _tuning_split(table, options.split)
         train = table.subset("train")
@@ -65,19 +71,22 @@ class EvaluationData:
         test = complete_rows(evaluated, guard.measured)
         tuning = complete_rows(table.subset(tuning_split), guard.measured)
         test_features = features and features.aligned(test.sample_ids)
+        tuning_features = features and features.aligned(tuning.sample_ids)
         return cls(
             train=train,
             tuning=tuning,
             test=test,
             train_features=train_features,
-            tuning_features=features and features.aligned(tuning.sample_ids),
+            tuning_features=tuning_features,
             test_features=test_features,
             tuning_split=tuning_split,
             left_out=evaluated.num_samples - test.num_samples,
             means=means,
             guard=guard,
             test_bounds_ms=guard.bounds_of(test_features),
+            tuning_bounds_ms=guard.bounds_of(tuning_features),
             bootstrap=Bootstrap.draw(test.units, options.resamples, options.level, options.seed),
+            mean_budgets_ms=_mean_budgets(means.latency_ms[guard.measured], options),
         )
 
     @cached_property
@@ -105,10 +114,19 @@ class EvaluationData:
         data = self.test, self.test_features, self.guard
         return [States.under_budget(*data, b, price, self.test_bounds_ms) for b in self.budgets_ms(shares)]
 
-    def at_prices(self, prices: Sequence[float], *, tuning: bool = False) -> list[States]:
-        """Every evaluated (or tuning) sample once at each price, without a budget, P lists of requests."""
+    def at_prices(self, prices: Sequence[float], *, tuning: bool = False, ceiling: float | None = None) -> list[States]:
+        """Every evaluated (or tuning) sample once at each price, P lists of requests.
+
+        ``ceiling``: of each request, as a share of the full setting's median latency; None: it has none.
+        """
         table, features = (self.tuning, self.tuning_features) if tuning else (self.test, self.test_features)
-        return [States.unlimited(table, features, self.guard, price) for price in prices]
+        if ceiling is None:
+            return [States.unlimited(table, features, self.guard, price) for price in prices]
+        ceiling_ms, bounds_ms = (
+            ceiling * self.means.reference_ms,
+            self.tuning_bounds_ms if tuning else self.test_bounds_ms,
+        )
+        return [States.under_budget(table, features, self.guard, ceiling_ms, price, bounds_ms) for price in prices]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -157,6 +175,16 @@ def learning_part(table: ProfileTable, seed: int = 0) -> ProfileTable:
             f"there is no validation split and none can be held out of {train.num_samples} training samples ({error}); "
             "profile more samples"
         ) from error
+
+
+def _mean_budgets(latency_ms: np.ndarray, options: EvaluationOptions) -> dict[float, float]:
+    """Share -> ms; a share is that of the way from the least to the most of the settings' mean latencies ``[K]``."""
+    least, most = float(latency_ms.min()), float(latency_ms.max())
+    if options.mean_budget_ms is None:
+        return {share: least + share * (most - least) for share in options.mean_budgets}
+    for mean_budget_ms in options.mean_budget_ms:
+        require_mean_budget(mean_budget_ms, least)
+    return {(ms - least) / max(most - least, 1e-9): ms for ms in options.mean_budget_ms}
 
 
 def _tuning_split(table: ProfileTable, split: str) -> str:

@@ -26,6 +26,9 @@ class EvaluationOptions:
         prices: the prices that are swept without a budget.
         mean_budgets: budgets on the mean latency, as shares of the way from the cheapest setting's mean latency on the
             training samples to the slowest's.
+        mean_budget_ms: budgets on the mean latency in ms, in place of these shares.
+        ceiling: what each request may take beside a mean budget and at equal accuracy, as a share of the full setting's
+            median latency; None: whatever it takes.
         accuracy_shares: targets for the mean latency at equal accuracy, as shares of the full setting's accuracy.
         labels: labels that define the groups of the group lookup, which is left out where the table lacks one.
         guard_quantile: the quantile of the training latencies that bounds each setting.
@@ -43,6 +46,8 @@ class EvaluationOptions:
     price: float = 0.01
     prices: tuple[float, ...] = PRICE_SWEEP
     mean_budgets: tuple[float, ...] = MEAN_BUDGETS
+    mean_budget_ms: tuple[float, ...] | None = None
+    ceiling: float | None = None
     accuracy_shares: tuple[float, ...] = (0.98, 0.95, 0.9)
     labels: tuple[str, ...] = ("kind", "difficulty")
     guard_quantile: float = 0.95
@@ -79,6 +84,10 @@ def _problems(options: EvaluationOptions) -> Iterator[str]:
             f"mean budgets {list(options.mean_budgets)} are not shares of the way from the cheapest setting's mean "
             "latency (0) to the slowest's (1)"
         )
+    if not all(0 < ms < np.inf for ms in options.mean_budget_ms or ()):
+        yield f"mean budgets {list(options.mean_budget_ms or ())} are not positive numbers of ms"
+    if options.ceiling is not None and not 0 < options.ceiling < np.inf:
+        yield f"ceiling={options.ceiling} is not a positive share of the full setting's latency"
     if not all(0 < share <= 1 for share in options.accuracy_shares):
         yield f"accuracy shares {list(options.accuracy_shares)} are not within (0, 1]"
     if not 0 < options.guard_quantile <= 1:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -105,7 +106,8 @@ def sweep_prices(
 ) -> dict[str, PriceSweep]:
     """Let every contender that takes a price choose at every price, without a budget; sweeps by name."""
     prices = options.swept
-    tuning, test, found = data.at_prices(prices, tuning=True), data.at_prices(prices), {}
+    ask = partial(data.at_prices, prices, ceiling=options.ceiling)
+    tuning, test, found = ask(tuning=True), ask(), {}
     for contender in contenders:
         if contender.priced:
             progress(f"without a budget: {contender.name}")

@@ -67,11 +67,21 @@ def latency_at(latency_ms: np.ndarray, accuracy: np.ndarray, target: np.ndarray 
 
 
 def accuracy_at(latency_ms: np.ndarray, accuracy: np.ndarray, target: np.ndarray | float) -> np.ndarray:
-    """Greatest mean accuracy of a path that takes at most a target latency; NaN where none is as fast. ``[...]``
+    """Mean accuracy where a path first takes a target latency, ``[...]``: NaN below its start, that of its end beyond.
+
+    The path is followed although a faster part of it may be more accurate here: where it leads was chosen on other
+    samples.
 
     Args:
-        latency_ms, accuracy: vertices ``[..., V]``; neighbours are joined by straight lines.
+        latency_ms, accuracy: points ``[..., V]`` from fast to slow; neighbours are joined by straight lines.
         target: ``[...]``.
     """
-    # seen from the far end of both axes it is the least loss of accuracy that reaches a saving of time
-    return -latency_at(-accuracy, -latency_ms, -np.asarray(target, dtype=np.float64))
+    slowest = np.maximum.accumulate(latency_ms, axis=-1)
+    goal = np.asarray(target, dtype=np.float64)[..., None]
+    after = (slowest <= goal).sum(axis=-1, keepdims=True)
+    low, high = (after - 1).clip(0), after.clip(max=slowest.shape[-1] - 1)
+    fast, slow = (np.take_along_axis(slowest, at, axis=-1) for at in (low, high))
+    share = np.where(slow > fast, (goal - fast) / np.where(slow > fast, slow - fast, 1.0), 0.0)
+    worse, better = (np.take_along_axis(accuracy, at, axis=-1) for at in (low, high))
+    found: np.ndarray = np.where(after > 0, worse + share * (better - worse), np.nan)[..., 0]
+    return found

@@ -1,10 +1,12 @@
 """Accuracy at a mean budget, and mean latency at equal accuracy, against the best input-blind mix of settings.
 
-No request has a budget of its own here; only the mean counts.
+Only the mean counts here; a request has no budget of its own, but may have a ceiling.
 
 Each price gives a point (mean latency, mean accuracy), and choosing at random between neighbouring prices gives the
-line between their points. Which prices are worth choosing from (the hull's vertices) is picked on the tuning split,
-for the blind mix of settings on the training split; what they give is measured on the evaluated split.
+line between their points. The price of a mean budget is solved on the tuning split, and what it gives is measured on
+the evaluated split: without feedback (`AtMeanBudget.spent_ms`), and where feedback has brought the mean to the budget.
+At equal accuracy, prices are the vertices of the hull on the tuning split. The blind mix draws from the settings on the
+hull of the training split.
 Shapes: S samples, P prices or settings, V vertices, R resamples; the first of ``1 + R`` is the number itself.
 """
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -19,8 +22,19 @@ from budgetvlm.evaluation.evaluation_data import EvaluationData
 from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 from budgetvlm.evaluation.frontier import accuracy_at, latency_at, mixing_path
 from budgetvlm.evaluation.intervals import ratio
-from budgetvlm.evaluation.outcomes import BLIND, GROUP, PREDICT, Outcomes
+from budgetvlm.evaluation.outcomes import (
+    BEST_SETTING,
+    BLIND,
+    BLIND_NOTE,
+    GROUP,
+    ORACLE,
+    PREDICT,
+    Contender,
+    Outcomes,
+    outcomes,
+)
 from budgetvlm.evaluation.records import AtAccuracy, AtMeanBudget, Estimate, FrontierPoint
+from budgetvlm.policies import LookupTable
 
 LEAST_SAVING = 1e-3  # of a bound, below which a share of it means nothing
 
@@ -39,7 +53,7 @@ class Frontier:
     """Points ``[1 + R, P]`` on the evaluated split (price None: a setting), and the vertices ``[V]`` among them.
 
     Attributes:
-        tuned_ms: mean latency of the vertices on the split that they were picked on, ``[V]``.
+        tuned_ms: mean latency of the points on the split that prices are solved on, ``[P]``.
     """
 
     prices: tuple[float | None, ...]
@@ -53,19 +67,18 @@ class Frontier:
         return latency_at(self.latency_ms[:, self.vertices], self.accuracy[:, self.vertices], target)
 
     def accuracy_at(self, budget_ms: float) -> np.ndarray:
-        """Greatest mean accuracy within a mean budget ``[1 + R]``; NaN where even the fastest point takes more."""
-        return accuracy_at(self.latency_ms[:, self.vertices], self.accuracy[:, self.vertices], budget_ms)
+        """Mean accuracy where the mean latency is a budget ``[1 + R]``; NaN where even the fastest point takes more."""
+        return accuracy_at(self.latency_ms, self.accuracy, np.full(len(self.latency_ms), budget_ms))
 
-    def spent_ms(self, budget_ms: float) -> np.ndarray:
-        """Mean latency on the evaluated split ``[1 + R]`` of the mix that meets a budget where it was tuned.
+    def solved(self, budget_ms: float) -> tuple[np.ndarray, np.ndarray]:
+        """Mean latency and accuracy, ``[1 + R]`` each, of the mix of two points that meets a budget where it was tuned.
 
-        Beyond the ends of the path it is that of the end.
+        Beyond the ends it is that of the end.
         """
-        place = np.interp(budget_ms, self.tuned_ms, np.arange(len(self.tuned_ms)))
-        low = int(place)
-        high = min(low + 1, len(self.tuned_ms) - 1)
-        ends = self.latency_ms[:, self.vertices[[low, high]]]
-        return ends @ np.array([low + 1 - place, place - low])
+        reached = np.maximum.accumulate(self.tuned_ms)
+        place = np.interp(budget_ms, reached, np.arange(len(reached)))
+        mixed = np.maximum(0.0, 1.0 - np.abs(np.arange(len(reached)) - place))
+        return self.latency_ms @ mixed, self.accuracy @ mixed
 
     def points(self, reference_ms: float) -> tuple[FrontierPoint, ...]:
         """All points in the order of the prices; a price is also given in points of accuracy per ms."""
@@ -79,21 +92,27 @@ class Frontier:
 
 @dataclass(frozen=True, eq=False)
 class MeanBudgetMetrics:
-    """The frontiers of all contenders that take a price, and of the blind mix."""
+    """The frontiers of all contenders that take a price, and of the blind mix.
+
+    Attributes:
+        best: accuracy and mean latency ``[1 + R]`` of the best single setting at each mean budget.
+    """
 
     data: EvaluationData
     frontiers: dict[str, Frontier]
     options: EvaluationOptions
     full_accuracy: np.ndarray
+    best: dict[float, tuple[np.ndarray, np.ndarray]]
 
     @classmethod
     def measure(
         cls, data: EvaluationData, options: EvaluationOptions, sweeps: Mapping[str, PriceSweep]
     ) -> MeanBudgetMetrics:
-        """The frontiers of what the contenders chose without a budget (`EvaluationData.at_prices`)."""
-        frontiers = {BLIND: _blind(data)} | {name: _swept(data, sweep) for name, sweep in sweeps.items()}
+        """The frontiers of what the contenders chose at prices (`EvaluationData.at_prices`)."""
+        frontiers = {BLIND: _blind(data, options)} | {name: _swept(data, sweep) for name, sweep in sweeps.items()}
         full = data.bootstrap.mean(data.test.accuracy[:, -1].astype(np.float64))
-        return cls(data, frontiers, options, full)
+        best = {share: _best_setting(data, ms, options.ceiling) for share, ms in data.mean_budgets_ms.items()}
+        return cls(data, frontiers, options, full, best)
 
     def frontier(self, name: str) -> tuple[FrontierPoint, ...]:
         """All points, by price from high to low, or for the blind mix its vertices by latency."""
@@ -107,35 +126,31 @@ class MeanBudgetMetrics:
         """One record for each mean budget; none for a contender without a frontier."""
         if name not in self.frontiers:
             return ()
-        return tuple(self._within(name, share) for share in self.options.mean_budgets)
+        frontier, budgets = self.frontiers[name], self.data.mean_budgets_ms
+        return tuple(
+            self._within(share, frontier.accuracy_at(ms), *frontier.solved(ms)) for share, ms in budgets.items()
+        )
 
     def best_setting(self) -> tuple[AtMeanBudget, ...]:
         """What the best single setting gives whose mean latency on the training samples is within each budget."""
-        found = []
-        for share in self.options.mean_budgets:
-            budget_ms, means = self.budget_ms(share), self.data.means
-            fits = np.where(means.latency_ms <= budget_ms * (1 + 1e-9), means.accuracy, -np.inf)
-            k = int(np.argmax(fits))
-            accuracy, latency = (self.data.bootstrap.mean(cells[:, k]) for cells in _cells(self.data))
-            found.append(self._record(share, accuracy, latency))
-        return tuple(found)
+        return tuple(self._within(share, accuracy, ms, accuracy) for share, (accuracy, ms) in self.best.items())
 
     def budget_ms(self, share: float) -> float:
-        """The mean budget in ms at a share of the way from the cheapest setting's mean latency to the slowest's."""
-        means = self.data.means.latency_ms[self.data.guard.measured]
-        return float(means.min() + share * (means.max() - means.min()))
+        """The mean budget in ms with this share."""
+        return self.data.mean_budgets_ms[share]
 
-    def _within(self, name: str, share: float) -> AtMeanBudget:
-        frontier, budget_ms = self.frontiers[name], self.budget_ms(share)
-        return self._record(share, frontier.accuracy_at(budget_ms), frontier.spent_ms(budget_ms))
-
-    def _record(self, share: float, accuracy: np.ndarray, spent_ms: np.ndarray) -> AtMeanBudget:
+    def _within(
+        self, share: float, accuracy: np.ndarray, spent_ms: np.ndarray, solved_accuracy: np.ndarray
+    ) -> AtMeanBudget:
         budget_ms = self.budget_ms(share)
-        over = [
-            accuracy - self.frontiers[other].accuracy_at(budget_ms) if other in self.frontiers else None
-            for other in (BLIND, PREDICT)
-        ]
-        return AtMeanBudget(share, budget_ms, *map(self._estimate, (accuracy, spent_ms, *over)))
+        rivals = {name: self.frontiers[name].accuracy_at(budget_ms) for name in (BLIND, PREDICT, ORACLE)
+                  if name in self.frontiers} | {BEST_SETTING: self.best[share][0]}  # fmt: skip
+        over = {name: self._estimate(accuracy - other) for name, other in rivals.items()}
+        return AtMeanBudget(
+            share, budget_ms, self._estimate(accuracy), self._estimate(spent_ms),
+            over[BLIND], over.get(PREDICT), over[BEST_SETTING], over.get(ORACLE),
+            self._estimate(spent_ms / budget_ms - 1), self._estimate(solved_accuracy),
+        )  # fmt: skip
 
     def faster(self, name: str, other: str, share: float) -> Estimate | None:
         """One minus mean latency / another's, where both reach a share of the full setting's accuracy."""
@@ -173,8 +188,15 @@ class MeanBudgetMetrics:
         return self.data.bootstrap.estimate(number)
 
 
-def _blind(data: EvaluationData) -> Frontier:
-    """The settings on the hull of the training means, as measured on the evaluated split."""
+def _blind(data: EvaluationData, options: EvaluationOptions) -> Frontier:
+    """The settings on the hull of the training means, as measured on the evaluated split.
+
+    Under a ceiling it is the best setting of those that the ceiling allows, at each price.
+    """
+    if options.ceiling is not None:
+        lookup = Contender(BLIND, "baseline", (LookupTable(data.means),), BLIND_NOTE)
+        ask = partial(data.at_prices, options.swept, ceiling=options.ceiling)
+        return _swept(data, PriceSweep(options.swept, outcomes(lookup, ask(tuning=True)), outcomes(lookup, ask())))
     hull = mixing_path(data.means.latency_ms, data.means.accuracy)
     accuracy, latency = (cells[:, hull] for cells in _cells(data))
     mean = data.bootstrap.mean
@@ -188,7 +210,18 @@ def _swept(data: EvaluationData, sweep: PriceSweep) -> Frontier:
     tuned_ms = tuned.sample_latency.mean(axis=0)
     vertices = mixing_path(tuned_ms, tuned.sample_accuracy.mean(axis=0))
     mean = data.bootstrap.mean
-    return Frontier(sweep.prices, mean(found.sample_latency), mean(found.sample_accuracy), vertices, tuned_ms[vertices])
+    return Frontier(sweep.prices, mean(found.sample_latency), mean(found.sample_accuracy), vertices, tuned_ms)
+
+
+def _best_setting(data: EvaluationData, budget_ms: float, ceiling: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """Accuracy and latency ``[1 + R]`` of the best setting whose mean is within a budget and its bound in a ceiling."""
+    means = data.means
+    fits = means.latency_ms <= budget_ms * (1 + 1e-9)
+    if ceiling is not None:
+        fits &= data.guard.bounds_ms <= max(ceiling * means.reference_ms, data.guard.bounds_ms.min())
+    k = int(np.argmax(np.where(fits, means.accuracy, -np.inf)))
+    accuracy, latency = (data.bootstrap.mean(cells[:, k]) for cells in _cells(data))
+    return accuracy, latency
 
 
 def _cells(data: EvaluationData) -> tuple[np.ndarray, np.ndarray]:

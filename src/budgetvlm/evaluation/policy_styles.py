@@ -32,6 +32,7 @@ class PolicyStyle:
 POLICY_STYLES = {
     "oracle": PolicyStyle(GREY, "dot"),
     "lookup table": PolicyStyle(PURPLE, "solid", 2.5, "circle"),
+    "best single setting": PolicyStyle(GREY, "dash", 1.5, "circle"),
     "best blind mix": PolicyStyle(PURPLE, "solid", 2.5, "circle"),
     "controller": PolicyStyle(ORANGE, "solid", 3.5, "diamond"),
     "predict + argmax": PolicyStyle(BLUE, "dashdot", 2.0, "triangle-up"),

@@ -107,9 +107,12 @@ class AtMeanBudget:
 
     Attributes:
         budget_share: see `EvaluationOptions.mean_budgets`.
-        accuracy: where the mean latency on the evaluated samples is the budget; None where even the least is more.
-        spent_ms: mean latency there of the mix that meets the budget on the tuning split.
-        vs_blind, vs_predict: paired difference in accuracy from the best blind mix, from predict + argmax.
+        accuracy: where the mean latency on the evaluated samples is the budget, as feedback makes it at run time; None
+            where even the least is more.
+        spent_ms: mean latency there of the mix that meets the budget on the tuning split, without feedback.
+        vs_blind, vs_predict, vs_setting, vs_oracle: paired difference in accuracy from the best blind mix, from predict
+            + argmax, from the best single setting, from the oracle.
+        missed: ``spent_ms`` / the budget, less one. solved_accuracy: that of the same mix.
     """
 
     budget_share: float
@@ -118,6 +121,10 @@ class AtMeanBudget:
     spent_ms: Estimate | None
     vs_blind: Estimate | None
     vs_predict: Estimate | None
+    vs_setting: Estimate | None = None
+    vs_oracle: Estimate | None = None
+    missed: Estimate | None = None
+    solved_accuracy: Estimate | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

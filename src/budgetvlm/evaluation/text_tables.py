@@ -10,6 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from budgetvlm._io import time_text, time_unit
+from budgetvlm.evaluation.outcomes import BEST_SETTING
 from budgetvlm.evaluation.records import (
     AtAccuracy,
     AtBudget,
@@ -66,6 +67,7 @@ def tables(report: EvaluationReport) -> RenderableType:
         _by_budget("Requests over the budget (%)", report, lambda at: _percent(at.violation_rate)),
         room_table(report),
         mean_budget_table(report.policies),
+        missed_table(report),
         equal_accuracy_table(report),
         settings_table(report),
     )
@@ -124,10 +126,34 @@ def mean_budget_table(results: Sequence[PolicyFigures]) -> Table:
     results = [result for result in results if result.at_mean_budget]
     budgets = results[0].at_mean_budget if results else ()
     title = "Accuracy at a mean budget (%), no request having a budget of its own; points over the best blind mix"
-    table = new_table(title, [f"{time_text(at.budget_ms)}\non average" for at in budgets])
+    beyond = any(at.budget_share > 1 for at in budgets)
+    caption = (
+        "a budget above what the slowest setting takes buys the best setting for every request" if beyond else None
+    )
+    table = new_table(title, [f"{time_text(at.budget_ms)}\non average" for at in budgets], caption=caption)
     for result in results:
         add_policy(table, result, map(_at_mean_budget, result.at_mean_budget))
     return table
+
+
+def missed_table(report: EvaluationReport) -> Table:
+    """How far each policy's mean is from the budget before feedback, and its accuracy there."""
+    results = [result for result in report.policies if result.at_mean_budget and result.name != BEST_SETTING]
+    budgets = results[0].at_mean_budget if results else ()
+    title = (
+        f"How far the mean is off (%), and accuracy (%), with the price solved on {report.tuning_split} samples and "
+        "without feedback"
+    )
+    table = new_table(title, [f"{time_text(at.budget_ms)}\non average" for at in budgets])
+    for result in results:
+        add_policy(table, result, map(_missed, result.at_mean_budget))
+    return table
+
+
+def _missed(at: AtMeanBudget) -> str:
+    if at.missed is None or at.solved_accuracy is None:
+        return "–"
+    return f"{100 * at.missed.value:+.1f} ±{half_width(at.missed):.1f}, {100 * at.solved_accuracy.value:.1f}"
 
 
 def _at_mean_budget(at: AtMeanBudget) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import threading
 
+from budgetvlm._io import time_text
 from budgetvlm.errors import ConfigError
 
 PATIENCE = 5.0  # budgets of debt that multiply the price by e
@@ -58,10 +59,16 @@ class Spending:
             self._count += 1
 
 
-def require_mean_budget(mean_budget_ms: float) -> None:
-    """Raise ConfigError for one that is not a positive number of ms."""
+def require_mean_budget(mean_budget_ms: float, least_ms: float = 0.0) -> None:
+    """Raise ConfigError for one that is not a positive number of ms, or below the least possible mean."""
     if not 0 < mean_budget_ms < math.inf:
         raise ConfigError(f"mean_budget_ms={mean_budget_ms!r} is not a positive number of ms; give one, such as 50")
+    if mean_budget_ms < least_ms:
+        least = time_text(least_ms)
+        raise ConfigError(
+            f"a mean budget of {time_text(mean_budget_ms)} cannot be met: even the cheapest setting takes {least} on "
+            f"average. Give {least} or more"
+        )
 
 
 def _limited(number: float, least: float, most: float) -> float:

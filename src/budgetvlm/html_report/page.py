@@ -19,6 +19,7 @@ from budgetvlm.html_report.section_choices import choices
 from budgetvlm.html_report.section_frontier import comparison, frontier
 from budgetvlm.html_report.section_knobs import coupling
 from budgetvlm.html_report.section_late import late
+from budgetvlm.html_report.section_mean import mean
 from budgetvlm.html_report.section_start import glance, measured
 from budgetvlm.html_report.section_training import learning, overhead
 
@@ -26,7 +27,7 @@ FILTERS = (
     number_format.percent, number_format.milliseconds, number_format.decimal, number_format.signed,
     number_format.interval_points, chart_table,
 )  # fmt: skip
-SECTIONS = (glance, frontier, late, choices, coupling, comparison, learning, overhead, measured)
+SECTIONS = (glance, frontier, mean, late, choices, coupling, comparison, learning, overhead, measured)
 
 
 def report_sections(inputs: ReportInputs) -> tuple[ReportSection, ...]:

@@ -7,15 +7,15 @@ from typing import Any
 
 from tqdm import tqdm
 
+from budgetvlm._io import time_text
 from budgetvlm.controller import training
 from budgetvlm.controller.checkpoint import set_default_price
-from budgetvlm.controller.price_curve import below_the_least
 from budgetvlm.controller.price_sweep import price_curve_of
 from budgetvlm.controller.training import Say, TrainingResult
 from budgetvlm.controller.training_options import TrainingConfig
-from budgetvlm.errors import ConfigError
 from budgetvlm.features import Features
 from budgetvlm.guard.adaptive import AdaptiveGuard
+from budgetvlm.guard.spending import require_mean_budget
 from budgetvlm.policies.setting_means import SettingMeans
 from budgetvlm.table import ProfileTable
 
@@ -41,7 +41,8 @@ def train(
     """
     table = training.with_splits(table, config)
     if mean_budget_ms is not None:
-        _check_mean_budget(mean_budget_ms, table)
+        means = SettingMeans.fit(table.subset("train"))
+        require_mean_budget(mean_budget_ms, means.latency_ms[means.measured].min())
     result = training.train(table, features, config, output_dir, say=say, fit_guard=AdaptiveGuard.fit, **how)
     curve = price_curve_of(result.controller, table, features)
     curve.save(result.output_dir)
@@ -49,12 +50,5 @@ def train(
         solved = curve.solve(mean_budget_ms)
         set_default_price(result.controller, solved.price, result.output_dir)
         beyond = "" if mean_budget_ms <= curve.most_ms else ", more than any price makes use of"
-        say(f"mean budget of {mean_budget_ms:g} ms{beyond}: {solved}; it is the controller's default price now")
+        say(f"mean budget of {time_text(mean_budget_ms)}{beyond}: {solved}; it is the controller's default price now")
     return result
-
-
-def _check_mean_budget(mean_budget_ms: float, table: ProfileTable) -> None:
-    means = SettingMeans.fit(table.subset("train"))
-    least_ms = float(means.latency_ms[means.measured].min())
-    if not mean_budget_ms >= least_ms:
-        raise ConfigError(below_the_least(mean_budget_ms, least_ms))
