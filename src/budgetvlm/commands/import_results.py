@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 
+AUTO = Path("auto")  # of --features: made from questions and images
 KNOBS = "max_crops,top_k,num_active_blocks"
 PROFILES = OptionFlags(PrepareOptions, "exp5_dir", "exp6_dir", "latency_fill")
 HOW = OptionFlags(PrepareOptions, "groups", "train_split", "test_split", "seed", "feature_batch_size", "device")
@@ -56,8 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flat.add_argument("--knobs", default=KNOBS, metavar="a,b", help=f"columns that are knobs (default: {KNOBS})")
     flat.add_argument(
         "--column", action="append", default=[], metavar="WHAT=NAME",
-        help="what a column is: sample_id, score, latency_ms, a knob, image_id, stage.NAME, tokens.NAME or group.NAME; "
-        "once for each column that is called otherwise",
+        help="what a column is: sample_id, score, latency_ms, a knob, image_id, question, image, stage.NAME, "
+        "tokens.NAME or group.NAME; once for each column that is called otherwise",
     )  # fmt: skip
     flat.add_argument(
         "--sample_ids", choices=("auto", "index", "name"), default="auto",
@@ -73,8 +74,11 @@ def _kind(kinds: Any, name: str, text: str) -> argparse.ArgumentParser:
     add("--output", type=Path, required=True, metavar="FILE", help="table to write (.parquet)")
     add(
         "--features", type=Path, metavar="FILE",
-        help="the samples' features (.safetensors, or .npz: sample_ids, image, language)",
+        help="the samples' features (.safetensors, or .npz: sample_ids, image, language), or 'auto': made from their "
+        "questions and images without a model",
     )  # fmt: skip
+    add("--encoder", metavar="DIR", help="as --features auto, with a text or image encoder of Transformers")
+    add("--image_dir", type=Path, metavar="DIR", help="where the images of --features auto lie")
     add("--model_path", metavar="DIR", help="or the model to extract them with, from --dataset_name")
     data = parser.add_argument_group("data set of the samples, to give them its ids and images")
     add_task_arguments(data, answers=False, scores=False)
@@ -122,7 +126,10 @@ def run(args: argparse.Namespace) -> int:
     )
     command = ["budgetvlm", "train", "--table", str(options.output), "--features", str(options.features_path)]
     if features is None:
-        print("to train a controller, features are needed: --features FILE, or --model_path and --dataset_name")
+        print(
+            "to train a controller, features are needed: --features FILE, --features auto (from the questions), or "
+            "--model_path and --dataset_name"
+        )
     else:
         print(f"next: {shlex.join([*command, '--output_dir', './checkpoints/controller'])}")
     return 0
@@ -130,6 +137,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _finish_options(args: argparse.Namespace) -> FinishOptions:
     from budgetvlm.importing.finish import FinishOptions
+    from budgetvlm.importing.made_features import MakeOptions
     from budgetvlm.tasks import TaskOptions
 
     reading = READ.read(args)
@@ -138,7 +146,15 @@ def _finish_options(args: argparse.Namespace) -> FinishOptions:
     if args.dataset_name is not None and (asked or args.kind != "profiles"):  # there it names directories too
         task = TaskOptions(args.dataset_name, **reading)
     names = ("output", "features", "model_path", "split", "overwrite")
-    options = FinishOptions(task=task, **{name: getattr(args, name) for name in names}, **HOW.read(args))
+    given = {name: getattr(args, name) for name in names} | HOW.read(args)
+    make = None
+    if args.features == AUTO or args.encoder is not None:
+        given["features"] = None if args.features == AUTO else args.features
+        beside = Path(args.input).parent if args.kind == "table" else None
+        make = MakeOptions(args.encoder, args.image_dir, beside, given["feature_batch_size"], given["device"])
+    elif args.image_dir is not None:
+        raise ConfigError("cannot import: --image_dir is of --features auto or --encoder; give one of them")
+    options = FinishOptions(task=task, make=make, **given)
     if asked and task is None:
         raise ConfigError(f"cannot import: --{asked[0]} needs --dataset_name")
     return options
@@ -190,6 +206,7 @@ def _from_flat(args: argparse.Namespace, say: Say) -> tuple[ProfileTable, bool]:
     cells = read_flat(
         Path(args.input), knobs=tuple(name.strip() for name in args.knobs.split(",")), columns=columns,
         score_scale=args.score_scale, latency_unit=args.latency_unit,
+        inputs=args.features == AUTO or args.encoder is not None,
     )  # fmt: skip
     table = to_table(cells, duplicates=args.duplicates, metadata={"imported_from": args.input})
     by_index = cells.by_index if args.sample_ids == "auto" else args.sample_ids == "index"

@@ -18,6 +18,7 @@ from budgetvlm.controller.provenance import CONFIG
 from budgetvlm.controller.training_options import TrainingConfig
 from budgetvlm.errors import CheckpointError, ConfigError, OutputError
 from budgetvlm.features import Features
+from budgetvlm.features.cheap import EXTRACTOR
 from budgetvlm.table import ProfileTable
 
 METRICS, EVENTS = "metrics.json", "tensorboard"
@@ -51,7 +52,7 @@ def members_of(directory: Path) -> list[Path]:
 
 def _remove_run(directory: Path) -> None:
     """Remove what an earlier run wrote, and nothing else."""
-    for name in (BEST, LAST, CONFIG, WEIGHTS, METRICS, GUARD, PRICES):
+    for name in (BEST, LAST, CONFIG, WEIGHTS, METRICS, GUARD, PRICES, EXTRACTOR):
         (directory / name).unlink(missing_ok=True)
     for name in (EVENTS, MEMBERS):
         shutil.rmtree(directory / name, ignore_errors=True)

@@ -2,8 +2,9 @@
 
 The directory holds ``best_checkpoint.pt`` (best validation reward), ``config.json`` and ``model.safetensors`` (the same
 controller), ``guard.json`` (bounds on latency, not calibrated yet), ``last_checkpoint.pt`` (for resuming),
-``metrics.json`` (all figures) and ``tensorboard/``. An ensemble's directory holds the average of its members, and
-``members/<number>/`` holds each member's controller, figures and logs.
+``metrics.json`` (all figures), ``tensorboard/`` and, where features were made from text and image, what made them
+(``extractor.json``). An ensemble's directory holds the average of its members, and ``members/<number>/`` holds each
+member's controller, figures and logs.
 
 Members train at once, as one batched network, and are averaged in one controller (`budgetvlm.controller.ensemble`).
 """
@@ -27,6 +28,7 @@ from budgetvlm.controller.training_options import TrainingConfig
 from budgetvlm.controller.training_run import MakeLoss, TrainingRun
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.features import Features
+from budgetvlm.features.cheap import EXTRACTOR
 from budgetvlm.table import ProfileTable
 
 Say = Callable[[str], None]
@@ -99,6 +101,8 @@ def train(
     run = TrainingRun(table, features, config, seeds)
     if fit_guard is not None and not (directory / GUARD).exists():  # a run that is resumed may have been calibrated
         write_json(directory / GUARD, fit_guard(table.subset("train"), features, config.alpha).to_dict())
+    if "extractor" in features.metadata:  # what made the features makes those of a request
+        write_json(directory / EXTRACTOR, features.metadata["extractor"])
     if last is not None:
         run.restore(last)
         say(f"resuming after epoch {run.epoch}")

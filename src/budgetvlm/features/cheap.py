@@ -158,7 +158,10 @@ def load(checkpoint: str | Path) -> CheapFeatures:
     path = Path(checkpoint)
     path = (path if path.is_dir() else path.parent) / EXTRACTOR
     try:
-        return CheapFeatures.from_dict(read_json(path))
+        document = read_json(path)
+        if isinstance(document, dict) and "encoder" in document:
+            raise DataError("an encoder made these features; open it with budgetvlm.profiling.prepare.encoders.load")
+        return CheapFeatures.from_dict(document)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from budgetvlm.errors import ConfigError, DataError, OutputError
 from budgetvlm.features import Features
+from budgetvlm.importing.made_features import MakeOptions, inputs_of, made_features
 from budgetvlm.profiling.prepare.feature_extraction import Backend, features_of_table
 from budgetvlm.profiling.prepare.join import split_names
 from budgetvlm.profiling.prepare.splits import assign_splits
@@ -27,7 +28,8 @@ class FinishOptions:
     Attributes:
         output: the table, a .parquet file; features go beside it, as .features.safetensors.
         features: a file of features (.safetensors or .npz), or None.
-        model_path: instead of a file: the model to extract them with, from the data set.
+        make: instead of a file: how to make them from questions and images.
+        model_path: or the model under control to extract them with, from the data set.
         task: data set that the sample ids are of; the table then has its ids and its images'. None: not asked.
         split: of the data set, where samples are numbered by their index in it.
         groups: the label whose samples belong together, see `ProfileTable.unit`; None: images where they are known.
@@ -37,6 +39,7 @@ class FinishOptions:
 
     output: Path
     features: Path | None = None
+    make: MakeOptions | None = None
     model_path: str | None = None
     task: TaskOptions | None = None
     split: str | None = None
@@ -52,7 +55,7 @@ class FinishOptions:
         problems = []
         if self.output.suffix != ".parquet" or self.output.is_dir():
             problems.append(f"output={str(self.output)!r} has to be the name of a .parquet file")
-        if self.features is not None and self.model_path is not None:
+        if sum(given is not None for given in (self.features, self.make, self.model_path)) > 1:
             problems.append("features come from --features or from --model_path, not from both")
         if self.model_path is not None and self.task is None:
             problems.append("--model_path needs --dataset_name")
@@ -75,7 +78,7 @@ class FinishOptions:
 def finish(
     table: ProfileTable, options: FinishOptions, *, by_index: bool, backend: Backend | None = None, say: Say = print
 ) -> tuple[ProfileTable, Features | None]:
-    """Find the features, draw the splits, write features and table, the table last.
+    """Draw the splits, find or make the features, write features and table, the table last.
 
     ``by_index``: whether the table's sample ids are indices in the split. Raises BudgetVLMError: features that are
     missing or cannot be made, splits that cannot be drawn, an output that is there already or cannot be written.
@@ -85,6 +88,9 @@ def finish(
     backend = backend or Backend()
     if options.task is not None:
         table, samples = _of_data_set(table, options, options.task, by_index, backend, say)
+    table = table.grouped_by(options.groups) if options.groups else table
+    table, inputs = (table, None) if options.make is None else inputs_of(table, samples, options.make)
+    table = assign_splits(table, options.train_split, options.test_split, options.seed)
     if options.model_path is not None:
         features = features_of_table(
             table, samples, options.model_path, backend, device=options.device, batch_size=options.feature_batch_size,
@@ -93,8 +99,8 @@ def finish(
         )  # fmt: skip
     elif options.features is not None:
         features = read_features(options.features).aligned(table.sample_ids)
-    table = table.grouped_by(options.groups) if options.groups else table
-    table = assign_splits(table, options.train_split, options.test_split, options.seed)
+    elif options.make is not None and inputs is not None:
+        features = made_features(table, inputs, options.make, options.output, say)
     if features is not None:
         features.save(options.features_path)
     else:

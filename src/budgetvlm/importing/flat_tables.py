@@ -21,6 +21,8 @@ from budgetvlm.tasks.stored_types import plain_numbers
 from budgetvlm.tasks.values import as_id, as_label, is_gap, is_index, unpacked
 
 PLAIN = ("sample_id", "score", "latency_ms")
+INPUTS = ("question", "image")  # of a sample; columns that are asked for where features are made from them
+LABELS = ("image_id", *INPUTS)  # columns that are labels of a sample, under their own name
 USUAL = {  # columns that are taken without being asked for
     "image_id": "group.image_id",
     **{column: f"stage.{stage}" for stage, column in STAGE_FIELDS.items()},
@@ -43,25 +45,28 @@ def read_flat(
     score_scale: float = 1.0,
     latency_unit: str | None = None,
     optional: Sequence[str] = (),
+    inputs: bool = False,
 ) -> Cells:
     """Read a file.
 
     Args:
         knobs: the columns that are knobs.
         columns: what a column is -> its name in the file, where that is another: sample_id, score, latency_ms, a
-            knob, image_id, stage.NAME, tokens.NAME, group.NAME.
+            knob, image_id, question, image, stage.NAME, tokens.NAME, group.NAME.
         score_scale: the largest score; scores are divided by it.
         latency_unit: "ms" or "s", of the latency and the stages; None: ms, unless they look like another.
         optional: of sample_id, score and latency_ms: what may be missing.
+        inputs: take the columns question and image too, where there are any.
 
     Raises:
         ConfigError: a mapping that means nothing.
         DataError: a file that cannot be read, a missing column, values that are no numbers.
     """
     wanted = {name: name for name in (*PLAIN, *knobs)} | _mapping(columns or {}, knobs)
-    table = _read(path, {name for role, name in wanted.items() if _is_text(role)} | {"image_id"})
+    table = _read(path, {name for role, name in wanted.items() if _is_text(role)} | set(LABELS))
     taken = set(wanted.values())
-    wanted |= {role: name for name, role in USUAL.items() if name in table.column_names and name not in taken}
+    usual = USUAL | {name: f"group.{name}" for name in INPUTS if inputs and f"group.{name}" not in wanted}
+    wanted |= {role: name for name, role in usual.items() if name in table.column_names and name not in taken}
     _require_distinct(path, table, wanted)
     _require_columns(path, table, wanted, optional)
     present = {role: name for role, name in wanted.items() if name in table.column_names}
@@ -87,7 +92,7 @@ def to_cells(
     labels: dict[str, np.ndarray] = {}
     for role, name in columns.items():
         if _is_text(role):
-            labels[role] = _texts(source, table, name)
+            labels[role] = _questions(table, name) if role == "group.question" else _texts(source, table, name)
         else:
             values[role] = _numbers(source, table, name)
     _check_unit(source, columns.get("latency_ms", ""), values["latency_ms"], latency_unit)
@@ -149,14 +154,14 @@ def _mapping(columns: Mapping[str, str], knobs: Sequence[str]) -> dict[str, str]
     measured = [name for name in knobs if name in PLAIN]
     if measured:
         raise ConfigError(f"knobs={','.join(knobs)}: {measured[0]} is measured, and no knob. Leave it out.")
-    known = {*PLAIN, *knobs, "image_id"}
+    known = {*PLAIN, *knobs, *LABELS}
     unknown = [r for r in columns if r not in known and not r.startswith(("stage.", "tokens.", "group."))]
     if unknown:
         raise ConfigError(
             f"--column {unknown[0]}={columns[unknown[0]]} means nothing; left of = may stand "
-            f"{', '.join([*PLAIN, *knobs, 'image_id'])}, stage.NAME, tokens.NAME, group.NAME"
+            f"{', '.join([*PLAIN, *knobs, *LABELS])}, stage.NAME, tokens.NAME, group.NAME"
         )
-    return {"group.image_id" if role == "image_id" else role: name for role, name in columns.items()}
+    return {f"group.{role}" if role in LABELS else role: name for role, name in columns.items()}
 
 
 def _read(path: Path, texts: Collection[str]) -> pa.Table:
@@ -247,3 +252,10 @@ def _texts(source: str, table: pa.Table, name: str) -> np.ndarray:
     if "" in found:
         raise DataError(f"{source}: column {name} is empty in row {found.index('') + 1}; every row needs one")
     return np.array(found, dtype=object)
+
+
+def _questions(table: pa.Table, name: str) -> np.ndarray:
+    """Return a column of questions as strings ``[n]``; a gap is an empty one."""
+    cells = table[name].to_pylist()
+    texts = [cell if isinstance(cell, str) else "" if is_gap(cell) else as_label(cell) for cell in cells]
+    return np.array(texts, dtype=object)
