@@ -126,21 +126,23 @@ class MeanBudgetMetrics:
         """One record for each mean budget; none for a contender without a frontier."""
         if name not in self.frontiers:
             return ()
-        frontier, budgets = self.frontiers[name], self.data.mean_budgets_ms
+        frontier = self.frontiers[name]
         return tuple(
-            self._within(share, frontier.accuracy_at(ms), *frontier.solved(ms)) for share, ms in budgets.items()
+            self._within(share, frontier.accuracy_at(ms), *frontier.solved(ms), used=ms <= frontier.tuned_ms.max())
+            for share, ms in self.data.mean_budgets_ms.items()
         )
 
     def best_setting(self) -> tuple[AtMeanBudget, ...]:
         """What the best single setting gives whose mean latency on the training samples is within each budget."""
-        return tuple(self._within(share, accuracy, ms, accuracy) for share, (accuracy, ms) in self.best.items())
+        best = self.best.items()
+        return tuple(self._within(share, accuracy, ms, accuracy, used=False) for share, (accuracy, ms) in best)
 
     def budget_ms(self, share: float) -> float:
         """The mean budget in ms with this share."""
         return self.data.mean_budgets_ms[share]
 
     def _within(
-        self, share: float, accuracy: np.ndarray, spent_ms: np.ndarray, solved_accuracy: np.ndarray
+        self, share: float, accuracy: np.ndarray, spent_ms: np.ndarray, solved_accuracy: np.ndarray, *, used: bool
     ) -> AtMeanBudget:
         budget_ms = self.budget_ms(share)
         rivals = {name: self.frontiers[name].accuracy_at(budget_ms) for name in (BLIND, PREDICT, ORACLE)
@@ -149,7 +151,7 @@ class MeanBudgetMetrics:
         return AtMeanBudget(
             share, budget_ms, self._estimate(accuracy), self._estimate(spent_ms),
             over[BLIND], over.get(PREDICT), over[BEST_SETTING], over.get(ORACLE),
-            self._estimate(spent_ms / budget_ms - 1), self._estimate(solved_accuracy),
+            self._estimate(spent_ms / budget_ms - 1) if used else None, self._estimate(solved_accuracy),
         )  # fmt: skip
 
     def faster(self, name: str, other: str, share: float) -> Estimate | None:

@@ -112,7 +112,8 @@ class AtMeanBudget:
         spent_ms: mean latency there of the mix that meets the budget on the tuning split, without feedback.
         vs_blind, vs_predict, vs_setting, vs_oracle: paired difference in accuracy from the best blind mix, from predict
             + argmax, from the best single setting, from the oracle.
-        missed: ``spent_ms`` / the budget, less one. solved_accuracy: that of the same mix.
+        missed: ``spent_ms`` / the budget, less one; None where the policy makes no use of so much time.
+        solved_accuracy: that of the same mix.
     """
 
     budget_share: float
