@@ -111,9 +111,9 @@ def options(directory, **changes):
     return SweepOptions(**{"splits": ("train", "test"), "output_dir": Path(directory), **changes})
 
 
-def accuracy(directory, vlm=None, settings=SPACE.settings, batch_size=4, say=lambda line: None, **changes):
-    vlm = vlm or FakeVLM()
-    return profile_accuracy(vlm, FakeTask(), settings, options(directory, **changes), batch_size=batch_size, say=say)
+def accuracy(directory, vlm=None, settings=SPACE.settings, batch_size=4, cells=1.0, say=lambda line: None, **changes):
+    vlm, opts = vlm or FakeVLM(), options(directory, **changes)
+    return profile_accuracy(vlm, FakeTask(), settings, opts, batch_size=batch_size, cells=cells, say=say)
 
 
 def latency(

@@ -60,6 +60,12 @@ def _add_sweep_arguments(parser: argparse.ArgumentParser, kind: Kind) -> None:
     SWEEP.add(parser)
     if kind == "accuracy":
         add("--batch_size", type=int, default=32, metavar="N", help="samples answered at once (default: 32)")
+        add(
+            "--cells", type=float, default=1.0, metavar="SHARE",
+            help="answer samples at a share of the settings, chosen where the outcome is least certain; test samples, "
+            "or a fifth of the images where there are none, at all. `budgetvlm train` predicts the rest and says how "
+            "well (default: 1, all)",
+        )  # fmt: skip
         return
     add(
         "--exp5_dir", type=Path, metavar="DIR",
@@ -93,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
         settings = parse_settings(space, args.settings)
     print(f"{args.kind} of {len(settings)} of {len(space)} settings of {args.model_path} on {task.name}")
     if args.kind == "accuracy":
-        paths = profile_accuracy(vlm, task, settings, options, batch_size=args.batch_size)
+        paths = profile_accuracy(vlm, task, settings, options, batch_size=args.batch_size, cells=args.cells)
     else:
         paths = profile_latency(
             vlm, task, settings, options,

@@ -108,8 +108,8 @@ def _pictures(args: argparse.Namespace, inputs: ReportInputs) -> dict[str, Sampl
     from budgetvlm.controller.provenance import opened_by
     from budgetvlm.html_report.report_inputs import SamplePicture
     from budgetvlm.html_report.section_choices import pick_samples
-    from budgetvlm.profiling.prepare.join import split_names
     from budgetvlm.profiling.prepare.task_samples import find_samples
+    from budgetvlm.profiling.results.reading import split_names
     from budgetvlm.tasks import SPLITS, TaskOptions, load_task
 
     name = args.dataset_name or inputs.source.get("dataset_name")

@@ -20,6 +20,7 @@ from budgetvlm.errors import BudgetVLMError, ConfigError
 from budgetvlm.evaluation.evaluation_data import EvaluationData, learning_part
 from budgetvlm.evaluation.evaluator import common_fields
 from budgetvlm.features import Features
+from budgetvlm.policies.unmeasured import with_predictions
 from budgetvlm.table import ProfileTable
 
 ORIGIN = "origin.json"  # beside the cells: options and data that they were made with
@@ -87,7 +88,7 @@ class ComparisonTask:
     def of(cls, table: ProfileTable, features: Features | None, options: CompareOptions) -> ComparisonTask:
         data = EvaluationData.of(table, features, options.evaluation)
         fitting = FittingData(
-            table=learning_part(table),
+            table=learning_part(with_predictions(table, features, evaluated=options.evaluation.split)),
             features=features and features.aligned(table.sample_ids),
             means=data.means,
             guard=data.guard,

@@ -29,6 +29,7 @@ from budgetvlm.controller.training_run import MakeLoss, TrainingRun
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.features import Features
 from budgetvlm.features.cheap import EXTRACTOR
+from budgetvlm.policies.unmeasured import with_predictions
 from budgetvlm.table import ProfileTable
 
 Say = Callable[[str], None]
@@ -98,7 +99,7 @@ def train(
     open_output(directory, resume=resume, overwrite=overwrite)
     last = read_last(directory, origin) if resume else None
     say(config.maximised)
-    run = TrainingRun(table, features, config, seeds)
+    run = TrainingRun(with_predictions(table, features, say), features, config, seeds)
     if fit_guard is not None and not (directory / GUARD).exists():  # a run that is resumed may have been calibrated
         write_json(directory / GUARD, fit_guard(table.subset("train"), features, config.alpha).to_dict())
     if "extractor" in features.metadata:  # what made the features makes those of a request
@@ -181,8 +182,8 @@ def fit_controller(
     ``make_loss``: from the untrained controller to a loss in place of GRPO's, see `budgetvlm.controller.policy_loss`.
     Raises ConfigError: no member. DataError: a side of the split is empty, or samples lack features.
     """
-    seeds = member_seeds(config.seed, members)
-    run = TrainingRun(table, features.aligned(table.sample_ids), config, seeds, make_loss)
+    seeds, features = member_seeds(config.seed, members), features.aligned(table.sample_ids)
+    run = TrainingRun(with_predictions(table, features), features, config, seeds, make_loss)
     run.train()
     return _merged(run)
 

@@ -17,6 +17,7 @@ from budgetvlm.guard.spending import require_mean_budget
 from budgetvlm.guard.static import StaticGuard, timed_rows
 from budgetvlm.policies import States
 from budgetvlm.policies.setting_means import SettingMeans
+from budgetvlm.policies.unmeasured import with_predictions
 from budgetvlm.table import ProfileTable
 
 HELD_OUT = 0.15  # of the training units, where the table has no validation split
@@ -63,13 +64,14 @@ class EvaluationData:
             ConfigError: a mean budget below what the cheapest setting takes.
         """
         tuning_split = _tuning_split(table, options.split)
-        train = table.subset("train")
+        learnt = with_predictions(table, features, evaluated=options.split)
+        train = learnt.subset("train")
         means = SettingMeans.fit(train)
         train_features = features and features.aligned(train.sample_ids)
         guard = _guard_of_measured(means, fit_guard(train, train_features, options.guard_quantile))
         evaluated = table.subset(options.split)
         test = complete_rows(evaluated, guard.measured)
-        tuning = complete_rows(table.subset(tuning_split), guard.measured)
+        tuning = complete_rows(learnt.subset(tuning_split), guard.measured)
         test_features = features and features.aligned(test.sample_ids)
         tuning_features = features and features.aligned(tuning.sample_ids)
         return cls(

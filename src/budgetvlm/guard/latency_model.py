@@ -311,13 +311,22 @@ def _filled(counts: np.ndarray) -> np.ndarray:
 
 
 def _filled_vision(counts: np.ndarray, space: KnobSpace) -> np.ndarray:
-    """As `_filled`, but from settings that share the value of a knob which the visual tokens follow."""
+    """As `_filled`, but from settings that share the value of a knob which the visual tokens follow.
+
+    A sample that was counted at none of these gets what they have on average, scaled as its other counts are.
+    """
+    counts = counts.copy()
     for axis, name in enumerate(space.names):
         column = space.value_indices[:, axis]
         for index in range(len(space.values(name))):
             block = counts[:, column == index]
             known = np.isfinite(block)
             spread = np.where(known, block, -np.inf).max(axis=1) - np.where(known, block, np.inf).min(axis=1)
-            if known.any(axis=1).all() and (spread <= 0).all():
-                counts[:, column == index] = _filled(block)
+            if (known.sum(axis=1) > 1).any() and (spread <= 0).all():
+                counts[:, column == index] = np.where(known.any(axis=1)[:, None], _filled(block), np.nan)
+    known = np.isfinite(counts)
+    if known.any(axis=0).all():
+        means = np.where(known, counts, 0).sum(axis=0) / known.sum(axis=0)
+        scale = np.where(known, counts, 0).sum(axis=1) / np.maximum((known * means).sum(axis=1), 1e-9)
+        counts = np.where(known, counts, means * np.where(known.any(axis=1), scale, 1.0)[:, None])
     return _filled(counts)

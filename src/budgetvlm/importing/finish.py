@@ -12,9 +12,9 @@ from budgetvlm.errors import ConfigError, DataError, OutputError
 from budgetvlm.features import Features
 from budgetvlm.importing.made_features import MakeOptions, inputs_of, made_features
 from budgetvlm.profiling.prepare.feature_extraction import Backend, features_of_table
-from budgetvlm.profiling.prepare.join import split_names
 from budgetvlm.profiling.prepare.splits import assign_splits
 from budgetvlm.profiling.prepare.task_samples import find_samples, sample_labels, with_task_ids
+from budgetvlm.profiling.results.reading import split_names
 from budgetvlm.table import SPLITS, ProfileTable
 from budgetvlm.tasks import SplitSample, TaskOptions
 

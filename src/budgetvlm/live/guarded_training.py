@@ -17,6 +17,7 @@ from budgetvlm.features import Features
 from budgetvlm.guard.adaptive import AdaptiveGuard
 from budgetvlm.guard.spending import require_mean_budget
 from budgetvlm.policies.setting_means import SettingMeans
+from budgetvlm.policies.unmeasured import with_predictions
 from budgetvlm.table import ProfileTable
 
 
@@ -39,7 +40,7 @@ def train(
     Raises:
         ConfigError: a mean budget below what the cheapest setting takes.
     """
-    table = training.with_splits(table, config)
+    table = with_predictions(training.with_splits(table, config), features, say)
     if mean_budget_ms is not None:
         means = SettingMeans.fit(table.subset("train"))
         require_mean_budget(mean_budget_ms, means.latency_ms[means.measured].min())

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,31 +75,47 @@ def profile_latency(
         statistic="run with the median total of the repeats, each in a pass over all samples",
         path="overview encoded first and reused", hardware=hardware(device), **({"cells": cells} if cells < 1 else {}),
     )  # fmt: skip
-    plan = _plan(vlm, sweep.samples, cells, options.seed)
+    draw_cells(len(sweep.samples), len(vlm.knob_space), cells, options.seed)  # before hours of measuring
     if sweep.todo:
         with sweep.resume() as entries:
-            _write(sweep, plan, _measure(sweep, plan, entries))
+            passes = _known(sweep, entries)
+            plan = _plan(vlm, sweep.samples, cells, options.seed, passes)
+            _measure(sweep, plan, passes)
+            _write(sweep, plan, passes)
         sweep.say_what_was_skipped()
     return list(sweep.paths.values())
 
 
-def _plan(vlm: VLM, samples: Sequence[SplitSample], cells: float, seed: int) -> Plan:
-    space = vlm.knob_space
-    drawn = draw_cells(len(samples), len(space), cells, seed)
-    return {
-        place.sample.sample_id: {space.settings[k] for k in np.flatnonzero(row)}
-        for place, row in zip(samples, drawn, strict=True)
-    }
-
-
-def _measure(sweep: Sweep, plan: Plan, entries: Sequence[dict[str, Any]]) -> list[Runs]:
-    """Measure what the journal's entries lack; return what each pass has measured."""
-    passes: list[Runs] = [{name: {} for name in plan} for _ in range(int(sweep.config["repeats"]))]
+def _known(sweep: Sweep, entries: Sequence[dict[str, Any]]) -> list[Runs]:
+    """Return what each pass has measured: earlier runs from the files, and what the journal's entries add."""
+    passes: list[Runs] = [
+        {place.sample.sample_id: {} for place in sweep.samples} for _ in range(int(sweep.config["repeats"]))
+    ]
+    for setting, records in sweep.kept.items():
+        for record in records:
+            for done, run in zip(passes, record.runs or (), strict=False):
+                done[record.sample_id][str(setting)] = run
     for entry in entries:
-        passes[entry["pass"]][entry["sample_id"]].update(entry["runs"])
+        passes[entry["pass"]][entry["samples"][0]].update(entry["runs"])
+    return passes
+
+
+def _plan(vlm: VLM, samples: Sequence[SplitSample], cells: float, seed: int, passes: Sequence[Runs]) -> Plan:
+    """Return what is to be measured: what a sweep draws, or where a smaller one measured others, those and more."""
+    settings = vlm.knob_space.settings
+    names = [place.sample.sample_id for place in samples]
+    known = np.array([[any(str(setting) in done[name] for done in passes) for setting in settings] for name in names])
+    drawn = draw_cells(len(names), len(settings), cells, seed)
+    if (known & ~drawn).any():
+        drawn = draw_cells(len(names), len(settings), cells, seed, known)
+    return {name: {settings[k] for k in np.flatnonzero(row)} for name, row in zip(names, drawn, strict=True)}
+
+
+def _measure(sweep: Sweep, plan: Plan, passes: list[Runs]) -> None:
+    """Measure what the passes lack."""
     left = list(_left(sweep, plan, passes))
     total = len(plan) * len(passes)
-    if entries:
+    if len(left) < total:
         sweep.say(f"going on with {total - len(left)} of {total} rounds (samples x repeats) of an earlier run")
     if left:
         _warm_up(sweep)
@@ -111,10 +128,9 @@ def _measure(sweep: Sweep, plan: Plan, entries: Sequence[dict[str, Any]]) -> lis
                 except InputError as error:
                     sweep.skip(place, error)
                 else:
-                    sweep.journal.append({"sample_id": name, "pass": number, "runs": measured})
+                    sweep.note([name], measured, **{"pass": number})
                     passes[number][name].update(measured)
             bar.update()
-    return passes
 
 
 def _write(sweep: Sweep, plan: Plan, passes: Sequence[Runs]) -> None:
@@ -122,7 +138,12 @@ def _write(sweep: Sweep, plan: Plan, passes: Sequence[Runs]) -> None:
     names = [place.sample.sample_id for place in sweep.usable_samples()]
     for setting in sweep.todo:
         runs = [[done[name][str(setting)] for done in passes] for name in names if setting in plan[name]]
-        sweep.write(setting, [median_run([LatencyRecord.from_dict(raw) for raw in one]) for one in runs])
+        sweep.write(setting, [_median(one) for one in runs])
+
+
+def _median(runs: list[dict[str, Any]]) -> LatencyRecord:
+    """Return the median run, with all of them beside it where there are several."""
+    return replace(median_run([LatencyRecord.from_dict(raw) for raw in runs]), runs=runs)
 
 
 def _left(sweep: Sweep, plan: Plan, passes: Sequence[Runs]) -> Iterator[tuple[int, SplitSample, list[Setting]]]:

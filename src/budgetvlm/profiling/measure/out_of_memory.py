@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -13,17 +13,22 @@ T = TypeVar("T")
 
 
 def for_each_batch(
-    items: Sequence[T], batch_size: int, run: Callable[[Sequence[T]], None], say: Callable[[str], None]
+    items: Sequence[T],
+    batch_size: int,
+    run: Callable[[Sequence[T], int], None],
+    say: Callable[[str], None],
+    together: int = 1,
 ) -> int:
     """Run over all items in batches; halve them, with a message, whenever memory runs out.
 
+    ``run`` gets the items of ``together`` batches and the size of one, which is how many may take memory at once.
     Returns the batch size that fitted. Raises ConfigError: a single item did not fit.
     """
     start = 0
     while start < len(items):
-        batch = items[start : start + batch_size]
+        batch = items[start : start + batch_size * together]
         try:
-            run(batch)
+            run(batch, batch_size)
         except (MemoryError, RuntimeError) as error:
             # on a CPU, torch says in words only that memory ran out
             if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(
@@ -39,3 +44,8 @@ def for_each_batch(
         else:
             start += len(batch)
     return batch_size
+
+
+def in_parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Yield the items in parts of a size; the last one may be smaller."""
+    return (items[start : start + size] for start in range(0, len(items), size))

@@ -62,13 +62,16 @@ def parse_settings(space: KnobSpace, text: str) -> tuple[Setting, ...]:
     return tuple(space.settings[i] for i in sorted(indices))
 
 
-def draw_cells(num_samples: int, num_settings: int, cells: float, seed: int) -> np.ndarray:
+def draw_cells(
+    num_samples: int, num_settings: int, cells: float, seed: int, known: np.ndarray | None = None
+) -> np.ndarray:
     """Draw the cells to measure, bool ``[S, K]``: equally many of each sample, and of each setting up to one.
 
     At random, the settings that were taken least first. They are drawn for the whole space, so that settings which are
     measured later change nothing for the others.
 
-    ``cells``: share of the settings that each sample gets; of a share of a setting it gets none. Raises ConfigError: a
+    ``cells``: share of the settings that each sample gets; of a share of a setting it gets none. ``known``: cells that
+    are measured already, bool ``[S, K]``; they are kept and count. Raises ConfigError: a
     share that cannot be, or one that leaves a sample or a setting without a measurement.
     """
     if not 0 < cells <= 1:
@@ -79,10 +82,10 @@ def draw_cells(num_samples: int, num_settings: int, cells: float, seed: int) -> 
             f"cells={cells:g} of {num_settings} settings x {num_samples} samples leaves some without a measurement. "
             f"Give {max(1.0, num_settings / num_samples) / num_settings:.2g} or more, or time more samples."
         )
-    rng, taken = np.random.default_rng(seed), np.zeros(num_settings, dtype=int)
-    plan = np.zeros((num_samples, num_settings), dtype=bool)
+    plan = np.zeros((num_samples, num_settings), dtype=bool) if known is None else known.copy()
+    rng, taken = np.random.default_rng(seed), plan.sum(axis=0)
     for row in plan:
-        chosen = np.lexsort((rng.random(num_settings), taken))[:each]
+        chosen = np.lexsort((rng.random(num_settings), taken, row))[: max(0, each - int(row.sum()))]
         row[chosen] = True
         taken[chosen] += 1
     return plan

@@ -6,7 +6,8 @@ import contextlib
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,20 @@ from budgetvlm.profiling.measure.journal import REMEDY, Journal, differences
 from budgetvlm.profiling.measure.machine import PACKAGES
 from budgetvlm.profiling.measure.sweep_options import SweepOptions
 from budgetvlm.profiling.results.measurements import Measurement
-from budgetvlm.profiling.results.reading import read_file
-from budgetvlm.profiling.results.result_files import FORMATS, Kind, result_path, results_directory, write_result
+from budgetvlm.profiling.results.reading import read_file, split_names
+from budgetvlm.profiling.results.result_files import (
+    FORMATS,
+    Kind,
+    SettingResult,
+    result_path,
+    results_directory,
+    write_result,
+)
 from budgetvlm.tasks import SplitSample, Task
 from budgetvlm.vlm import VLM
+
+# What may be more than in results that are there: they are kept, and what is new is measured.
+GROWING = ("split", "num_samples", "samples_digest", "cells", "repeats")
 
 
 def collect(task: Task, options: SweepOptions) -> list[SplitSample]:
@@ -78,6 +89,7 @@ class Sweep:
         max_new_tokens: largest number of tokens in an answer.
         config: the `config` of the result files: all that decides what a result is, without clock times.
         paths: where the result of each setting goes.
+        kept: setting -> what its result file holds already.
         todo: the settings that are not finished.
         skipped: sample id -> why it cannot be used, also those that finished results left out. All settings leave out
             the same samples.
@@ -109,10 +121,15 @@ class Sweep:
         self.config = self._describe(more)
         self.paths = {s: result_path(options.output_dir, task.name, kind, s, options.file_rank) for s in settings}
         self.skipped: dict[str, str] = {}
+        self.kept: dict[Setting, Sequence[Any]] = {}
+        self._earlier: dict[str, str | None] = {}
         self._refuse_another_models_results()
         self.todo = [setting for setting in settings if not self._is_finished(setting)]
         if len(self.todo) < len(self.paths):
             say(f"{len(self.paths) - len(self.todo)} of {len(self.paths)} settings are finished already")
+        growing = [len(self.kept[setting]) for setting in self.todo if setting in self.kept]
+        if growing:
+            say(f"keeping {sum(growing)} results of {len(growing)} settings and measuring what is new")
         if options.overwrite or not self.todo:
             _remove(self._journal_path)  # a kill may have spared it
 
@@ -125,17 +142,26 @@ class Sweep:
         Raises:
             OutputError, DataError: it is of another sweep, in use, or damaged.
         """
-        layout = {"entries": 2}  # of the journal's lines; a journal with other lines cannot be resumed
-        with Journal(self._journal_path, self.config | layout) as self.journal:
+        layout = {"entries": 3}  # of the journal's lines; a journal with other lines cannot be resumed
+        fixed = {name: value for name, value in self.config.items() if name not in GROWING}
+        with Journal(self._journal_path, fixed | layout) as self.journal:
             for path in self.paths.values():  # what a kill during the writing of a result file left beside it
                 for leftover in path.parent.glob(f".{path.name}.*.tmp"):
                     _remove(leftover)
             for entry in self.journal.entries:
                 self.skipped.update(entry.get("skipped", {}))
+                if entry.get("digest", "") != (self._digest(entry["samples"]) if "samples" in entry else ""):
+                    raise OutputError(
+                        f"an unfinished sweep lies in {self._journal_path.parent}, made with other samples. {REMEDY}"
+                    )
             yield [entry for entry in self.journal.entries if "runs" in entry]
             measured = {name for entry in self.journal.entries for name in entry.get("runs", ())}
             if measured <= set(map(str, self.paths)):  # else the rest is of settings that were not asked for this time
                 self.journal.remove()
+
+    def note(self, samples: Sequence[str], runs: Mapping[str, Any], **more: Any) -> None:
+        """Write into the journal what was measured of these samples, by setting."""
+        self.journal.append({"samples": list(samples), "digest": self._digest(samples), "runs": runs, **more})
 
     def skip(self, place: SplitSample, error: Exception) -> None:
         """Leave out a sample that cannot be used. Raises DataError with ``strict``."""
@@ -183,14 +209,13 @@ class Sweep:
         return directory / f".{FORMATS[self.kind].experiment}{rank}.jsonl"
 
     def _describe(self, more: dict[str, Any]) -> dict[str, Any]:
-        options, samples = self.options, [place.sample for place in self.samples]
-        contents = [[s.sample_id, s.question, s.answers, s.content or s.image_id] for s in samples]
+        options = self.options
         config = {
             "model_path": self.vlm.name,
             "model_fingerprint": options.model_fingerprint,
             "split": "+".join(options.splits),
             "num_samples": list(options.num_samples) if options.num_samples else None,
-            "samples_digest": hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:16],
+            "samples_digest": _digest_of(self.samples),
             "max_new_tokens": self.max_new_tokens,
             "seed": options.seed,
             "world_size": options.world_size,
@@ -216,10 +241,12 @@ class Sweep:
             )
 
     def _is_finished(self, setting: Setting) -> bool:
-        """Tell whether the result of a setting is there already; with ``overwrite`` remove it.
+        """Tell whether the result of a setting is there already, and take what it holds; with ``overwrite`` remove it.
+
+        What was measured of fewer samples, settings, cells or repeats is not finished, but kept.
 
         Raises:
-            OutputError: it is of another sweep, or cannot be removed.
+            OutputError: it is of another sweep or of a larger one, or cannot be removed.
         """
         path = self.paths[setting]
         if self.options.overwrite:
@@ -227,14 +254,52 @@ class Sweep:
         if not path.exists():
             return False
         try:
-            found = read_file(path, self.task.name, self.kind).config
+            result = read_file(path, self.task.name, self.kind)
         except DataError as error:
             raise OutputError(f"{error} {REMEDY}") from None
-        differing = differences(found, self.config)
-        if differing:
-            raise OutputError(f"{path} exists, but was made with other {', '.join(differing)}. {REMEDY}")
+        found, defaults = result.config, {"cells": 1.0}
+        differing = differences(defaults | found, defaults | self.config)
+        wrong = [name for name in differing if name not in GROWING] or (differing and self._shrunk(result))
+        if wrong:
+            raise OutputError(f"{path} exists, but was made with other {', '.join(wrong)}. {REMEDY}")
         self.skipped.update(found.get("skipped", {}))
-        return True
+        self.kept[setting] = result.records
+        return not differing
+
+    def _shrunk(self, result: SettingResult) -> list[str]:
+        """Return names of what a result has more of than this sweep asks for, or otherwise."""
+        found, wanted = result.config, self.config
+        measured = {record.sample_id for record in result.records} | set(found.get("skipped", {}))
+        less = ["cells"] if found.get("cells", 1.0) > wanted.get("cells", 1.0) else []
+        repeats, before = wanted.get("repeats", 0), found.get("repeats", 0)
+        # results from before all runs were kept hold only the median
+        if before > repeats or (before < repeats and any(record.runs is None for record in result.records)):
+            less.append("repeats")
+        present = measured <= {place.sample.sample_id for place in self.samples}
+        same = found.get("samples_digest") in (self._digest(measured), self._digest_of_earlier(found))
+        return less if present and same else [*less, "num_samples", "samples_digest"]
+
+    def _digest(self, names: Collection[str]) -> str:
+        """Return a digest of what these samples are, in the order of all."""
+        wanted = set(names)
+        return _digest_of([place for place in self.samples if place.sample.sample_id in wanted])
+
+    def _digest_of_earlier(self, config: Mapping[str, Any]) -> str | None:
+        """Return the digest of the samples that an earlier sweep asked for, as they are now; None: there are none."""
+        counts, splits = config.get("num_samples"), split_names(config)
+        asked = json.dumps([counts, splits])
+        if asked not in self._earlier:
+            self._earlier[asked] = None
+            with contextlib.suppress(ConfigError, DataError, TypeError):
+                options = replace(self.options, splits=splits, num_samples=tuple(counts) if counts else None)
+                self._earlier[asked] = _digest_of(collect(self.task, options))
+        return self._earlier[asked]
+
+
+def _digest_of(places: Sequence[SplitSample]) -> str:
+    samples = [place.sample for place in places]
+    contents = [[s.sample_id, s.question, s.answers, s.content or s.image_id] for s in samples]
+    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:16]
 
 
 def load_image(place: SplitSample) -> Image.Image:

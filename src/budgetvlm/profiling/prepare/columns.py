@@ -84,15 +84,17 @@ class SweepArrays:
 def read_accuracy(exp5_dir: str | Path, dataset_name: str) -> SweepArrays:
     """Read all accuracy files of a data set; the samples are those that every setting was scored on.
 
-    A sample that one setting skipped as unusable is left out of all. Where samples are numbered, so are those that
-    some setting lacks: tools that number samples often stop at the end of a batch, and choose the batch's size anew for
-    each setting.
+    Where a share of the cells was measured, they are all samples, and what was not measured is NaN. A sample that one
+    setting skipped as unusable is left out of all. Where samples are numbered, so are those that some setting lacks:
+    tools that number samples often stop at the end of a batch, and choose the batch's size anew for each setting.
 
     Raises:
         DataError: unusable files, or settings that were scored on different samples.
     """
     sweep = read_sweep(exp5_dir, dataset_name, "accuracy")
     sweep = sweep.only(np.array([name not in sweep.skipped for name in sweep.sample_ids]))
+    if any("cells" in config for config in sweep.configs):
+        return sweep
     lacking = np.isnan(sweep.values["score"])
     shared = ~lacking.any(axis=1)
     if sweep.indexed and shared.any():

@@ -122,7 +122,7 @@ def in_batches(
     parts: list[np.ndarray] = []
     with tqdm(total=len(items), desc=name, unit="sample", mininterval=0.5) as bar:
 
-        def add(batch: Sequence[T]) -> None:
+        def add(batch: Sequence[T], size: int) -> None:
             parts.append(encode(batch))
             bar.update(len(batch))
 

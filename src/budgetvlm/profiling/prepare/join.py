@@ -6,7 +6,7 @@ values span (M < K where the sweep left some out; their columns are NaN).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from budgetvlm.profiling.prepare.columns import SweepArrays, read_accuracy, read
 from budgetvlm.profiling.prepare.fill import MIN_MEASURED, predict_cells, predict_times
 from budgetvlm.profiling.prepare.prepare_options import LATENCY_FILLS
 from budgetvlm.profiling.results.measurements import STAGE_FIELDS, TIMES, TOKEN_COUNTS, TOKEN_KINDS
+from budgetvlm.profiling.results.reading import split_names
 from budgetvlm.profiling.results.result_files import RESCORED, identity
 from budgetvlm.table import ProfileTable
 
@@ -54,7 +55,9 @@ def join(
     if accuracy.indexed and accuracy.tokens is None and latency_fill != "none":
         accuracy = _only_timed(accuracy, timed)
     space = _space(exp5_dir, accuracy.settings)
-    by_cell = latency_fill == "settings" or (latency_fill == "model" and any("cells" in c for c in timed.configs))
+    parted = any("cells" in config for config in (*timed.configs, *accuracy.configs))
+    by_cell = latency_fill == "settings" or (latency_fill == "model" and parted)
+    accuracy = _with_counts(accuracy, timed)
     times = timed.at(accuracy, [name for name in TIMES if name in timed.values])
     predicted = np.isnan(times[..., 0])
     if by_cell:
@@ -120,6 +123,15 @@ def _only_timed(accuracy: SweepArrays, timed: SweepArrays) -> SweepArrays:
     return replace(accuracy.only(everywhere), left_out=accuracy.left_out + int((~everywhere).sum()))
 
 
+def _with_counts(accuracy: SweepArrays, timed: SweepArrays) -> SweepArrays:
+    """Add the token counts of cells that were timed but not scored."""
+    if accuracy.tokens is None or timed.tokens is None:
+        return accuracy
+    counted = dict(zip(TOKEN_COUNTS, np.moveaxis(timed.at(accuracy, TOKEN_COUNTS), -1, 0), strict=True))
+    known = {name: np.where(np.isnan(accuracy.values[name]), counted[name], accuracy.values[name]) for name in counted}
+    return replace(accuracy, values=accuracy.values | known)
+
+
 def _check_settings(accuracy: SweepArrays, timed: SweepArrays, latency_fill: str) -> None:
     remedy = ", or have them predicted with --latency_fill settings"
     for name, having, lacking, more in (
@@ -153,12 +165,6 @@ def _check_runs(accuracy: SweepArrays, timed: SweepArrays) -> None:
                 f"{where}: field config.split is {config['split']!r}, but {other} has {known['split']!r}. "
                 "Profile both on the same splits."
             )
-
-
-def split_names(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the splits that a sweep ran on: "train+test" or "train,test" are two."""
-    text = str(config.get("split") or "")
-    return tuple(name.strip() for name in text.replace(",", "+").split("+") if name.strip())
 
 
 def _filled_by_cell(

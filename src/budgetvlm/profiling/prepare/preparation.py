@@ -20,12 +20,12 @@ from budgetvlm.features import Features
 from budgetvlm.profiling.prepare.document import REMEDY, read_document, to_document, to_table
 from budgetvlm.profiling.prepare.feature_extraction import Backend, features_of_table
 from budgetvlm.profiling.prepare.holding_back import hold_back
-from budgetvlm.profiling.prepare.join import BY_INDEX, SAMPLE_IDS, join, split_names
+from budgetvlm.profiling.prepare.join import BY_INDEX, SAMPLE_IDS, join
 from budgetvlm.profiling.prepare.prepare_options import PrepareOptions
 from budgetvlm.profiling.prepare.splits import TASK_SPLIT, assign_splits
 from budgetvlm.profiling.prepare.task_samples import find_samples, sample_labels, with_task_ids
 from budgetvlm.profiling.results.places import find_results
-from budgetvlm.profiling.results.reading import read_file, result_files
+from budgetvlm.profiling.results.reading import read_file, result_files, split_names
 from budgetvlm.table import ProfileTable
 from budgetvlm.tasks import SPLITS, SplitSample, Task
 from budgetvlm.tasks.task_options import PLACES

@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from budgetvlm.errors import ConfigError, DataError, OutputError
-from budgetvlm.profiling.prepare.join import split_names
 from budgetvlm.profiling.prepare.task_samples import find_samples
-from budgetvlm.profiling.results.reading import iter_results
+from budgetvlm.profiling.results.reading import iter_results, split_names
 from budgetvlm.profiling.results.result_files import RESCORED, SettingResult, result_path, write_result
 from budgetvlm.tasks import SPLITS, SplitSample, Task, TaskOptions, load_task
 

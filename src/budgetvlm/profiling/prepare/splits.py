@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from budgetvlm._io import first_few
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.table import LEAST_UNITS, SPLITS, ProfileTable, draw_splits
@@ -22,14 +24,17 @@ def assign_splits(table: ProfileTable, train_split: float, test_split: float | N
     Args:
         train_split: share of train in train and validation together.
         test_split: share of the units that is held out; 0 for none. None: as `ProfileTable.shares_of_splits` says, and
-            half of the validation split where the task has that.
+            half of the validation split where the task has that; where a share of the cells was measured, the units
+            that were measured in full.
 
     Raises:
         ConfigError: a share that cannot work or leaves a side empty, or a test split beside that of the task.
         DataError: a split that is unknown.
     """
     given = table.groups.get(TASK_SPLIT, ())
-    units = table.units
+    units, whole = table.units, _measured_in_full(table)
+    if whole and "test" not in given:
+        return _with_test(table, whole, train_split, test_split, seed)
     if len(set(given)) < 2:
         return table.with_splits(table.shares_of_splits(train_split, test_split), seed)
     unknown = set(given) - set(SPLITS)
@@ -52,6 +57,34 @@ def assign_splits(table: ProfileTable, train_split: float, test_split: float | N
         table,
         split=tuple(side if side in kept else drawn[unit] for unit, side in zip(units, given, strict=True)),
     )
+
+
+def _measured_in_full(table: ProfileTable) -> set[str]:
+    """Return the units that a sweep of a share of the cells measured in full; none of another sweep."""
+    if "cells" not in table.metadata.get("exp5_config", {}):
+        return set()
+    measured = np.isfinite(table.accuracy)
+    lacking = ~measured[:, measured.any(axis=0)].all(axis=1)
+    return set(table.units) - {unit for unit, lacks in zip(table.units, lacking, strict=True) if lacks}
+
+
+def _with_test(
+    table: ProfileTable, whole: set[str], train_split: float, test_split: float | None, seed: int
+) -> ProfileTable:
+    """Make the units that were measured in full the test split, because only these can be evaluated on."""
+    if test_split is not None:
+        raise ConfigError(
+            f"test_split={test_split} cannot be drawn: a share of the cells was measured (`profile accuracy --cells`), "
+            "and what was measured in full is the test split. Leave test_split out."
+        )
+    units = table.units
+    given = table.groups.get(TASK_SPLIT, ("train",) * len(units))
+    drawn = dict(zip(units, given, strict=True))
+    if set(given) != {"train", "validation"}:
+        drawn = draw_splits(
+            [unit for unit in units if unit not in whole], table.shares_of_splits(train_split, 0.0), seed
+        )
+    return replace(table, split=tuple("test" if unit in whole else drawn[unit] for unit in units))
 
 
 def describe_splits(table: ProfileTable) -> dict[str, Any]:

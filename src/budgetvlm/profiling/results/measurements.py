@@ -96,6 +96,7 @@ class LatencyRecord(Measurement):
         num_vision_tokens, num_language_tokens, num_output_tokens: counts.
         accuracy: the task's metric on the answer that was timed, 0 to 1.
         T_preprocess_ms, T_vision_ms: stages, 0 or more; None in files of tools that do not separate them.
+        runs: all repeats, as records; this one is the median of them. None in files of other tools.
     """
 
     T_total_ms: float
@@ -107,6 +108,7 @@ class LatencyRecord(Measurement):
     accuracy: float
     T_preprocess_ms: float | None = None
     T_vision_ms: float | None = None
+    runs: list[dict[str, Any]] | None = None
 
 
 def _problem(name: str, value: Any) -> str | None:

@@ -74,6 +74,12 @@ def result_files(directory: Path, dataset_name: str, kind: Kind) -> list[Path]:
     return files
 
 
+def split_names(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the splits that a sweep ran on: "train+test" or "train,test" are two."""
+    text = str(config.get("split") or "")
+    return tuple(name.strip() for name in text.replace(",", "+").split("+") if name.strip())
+
+
 def _list(place: Path, kind: Kind) -> list[Path]:
     pattern = FORMATS[kind].pattern
     return sorted(p for p in place.iterdir() if pattern.fullmatch(p.name)) if place.is_dir() else []
