@@ -40,6 +40,7 @@ from budgetvlm.evaluation.mean_budget import MeanBudgetMetrics, PriceSweep
 from budgetvlm.evaluation.outcomes import BLIND
 from budgetvlm.evaluation.records import Estimate
 from budgetvlm.features import Features
+from budgetvlm.features.cheap import CheapFeatures
 from budgetvlm.guard.static import StaticGuard
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.table import ProfileTable
@@ -47,7 +48,6 @@ from budgetvlm.table import ProfileTable
 POLICIES = ("grpo", "grpo_ensemble", "predict", "lookup", "full")
 MIDDLE = (0.3, 0.5, 0.7)  # of the way from the cheapest setting's mean latency to the slowest's
 JUST_ABOVE = 1.001
-NUM_COMPONENTS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,20 +90,9 @@ class OutsideTable:
         return table, self._features(np.flatnonzero(split == "train"))
 
     def _features(self, rows: np.ndarray) -> Features:
-        image = np.zeros((len(self.texts), 1)) if self.image is None else self.image
-        return Features(self.table.sample_ids, image.astype(np.float32), text_features(self.texts, rows))
-
-
-def text_features(texts: Sequence[str], rows: np.ndarray) -> np.ndarray:
-    """TF-IDF of words and pairs of words and its singular vectors, fitted on some rows; float32 ``[S, D]``."""
-    from sklearn.decomposition import TruncatedSVD
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2).fit([texts[row] for row in rows])
-    counts = words.transform(texts)
-    size = min(NUM_COMPONENTS, counts.shape[1] - 1)
-    vectors: np.ndarray = TruncatedSVD(size, random_state=0).fit(counts[rows]).transform(counts)
-    return vectors.astype(np.float32)
+        """Features of all samples, fitted on some rows; image statistics where the table has them."""
+        made = CheapFeatures.fit(self.texts, rows=rows)(self.texts, sample_ids=self.table.sample_ids)
+        return made if self.image is None else replace(made, image=self.image.astype(np.float32))
 
 
 @dataclass(frozen=True, eq=False)

@@ -92,7 +92,11 @@ def test_figures_are_written_for_every_epoch_and_to_tensorboard(tmp_path):
     quick(tmp_path, say=lines.append)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert [row["epoch"] for row in metrics["history"]] == [0, 1, 2, 3]
-    assert metrics["best"] == max(metrics["history"], key=lambda row: row["reward_mean"])
+    kept = metrics["best"]["epoch"]
+    best = max(metrics["history"], key=lambda row: row["reward_mean"])
+    assert metrics["best"].items() <= metrics["history"][kept].items() and kept in (0, best["epoch"])
+    (said,) = [line for line in lines if line.startswith("GRPO ")]
+    assert said == f"{metrics['kept']}." and ("did not improve" in said) == (kept == 0)
     assert lines[0].startswith("maximised (objective constrained)")
     for name in ("reward_mean", "accuracy_mean", "latency_mean", "violation_rate", "room_closed"):
         assert sum(name in line for line in lines) >= 4

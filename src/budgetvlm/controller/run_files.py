@@ -11,6 +11,7 @@ from typing import Any
 from budgetvlm._io import time_text, write_json
 from budgetvlm.controller.checkpoint import BEST, LAST, controller_document
 from budgetvlm.controller.checkpoint_files import write_checkpoint
+from budgetvlm.controller.kept import Kept
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.run_directory import MEMBERS, METRICS, EventLog
 from budgetvlm.controller.training_options import TrainingConfig
@@ -49,9 +50,11 @@ class RunFiles:
         if self.run.epoch == 0 or time.monotonic() - self.written > SAVE_SECONDS:
             self._write()
 
-    def finish(self) -> None:
-        """Write the last finished epoch and close the logs."""
+    def finish(self, kept: Kept | None = None) -> None:
+        """Write the last finished epoch, and what the run keeps if it has ended, and close the logs."""
         self._write()
+        if kept is not None:
+            self._write_kept(kept)
         for events in self.events:
             events.close()
 
@@ -72,16 +75,13 @@ class RunFiles:
             self.saved_best[number] = member.best["epoch"]
         write_json(place / METRICS, {**_summary(config), "best": member.best, "history": member.history})
 
-    @staticmethod
-    def write_ensemble(
-        directory: Path, run: TrainingRun, merged: GRPOController, figures: Mapping[str, float | None]
-    ) -> None:
-        """Write the average of a run's members, and its figures with their epoch."""
-        metrics = {name: value for name, value in figures.items() if name != "epoch"}
-        count = len(run.members)
-        extra = {"metrics": metrics, "epoch": figures["epoch"], "members": count, "training": asdict(run.config)}
-        _write_controller(directory, run, merged, extra)
-        write_json(directory / METRICS, {**_summary(run.config), "members": count, "best": figures})
+    def _write_kept(self, kept: Kept) -> None:
+        run, fields = self.run, {"kept": kept.why, "members": len(self.run.members)}
+        extra = {**fields, "metrics": kept.figures, "epoch": kept.epoch, "training": asdict(run.config)}
+        _write_controller(self.directory, run, kept.controller, extra)
+        alone = {"history": run.members[0].history} if len(run.members) == 1 else {}
+        best = {"epoch": kept.epoch, **kept.figures}
+        write_json(self.directory / METRICS, {**_summary(run.config), **fields, "best": best, **alone})
 
 
 def _write_controller(place: Path, run: TrainingRun, controller: GRPOController, extra: Mapping[str, Any]) -> None:

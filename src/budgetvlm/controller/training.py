@@ -1,10 +1,10 @@
 """Training: (profile table, features) -> a directory with the best controller, figures and logs.
 
-The directory holds ``best_checkpoint.pt`` (best validation reward), ``config.json`` and ``model.safetensors`` (the same
-controller), ``guard.json`` (bounds on latency, not calibrated yet), ``last_checkpoint.pt`` (for resuming),
-``metrics.json`` (all figures), ``tensorboard/`` and, where features were made from text and image, what made them
-(``extractor.json``). An ensemble's directory holds the average of its members, and ``members/<number>/`` holds each
-member's controller, figures and logs.
+The directory holds ``best_checkpoint.pt`` (what is kept, see `budgetvlm.controller.kept`), ``config.json`` and
+``model.safetensors`` (the same controller), ``guard.json`` (bounds on latency, not calibrated yet),
+``last_checkpoint.pt`` (for resuming), ``metrics.json`` (all figures), ``tensorboard/`` and, where features were made
+from text and image, what made them (``extractor.json``). An ensemble's directory holds the average of its members, and
+``members/<number>/`` holds each member's best controller, figures and logs.
 
 Members train at once, as one batched network, and are averaged in one controller (`budgetvlm.controller.ensemble`).
 """
@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from budgetvlm._io import write_json
 from budgetvlm.controller.checkpoint import BEST, GUARD, LAST
-from budgetvlm.controller.ensemble import member_seeds, merge
+from budgetvlm.controller.ensemble import member_seeds
+from budgetvlm.controller.kept import Kept, keep
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.run_directory import open_output, origin_of, read_last
 from budgetvlm.controller.run_files import RunFiles, figures_line
@@ -47,7 +48,7 @@ FitGuard = Callable[[ProfileTable, Features, float], GuardDocument]
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What came out: its directory, the controller, the best epoch (0: untrained) and that epoch's figures."""
+    """What came out: its directory, the controller, the epoch that it is of (0: its start) and its figures."""
 
     output_dir: Path
     controller: GRPOController
@@ -69,7 +70,7 @@ def train(
     progress: bool = True,
     fit_guard: FitGuard | None = None,
 ) -> TrainingResult:
-    """Train on the table's "train" split and keep the controller that is best on its "validation" split.
+    """Train on the table's "train" split and keep what does best on its "validation" split, see `kept`.
 
     Equal seeds give equal bits on one machine with one number of threads, also across an interruption and ``resume``.
 
@@ -107,8 +108,8 @@ def train(
     if last is not None:
         run.restore(last)
         say(f"resuming after epoch {run.epoch}")
-    _train_and_save(run, RunFiles(directory, run, origin), say, progress)
-    return _result(run, directory, say)
+    kept = _train_and_save(run, RunFiles(directory, run, origin), say, progress)
+    return _result(run, kept, directory, say)
 
 
 def with_splits(table: ProfileTable, config: TrainingConfig | None = None) -> ProfileTable:
@@ -124,8 +125,8 @@ def with_splits(table: ProfileTable, config: TrainingConfig | None = None) -> Pr
         raise DataError(f"the table has no splits and they cannot be drawn: {error}") from error
 
 
-def _train_and_save(run: TrainingRun, files: RunFiles, say: Say, progress: bool) -> None:
-    """Train until the end, the patience or the user's interruption; finished epochs are always kept."""
+def _train_and_save(run: TrainingRun, files: RunFiles, say: Say, progress: bool) -> Kept:
+    """Train until the end, the patience or the user's interruption; finished epochs are always saved."""
     epochs = run.config.grpo.num_epochs
     bar = tqdm(total=epochs, initial=run.epoch, desc="training", unit="epoch", disable=not progress)
 
@@ -147,27 +148,23 @@ def _train_and_save(run: TrainingRun, files: RunFiles, say: Say, progress: bool)
             "there"
         )
         raise
-    files.finish()
+    kept = keep(run)
+    files.finish(kept)
+    return kept
 
 
-def _result(run: TrainingRun, directory: Path, say: Say) -> TrainingResult:
-    """Say how each member ended; several are averaged and saved as one controller."""
+def _result(run: TrainingRun, kept: Kept, directory: Path, say: Say) -> TrainingResult:
+    """Say how each member ended, and what is kept."""
     for number, member in enumerate(run.members):
         who = "" if len(run.members) == 1 else f"member {number + 1} of {len(run.members)}, seed {member.seed}: "
         if member.stopped:
             patience = run.config.patience
             say(f"{who}stopped after epoch {member.epochs_run}: no better validation reward in {patience} epochs")
-        where = "" if len(run.members) > 1 else f"; saved as {directory / BEST}"
-        say(f"{who}best: {figures_line(member.best)}{where}")
-    best_epoch = max(int(member.best["epoch"]) for member in run.members)
+        say(f"{who}best: {figures_line(member.best)}")
+    say(f"{kept.why[0].upper()}{kept.why[1:]}.")
+    say(f"kept: {figures_line(kept.figures)}; saved as {directory / BEST}")
     epochs_run = sum(member.epochs_run for member in run.members)
-    merged = _merged(run)
-    if len(run.members) == 1:
-        return TrainingResult(directory, merged, best_epoch, run.members[0].metrics, epochs_run)
-    metrics = run.validation.measure(merged)
-    RunFiles.write_ensemble(directory, run, merged, {"epoch": best_epoch, **metrics})
-    say(f"ensemble of {len(run.members)}: {figures_line(metrics)}; saved as {directory / BEST}")
-    return TrainingResult(directory, merged, best_epoch, metrics, epochs_run)
+    return TrainingResult(directory, kept.controller, kept.epoch, kept.figures, epochs_run)
 
 
 def fit_controller(
@@ -185,10 +182,4 @@ def fit_controller(
     seeds, features = member_seeds(config.seed, members), features.aligned(table.sample_ids)
     run = TrainingRun(with_predictions(table, features), features, config, seeds, make_loss)
     run.train()
-    return _merged(run)
-
-
-def _merged(run: TrainingRun) -> GRPOController:
-    """The controller of the one member, or the average of several."""
-    controllers = [run.controller(number) for number in range(len(run.members))]
-    return controllers[0] if len(controllers) == 1 else merge(controllers)
+    return keep(run).controller

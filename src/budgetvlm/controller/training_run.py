@@ -107,7 +107,8 @@ class TrainingRun:
         for controller in controllers[1:]:
             controller.copy_feature_statistics(controllers[0])
         if config.teachers:
-            distil(controllers, train, validation, features, config.teachers, seeds)
+            distil(controllers, table, features, config.teachers, seeds)
+        self.starts = [controller.eval() for controller in controllers]
         outcomes = MeasuredOutcomes.from_arrays(train.accuracy, train.latency_ms, device)
         bounds = controllers[0].bounds_of(image, language) if self.guard.by_input else None
         data = TrainingData(outcomes, image, language, rows, None if bounds is None else bounds[rows])
@@ -161,6 +162,10 @@ class TrainingRun:
             self.trainer.keep(kept)
             self.training = [self.training[position] for position in kept]
         return bool(kept)
+
+    def best_controllers(self) -> list[GRPOController]:
+        """Every member's best controller, in evaluation mode."""
+        return [self.controller(number) for number in range(len(self.members))]
 
     def controller(self, member: int) -> GRPOController:
         """A member's best controller, in evaluation mode."""

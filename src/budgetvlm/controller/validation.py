@@ -18,7 +18,7 @@ from budgetvlm.controller.reward import constrained_reward, guide_reward
 from budgetvlm.controller.training_options import Objective, RewardWeights
 from budgetvlm.controller.training_states import NO_LIMIT_MS
 from budgetvlm.guard.static import StaticGuard
-from budgetvlm.policies.setting_means import SettingMeans
+from budgetvlm.policies.setting_means import SettingMeans, column_means
 from budgetvlm.table import ProfileTable
 
 VALIDATION_BUDGET_SHARES = (0.35, 0.5, 0.6, 0.7, 0.85, 1.0)  # of the full setting's median latency
@@ -63,9 +63,7 @@ class Validation:
             ``room_closed`` over the budgets. Cells that were not measured are left out. ``room_closed`` is None where
             hindsight has no room.
         """
-        with torch.no_grad():
-            hidden = controller.feature_layer(self.encoded)
-        chosen = np.stack([_choose(controller, hidden, *context, self.bounds_ms) for context in self.contexts])
+        chosen = self._chosen(controller)
         count = len(VALIDATION_BUDGET_SHARES)
         budgets = np.array([budget for budget, _ in self.contexts[:count]])[:, None]
         accuracy, latency = self._looked_up(chosen)
@@ -78,6 +76,17 @@ class Validation:
             "violation_rate": float(violated[known].mean()),
             "room_closed": self._room_closed(float(np.nanmean(accuracy[:count]))),
         }
+
+    def rewards(self, controller: GRPOController) -> np.ndarray:
+        """Each sample's reward, mean over all contexts, ``[V]``; NaN where no chosen setting was measured."""
+        chosen = self._chosen(controller)
+        return column_means(self._rewards(chosen, *self._looked_up(chosen)))
+
+    def _chosen(self, controller: GRPOController) -> np.ndarray:
+        """The likeliest allowed settings, ``[C, V]``."""
+        with torch.no_grad():
+            hidden = controller.feature_layer(self.encoded)
+        return np.stack([_choose(controller, hidden, *context, self.bounds_ms) for context in self.contexts])
 
     def _looked_up(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Measured accuracy and latency of chosen settings ``[C, V]``; NaN where they were not measured."""

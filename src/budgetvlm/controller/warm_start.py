@@ -2,8 +2,8 @@
 
 Predicting every setting's accuracy learns from all cells of the table at once and takes seconds, while the policy
 gradient learns only from settings that the policy likes. So the controller's values are first fitted to the accuracies
-that a few supervised networks predict (`budgetvlm.policies.predictor`, averaged), and GRPO goes on from there with the
-budgets, the prices and its own objective. With one network's size the controller decides as quickly as before.
+that supervised teachers predict (`budgetvlm.policies.teachers`), and GRPO goes on from there with the budgets, the
+prices and its own objective. With one network's size the controller decides as quickly as before.
 Distillation after Hinton et al. 2015, arXiv 1503.02531.
 
 Shapes: M members, S samples, B samples of a batch, F standardised features, K settings.
@@ -24,13 +24,13 @@ from budgetvlm.controller.training_options import TrainingConfig
 from budgetvlm.errors import DataError
 from budgetvlm.features import Features
 from budgetvlm.guard.static import StaticGuard
-from budgetvlm.policies.predictor import PredictorConfig, fit_predictors
+from budgetvlm.policies.predictor import PredictorConfig
 from budgetvlm.policies.setting_means import SettingMeans
 from budgetvlm.policies.stacked_networks import SupervisedOptions, train_stacked
+from budgetvlm.policies.teachers import LARGEST_SAMPLE, Teachers
 from budgetvlm.table import ProfileTable
 
 DISTILLATION = SupervisedOptions(lr=1e-3, weight_decay=1e-2, batch_size=128, num_epochs=60, patience=10)
-LARGEST_SAMPLE = 20_000  # samples that teachers see: this is only a start, and GRPO goes on with all
 
 
 def new_controller(
@@ -63,37 +63,31 @@ def new_controller(
 
 def distil(
     controllers: Sequence[GRPOController],
-    train: ProfileTable,
-    validation: ProfileTable,
+    table: ProfileTable,
     features: Features,
     teachers: int,
     seeds: Sequence[int],
 ) -> None:
-    """Fit the values of M controllers to their own teachers' predictions, in place; all are trained at once.
+    """Fit the values of M controllers to what their own teachers predict, in place; all are trained at once.
 
     The epoch with the smallest squared error on the validation samples is kept. Feature statistics must be set.
 
     Args:
+        table: with a "train" and a "validation" split.
         teachers: how many networks each controller learns from. seeds: one for each controller.
     """
-    train, validation = train.thinned(LARGEST_SAMPLE), validation.thinned(LARGEST_SAMPLE)
-    known, held_out = features.aligned(train.sample_ids), features.aligned(validation.sample_ids)
-    own_seeds = [seed * teachers + number for seed in seeds for number in range(teachers)]
     config = PredictorConfig(hidden_dim=controllers[0].feature_layer.out_features)
-    fitted = fit_predictors(train, known, validation, held_out, config, own_seeds)
+    own_seeds = np.array([[seed * teachers + number for number in range(teachers)] for seed in seeds])
+    taught = Teachers.fit(table, features, config, own_seeds)
 
-    def targets(part: Features) -> Tensor:
-        """Mean prediction of each controller's teachers, ``[M, S, K]``."""
-        predicted = np.stack([teacher.predict(part.image, part.language) for teacher in fitted]).astype(np.float32)
-        return torch.from_numpy(predicted).unflatten(0, (len(seeds), teachers)).mean(dim=1)
+    def lessons(side: str) -> tuple[Tensor, Tensor]:
+        """Standardised features of a split and the values to learn, ``[S, F]`` and ``[M, S, K]``."""
+        part = features.aligned(table.subset(side).thinned(LARGEST_SAMPLE).sample_ids)
+        return _encoded(controllers[0], part), torch.from_numpy(taught.values(part).astype(np.float32))
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds[0])
-        _fit_values(
-            controllers,
-            (_encoded(controllers[0], known), targets(known)),
-            (_encoded(controllers[0], held_out), targets(held_out)),
-        )
+        _fit_values(controllers, lessons("train"), lessons("validation"))
 
 
 def _encoded(controller: GRPOController, features: Features) -> Tensor:
