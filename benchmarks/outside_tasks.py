@@ -106,7 +106,7 @@ def summary(task: str, report: CompareReport, key: str) -> dict[str, Any]:
         "lookup": float(np.mean([at.accuracy.value for at in lookup.at_budget])),
         "gain": row.room.accuracy_gain,
         "room": row.room.room_closed,
-        "rank": report.rank(key),
+        "rank": report.ranks.get(key),
         "of": len(ranked),
         "best_other": row.best_other,
         "vs_best_other": difference,

@@ -47,7 +47,7 @@ def test_accuracies_from_which_nothing_can_be_learnt(accuracy, said):
         ((8812.3, 120.0), "8.81 ±0.12 s"),
         ((19_940.0,), "19.9 s"),
         ((1_180_000.0,), "1180 s"),
-        ((512.04, 30.0), "512.0 ±30.0 ms"),
+        ((512.14, 30.0), "512.1 ±30.0 ms"),
     ],
 )
 def test_times_are_ms_below_a_second_and_seconds_above_without_exponents(times, said):

@@ -107,5 +107,5 @@ RIVALS = (
     Entry("grpo_32", "GRPO G=32", trained(num_generations=32), "32 drawn settings", "variant"),
     Entry("kind", "lookup by first label",
           lambda data, seed: GroupLookup.fit(data.train, data.labels[:1], data.means), "knows the first label",
-          "bound", features=False, labels=True, drawn=False),
+          "labels", features=False, labels=True, drawn=False),
 )  # fmt: skip

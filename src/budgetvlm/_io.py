@@ -269,7 +269,7 @@ def time_numbers(*times_ms: float) -> tuple[list[str], str]:
     unit, scale = time_unit(longest)
     longest *= scale
     digits = (2 if longest < 9.995 else 1 if longest < 99.95 else 0) if unit == "s" else 1 if longest >= 1 else 3
-    if unit == "ms" and all(time_ms == round(time_ms) for time_ms in times_ms):  # as somebody gave them
+    if unit == "ms" and all(round(time_ms, digits) == round(time_ms) for time_ms in times_ms):  # as somebody gave them
         digits = 0
     return [f"{time_ms * scale:.{digits}f}" for time_ms in times_ms], unit
 

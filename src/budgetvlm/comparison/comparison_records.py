@@ -42,7 +42,7 @@ class ComparisonRow(PolicyFigures):
     @property
     def competes(self) -> bool:
         """Whether it may be called the best: it is no bound, and breaks no more budgets than the lookup table."""
-        return self.status == "ok" and self.role != "bound" and self.comparable
+        return self.status == "ok" and not self.knows_more and self.comparable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +50,9 @@ class CompareReport(HeldOutReport):
     """The whole comparison.
 
     Attributes:
-        notes: sentences about what is missing.
         rows: those of the section "policies" from best to worst, then the others.
     """
 
-    notes: tuple[str, ...]
     rows: tuple[ComparisonRow, ...]
 
     def section(self, name: str) -> tuple[ComparisonRow, ...]:
@@ -65,7 +63,11 @@ class CompareReport(HeldOutReport):
         """The row of a policy, if there is one."""
         return next((row for row in self.rows if row.key == key and row.variant == variant), None)
 
-    def rank(self, key: str) -> int | None:
-        """Place among the competitors by accuracy under a budget, 1 for the best."""
-        order = [row.key for row in self.section("policies") if row.competes]
-        return order.index(key) + 1 if key in order else None
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Places of the competitors by accuracy under a budget, 1 for the best; policies that do alike share one."""
+        competing, ranks = [row for row in self.section("policies") if row.competes], dict[str, int]()
+        for place, row in enumerate(competing, 1):
+            alike = next(other for other in competing if other.at_budget == row.at_budget)
+            ranks[row.key] = ranks.get(alike.key, place)
+        return ranks

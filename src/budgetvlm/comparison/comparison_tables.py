@@ -12,6 +12,7 @@ from budgetvlm._io import time_text
 from budgetvlm.comparison.comparison_records import CompareReport, ComparisonRow
 from budgetvlm.evaluation.records import Estimate
 from budgetvlm.evaluation.text_tables import (
+    UNKNOWN,
     add_policy,
     half_width,
     mean_budget_table,
@@ -20,6 +21,7 @@ from budgetvlm.evaluation.text_tables import (
 )
 
 WIDTH = 144  # what the widest table needs; a narrower terminal wraps lines rather than losing digits
+UNRANKED = "no rank: a bound, no budget for each request, or late more often than the guard and the lookup table allow"
 TITLES = {
     "knobs": "Knobs that may move: points over the lookup table with all knobs, and latency at equal accuracy",
     "features": "Features that are read: points over the lookup table, and latency at equal accuracy",
@@ -47,12 +49,12 @@ def _heading(report: CompareReport) -> Text:
     ]
     if 0 < counts["evaluated_timed"] < counts["evaluated_samples"]:
         lines.append(f"Late requests are counted over the {counts['evaluated_timed']} samples that were timed.")
-    return Text("\n".join([*lines, *report.notes, ""]))  # no markup: notes name extras in brackets
+    return Text("\n".join([*report.notes, *lines, ""]))  # no markup: notes name extras in brackets
 
 
 def ranking_table(report: CompareReport) -> Table:
     """Accuracy against the lookup table and the best other policy, and mean latency against the fastest other."""
-    shares = ", ".join(f"{share:g}" for share in report.room_budget_shares)
+    shares = ", ".join(f"{share:.3g}" for share in report.room_budget_shares)
     target = f"{100 * report.options['evaluation']['accuracy_shares'][0]:g}%"
     columns = [
         "rank",
@@ -62,21 +64,20 @@ def ranking_table(report: CompareReport) -> Table:
         "hindsight\nroom",
         "late",
     ]
-    title = f"Mean over the budgets {shares} x full, and mean latency at {target} of the full accuracy"
-    table = new_table(title, [*columns, f"latency at\n{target}", "latency over\nfastest other"])
-    rows, rank = report.section("policies"), 0
+    title = f"Mean over the budgets {shares} x full, and mean latency at {target} of {report.accuracy_of} accuracy"
+    table = new_table(title, [*columns, f"latency at\n{target}", "latency over\nfastest other"], caption=UNRANKED)
+    rows, ranks = report.section("policies"), report.ranks
     for row, following in zip(rows, [*rows[1:], None], strict=True):
-        rank += row.competes
-        cells = [str(rank) if row.competes else "", *_ranking_cells(row)]
+        cells = [str(ranks.get(row.key, "")), *_ranking_cells(row)]
         add_policy(table, row, cells, end_section=following is not None and _group(row) != _group(following))
     return table
 
 
 def _ranking_cells(row: ComparisonRow) -> list[str]:
-    room, bound = row.room, row.role == "bound"
+    room, bound = row.room, row.knows_more
     if room is None and not row.at_accuracy:
         return [row.status, *[""] * 6]
-    under = ["-", "", "", "", "-"] if room is None else [
+    under = [UNKNOWN, "", "", "", UNKNOWN] if room is None else [
         _points(room.accuracy_gain), "" if bound else _points(row.vs_best_other), _share(room.visible_room_closed),
         _share(room.room_closed), f"{100 * room.violation_rate.value:.1f}%",
     ]  # fmt: skip
@@ -92,7 +93,7 @@ def detail_table(report: CompareReport) -> Table:
     for row in rows:
         accuracies = [f"{100 * at.accuracy.value:.1f}" for at in row.at_budget]
         regret = "" if row.regret is None else f"{100 * row.regret:.1f}"
-        costs = ["", ""] if row.role == "bound" else [f"{row.fit_seconds or 0:.1f}", f"{row.decision_us or 0:.0f}"]
+        costs = ["", ""] if row.knows_more else [f"{row.fit_seconds or 0:.1f}", f"{row.decision_us or 0:.0f}"]
         add_policy(table, row, [*accuracies, regret, *costs])
     return table
 
@@ -115,7 +116,7 @@ def left_out_table(report: CompareReport, section: str) -> Table:
             row = report.row(key, variant)
             cells.append("" if row is None else _points(row.room.accuracy_gain) if row.room else row.status)
             if key in priced:
-                cells.append("-" if row is None else _ms(row))
+                cells.append(UNKNOWN if row is None else _ms(row))
         table.add_row(VARIANT_NAMES.get((section, variant), variant), *cells)
     return table
 
@@ -129,27 +130,27 @@ def _variants(rows: Sequence[ComparisonRow], section: str) -> list[str]:
 
 
 def _group(row: ComparisonRow) -> tuple[bool, bool]:
-    return row.role == "bound", row.competes
+    return row.knows_more, row.competes
 
 
 def _points(number: Estimate | None) -> str:
     if number is None or number.low == number.high == 0:
-        return "-"
-    return f"{100 * number.value:+.1f} ±{half_width(number):.1f}"
+        return UNKNOWN
+    return f"{100 * number.value:+z.1f} ±{half_width(number):.1f}"
 
 
 def _relative(saved: Estimate | None) -> str:
     """A saving as the change in latency that it is."""
-    return "-" if saved is None else f"{-100 * saved.value:+.0f}% ±{half_width(saved):.0f}"
+    return UNKNOWN if saved is None else f"{-100 * saved.value:+z.0f}% ±{half_width(saved):.0f}"
 
 
 def _ms(row: ComparisonRow) -> str:
     """Mean latency at the first accuracy target; a dash where it is not reached."""
     found = row.first_latency
-    return "-" if found is None else time_text(found.value, (found.high - found.low) / 2)
+    return UNKNOWN if found is None else time_text(found.value, (found.high - found.low) / 2)
 
 
 def _share(number: Estimate | None) -> str:
     if number is None:
-        return "-"
+        return UNKNOWN
     return "< -100%" if number.value < -1 else f"{100 * number.value:.0f}%"

@@ -112,7 +112,7 @@ def make_cell(spec: CellSpec, fitting: FittingData, data: EvaluationData, option
         return Cell(spec, NO_FEATURES, "the data has no features")
     if spec.entry.labels and not fitting.labels:
         wanted = ", ".join(options.labels)
-        return Cell(spec, NO_LABELS, f"the table has none of the labels {wanted}, which the {spec.entry.name} needs")
+        return Cell(spec, NO_LABELS, f"the table has none of the labels {wanted}")
     try:
         started = time.perf_counter()
         policy = spec.entry.fit(fitting, spec.seed)

@@ -26,7 +26,8 @@ class Entry:
     Attributes:
         key: its name on the command line and in file names. name: its name in tables.
         fit: fits it; see `Fit`. note: what it does, in a few words.
-        role: "controller" (the project's own), "baseline", "variant" (of GRPO) or "bound" (knows what cannot be known).
+        role: "controller" (the project's own), "baseline", "variant" (of GRPO), "labels" (knows the true ones) or
+            "bound" (knows the outcome).
         features, labels: whether it reads the features, and the labels of the groups.
         drawn: whether another seed gives another policy.
         priced: whether it takes a price and so has a frontier.
@@ -94,7 +95,7 @@ _ENTRIES = (
           features=False, drawn=False, priced=False, quick=True),
     Entry("knn", "kNN", _nearest, "accuracy of the nearest samples", drawn=False, quick=True),
     Entry("predict", PREDICT, _predictor, "a network predicts each setting's accuracy", quick=True),
-    Entry("group", GROUP, _group, "knows all labels: a bound on what is visible", "bound",
+    Entry("group", GROUP, _group, "knows the true labels, which no request tells", "labels",
           features=False, labels=True, drawn=False, quick=True),
     Entry("oracle", ORACLE, lambda data, seed: Oracle(data.means), "knows the outcome: a bound, partly luck", "bound",
           features=False, drawn=False, quick=True),

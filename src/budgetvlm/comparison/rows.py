@@ -19,8 +19,11 @@ from budgetvlm.table import ProfileTable
 
 def comparison_rows(
     cells: Sequence[Cell], data: EvaluationData, options: EvaluationOptions
-) -> tuple[ComparisonRow, ...]:
-    """One row for the cells of each name: the section "policies" from best to worst, then the other sections."""
+) -> tuple[tuple[ComparisonRow, ...], tuple[str, ...]]:
+    """One row for the cells of each name: the section "policies" from best to worst, then the other sections.
+
+    Then the sentences about what their figures cannot say.
+    """
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
         groups.setdefault(cell.spec.name, []).append(cell)
@@ -29,12 +32,13 @@ def comparison_rows(
     rows = [metrics.row(group) for group in groups.values()]
     main = [*(row for row in rows if row.section == "policies"), metrics.blind_row()]
     compared = [metrics.compared(row, [other for other in main if other is not row]) for row in main]
-    return (*sorted(compared, key=_order), *(row for row in rows if row.section != "policies"))
+    ordered = (*sorted(compared, key=_order), *(row for row in rows if row.section != "policies"))
+    return ordered, (*metrics.ceiling.notes(options.room_shares), *metrics.mean_budget.notes())
 
 
 def _order(row: ComparisonRow) -> tuple[bool, bool, float]:
     """Competitors from best to worst, then those that break budgets or have no figures, then the bounds."""
-    return row.role == "bound", not row.competes, -row.gain
+    return row.knows_more, not row.competes, -row.gain
 
 
 @dataclass(frozen=True, eq=False)

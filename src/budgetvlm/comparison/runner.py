@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from budgetvlm.comparison.roster import ALWAYS, ROSTER, Entry
 from budgetvlm.comparison.rows import comparison_rows
 from budgetvlm.errors import BudgetVLMError, ConfigError
 from budgetvlm.evaluation.evaluation_data import EvaluationData, learning_part
-from budgetvlm.evaluation.evaluator import common_fields
+from budgetvlm.evaluation.evaluator import common_fields, with_choice
 from budgetvlm.features import Features
 from budgetvlm.policies.unmeasured import with_predictions
 from budgetvlm.table import ProfileTable
@@ -67,12 +67,15 @@ def compare(
         progress(number, len(wanted), spec.name)
         cells.append(_cell(task, spec, directory))
     progress(len(wanted), len(wanted), "intervals")
-    return CompareReport(
-        **common_fields(task.data, options.evaluation),
-        options=asdict(options),
-        notes=(*drawn, *_notes(task.data, cells)),
-        rows=comparison_rows(cells, task.data, options.evaluation),
+    rows, reasons = comparison_rows(cells, task.data, task.options.evaluation)
+    report = CompareReport(
+        **common_fields(task.data, task.options.evaluation),
+        options=asdict(task.options),
+        notes=(*drawn, *task.notes, *reasons, *_notes(task.data, cells)),
+        rows=rows,
     )
+    alike = said_of_ranks(report.ranks)
+    return replace(report, notes=(alike, *report.notes)) if alike else report
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,10 +86,13 @@ class ComparisonTask:
     table: ProfileTable
     data: EvaluationData
     fitting: FittingData
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, table: ProfileTable, features: Features | None, options: CompareOptions) -> ComparisonTask:
         data = EvaluationData.of(table, features, options.evaluation)
+        evaluation, notes = with_choice(data, options.evaluation)
+        options = replace(options, evaluation=evaluation)
         fitting = FittingData(
             table=learning_part(with_predictions(table, features, evaluated=options.evaluation.split)),
             features=features and features.aligned(table.sample_ids),
@@ -97,7 +103,14 @@ class ComparisonTask:
             members=options.members,
             num_epochs=options.num_epochs,
         )
-        return cls(options, table, data, fitting)
+        return cls(options, table, data, fitting, notes)
+
+
+def said_of_ranks(ranks: Mapping[str, int]) -> str | None:
+    """A sentence where several policies compete and all choose alike; None otherwise."""
+    if len(ranks) < 2 or set(ranks.values()) != {1}:
+        return None
+    return f"Nothing is ranked under a budget: all {len(ranks)} policies that keep the budgets choose alike at each."
 
 
 def _check_keys(entries: Sequence[Entry]) -> None:
@@ -192,6 +205,7 @@ def _check_origin(directory: Path, task: ComparisonTask, features: Features | No
 def _notes(data: EvaluationData, cells: Sequence[Cell]) -> Iterator[str]:
     if data.test_features is None:
         yield "The data has no features, so policies that read the input are left out."
-    yield from sorted({cell.note for cell in cells if cell.status not in (OK, NO_FEATURES)})
+    named = {(cell.spec.entry.name, cell.note) for cell in cells if cell.status not in (OK, NO_FEATURES)}
+    yield from (f"No {name}: {note}." for name, note in sorted(named))
     if data.left_out:
         yield f"{data.left_out} evaluated samples lack measurements and are left out."

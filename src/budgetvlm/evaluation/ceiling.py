@@ -5,7 +5,7 @@ Shapes: S samples, P budgets, U runs, R resamples; numbers with an interval are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,8 @@ from budgetvlm.evaluation.intervals import ratio
 from budgetvlm.evaluation.outcomes import GROUP, LOOKUP, ORACLE, PREDICT, Outcomes
 from budgetvlm.evaluation.records import AtBudget, Estimate, Room, SettingShare
 
-LEAST_ROOM = 1e-3  # below a tenth of a point of accuracy a share of the room means nothing
+LEAST_ROOM = 1e-3  # a share of a room that is not clearly above a tenth of a point of accuracy means nothing
+ROOMS = {ORACLE: "hindsight", GROUP: "visible"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +65,18 @@ class CeilingMetrics:
             violations_vs_lookup=estimate(late - lookup_late),
         )
 
+    def notes(self, room_shares: Sequence[float]) -> Iterator[str]:
+        """Why shares of a room are not given."""
+        for other, room in ROOMS.items():
+            if other in self.found and not self.data.bootstrap.above(
+                self._difference(other, LOOKUP, room_shares), LEAST_ROOM
+            ):
+                gain = self.gain(other, LOOKUP, room_shares)
+                yield (
+                    f"No share of the {room} room is given: the {other} is {100 * gain.value:+z.1f} points "
+                    f"[{100 * gain.low:+z.1f}, {100 * gain.high:+z.1f}] from the lookup table, not clearly above it."
+                )
+
     def comparable(self, name: str, room_shares: Sequence[float]) -> bool:
         """Whether a policy breaks at most as many budgets as the lookup table, plus what the guard tolerates."""
         late, lookup_late = (self._over(self.violations[n], room_shares)[0] for n in (name, LOOKUP))
@@ -97,11 +110,11 @@ class CeilingMetrics:
         return self._over(self.accuracy[name] - self.accuracy[other], room_shares)
 
     def _share(self, gain: np.ndarray, bound: str, room_shares: Sequence[float]) -> Estimate | None:
-        """A gain over the lookup table as a share of a bound's; None where the bound gains next to nothing."""
+        """A gain over the lookup table as a share of another's; None where that is not clearly above nothing."""
         if bound not in self.found:
             return None
         room = self._difference(bound, LOOKUP, room_shares)
-        return self.data.bootstrap.estimate(ratio(gain, room)) if room[0] >= LEAST_ROOM else None
+        return self.data.bootstrap.estimate(ratio(gain, room)) if self.data.bootstrap.above(room, LEAST_ROOM) else None
 
     def _settings(self, chosen: np.ndarray) -> tuple[SettingShare, ...]:
         """Settings chosen, the most frequent first."""

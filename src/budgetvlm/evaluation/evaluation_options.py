@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from budgetvlm.errors import ConfigError
+from budgetvlm.policies.budget_grid import BUDGET_SHARES
 
-BUDGET_SHARES = (0.35, 0.5, 0.6, 0.7, 0.85, 1.0)  # of the full setting's median latency
 MEAN_BUDGETS = (0.1, 0.3, 0.5, 0.7, 0.9)  # from the cheapest setting's mean latency to the slowest's
 PRICE_SWEEP = (0.0, *np.geomspace(0.005, 10.0, 40).tolist())
 
@@ -20,7 +20,8 @@ class EvaluationOptions:
 
     Attributes:
         split: the split that is reported.
-        budget_shares: budgets as shares of the full setting's median latency on the training samples.
+        budget_shares: budgets as shares of the full setting's median latency on the training samples; where the usual
+            ones leave nobody a choice, others are taken from the bounds.
         room_range: the budgets within this range are averaged into one number (room closed).
         price: accuracy given for one latency of the full setting while under a budget, the same for all policies.
         prices: the prices that are swept without a budget.
@@ -29,7 +30,8 @@ class EvaluationOptions:
         mean_budget_ms: budgets on the mean latency in ms, in place of these shares.
         ceiling: what each request may take beside a mean budget and at equal accuracy, as a share of the full setting's
             median latency; None: whatever it takes.
-        accuracy_shares: targets for the mean latency at equal accuracy, as shares of the full setting's accuracy.
+        accuracy_shares: targets for the mean latency at equal accuracy, as shares of the accuracy of the setting that
+            is best on the training samples, usually the full one.
         labels: labels that define the groups of the group lookup, which is left out where the table lacks one.
         guard_quantile: the quantile of the training latencies that bounds each setting.
         resamples: number of bootstrap resamples.

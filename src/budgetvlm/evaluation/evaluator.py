@@ -6,8 +6,9 @@ among the settings that the same guard allows, and a request is charged the meas
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -36,6 +37,7 @@ from budgetvlm.evaluation.records import EvaluationReport, FrontierPoint, Policy
 from budgetvlm.features import Features
 from budgetvlm.policies import Cheapest, Full, GroupLookup, LookupTable, Oracle, Policy, RandomFeasible
 from budgetvlm.policies.argmax_policy import ArgmaxPolicy
+from budgetvlm.policies.budget_grid import grid_with_choice, said_of_choice
 from budgetvlm.policies.predictor import PredictorConfig, fit_predictor
 from budgetvlm.table import ProfileTable
 
@@ -67,6 +69,7 @@ def evaluate(
     options = options or EvaluationOptions()
     progress("reading splits")
     data = EvaluationData.of(table, features, options)
+    options, notes = with_choice(data, options)
     contenders = list(_contenders(data, dict(policies or {}), options, progress))
     ceiling = CeilingMetrics.measure(data, options.budget_shares, under_budgets(data, contenders, options, progress))
     sweeps = sweep_prices(data, contenders, options, progress)
@@ -75,6 +78,7 @@ def evaluate(
     space = data.test.knob_space
     return EvaluationReport(
         **common_fields(data, options),
+        notes=(*notes, *ceiling.notes(options.room_shares), *mean_budget.notes()),
         options={**asdict(options), "settings": [dict(setting) for setting in space.settings]},
         tuning_split=data.tuning_split,
         knobs=space.to_dict(),
@@ -134,8 +138,8 @@ def _contenders(
     yield Contender("random feasible", "baseline", random, "any setting within the budget")
     if set(options.labels) <= set(data.train.groups):
         group = GroupLookup.fit(data.train, options.labels, data.means)
-        note = f"knows the group ({' x '.join(options.labels)}): a bound on what is visible, no competitor"
-        yield Contender(GROUP, "bound", (group,), note, priced=True)
+        note = f"a lookup table for each group ({' x '.join(options.labels)}) of training samples; no request tells it"
+        yield Contender(GROUP, "labels", (group,), note, priced=True)
     note = "knows the outcome: a bound, partly luck; charged each setting's expected latency"
     yield Contender(ORACLE, "bound", (Oracle(data.means),), note, priced=True, charged_expected=True)
 
@@ -182,14 +186,29 @@ def _results(
     yield PolicyResult(name=BEST_SETTING, role="baseline", runs=1, note=BEST_SETTING_NOTE, at_mean_budget=best)
 
 
+def with_choice(data: EvaluationData, options: EvaluationOptions) -> tuple[EvaluationOptions, tuple[str, ...]]:
+    """The options with budgets that leave a choice, where they name none of their own, and what is to be said."""
+    bounds_ms, reference_ms = data.test_bounds_ms, data.means.reference_ms
+    shares = grid_with_choice(options.budget_shares, bounds_ms, reference_ms)
+    notes = [said_of_choice(options.budget_shares, bounds_ms, reference_ms)]
+    if shares != options.budget_shares:
+        notes.append(f"Budgets from the bounds are taken instead: {', '.join(f'{share:.3g}' for share in shares)} x.")
+        options = replace(options, budget_shares=shares, room_range=(0.0, math.inf))
+    notes.append(data.means.said_of_best(data.train.knob_space))
+    return options, tuple(note for note in notes if note)
+
+
 def common_fields(data: EvaluationData, options: EvaluationOptions) -> dict[str, Any]:
     """The fields of a `HeldOutReport`, without its options."""
+    settings = data.test.knob_space.settings
     return {
         "split": options.split,
         "unit": data.test.unit_name,
         "counts": data.counts,
         "latency_reference_ms": data.means.reference_ms,
         "full_accuracy": data.full_accuracy,
+        "best_setting": None if data.best == data.test.num_settings - 1 else dict(settings[data.best]),
+        "best_accuracy": float(data.test_means.accuracy[data.best]),
         "room_budget_shares": options.room_shares,
         "versions": versions("numpy", "torch"),
     }

@@ -79,6 +79,10 @@ class Bootstrap:
         filled = np.where(known, resampled, 0.0)
         return np.where(known, np.nanquantile(filled, [tail, 1 - tail], axis=0), np.nan)
 
+    def above(self, number: np.ndarray, least: float) -> bool:
+        """Whether a number ``[1 + R]`` is clearly above another one: its whole interval is."""
+        return bool(number[0] > least and self.interval(number[1:])[0] > least)
+
     def estimate(self, number: np.ndarray) -> Estimate:
         """A single number ``[1 + R]`` with its interval."""
         low, high = self.interval(number[1:])

@@ -12,7 +12,7 @@ Shapes: S samples, P prices or settings, V vertices, R resamples; the first of `
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -101,7 +101,7 @@ class MeanBudgetMetrics:
     data: EvaluationData
     frontiers: dict[str, Frontier]
     options: EvaluationOptions
-    full_accuracy: np.ndarray
+    best_accuracy: np.ndarray
     best: dict[float, tuple[np.ndarray, np.ndarray]]
 
     @classmethod
@@ -110,9 +110,9 @@ class MeanBudgetMetrics:
     ) -> MeanBudgetMetrics:
         """The frontiers of what the contenders chose at prices (`EvaluationData.at_prices`)."""
         frontiers = {BLIND: _blind(data, options)} | {name: _swept(data, sweep) for name, sweep in sweeps.items()}
-        full = data.bootstrap.mean(data.test.accuracy[:, -1].astype(np.float64))
+        best_accuracy = data.bootstrap.mean(data.test.accuracy[:, data.best].astype(np.float64))
         best = {share: _best_setting(data, ms, options.ceiling) for share, ms in data.mean_budgets_ms.items()}
-        return cls(data, frontiers, options, full, best)
+        return cls(data, frontiers, options, best_accuracy, best)
 
     def frontier(self, name: str) -> tuple[FrontierPoint, ...]:
         """All points, by price from high to low, or for the blind mix its vertices by latency."""
@@ -155,18 +155,28 @@ class MeanBudgetMetrics:
         )  # fmt: skip
 
     def faster(self, name: str, other: str, share: float) -> Estimate | None:
-        """One minus mean latency / another's, where both reach a share of the full setting's accuracy."""
+        """One minus mean latency / another's, where both reach a share of the best setting's accuracy."""
         return self._estimate(self._saved(name, other, share))
+
+    def notes(self) -> Iterator[str]:
+        """Why shares of the visible saving are not given."""
+        saved = self._saved(GROUP, BLIND, self.options.accuracy_shares[0])
+        if saved is not None and np.isfinite(saved[0]) and not self.data.bootstrap.above(saved, LEAST_SAVING):
+            found = self.data.bootstrap.estimate(saved)
+            yield (
+                f"No share of the visible saving is given: the {GROUP} saves {found.value:.0%} [{found.low:.0%}, "
+                f"{found.high:.0%}] of the blind mix's time, not clearly anything."
+            )
 
     def _at(self, name: str, share: float) -> AtAccuracy:
         latency = self._latency(name, share)
         saved, visible = self._saved(name, BLIND, share), self._saved(GROUP, BLIND, share)
         closed = None
-        if saved is not None and visible is not None and visible[0] > LEAST_SAVING:
+        if saved is not None and visible is not None and self.data.bootstrap.above(visible, LEAST_SAVING):
             closed = ratio(saved, visible)
         return AtAccuracy(
             accuracy_share=share,
-            target_accuracy=share * float(self.full_accuracy[0]),
+            target_accuracy=share * float(self.best_accuracy[0]),
             latency_ms=self._estimate(latency),
             reached_share=float(np.isfinite(latency[1:]).mean()),
             saved=self._estimate(saved),
@@ -175,7 +185,7 @@ class MeanBudgetMetrics:
         )
 
     def _latency(self, name: str, share: float) -> np.ndarray:
-        return self.frontiers[name].latency_at(share * self.full_accuracy)
+        return self.frontiers[name].latency_at(share * self.best_accuracy)
 
     def _saved(self, name: str, other: str, share: float) -> np.ndarray | None:
         """One minus the ratio of two contenders' latencies; None where one has no frontier."""

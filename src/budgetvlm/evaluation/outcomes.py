@@ -25,7 +25,7 @@ class Contender:
     """A policy under test, as one run or several whose outcomes are averaged (as if each request drew a seed).
 
     Attributes:
-        role: "controller", "run" (one of the controller's), "baseline" or "bound".
+        role: "controller", "run" (one of the controller's), "baseline", "labels" (knows the true ones) or "bound".
         priced: whether it takes a price and so has a frontier.
         charged_expected: whether it pays each setting's mean latency, so that hindsight cannot profit from timing
             noise.

@@ -12,7 +12,7 @@ from typing import Any
 GREY = "#8a8a8a"
 ORANGE, BLUE, GREEN, PURPLE, AMBER, SKY = "#D55E00", "#2C7FB8", "#009E73", "#B8679A", "#C98A00", "#4AA8DC"
 COLOUR_CYCLE = (ORANGE, BLUE, GREEN, PURPLE, AMBER, SKY)
-ROLE_COLOURS = {"controller": ORANGE, "variant": AMBER, "baseline": BLUE, "bound": GREY}
+ROLE_COLOURS = {"controller": ORANGE, "variant": AMBER, "baseline": BLUE, "labels": GREEN, "bound": GREY}
 
 DASHES: dict[str, Any] = {"solid": "-", "dash": (0, (4, 2)), "dot": (0, (1, 1.6)), "dashdot": (0, (5, 1.5, 1.2, 1.5))}
 MARKERS = {"circle": "o", "diamond": "D", "triangle-up": "^", "star": "*", "": ""}

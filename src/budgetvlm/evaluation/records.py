@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 SCHEMA_VERSION = 2
+SUFFIXES = {"bound": " (bound)", "labels": " (true labels)"}  # of the names of policies that know more than a request
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,9 @@ class Room:
 
     Attributes:
         accuracy_gain: accuracy minus the lookup table's.
-        room_closed: the gain as a share of the oracle's (hindsight, partly luck).
-        visible_room_closed: the gain as a share of the group lookup's.
+        room_closed: the gain as a share of the oracle's (hindsight, partly luck). It and the next are None where what
+            they are a share of is not clearly above zero.
+        visible_room_closed: the gain as a share of the group lookup's, which knows the true labels.
         vs_predict: accuracy minus that of predict + argmax.
         violation_rate: share of the requests over their budget. violations_vs_lookup: that minus the lookup table's.
     """
@@ -83,7 +85,7 @@ class FrontierPoint:
 
 @dataclass(frozen=True)
 class AtAccuracy:
-    """Mean latency where a policy reaches a share of the full setting's accuracy; None where it does not.
+    """Mean latency where a policy reaches a share of the best setting's accuracy; None where it does not.
 
     Attributes:
         reached_share: share of the resamples in which the target was reached; intervals are over these.
@@ -144,7 +146,12 @@ class PolicyFigures:
     @property
     def full_name(self) -> str:
         """The name as tables and pictures show it."""
-        return f"{self.name} (bound)" if self.role == "bound" else self.name
+        return f"{self.name}{SUFFIXES.get(self.role, '')}"
+
+    @property
+    def knows_more(self) -> bool:
+        """Whether it knows what no request tells, so that it does not compete."""
+        return self.role in SUFFIXES
 
     @property
     def first_latency(self) -> Estimate | None:
@@ -176,7 +183,10 @@ class HeldOutReport:
             that were timed; violations are counted over the timed ones (over all if none was).
         latency_reference_ms: the full setting's median latency on the training samples.
         full_accuracy: of the full setting on the evaluated split.
+        best_setting, best_accuracy: the most accurate setting on the training samples, and its accuracy on the
+            evaluated split; accuracy targets are shares of it. The setting is None where it is the full one.
         room_budget_shares: the budgets that `Room` averages over.
+        notes: sentences about what the figures cannot say.
     """
 
     split: str
@@ -184,10 +194,18 @@ class HeldOutReport:
     counts: dict[str, int]
     latency_reference_ms: float
     full_accuracy: float
+    best_setting: dict[str, Any] | None
+    best_accuracy: float
     room_budget_shares: tuple[float, ...]
+    notes: tuple[str, ...]
     options: dict[str, Any]
     versions: dict[str, str]
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def accuracy_of(self) -> str:
+        """Whose accuracy the targets are shares of."""
+        return "the full setting's" if self.best_setting is None else "the best setting's"
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON document; NaN becomes None."""

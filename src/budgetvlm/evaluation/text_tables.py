@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from budgetvlm._io import time_text, time_unit
 from budgetvlm.evaluation.outcomes import BEST_SETTING
@@ -21,7 +22,7 @@ from budgetvlm.evaluation.records import (
     PolicyFigures,
 )
 
-MAX_SETTINGS = 3
+MAX_SETTINGS, UNKNOWN = 3, "–"
 WIDTH = 128  # what the widest table needs; a narrower terminal wraps lines rather than losing digits
 
 
@@ -44,7 +45,8 @@ def new_table(title: str, numbers: Iterable[str], first: str = "policy", caption
 
 def add_policy(table: Table, result: PolicyFigures, cells: Iterable[str], *, end_section: bool = False) -> None:
     """Add the row of one policy in the style of its role."""
-    style = {"controller": "bold green", "variant": "green", "bound": "dim", "run": "dim green"}.get(result.role, "")
+    styles = {"controller": "bold green", "variant": "green", "run": "dim green"}
+    style = "dim" if result.knows_more else styles.get(result.role, "")
     table.add_row(result.full_name, *cells, style=style, end_section=end_section)
 
 
@@ -73,13 +75,13 @@ def tables(report: EvaluationReport) -> RenderableType:
     )
 
 
-def _heading(report: EvaluationReport) -> str:
+def _heading(report: EvaluationReport) -> Text:
     counts = report.counts
     predicted = counts["evaluated_samples"] - counts["evaluated_timed"]
     over = f"the {counts['evaluated_timed']} that were timed" if counts["evaluated_timed"] else "predicted latencies"
-    note = f"Latency of {predicted} samples is predicted, not timed; violations are those of {over}.\n"
+    note = f"Latency of {predicted} samples is predicted, not timed; violations are those of {over}."
     level = f"Intervals: {100 * report.options['level']:.0f}%, over {report.unit}s."
-    return f"{sample_counts(report)} {level}\n{note if predicted else ''}"
+    return Text("\n".join([*report.notes, f"{sample_counts(report)} {level}", note if predicted else ""]))
 
 
 def accuracy_table(report: EvaluationReport) -> Table:
@@ -110,7 +112,7 @@ def _by_budget(title: str, report: EvaluationReport, cell: Callable[[AtBudget], 
 
 def room_table(report: EvaluationReport) -> Table:
     """The means over the room budgets."""
-    shares = ", ".join(f"{share:g}" for share in report.room_budget_shares)
+    shares = ", ".join(f"{share:.3g}" for share in report.room_budget_shares)
     columns = ["points over\nlookup", "share of the\nvisible room", "share of the\nhindsight room"]
     table = new_table(f"Mean over the budgets {shares}", [*columns, "points over\npredict", "over\nbudget"])
     for result in report.policies:
@@ -159,15 +161,16 @@ def _missed(at: AtMeanBudget) -> str:
 def _at_mean_budget(at: AtMeanBudget) -> str:
     if at.accuracy is None:
         return "not reached"
-    return _with_change(f"{100 * at.accuracy.value:.1f}", at.vs_blind, "{:+.1f} ±{:.1f}")
+    return _with_change(f"{100 * at.accuracy.value:.1f}", at.vs_blind, "{:+z.1f} ±{:.1f}")
 
 
 def equal_accuracy_table(report: EvaluationReport) -> Table:
-    """Mean latency where each policy reaches a share of the full setting's accuracy, and what it saves."""
+    """Mean latency where each policy reaches a share of the best setting's accuracy, and what it saves."""
     title = "Mean latency at equal accuracy, without a budget, and its difference from the best blind mix's"
     results = [result for result in report.policies if result.at_accuracy]
     targets = results[0].at_accuracy if results else ()
-    columns = [f"{100 * at.accuracy_share:g}% of full\n(accuracy {100 * at.target_accuracy:.1f}%)" for at in targets]
+    whose = "full" if report.best_setting is None else "the best"
+    columns = [f"{100 * at.accuracy_share:g}% of {whose}\n(accuracy {100 * at.target_accuracy:.1f}%)" for at in targets]
     columns += ["share of the\nvisible saving*", "saved over\npredict*"]
     table = new_table(title, columns, caption="* at the first of these accuracies")
     for result in results:
@@ -209,13 +212,13 @@ def _percent(number: Estimate) -> str:
 
 def _points(number: Estimate | None) -> str:
     if number is None or number.low == number.high == 0:
-        return "-"
-    return f"{100 * number.value:+.1f} [{100 * number.low:+.1f}, {100 * number.high:+.1f}]"
+        return UNKNOWN
+    return f"{100 * number.value:+z.1f} [{100 * number.low:+z.1f}, {100 * number.high:+z.1f}]"
 
 
 def _share(number: Estimate | None) -> str:
     if number is None or number.low == number.high:
-        return "-" if number is None else f"{100 * number.value:.0f}%"
+        return UNKNOWN if number is None else f"{100 * number.value:.0f}%"
     if number.value < -1:
         return "below -100%"
     value, low, high = (round(100 * part) for part in (number.value, number.low, number.high))
@@ -226,7 +229,7 @@ def _at_accuracy(at: AtAccuracy) -> str:
     if at.latency_ms is None:
         return "not reached"
     slower = at.saved and Estimate(-at.saved.value, -at.saved.high, -at.saved.low)
-    return _with_change(time_text(at.latency_ms.value), slower, "{:+.0f}% ±{:.0f}")
+    return _with_change(time_text(at.latency_ms.value), slower, "{:+z.0f}% ±{:.0f}")
 
 
 def _with_change(text: str, change: Estimate | None, form: str) -> str:

@@ -6,8 +6,7 @@ import math
 
 from budgetvlm._io import time_text
 from budgetvlm.evaluation.records import Estimate
-
-UNKNOWN = "–"
+from budgetvlm.evaluation.text_tables import UNKNOWN
 
 
 def percent(share: float | None, digits: int = 1) -> str:
@@ -27,7 +26,7 @@ def decimal(value: float | None, digits: int = 1) -> str:
 
 def signed(value: float | None, digits: int = 1) -> str:
     """A number with its sign."""
-    return UNKNOWN if value is None or math.isnan(value) else f"{value:+.{digits}f}"
+    return UNKNOWN if value is None or math.isnan(value) else f"{value:+z.{digits}f}"
 
 
 def interval_points(estimate: Estimate | None) -> str:

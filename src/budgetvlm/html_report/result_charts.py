@@ -16,10 +16,10 @@ def evaluation_charts(evaluation: EvaluationReport) -> tuple[ReportChart, Report
 
 def comparison_charts(report: CompareReport) -> tuple[ReportChart, ReportChart]:
     """Each policy's gain over the lookup table, and its mean latency at the first accuracy target."""
-    target = f"{100 * report.options['evaluation']['accuracy_shares'][0]:g}% of the full accuracy"
+    target = f"{100 * report.options['evaluation']['accuracy_shares'][0]:g}% of {report.accuracy_of} accuracy"
     gains, times = {}, {}
     for row in sorted(report.section("policies"), key=lambda row: row.gain):  # Plotly draws from the bottom up
-        late = "" if row.competes or row.role == "bound" or row.room is None else ", too often late"
+        late = "" if row.competes or row.knows_more or row.room is None else ", too often late"
         name, colour = f"{row.full_name}{late}", ROLE_COLOURS[row.role]
         if row.room is not None:
             gains[name] = colour, row.room.accuracy_gain
@@ -79,9 +79,10 @@ def _gain_text(evaluation: EvaluationReport) -> str:
     if result is None or result.room is None:
         return bands
     gain, shares = result.room.accuracy_gain, evaluation.room_budget_shares
+    over = f"{min(shares):.3g} to {max(shares):.3g}×"
     return (
-        f"controller over lookup table, mean at {min(shares):g} to {max(shares):g}×: {100 * gain.value:+.1f} points "
-        f"[{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]; {bands}"
+        f"controller over lookup table, mean at {over}: {100 * gain.value:+z.1f} points "
+        f"[{100 * gain.low:+z.1f}, {100 * gain.high:+z.1f}]; {bands}"
     )
 
 
@@ -111,9 +112,10 @@ def _saving_text(evaluation: EvaluationReport) -> str:
     if at.saved is None:
         return ""
     times = time_text(blind.first_latency.value, mine.first_latency.value, between=" → ")
+    target = f"{100 * at.accuracy_share:g}% of {evaluation.accuracy_of} accuracy"
     return (
-        f"; controller at {100 * at.accuracy_share:g}% of the full accuracy: {times}, {-100 * at.saved.value:+.0f}% "
-        f"[{-100 * at.saved.high:+.0f}, {-100 * at.saved.low:+.0f}]"
+        f"; controller at {target}: {times}, {-100 * at.saved.value:+z.0f}% "
+        f"[{-100 * at.saved.high:+z.0f}, {-100 * at.saved.low:+z.0f}]"
     )
 
 

@@ -1,4 +1,4 @@
-"""Bounds on what is possible: they read the labels or outcomes of the evaluated table itself and never compete."""
+"""What policies are measured by: it reads labels or outcomes of the evaluated table itself and never competes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from budgetvlm.table import ProfileTable
 
 @dataclass(frozen=True, eq=False)
 class GroupLookup:
-    """Has a lookup table for each group of samples; it knows the true group, so it bounds what the input can tell.
+    """Has a lookup table for each group of training samples; it knows the true group, which no request tells.
 
     Attributes:
         labels: names of the labels that define a group, for example ("kind", "difficulty").

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from budgetvlm.errors import DataError
+from budgetvlm.knobs import KnobSpace
 from budgetvlm.table import ProfileTable
 
 
@@ -50,6 +51,24 @@ class SettingMeans:
     def measured(self) -> np.ndarray:
         """Settings with both averages known, bool ``[K]``."""
         return np.isfinite(self.accuracy) & np.isfinite(self.latency_ms)
+
+    @property
+    def best(self) -> int:
+        """The most accurate measured setting; of equal ones the last, which is usually the largest."""
+        accuracy = np.where(self.measured, self.accuracy, -np.inf)
+        return len(accuracy) - 1 - int(accuracy[::-1].argmax())
+
+    def said_of_best(self, space: KnobSpace) -> str | None:
+        """A sentence where the largest setting is not the most accurate one; None where it is."""
+        best, full = self.best, len(self.accuracy) - 1
+        if best == full:
+            return None
+        name, largest = (", ".join(f"{n}={v:g}" for n, v in space.settings[k].items()) for k in (best, full))
+        known = "never measured" if np.isnan(self.accuracy[full]) else f"{self.accuracy[full]:.1%}"
+        return (
+            f"The largest setting ({largest}: {known}) is not the most accurate on the training samples: {name} is "
+            f"({self.accuracy[best]:.1%})."
+        )
 
     @property
     def latency_share(self) -> np.ndarray:
