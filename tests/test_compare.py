@@ -14,6 +14,7 @@ from benchmarks.rivals.entries import RIVALS
 from budgetvlm import _extras as extras
 from budgetvlm import cli
 from budgetvlm.comparison import CompareOptions, compare
+from budgetvlm.comparison.comparison_records import ComparisonRow
 from budgetvlm.comparison.comparison_tables import WIDTH, tables
 from budgetvlm.comparison.fits import Cell, CellSpec
 from budgetvlm.comparison.fitting_data import viewed
@@ -23,11 +24,13 @@ from budgetvlm.controller.training import with_splits
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.evaluation.evaluation_data import learning_part
 from budgetvlm.evaluation.evaluation_options import EvaluationOptions
+from budgetvlm.evaluation.records import AtBudget, Estimate
 from budgetvlm.evaluation.text_tables import plain_text
 from budgetvlm.features import Features
 from budgetvlm.html_report.picture_files import save_side_by_side
 from budgetvlm.html_report.result_charts import comparison_charts
 from budgetvlm.knobs import KnobSpace
+from budgetvlm.policies.budget_grid import BUDGET_SHARES
 from budgetvlm.table import ProfileTable
 
 FEW = EvaluationOptions(budget_shares=(0.5, 0.85), prices=(0.0, 0.1, 1.0), resamples=50, accuracy_shares=(0.8,))
@@ -194,8 +197,8 @@ def test_cells_come_back_as_they_were_saved(tmp_path) -> None:
 
 def test_what_is_not_installed_is_a_row_and_no_crash(data, monkeypatch) -> None:
     monkeypatch.setattr(extras, "installed", lambda module: False)
-    report = compare(*data, FEATURE_FREE, entries=[NAMED["logistic"], NAMED["bandit"]])
-    assert {report.row(key).status for key in ("logistic", "bandit")} == {"not installed"}
+    report = compare(*data, FEATURE_FREE, entries=[NAMED["bandit"]])
+    assert report.row("bandit").status == "not installed"
     assert "not installed" in text_of(report) and "pip install vowpalwabbit" in text_of(report).replace("\n", " ")
 
 
@@ -376,3 +379,49 @@ def test_the_command_lists_policies_and_refuses_mistakes(files, capsys) -> None:
 def test_the_tiny_table_has_no_test_split_and_that_is_said() -> None:
     with pytest.raises(DataError, match="no test samples"):
         compare(*tiny(), FEATURE_FREE)
+
+
+def two_humps(count: int = 80) -> tuple[ProfileTable, Features]:
+    """Answers are short or long, so that the bound of each setting is far above the full setting's median."""
+    long = (np.arange(count) % 4 == 0)[:, None]
+    latency = np.where(long, [[300.0, 400, 500]], [[80.0, 90, 100]])
+    return table_of(np.random.default_rng(0).random((count, 3)) < [0.2, 0.5, 0.8], latency)
+
+
+def test_budgets_without_a_choice_are_said_and_nobody_is_ranked() -> None:
+    own = replace(EVERY, evaluation=replace(FEW, budget_shares=(0.5, 1.0)), policies=("lookup", "predict", "knn"))
+    report = compare(*two_humps(), own)
+    assert report.options["evaluation"]["budget_shares"] == (0.5, 1.0)  # the user's own budgets are kept
+    assert report.ranks == {"lookup": 1, "predict": 1, "knn": 1}
+    first, second, *_ = text_of(report).splitlines()
+    assert first == "Nothing is ranked under a budget: all 3 policies that keep the budgets choose alike at each."
+    assert "at 0.5, 1 no setting's bound is within the budget" in second
+    assert report.notes[0] == first and report.row("lookup").room.room_closed is None
+
+
+def test_the_usual_budgets_make_way_for_those_that_leave_a_choice() -> None:
+    usual = replace(EVERY, evaluation=replace(FEW, budget_shares=BUDGET_SHARES), policies=("lookup",))
+    report = compare(*two_humps(), usual)
+    # bounds are 300, 400 and 500 ms, the full setting's median is 100 ms
+    assert report.options["evaluation"]["budget_shares"] == (4.0, 4.2, 4.4, 4.6, 4.8, 5.0)
+    assert report.room_budget_shares == (4.0, 4.2, 4.4, 4.6, 4.8, 5.0)
+    assert any("Budgets from the bounds are taken instead: 4, 4.2" in note for note in report.notes)
+    lookup = report.row("lookup")
+    assert [at.settings[0].setting["tiles"] for at in lookup.at_budget] == [2, 2, 2, 2, 2, 3]
+
+
+def test_policies_that_do_alike_share_a_rank_and_others_follow_at_their_place() -> None:
+    at = {name: (figures_at(value),) for name, value in {"a": 0.9, "b": 0.9, "c": 0.5}.items()}
+    rows = [
+        ComparisonRow(
+            key=name, name=name, role="baseline", section="policies", variant="", status="ok", note="", runs=1,
+            comparable=True, at_budget=at[name],
+        )
+        for name in at
+    ]  # fmt: skip
+    assert replace(compare(*two_humps(), FEATURE_FREE), rows=tuple(rows)).ranks == {"a": 1, "b": 1, "c": 3}
+
+
+def figures_at(accuracy: float) -> AtBudget:
+    number = Estimate(accuracy, accuracy, accuracy)
+    return AtBudget(1.0, 10.0, number, number, number, 1.0, 1.0, number, ())

@@ -23,7 +23,7 @@ from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 from budgetvlm.evaluation.evaluator import evaluate
 from budgetvlm.evaluation.outcomes import Contender, outcomes
 from budgetvlm.evaluation.records import AtBudget, EvaluationReport, PolicyResult
-from budgetvlm.evaluation.text_tables import plain_text, tables
+from budgetvlm.evaluation.text_tables import plain_text, room_table, tables
 from budgetvlm.features import Features
 from budgetvlm.html_report.picture_files import save_side_by_side
 from budgetvlm.html_report.result_charts import evaluation_charts
@@ -431,3 +431,38 @@ def test_mistakes_are_messages(
 ) -> None:
     assert main(words(files, *more)) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_largest_setting_is_not_taken_for_the_best_where_it_is_not() -> None:
+    """All are right with setting 2, and the full setting 3 is right on kind "b" alone."""
+    table = two_kinds()
+    accuracy = np.tile(np.array([[0, 0, 1, 0], [0, 1, 1, 1]], dtype=np.float32), (table.num_samples // 2, 1))
+    table = replace(table, accuracy=accuracy)
+    report = evaluate(table, features_of(table), {"knows": KnowsKind()}, EvaluationOptions(resamples=20))
+    assert report.best_setting == {"tiles": 4, "depth": 2} and (report.best_accuracy, report.full_accuracy) == (1, 0.5)
+    blind = report.policy("best blind mix")
+    assert blind.at_accuracy[0].target_accuracy == pytest.approx(0.98)
+    assert blind.first_latency.value == pytest.approx(19.8)
+    note = "The largest setting (tiles=4, depth=8: 50.0%) is not the most accurate on the training samples: tiles=4, "
+    assert any(sentence.startswith(note + "depth=2 is (100.0%)") for sentence in report.notes)
+    text = plain_text(tables(report))
+    assert "98% of the best" in text and "98% of full" not in text
+    assert evaluate(two_kinds(), features_of(two_kinds())).best_setting is None
+
+
+def test_no_share_is_given_of_a_room_that_is_not_clearly_above_nothing() -> None:
+    """Labels that say nothing: their lookup table is fitted to noise and gains nothing over the single one."""
+    rng, table = np.random.default_rng(1), two_kinds(240)
+    accuracy = (rng.random(table.accuracy.shape) < [0.3, 0.5, 0.5, 0.7]).astype(np.float32)
+    noise = tuple(str(label) for label in rng.integers(0, 12, table.num_samples))
+    table = replace(table, accuracy=accuracy, groups={**table.groups, "kind": noise})
+    report = evaluate(table, features_of(table), None, EvaluationOptions(resamples=100))
+    lookup, group = report.policy("lookup table"), report.policy("group lookup")
+    assert group.full_name == "group lookup (true labels)" and group.room.accuracy_gain.low < 0
+    assert {result.room.visible_room_closed for result in report.policies if result.room} == {None}
+    assert lookup.room.room_closed is not None  # hindsight is clearly above
+    assert sum("No share of the visible room is given" in note for note in report.notes) == 1
+    document = json.loads(json.dumps(report.to_dict()))
+    assert {p["room"]["visible_room_closed"] for p in document["policies"] if p["room"]} == {None}
+    row = next(line for line in plain_text(room_table(report)).splitlines() if "lookup table" in line)
+    assert row.split()[:5] == ["lookup", "table", "–", "–", "0%"]  # no points over itself, no share of the visible room

@@ -97,11 +97,6 @@ class EvaluationData:
         return SettingMeans.fit(self.test)
 
     @property
-    def test_bounds_ms(self) -> np.ndarray:
-        """The guard's bounds of the evaluated samples, ``[1, K]``: the same for all."""
-        return self.guard.bounds_ms[None]
-
-    @property
     def best(self) -> int:
         """The most accurate setting on the training samples, of those that were measured."""
         return self.means.best
