@@ -3,11 +3,13 @@
 import csv
 import json
 import re
+from itertools import islice
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_ranks import write_tree
 from tiny_families import write_tokenizer
 from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel, ViTConfig, ViTImageProcessorPil, ViTModel
 
@@ -17,6 +19,7 @@ from budgetvlm.features import Features, cheap
 from budgetvlm.importing import made_features
 from budgetvlm.profiling.prepare import encoders
 from budgetvlm.table import ProfileTable
+from budgetvlm.tasks import load_task
 
 SMALL, LARGE = 1, 12
 
@@ -227,3 +230,46 @@ def test_vectors_of_a_data_set_are_kept_by_content(tmp_path):
     assert kept.vectors("language", "a", ["y", "z"], ["22", "333"], encode)[:, 0].tolist() == [2, 3]
     assert kept.vectors("language", "b", ["x"], ["1"], encode)[:, 0].tolist() == [1]
     assert seen == ["1", "22", "333", "1"]
+
+
+def write_logs(folder, settings=(SMALL, LARGE), count=40, **more):
+    """One run of lmms-eval for each setting, with its prompts."""
+    words = []
+    for crops in settings:
+        rng, lines = np.random.default_rng(0), []
+        for number in range(count):
+            question, scores = planted(rng, number)
+            costs = [{"latency_ms": 20 + 5 * crops}]
+            line = {"doc_id": number, "input": question, "token_counts": costs, "acc": scores[crops]}
+            lines.append(json.dumps(line | more))
+        log = folder / f"c{crops}" / "samples_t.jsonl"
+        log.parent.mkdir(parents=True)
+        log.write_text("\n".join(lines))
+        words += ["--run", f"max_crops={crops}={log.parent}"]
+    return words
+
+
+def test_the_prompts_of_logs_are_questions(tmp_path):
+    words = write_logs(tmp_path / "logs")
+    assert main(["import", "lmms", *words, *AUTO, "--output", str(tmp_path / "t.parquet")]) == 0
+    features = Features.load(tmp_path / "t.features.safetensors")
+    question, _ = planted(np.random.default_rng(0), 0)
+    extractor = cheap.CheapFeatures.from_dict(features.metadata["extractor"])
+    np.testing.assert_array_equal(extractor([question]).language[0], features.language[0])
+
+
+@pytest.mark.parametrize("kind", ["lmms", "profiles"])
+def test_questions_and_images_of_a_data_set(tmp_path, kind):
+    samples = list(islice(load_task("signs").samples("train"), 40))
+    words = write_logs(tmp_path / "logs", input="another prompt")
+    if kind == "profiles":
+        write_tree(tmp_path, "train", size=100, count=20, timed=9)
+        words = ["--exp5_dir", str(tmp_path / "exp5_accuracy"), "--exp6_dir", str(tmp_path / "exp6_latency")]
+    words += ["--dataset_name", "signs", "--split", "train", *AUTO]
+    assert main(["import", kind, *words, "--output", str(tmp_path / "t.parquet")]) == 0
+    features = Features.load(tmp_path / "t.features.safetensors")
+    extractor = cheap.CheapFeatures.from_dict(features.metadata["extractor"])
+    row = features.sample_ids.index(samples[3].sample_id)
+    alone = extractor([samples[3].question], [samples[3].load_image()])
+    np.testing.assert_array_equal(alone.language[0], features.language[row])
+    np.testing.assert_array_equal(alone.image[0], features.image[row])

@@ -148,7 +148,7 @@ def _finish_options(args: argparse.Namespace) -> FinishOptions:
     names = ("output", "features", "model_path", "split", "overwrite")
     given = {name: getattr(args, name) for name in names} | HOW.read(args)
     make = None
-    if args.features == AUTO or args.encoder is not None:
+    if _made(args):
         given["features"] = None if args.features == AUTO else args.features
         beside = Path(args.input).parent if args.kind == "table" else None
         make = MakeOptions(args.encoder, args.image_dir, beside, given["feature_batch_size"], given["device"])
@@ -158,6 +158,11 @@ def _finish_options(args: argparse.Namespace) -> FinishOptions:
     if asked and task is None:
         raise ConfigError(f"cannot import: --{asked[0]} needs --dataset_name")
     return options
+
+
+def _made(args: argparse.Namespace) -> bool:
+    """Whether features are made from questions and images."""
+    return args.features == AUTO or args.encoder is not None
 
 
 def _from_profiles(args: argparse.Namespace, say: Say) -> tuple[ProfileTable, bool]:
@@ -180,7 +185,7 @@ def _from_lmms(args: argparse.Namespace, say: Say) -> tuple[ProfileTable, bool]:
     runs += read_manifest(args.manifest) if args.manifest else []
     cells = read_runs(
         runs, metric=args.metric, task=args.task, score_scale=args.score_scale, latency_field=args.latency_field,
-        latency_unit=args.latency_unit, filter_name=args.filter, progress=sys.stderr.isatty(),
+        latency_unit=args.latency_unit, filter_name=args.filter, inputs=_made(args), progress=sys.stderr.isatty(),
     )  # fmt: skip
     metadata = {"imported_from": "lmms-eval", "metric": args.metric, "runs": [str(run.path) for run in runs]}
     table = to_table(cells, duplicates=args.duplicates, metadata=metadata)
@@ -206,7 +211,7 @@ def _from_flat(args: argparse.Namespace, say: Say) -> tuple[ProfileTable, bool]:
     cells = read_flat(
         Path(args.input), knobs=tuple(name.strip() for name in args.knobs.split(",")), columns=columns,
         score_scale=args.score_scale, latency_unit=args.latency_unit,
-        inputs=args.features == AUTO or args.encoder is not None,
+        inputs=_made(args),
     )  # fmt: skip
     table = to_table(cells, duplicates=args.duplicates, metadata={"imported_from": args.input})
     by_index = cells.by_index if args.sample_ids == "auto" else args.sample_ids == "index"

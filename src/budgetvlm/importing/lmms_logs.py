@@ -80,6 +80,7 @@ def read_runs(
     latency_field: str | None = None,
     latency_unit: str | None = None,
     filter_name: str | None = None,
+    inputs: bool = False,
     progress: bool = False,
 ) -> Cells:
     """Read all samples of all runs.
@@ -91,6 +92,7 @@ def read_runs(
         latency_field: where the log has the latency, for example "token_counts.0.latency_ms", which is the default.
         latency_unit: of `flat_tables.UNITS`; None: ms, unless another field than the default one looks like another.
         filter_name: of the filters that a task extracts an answer with; None: there is one alone.
+        inputs: take the prompt ("input") as the sample's question.
 
     Raises:
         ConfigError: no runs, knobs that differ between them, latencies whose unit nobody knows.
@@ -121,6 +123,7 @@ def read_runs(
             doc_id = as_id(line["doc_id"])
             _require_same_document(documents, where, f"{name}:{doc_id}", line)
             own = {"sample_id": f"{name}:{doc_id}" if several else doc_id, "group.task": name}
+            own |= {"group.question": line.get("input")} if inputs else {}
             rows.append(dict(settings[-1]) | own | _measured(where, line, wanted, latency_field))
     knobs = _common_knobs(settings)
     _require_own_logs(logs)

@@ -90,7 +90,8 @@ def inputs_of(table: ProfileTable, samples: Sequence[SplitSample], options: Make
     if questions is None and names is None:
         raise DataError(
             "features are made from questions, and no column is called question. Say which one it is with --column "
-            "question=NAME (images: --column image=NAME or --image_dir DIR), or name the data set with --dataset_name"
+            "question=NAME (import table; images: --column image=NAME or --image_dir DIR), or name the data set with "
+            "--dataset_name"
         )
     pictures = None if names is None else _pictures(table.sample_ids, names, options)
     return replace(table, groups=groups), Inputs(questions or [""] * table.num_samples, pictures)
