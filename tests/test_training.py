@@ -14,7 +14,7 @@ from budgetvlm.controller.checkpoint import load_controller
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.training import TrainingResult, train
 from budgetvlm.controller.training_options import GRPOConfig, RewardWeights, TrainingConfig
-from budgetvlm.controller.validation import VALIDATION_BUDGET_SHARES, VALIDATION_PRICES, Validation, choose
+from budgetvlm.controller.validation import VALIDATION_PRICES, Validation, choose
 from budgetvlm.errors import CheckpointError, ConfigError, DataError, OutputError
 from budgetvlm.features import Features
 from budgetvlm.guard.static import StaticGuard
@@ -270,7 +270,7 @@ def test_validation_figures_by_hand():
     # with no budget: 1 - p > 0.5 - p / 2 for every p below 1
     rewards = [(0.5 - 0.01 * 20 / 40)] * 5 + [1.0 - 0.01] + [1.0 - p for p in VALIDATION_PRICES]
     assert figures["reward_mean"] == pytest.approx(np.mean(rewards))
-    assert len(VALIDATION_BUDGET_SHARES) + len(VALIDATION_PRICES) == len(validation.contexts)
+    assert len(validation.budget_shares) + len(VALIDATION_PRICES) == len(validation.contexts)
 
 
 def test_validation_masks_what_was_not_measured():

@@ -13,7 +13,9 @@ from budgetvlm.answer import Answer
 from budgetvlm.cli import main
 from budgetvlm.commands import ask, calibrate, live, train
 from budgetvlm.commands.verdicts import one_choice, useless_accuracies
+from budgetvlm.controller import training
 from budgetvlm.controller.run_files import figures_line
+from budgetvlm.controller.training_options import GRPOConfig, TrainingConfig
 from budgetvlm.knobs import Setting
 
 CHEAP, FULL = Setting((("max_crops", 1),)), Setting((("max_crops", 4),))
@@ -169,3 +171,20 @@ def test_the_next_command_is_of_the_data_that_was_trained_on():
     table, _ = tiny()
     args = SimpleNamespace(data="my data.json", table=None, features=None, output_dir="c")
     assert train.next_command(args, replace(table, split=None)).startswith("budgetvlm evaluate --data 'my data.json'")
+
+
+def test_training_says_where_budgets_leave_no_choice_and_which_setting_is_best(tmp_path):
+    """Answers are short or long, so that bounds are 8 times the full setting's median; the last setting is useless."""
+    table, features = tiny()
+    long = (np.arange(60) % 4 == 0)[:, None]
+    latency = np.where(long, [[320.0, 340, 360, 400]], [[20.0, 30, 40, 50]]).astype(np.float32)
+    accuracy = table.accuracy.copy()
+    accuracy[:, -1], accuracy[:, 1] = 0, 1
+    said = []
+    quick = TrainingConfig(grpo=GRPOConfig(num_epochs=1), hidden_dim=16, budget_dim=4, teachers=0)
+    changed = replace(table, latency_ms=latency, accuracy=accuracy)
+    training.train(changed, features, quick, tmp_path, say=said.append, progress=False)
+    notes = [line for line in said if line.startswith("note: ")]
+    assert "no setting's bound is within the budget" in notes[0] and "no budget leaves a choice" in notes[0]
+    assert notes[1].startswith("note: Budgets from the bounds are taken instead: 6.8, ")
+    assert "max_crops=4, top_k=8: 0.0%) is not the most accurate" in notes[2] and "=1, top_k=8 is (100.0%)" in notes[2]

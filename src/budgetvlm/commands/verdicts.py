@@ -56,14 +56,16 @@ def choices_on_validation(controller: GRPOController, table: ProfileTable, featu
     import numpy as np
     import torch
 
-    from budgetvlm.controller.validation import VALIDATION_BUDGET_SHARES, choose
+    from budgetvlm.controller.validation import choose
+    from budgetvlm.policies.budget_grid import BUDGET_SHARES, grid_with_choice
 
     rows = table.rows_of("validation")
     own = features.aligned(table.sample_ids)
     image, language = torch.from_numpy(own.image[rows]), torch.from_numpy(own.language[rows])
     encoded, bounds = controller.encode(image, language), controller.bounds_of(image, language)
     reference_ms, price = controller.latency_reference_ms.item(), controller.default_price.item()
-    chosen = [choose(controller, encoded, share * reference_ms, price, bounds) for share in VALIDATION_BUDGET_SHARES]
+    shares = grid_with_choice(BUDGET_SHARES, np.atleast_2d(bounds.numpy()), reference_ms)
+    chosen = [choose(controller, encoded, share * reference_ms, price, bounds) for share in shares]
     space = controller.knob_space
     return one_choice((space.settings[k] for k in np.unique(chosen)), space.cheapest)
 

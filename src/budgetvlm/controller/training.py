@@ -101,6 +101,8 @@ def train(
     last = read_last(directory, origin) if resume else None
     say(config.maximised)
     run = TrainingRun(with_predictions(table, features, say), features, config, seeds)
+    for note in run.validation.notes:
+        say(f"note: {note}")
     if fit_guard is not None and not (directory / GUARD).exists():  # a run that is resumed may have been calibrated
         write_json(directory / GUARD, fit_guard(table.subset("train"), features, config.alpha).to_dict())
     if "extractor" in features.metadata:  # what made the features makes those of a request

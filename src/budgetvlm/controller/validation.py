@@ -18,10 +18,11 @@ from budgetvlm.controller.reward import constrained_reward, guide_reward
 from budgetvlm.controller.training_options import Objective, RewardWeights
 from budgetvlm.controller.training_states import NO_LIMIT_MS
 from budgetvlm.guard.static import StaticGuard
+from budgetvlm.policies.budget_grid import BUDGET_SHARES, grid_and_notes
+from budgetvlm.policies.evidence import clearly_positive
 from budgetvlm.policies.setting_means import SettingMeans, column_means
 from budgetvlm.table import ProfileTable
 
-VALIDATION_BUDGET_SHARES = (0.35, 0.5, 0.6, 0.7, 0.85, 1.0)  # of the full setting's median latency
 VALIDATION_PRICES = (0.03, 0.06, 0.1, 0.2, 0.4)  # prices that are validated without a budget
 SMALLEST_ROOM = 1e-3  # below a tenth of a point of accuracy, a share of the room means nothing
 
@@ -48,10 +49,26 @@ class Validation:
     default_price: float
     bounds_ms: Tensor | None = None
 
+    @cached_property
+    def _grid(self) -> tuple[tuple[float, ...], list[str]]:
+        bounds = self.guard.bounds_ms[None] if self.bounds_ms is None else self.bounds_ms.cpu().numpy()
+        return grid_and_notes(BUDGET_SHARES, bounds, self.expected.reference_ms)
+
+    @property
+    def budget_shares(self) -> tuple[float, ...]:
+        """The budgets, as shares of the full setting's median latency: the usual ones where they leave a choice."""
+        return self._grid[0]
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences about budgets without a choice, and about a largest setting that is not the best."""
+        best = self.expected.said_of_best(self.table.knob_space)
+        return [*self._grid[1], *([best] if best else [])]
+
     @property
     def contexts(self) -> list[tuple[float, float]]:
         """Pairs of a budget in ms and a price, ``[C]``: first budgets; prices only for the constrained objective."""
-        budgets = [(share * self.expected.reference_ms, self.default_price) for share in VALIDATION_BUDGET_SHARES]
+        budgets = [(share * self.expected.reference_ms, self.default_price) for share in self.budget_shares]
         prices = [(NO_LIMIT_MS, price) for price in VALIDATION_PRICES] if self.objective == "constrained" else []
         return budgets + prices
 
@@ -64,7 +81,7 @@ class Validation:
             hindsight has no room.
         """
         chosen = self._chosen(controller)
-        count = len(VALIDATION_BUDGET_SHARES)
+        count = len(self.budget_shares)
         budgets = np.array([budget for budget, _ in self.contexts[:count]])[:, None]
         accuracy, latency = self._looked_up(chosen)
         known = np.isfinite(latency[:count])
@@ -103,22 +120,25 @@ class Validation:
         return guide_reward(a, ms, budget, complexity, self.weights).numpy()
 
     def _room_closed(self, accuracy: float) -> float | None:
-        """(controller - lookup) / (oracle - lookup), in mean accuracy over the budgets."""
-        low, high = self._room
-        return (accuracy - low) / (high - low) if high - low >= SMALLEST_ROOM else None
+        """(controller - lookup) / (oracle - lookup), in mean accuracy over the budgets; None without a clear room."""
+        low, room = self._room
+        return None if room is None else (accuracy - low) / room
 
     @cached_property
-    def _room(self) -> tuple[float, float]:
-        """Mean accuracy over the budgets of the lookup table and of the best choice in hindsight."""
-        budgets = np.array([budget for budget, _ in self.contexts[: len(VALIDATION_BUDGET_SHARES)]])
+    def _room(self) -> tuple[float, float | None]:
+        """The lookup table's mean accuracy over the budgets, and what hindsight adds if that is clearly above zero."""
+        budgets = np.array([budget for budget, _ in self.contexts[: len(self.budget_shares)]])
         count = self.table.num_samples
         bounds = None if self.bounds_ms is None else self.bounds_ms.cpu().numpy()
         masks = [self.guard.feasible_or_cheapest(np.full(count, budget), bounds) for budget in budgets]
-        means = []
+        found = []
         for known in (self.expected.accuracy, self.table.accuracy):
             chosen = np.stack([self.expected.choose(known, mask, self.default_price) for mask in masks])
-            means.append(float(np.nanmean(self._looked_up(chosen)[0])))
-        return means[0], means[1]
+            found.append(self._looked_up(chosen)[0])
+        lookup, oracle = found
+        room = float(np.nanmean(oracle) - np.nanmean(lookup))
+        clear = room >= SMALLEST_ROOM and clearly_positive(column_means(oracle - lookup), self.table.units)
+        return float(np.nanmean(lookup)), room if clear else None
 
 
 @torch.no_grad()

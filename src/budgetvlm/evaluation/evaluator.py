@@ -37,7 +37,7 @@ from budgetvlm.evaluation.records import EvaluationReport, FrontierPoint, Policy
 from budgetvlm.features import Features
 from budgetvlm.policies import Cheapest, Full, GroupLookup, LookupTable, Oracle, Policy, RandomFeasible
 from budgetvlm.policies.argmax_policy import ArgmaxPolicy
-from budgetvlm.policies.budget_grid import grid_with_choice, said_of_choice
+from budgetvlm.policies.budget_grid import grid_and_notes
 from budgetvlm.policies.predictor import PredictorConfig, fit_predictor
 from budgetvlm.table import ProfileTable
 
@@ -188,14 +188,11 @@ def _results(
 
 def with_choice(data: EvaluationData, options: EvaluationOptions) -> tuple[EvaluationOptions, tuple[str, ...]]:
     """The options with budgets that leave a choice, where they name none of their own, and what is to be said."""
-    bounds_ms, reference_ms = data.test_bounds_ms, data.means.reference_ms
-    shares = grid_with_choice(options.budget_shares, bounds_ms, reference_ms)
-    notes = [said_of_choice(options.budget_shares, bounds_ms, reference_ms)]
+    shares, notes = grid_and_notes(options.budget_shares, data.test_bounds_ms, data.means.reference_ms)
     if shares != options.budget_shares:
-        notes.append(f"Budgets from the bounds are taken instead: {', '.join(f'{share:.3g}' for share in shares)} x.")
         options = replace(options, budget_shares=shares, room_range=(0.0, math.inf))
-    notes.append(data.means.said_of_best(data.train.knob_space))
-    return options, tuple(note for note in notes if note)
+    best = data.means.said_of_best(data.train.knob_space)
+    return options, tuple([*notes, best] if best else notes)
 
 
 def common_fields(data: EvaluationData, options: EvaluationOptions) -> dict[str, Any]:

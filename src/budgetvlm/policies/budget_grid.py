@@ -22,6 +22,17 @@ def share_with_choice(bounds_ms: np.ndarray, budgets_ms: Sequence[float]) -> np.
     return np.stack([(allowed >= least).mean(axis=1) for least in range(3)], axis=1)
 
 
+def grid_and_notes(
+    shares: tuple[float, ...], bounds_ms: np.ndarray, reference_ms: float
+) -> tuple[tuple[float, ...], list[str]]:
+    """The grid of `grid_with_choice`, and sentences about a choice that is missing and what was done about it."""
+    said, grid = said_of_choice(shares, bounds_ms, reference_ms), grid_with_choice(shares, bounds_ms, reference_ms)
+    notes = [] if said is None else [said]
+    if grid != shares:
+        notes.append(f"Budgets from the bounds are taken instead: {', '.join(f'{share:.3g}' for share in grid)} x.")
+    return grid, notes
+
+
 def grid_with_choice(shares: tuple[float, ...], bounds_ms: np.ndarray, reference_ms: float) -> tuple[float, ...]:
     """The shares, or as many others where they are the usual ones and leave no choice at all.
 
