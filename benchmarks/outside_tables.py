@@ -189,8 +189,9 @@ def run(path: Path, args: argparse.Namespace, bar: tqdm[Any]) -> dict[str, Any]:
 def show(reports: dict[str, Any], key: str) -> Table:
     """One line a table: what a policy gains over the simple ones; "behind" names those it is clearly worse than."""
     table = Table(title=f"{key}: points gained, with 95% intervals", box=SIMPLE_HEAD, title_justify="left")
-    columns = ["request {} - lookup", "request {} - predict", "request {} - full", "mean {} - mix", "mean {} - predict"]
-    columns = [column.format(key) for column in columns]
+    rivals = ("request {} - lookup", "request {} - predict", "request {} - full")
+    means = ("mean {} - mix", "mean 0.5 {} - mix", "mean {} - predict")
+    columns = [column.format(key) for column in (*rivals, *means)]
     table.add_column("table", no_wrap=True)
     for column in columns:
         table.add_column(column.replace(f" {key} -", "\nover"), justify="right", no_wrap=True)

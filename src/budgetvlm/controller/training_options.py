@@ -190,8 +190,8 @@ class TrainingConfig:
             fifth of all is held out for testing then.
         patience: epochs without a better validation reward before training stops; None, or 0 on the command line, never
             stops early.
-        teachers: number of supervised networks whose mean prediction training starts from (see `distillation`); 0
-            starts from the lookup table.
+        teachers: number of supervised networks that training starts from, beside a ridge regression (see
+            `budgetvlm.policies.teachers`); 0 starts from the lookup table.
         seed: seed of everything random.
         device: PyTorch device, for example "cpu" or "cuda".
     """
