@@ -105,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
     """Read the results, write the table and say what it holds."""
     from budgetvlm.importing.finish import finish
     from budgetvlm.importing.measured_rows import counts
+    from budgetvlm.profiling.prepare.splits import describe_splits
 
     def say(text: str) -> None:
         print(text, file=sys.stderr if args.json else sys.stdout)
@@ -120,8 +121,11 @@ def run(args: argparse.Namespace) -> int:
         files = {"table": str(options.output), "features": str(options.features_path) if features else None}
         print(json.dumps({"kind": args.kind, **found, "knob_space": table.knob_space.to_dict(), **files}))
         return 0
+    splits = describe_splits(table)
+    sides = ", ".join(f"{name} {count}" for name, count in splits["samples"].items())
     print(
-        f"wrote {options.output}: {found['samples']} samples, {found['settings']} settings, "
+        f"wrote {options.output}: {found['samples']} samples ({sides}; split by {splits['by']}), "
+        f"{found['settings']} settings, "
         f"{found['cells_with_both']} of {found['cells']} cells with score and latency"
     )
     command = ["budgetvlm", "train", "--table", str(options.output), "--features", str(options.features_path)]

@@ -93,10 +93,10 @@ def latency_table(report: EvaluationReport) -> Table:
     """Mean, median and 95% quantile of the latency of each policy at each budget, in one unit."""
     longest = max(at.p95_ms for result in report.policies for at in result.at_budget)
     unit, scale = time_unit(longest)
+    digits = 0 if scale * longest >= 99.95 else 1 if scale * longest >= 9.995 else 2
 
     def cell(at: AtBudget) -> str:
-        times = [scale * ms for ms in (at.mean_ms.value, at.p50_ms, at.p95_ms)]
-        return "/".join(f"{time:.3g}" if time < 99.95 else f"{time:.0f}" for time in times)
+        return "/".join(f"{scale * ms:.{digits}f}" for ms in (at.mean_ms.value, at.p50_ms, at.p95_ms))
 
     return _by_budget(f"Latency under a budget: mean / P50 / P95 ({unit})", report, cell)
 
