@@ -155,7 +155,7 @@ def missed_table(report: EvaluationReport) -> Table:
 def _missed(at: AtMeanBudget) -> str:
     if at.missed is None or at.solved_accuracy is None:
         return "–"
-    return f"{100 * at.missed.value:+.1f} ±{half_width(at.missed):.1f}, {100 * at.solved_accuracy.value:.1f}"
+    return f"{100 * at.missed.value:+z.1f} ±{half_width(at.missed):.1f}, {100 * at.solved_accuracy.value:.1f}"
 
 
 def _at_mean_budget(at: AtMeanBudget) -> str:
