@@ -69,7 +69,11 @@ def test_a_csv_file_becomes_a_table_that_trains_a_controller(tmp_path, capsys):
     write_features(tmp_path / "f.npz")
     assert flat(tmp_path, flat_rows(), "--features", tmp_path / "f.npz", "--test_split", "0.25") == 0
     printed = capsys.readouterr().out
-    assert "12 samples, 4 settings, 48 of 48 cells" in printed and "next: budgetvlm train --table" in printed
+    assert (
+        "12 samples (train 7, validation 2, test 3; split by " in printed
+        and "4 settings, 48 of 48 cells" in printed
+        and "next: budgetvlm train --table" in printed
+    )
     table = ProfileTable.load(tmp_path / "t.parquet")
     assert table.knob_space.to_dict() == {"max_crops": [1, 4], "num_active_blocks": [3, 6]}
     assert table.sample_ids == tuple(NAMES) and table.split.count("test") == 3

@@ -23,7 +23,7 @@ from budgetvlm.evaluation.records import (
 )
 
 MAX_SETTINGS, UNKNOWN = 3, "–"
-WIDTH = 128  # what the widest table needs; a narrower terminal wraps lines rather than losing digits
+WIDTH = 136  # what the widest table needs; a narrower terminal wraps lines rather than losing digits
 
 
 def plain_text(content: RenderableType, width: int = WIDTH) -> str:
