@@ -11,7 +11,17 @@ import torch
 from PIL import Image
 from test_ranks import write_tree
 from tiny_families import write_tokenizer
-from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel, ViTConfig, ViTImageProcessorPil, ViTModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    CLIPConfig,
+    CLIPModel,
+    SiglipConfig,
+    SiglipModel,
+    ViTConfig,
+    ViTImageProcessorPil,
+    ViTModel,
+)
 
 from budgetvlm import load_controller
 from budgetvlm.cli import main
@@ -164,7 +174,7 @@ def test_equal_questions_are_said(tmp_path, capsys):
         (("--image_dir", "x"), "--image_dir is of --features auto"),
         ((*AUTO, "--model_path", "reference", "--dataset_name", "signs"), "not from both"),
         (("--features", "f.npz", "--encoder", "e"), "not from both"),
-        (("--encoder", "no_such_directory"), "no_such_directory is not a directory"),
+        (("--encoder", "no_such_directory"), "--encoder no_such_directory cannot be opened"),
     ],
 )
 def test_flags_that_do_not_go_together(tmp_path, capsys, words, message):
@@ -183,17 +193,24 @@ def write_encoder(directory, kind):
         model = BertModel(BertConfig(**words))
     elif kind == "image":
         model = ViTModel(ViTConfig(**vision))
-    else:
+    elif kind == "both":
         model = CLIPModel(CLIPConfig(text_config=words, vision_config=vision, projection_dim=6))
+    else:
+        model = SiglipModel(SiglipConfig(text_config=words, vision_config=vision))
     model.save_pretrained(directory)
     if kind != "image":
         write_tokenizer(directory, "right")
+    if kind == "unmasked":  # reads the padding
+        path = directory / "tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"model_input_names": ["input_ids"]}))
     if kind != "text":
         ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(directory)
     return directory
 
 
-@pytest.mark.parametrize(("kind", "image", "language"), [("text", 9, 8), ("image", 8, None), ("both", 6, 6)])
+@pytest.mark.parametrize(
+    ("kind", "image", "language"), [("text", 9, 8), ("image", 8, None), ("both", 6, 6), ("unmasked", 8, 8)]
+)
 def test_an_encoder_replaces_its_sides_at_import_and_at_run_time(tmp_path, kind, image, language):
     write_pictures(tmp_path / "pictures", [40] * 6)
     write_planted(tmp_path / "r.csv", 12, image=lambda number: f"pictures/p{number % 6}.png")

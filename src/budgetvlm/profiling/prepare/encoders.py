@@ -23,7 +23,7 @@ from budgetvlm.features.cheap import EXTRACTOR, CheapFeatures
 from budgetvlm.vlm.fingerprint import model_fingerprint
 from budgetvlm.vlm.loading import model_directory
 
-LONGEST = 512  # tokens of a question, where the encoder does not say how many it can read
+LONGEST = 512  # tokens of a question that are read at most
 
 
 class Encoder:
@@ -41,11 +41,11 @@ class Encoder:
         from transformers import AutoConfig, AutoModel
 
         self.name, self.device = name, device
-        self.directory = model_directory(name)
         try:
+            self.directory = model_directory(name)
             self.config = AutoConfig.from_pretrained(self.directory)
             model = AutoModel.from_pretrained(self.directory, dtype=torch.float32)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError) as error:  # a ConfigError too
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(f"--encoder {name} cannot be opened as an encoder of Transformers: {reason}") from None
         both = hasattr(model, "get_text_features") and hasattr(model, "get_image_features")
@@ -83,10 +83,12 @@ class Encoder:
     @torch.inference_mode()
     def language(self, texts: Sequence[str]) -> np.ndarray:
         """Encode questions, float32 ``[B, D]``; an empty one has zeros."""
-        longest = getattr(self.config.get_text_config(), "max_position_embeddings", None) or LONGEST
-        longest = min(longest, self._tokenizer.model_max_length)
+        positions = getattr(self.config.get_text_config(), "max_position_embeddings", None) or LONGEST
+        longest = min(positions, self._tokenizer.model_max_length, LONGEST)
+        # An encoder that is given no mask reads the padding, so all questions get as much as it was trained with.
+        padding = "longest" if "attention_mask" in self._tokenizer.model_input_names else "max_length"
         batch = self._tokenizer(
-            [text or " " for text in texts], padding=True, truncation=True, max_length=longest, return_tensors="pt"
+            [text or " " for text in texts], padding=padding, truncation=True, max_length=longest, return_tensors="pt"
         ).to(self.device)
         known = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
         found = _pooled(self._of["language"](**known), known.get("attention_mask"), self.sides == ("language",))
