@@ -219,7 +219,7 @@ def draw_splits(labels: Sequence[str], fractions: Mapping[str, float], seed: int
     if sizes.min() < 1:
         empty = list(wanted)[int(sizes.argmin())]
         raise ConfigError(
-            f"a share of {wanted[empty]} leaves split {empty!r} empty: there are {len(units)} images (or other "
+            f"a share of {wanted[empty]:.3g} leaves split {empty!r} empty: there are {len(units)} images (or other "
             "groups) to share out. Profile more, or choose other shares."
         )
     sides = np.repeat(list(wanted), sizes)

@@ -38,7 +38,12 @@ def read_data(args: argparse.Namespace) -> tuple[ProfileTable, Features]:
 def read_table(args: argparse.Namespace) -> tuple[ProfileTable, Features | None]:
     """As `read_data`, but a table may come without features."""
     table, features = _read(args)
-    return (table.grouped_by(args.groups) if args.groups else table), features
+    if not args.groups:
+        return table, features
+    if args.groups not in (*table.groups, "sample_id"):
+        known = ", ".join((*table.groups, "sample_id"))
+        raise ConfigError(f"--groups {args.groups} is no label of the table; it has {known}")
+    return table.grouped_by(args.groups), features
 
 
 def _read(args: argparse.Namespace) -> tuple[ProfileTable, Features | None]:

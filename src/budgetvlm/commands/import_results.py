@@ -128,6 +128,11 @@ def run(args: argparse.Namespace) -> int:
         f"{found['settings']} settings, "
         f"{found['cells_with_both']} of {found['cells']} cells with score and latency"
     )
+    if "test" not in splits["samples"]:
+        print(
+            f"no test split: there are too few {splits['by']}s. `budgetvlm evaluate` can report on --split validation "
+            "alone; measure more, or hold some out with --test_split"
+        )
     command = ["budgetvlm", "train", "--table", str(options.output), "--features", str(options.features_path)]
     if features is None:
         print(
