@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from budgetvlm.commands.ask import notice_of_calibration
+from budgetvlm.controller.checkpoint import load_controller
+from budgetvlm.controller.price_curve import load_price_curve
 from budgetvlm.guard import saved
 from budgetvlm.guard.saved import load_guard
 from budgetvlm.runtime import AdaptiveVLM
@@ -29,6 +31,16 @@ def test_the_guard_is_calibrated_and_the_controller_is_small():
     assert guard is not None and guard.calibrated_on >= 28
     assert sum(path.stat().st_size for path in directory.iterdir()) < 5e6
     assert {path.suffix for path in directory.iterdir()} == {".json", ".safetensors"}  # what the package's data names
+
+
+def test_its_prices_are_known_from_the_cheapest_setting_to_the_best():
+    """So a mean budget is held from the first request on."""
+    directory = model_directory("reference") / "controller"
+    curve, controller = load_price_curve(directory), load_controller(directory)
+    assert curve.least_ms == pytest.approx(controller.latency_ms.min().item(), rel=0.05)
+    assert [p.price for p in curve.points] == sorted(p.price for p in curve.points)
+    assert curve.points[0].accuracy > curve.points[-1].accuracy + 0.3
+    assert curve.solve(50.0).latency_ms == pytest.approx(50.0) and 0.1 < curve.solve(50.0).price < 1
 
 
 def calibrated():

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from budgetvlm.commands.catalogue import command_parser
 from budgetvlm.commands.quickstart_steps import Options, Places, steps
-from budgetvlm.controller.checkpoint import GUARD, load_controller, save_pretrained
+from budgetvlm.controller.checkpoint import GUARD, PRICES, load_controller, save_pretrained
 from budgetvlm.tasks import load_task
 from budgetvlm.vlm.loading import model_directory
 
@@ -48,9 +48,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def install(trained: Path, target: Path) -> None:
-    """Put the controller (without what only training needs) and its calibrated guard beside the model."""
+    """Put the controller (without what only training needs), its prices and its calibrated guard beside the model."""
     save_pretrained(load_controller(trained), target)
-    shutil.copy(trained / GUARD, target / GUARD)
+    for name in (GUARD, PRICES):
+        shutil.copy(trained / name, target / name)
     print(f"wrote {target}")
 
 
