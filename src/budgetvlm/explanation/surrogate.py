@@ -16,12 +16,12 @@ from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.policy import ControllerPolicy
 from budgetvlm.errors import DataError
 from budgetvlm.evaluation.evaluation_data import complete_rows
-from budgetvlm.evaluation.evaluation_options import BUDGET_SHARES
 from budgetvlm.evaluation.labels import readable_labels
 from budgetvlm.features import Features
 from budgetvlm.guard.input_bounds import fit_guard
 from budgetvlm.guard.static import StaticGuard
 from budgetvlm.policies import States
+from budgetvlm.policies.budget_grid import BUDGET_SHARES, grid_with_choice
 from budgetvlm.policies.setting_means import SettingMeans
 from budgetvlm.table import ProfileTable
 
@@ -65,13 +65,16 @@ def surrogate(
     # Choices of the controller on the training and on the held-out samples.
     side = _held_out_split(table)
     train = table.subset("train")
-    guard, reference_ms = fit_guard(train, features.aligned(train.sample_ids)), SettingMeans.fit(train).reference_ms
+    train_features, reference_ms = features.aligned(train.sample_ids), SettingMeans.fit(train).reference_ms
+    guard = fit_guard(train, train_features)
+    shares = grid_with_choice(BUDGET_SHARES, guard.bounds_of(train_features), reference_ms)
+    budgets_ms = [share * reference_ms for share in shares]
     rest = complete_rows(table.subset(side), guard.measured)
     sides = [(part, features.aligned(part.sample_ids)) for part in (train, rest)]
-    fitted, held_out = (_choices(controller, *side, guard, reference_ms) for side in sides)
+    fitted, held_out = (_choices(controller, *side, guard, budgets_ms) for side in sides)
     # The tree learns the former and is measured on the latter.
     names, describe = _describer(*sides[0])
-    inputs = [_with_budgets(describe(*side)) for side in sides]
+    inputs = [_with_budgets(describe(*side), shares) for side in sides]
     tree = DecisionTreeClassifier(max_leaf_nodes=leaves, random_state=seed)
     tree.fit(inputs[0], fitted.reshape(-1))
     guess = tree.predict(inputs[1]).reshape(held_out.shape)
@@ -101,18 +104,17 @@ def _accuracy(table: ProfileTable, chosen: np.ndarray) -> float:
 
 
 def _choices(
-    controller: GRPOController, table: ProfileTable, features: Features, guard: StaticGuard, reference_ms: float
+    controller: GRPOController, table: ProfileTable, features: Features, guard: StaticGuard, budgets_ms: Sequence[float]
 ) -> np.ndarray:
     """Settings chosen, ``[P, S]``."""
     policy, price = ControllerPolicy(controller), float(controller.default_price)
-    budgets = [share * reference_ms for share in BUDGET_SHARES]
-    return np.stack([policy.choose(States.under_budget(table, features, guard, b, price)) for b in budgets])
+    return np.stack([policy.choose(States.under_budget(table, features, guard, b, price)) for b in budgets_ms])
 
 
-def _with_budgets(inputs: np.ndarray) -> np.ndarray:
+def _with_budgets(inputs: np.ndarray, shares: Sequence[float]) -> np.ndarray:
     """Every sample ``[S, F]`` under every budget, ``[P * S, 1 + F]``."""
-    budgets = np.repeat(BUDGET_SHARES, len(inputs))[:, None]
-    return np.hstack([budgets, np.tile(inputs, (len(BUDGET_SHARES), 1))])
+    budgets = np.repeat(shares, len(inputs))[:, None]
+    return np.hstack([budgets, np.tile(inputs, (len(shares), 1))])
 
 
 def _describer(train: ProfileTable, features: Features) -> tuple[list[str], Describe]:
