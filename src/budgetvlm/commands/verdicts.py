@@ -72,7 +72,7 @@ def choices_on_validation(controller: GRPOController, table: ProfileTable, featu
 
 def verdict_of(report: EvaluationReport, table: ProfileTable) -> list[str]:
     """Return what is to be said of an evaluation of a controller."""
-    found = [useless_accuracies(table.subset(report.split).accuracy)]
+    found = [report.guard.get("why"), useless_accuracies(table.subset(report.split).accuracy)]
     first = report.policies[0]
     if first.role == "controller":
         chosen = [share.setting for at in first.at_budget for share in at.settings]

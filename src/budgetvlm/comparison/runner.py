@@ -205,6 +205,7 @@ def _check_origin(directory: Path, task: ComparisonTask, features: Features | No
 def _notes(data: EvaluationData, cells: Sequence[Cell]) -> Iterator[str]:
     if data.test_features is None:
         yield "The data has no features, so policies that read the input are left out."
+    yield f"{data.guard.why[:1].upper()}{data.guard.why[1:]}."
     named = {(cell.spec.entry.name, cell.note) for cell in cells if cell.status not in (OK, NO_FEATURES)}
     yield from (f"No {name}: {note}." for name, note in sorted(named))
     if data.left_out:

@@ -114,9 +114,10 @@ class BoundsLayer(nn.Module):
             buffer.copy_(torch.from_numpy(getattr(bounds, name)))
 
     def forward(self, image: Tensor, language: Tensor) -> Tensor:
-        """Bounds in ms for raw features ``[B, Di]`` and ``[B, Dl]``, ``[B, K]``."""
-        log_bounds = (torch.cat([image, language], dim=-1) - self.center) @ self.weight + self.bias
-        return log_bounds.clamp(self.low, self.high).exp()
+        """Bounds in ms for raw features ``[B, Di]`` and ``[B, Dl]``, ``[B, K]``; many rows one part after the other."""
+        pairs = zip(image.split(PART), language.split(PART), strict=True)
+        parts = [(torch.cat(pair, dim=-1) - self.center) @ self.weight + self.bias for pair in pairs]
+        return torch.cat(parts).clamp(self.low, self.high).exp()
 
 
 def _summed(terms: Iterable[Tensor]) -> Tensor:

@@ -101,7 +101,7 @@ def train(
     last = read_last(directory, origin) if resume else None
     say(config.maximised)
     run = TrainingRun(with_predictions(table, features, say), features, config, seeds)
-    for note in run.validation.notes:
+    for note in (run.guard.why, *run.validation.notes):
         say(f"note: {note}")
     if fit_guard is not None and not (directory / GUARD).exists():  # a run that is resumed may have been calibrated
         write_json(directory / GUARD, fit_guard(table.subset("train"), features, config.alpha).to_dict())

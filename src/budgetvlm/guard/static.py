@@ -7,7 +7,7 @@ Shapes: S samples, K settings, B requests, D features. All times in ms.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -138,27 +138,9 @@ class StaticGuard:
         return mask
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-able document; `from_dict` takes it back."""
+        """A JSON-able record. What depends on the input travels in the controller's buffers."""
         bounds = [float(b) if np.isfinite(b) else None for b in self.bounds_ms]
-        return {"schema_version": SCHEMA_VERSION, "bounds_ms": bounds, "quantile": self.quantile}
-
-    @classmethod
-    def from_dict(cls, document: Mapping[str, Any]) -> StaticGuard:
-        """The guard of a `to_dict` document.
-
-        Raises:
-            DataError: another schema version, or a field that is missing.
-        """
-        if document.get("schema_version") != SCHEMA_VERSION:
-            raise DataError(
-                f"a guard of schema version {document.get('schema_version')!r} cannot be read; this version reads "
-                f"{SCHEMA_VERSION}. Fit it again."
-            )
-        missing = {"bounds_ms", "quantile"} - set(document)
-        if missing:
-            raise DataError(f"the guard lacks {', '.join(sorted(missing))}; fit it again")
-        bounds = [np.inf if b is None else b for b in document["bounds_ms"]]
-        return cls(np.asarray(bounds, dtype=np.float64), document["quantile"])
+        return {"schema_version": SCHEMA_VERSION, "bounds_ms": bounds, "quantile": self.quantile, "why": self.why}
 
 
 def timed_rows(table: ProfileTable) -> np.ndarray:
