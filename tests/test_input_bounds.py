@@ -166,6 +166,16 @@ def test_training_and_evaluation_use_the_same_masks(data) -> None:
         assert torch.equal(made, mask)
 
 
+def test_predicted_cells_which_lack_spread_narrow_no_bounds(data) -> None:
+    table, features = data
+    shown = np.random.default_rng(0).random((600, 4)) < np.where(np.array(table.split) == "test", 1.0, 0.4)[:, None]
+    latency, accuracy = (np.where(shown, x, np.nan).astype(np.float32) for x in (table.latency_ms, table.accuracy))
+    table = replace(table, latency_ms=latency, accuracy=accuracy)
+    measured = StaticGuard.fit_table(table.subset("train")).bounds_ms.tolist()
+    for guard in (TrainingRun(table, features, QUICK, [0]).guard, EvaluationData.of(table, features, EVALUATION).guard):
+        assert guard.bounds_ms.tolist() == measured
+
+
 def test_policies_that_see_less_choose_among_the_same_settings(data) -> None:
     evaluated = EvaluationData.of(*data, EVALUATION)
     blind = replace(evaluated.test_features, image=np.zeros_like(evaluated.test_features.image))

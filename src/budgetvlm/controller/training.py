@@ -30,7 +30,6 @@ from budgetvlm.controller.training_run import MakeLoss, TrainingRun
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.features import Features
 from budgetvlm.features.cheap import EXTRACTOR
-from budgetvlm.policies.unmeasured import with_predictions
 from budgetvlm.table import ProfileTable
 
 Say = Callable[[str], None]
@@ -100,7 +99,7 @@ def train(
     open_output(directory, resume=resume, overwrite=overwrite)
     last = read_last(directory, origin) if resume else None
     say(config.maximised)
-    run = TrainingRun(with_predictions(table, features, say), features, config, seeds)
+    run = TrainingRun(table, features, config, seeds, say=say)
     for note in (run.guard.why, *run.validation.notes):
         say(f"note: {note}")
     if fit_guard is not None and not (directory / GUARD).exists():  # a run that is resumed may have been calibrated
@@ -182,6 +181,6 @@ def fit_controller(
     Raises ConfigError: no member. DataError: a side of the split is empty, or samples lack features.
     """
     seeds, features = member_seeds(config.seed, members), features.aligned(table.sample_ids)
-    run = TrainingRun(with_predictions(table, features), features, config, seeds, make_loss)
+    run = TrainingRun(table, features, config, seeds, make_loss)
     run.train()
     return keep(run).controller

@@ -23,6 +23,7 @@ from budgetvlm.controller.warm_start import distil, new_controller
 from budgetvlm.features import Features
 from budgetvlm.guard.input_bounds import fit_guard
 from budgetvlm.policies.setting_means import SettingMeans
+from budgetvlm.policies.unmeasured import with_predictions
 from budgetvlm.table import ProfileTable
 
 MakeLoss = Callable[[GRPOController], PolicyLoss]
@@ -76,6 +77,7 @@ class TrainingRun:
         config: its seed is not used.
         seeds: one for each member.
         make_loss: from the untrained controller to a loss in place of GRPO's; for a single member.
+        say: told what was predicted of cells that were not measured.
 
     Raises:
         DataError: a side of the split is empty, or no accuracy was measured.
@@ -88,12 +90,15 @@ class TrainingRun:
         config: TrainingConfig,
         seeds: Sequence[int],
         make_loss: MakeLoss | None = None,
+        say: Callable[[str], None] = lambda text: None,
     ):
         self.config, self.members = config, [MemberProgress(seed) for seed in seeds]
         self.training = list(range(len(seeds)))  # the members in the trainer, in its order
+        timed = table.subset("train")  # bounds are of measured cells: predicted ones lack spread
+        self.guard = fit_guard(timed, features.aligned(timed.sample_ids), config.guard_quantile)
+        table = with_predictions(table, features, say)
         train, validation = table.subset("train"), table.subset("validation")
-        train_features, means = features.aligned(train.sample_ids), SettingMeans.fit(train)
-        self.guard = fit_guard(train, train_features, config.guard_quantile)
+        means = SettingMeans.fit(train)
         device = config.device
         image, language = (torch.from_numpy(x).to(device) for x in (features.image, features.language))
         rows, held_out = (torch.from_numpy(table.rows_of(side)).to(device) for side in ("train", "validation"))

@@ -68,7 +68,7 @@ class EvaluationData:
         train = learnt.subset("train")
         means = SettingMeans.fit(train)
         train_features = features and features.aligned(train.sample_ids)
-        guard = _guard_of_measured(means, fit_guard(train, train_features, options.guard_quantile))
+        guard = _guard_of_measured(means, fit_guard(table.subset("train"), train_features, options.guard_quantile))
         evaluated = table.subset(options.split)
         test = complete_rows(evaluated, guard.measured)
         tuning = complete_rows(learnt.subset(tuning_split), guard.measured)

@@ -40,12 +40,13 @@ def train(
     Raises:
         ConfigError: a mean budget below what the cheapest setting takes.
     """
-    table = with_predictions(training.with_splits(table, config), features, say)
+    table = training.with_splits(table, config)
+    expected = with_predictions(table, features)
     if mean_budget_ms is not None:
-        means = SettingMeans.fit(table.subset("train"))
+        means = SettingMeans.fit(expected.subset("train"))
         require_mean_budget(mean_budget_ms, means.latency_ms[means.measured].min())
     result = training.train(table, features, config, output_dir, say=say, fit_guard=AdaptiveGuard.fit, **how)
-    curve = price_curve_of(result.controller, table, features)
+    curve = price_curve_of(result.controller, expected, features)
     curve.save(result.output_dir)
     if mean_budget_ms is not None:
         solved = curve.solve(mean_budget_ms)
