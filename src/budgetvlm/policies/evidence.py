@@ -33,7 +33,8 @@ def clearly_positive(values: np.ndarray, group: Sequence[str] | np.ndarray) -> b
 def trust(predicted: np.ndarray, means: np.ndarray, accuracy: np.ndarray, group: Sequence[str] | np.ndarray) -> float:
     """The share of ``predicted - means`` to keep, 0 to 1: the slope of what was measured on what was predicted.
 
-    It is 0 where the slope is within `LEAST_EVIDENCE` standard errors of 0, so that noise is not followed.
+    It is shrunk as James and Stein do, to 0 where it is within `LEAST_EVIDENCE` standard errors of 0 and hardly where
+    it is far above, so that noise is not followed.
 
     Args:
         predicted: accuracies ``[S, K]`` of samples that the predictor was not fitted on. means: of the settings,
@@ -45,7 +46,8 @@ def trust(predicted: np.ndarray, means: np.ndarray, accuracy: np.ndarray, group:
         return 0.0
     slope = (x * y).sum() / square.sum()
     _, error = mean_and_error((x * y).sum(axis=1) - slope * square, group)
-    return float(np.clip(slope, 0.0, 1.0)) if slope > LEAST_EVIDENCE * error / square.mean() else 0.0
+    least = LEAST_EVIDENCE * error / square.mean()
+    return float(min(slope, 1.0) * (1.0 - (least / slope) ** 2)) if slope > least else 0.0
 
 
 def squared_error(predicted: np.ndarray, accuracy: np.ndarray) -> np.ndarray:

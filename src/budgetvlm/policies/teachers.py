@@ -1,8 +1,9 @@
 """What the controller starts from: networks and a ridge regression, as far as held-out samples trust them.
 
 The regression is better where groups are few, the networks where samples are many and what counts is bent. Half of
-each is as good as the better one nearly everywhere, so only clear evidence moves the weights away from that; what
-shows no evidence counts for nothing, and without any the start is the settings' means.
+each is as good as the better one nearly everywhere, so only clear evidence moves the weights away from that. A network
+that held-out samples do not trust counts for less or for nothing, and without any evidence the start is the settings'
+means.
 Shapes: M controllers, B states, V validation samples, K settings.
 """
 
@@ -88,7 +89,7 @@ def _weights(
         mixed = means + of_ridge * (regressed - means) + of_network * (predicted - means)
         return squared_error(mixed, accuracy)
 
-    half = (0.5, 0.5 * share)
+    half = (1.0 - share / 2, share / 2)
     for alone in ((0.0, share), (1.0, 0.0)):
         if clearly_positive(errors(*half) - errors(*alone), group):
             return alone
