@@ -43,11 +43,13 @@ def one_choice(settings: Iterable[Mapping[str, Any]], cheapest: Mapping[str, Any
     if len(different) != 1:
         return None
     chosen = dict(different.pop())
-    which = "the cheapest setting" if chosen == dict(cheapest) else "the same setting"
+    is_cheapest = chosen == dict(cheapest)
+    which = "the cheapest setting" if is_cheapest else "the same setting"
+    hint = "look whether a higher setting is any better" if is_cheapest else "give features that tell more of a request"
     words = ", ".join(f"{name}={value:g}" for name, value in chosen.items())
     return (
         f"the controller always takes {which} ({words}), whatever the input and the budget, so it is worth no more "
-        "than that setting: profile more samples, or look whether a higher setting is any better"
+        f"than that setting: profile more samples, or {hint}"
     )
 
 
