@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from budgetvlm._io import atomic_path, check_schema, first_few, header_text
+from budgetvlm._io import atomic_path, check_schema, first_few, header_text, time_text
 from budgetvlm.errors import ConfigError, DataError, KnobSpaceError
 from budgetvlm.knobs import KnobSpace
 
@@ -253,8 +253,8 @@ def _stage_problems(table: ProfileTable) -> Iterator[str]:
     wrong = np.argwhere(total > STAGES_AT_MOST * table.latency_ms + 1)
     for row, column in wrong[:1]:
         yield (
-            f"the stages of sample {table.sample_ids[row]} are {total[row, column]:g} ms in all, and its latency is "
-            f"{table.latency_ms[row, column]:g} ms ({len(wrong)} such cells); give both in one unit"
+            f"the stages of sample {table.sample_ids[row]} are {time_text(total[row, column])} in all, and its latency "
+            f"is {time_text(table.latency_ms[row, column])} ({len(wrong)} such cells); give both in one unit"
         )
 
 

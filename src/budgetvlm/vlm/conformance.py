@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from PIL import Image
 
+from budgetvlm._io import time_text
 from budgetvlm.errors import BudgetVLMError
 from budgetvlm.knobs import Setting
 from budgetvlm.vlm.knob_limits import distinct_crops
@@ -206,7 +207,7 @@ def overview_is_reused(probe: Probe) -> str:
         left = len(probe.vlm.images.beside(probe.images[0], value))
         if left < len(probe.vlm.images.all(probe.images[0], value)):
             saved.append(value)
-    cost = f"{overview.preprocess_ms + overview.vision_ms:.0f} ms"
+    cost = time_text(overview.preprocess_ms + overview.vision_ms)
     if len(saved) == len(crops):
         return f"part of every setting, so that reading it costs nothing ({cost}); at most {worst:.1e}"
     where = f"reused at max_crops={', '.join(map(str, saved))}" if saved else "never reused"
