@@ -65,6 +65,20 @@ def flat(tmp_path, rows=None, *words, name="r.csv"):
     return main([str(word) for word in (*base, *output, *words)])
 
 
+def test_groups_are_named_once_and_no_split_parts_them(tmp_path, capsys):
+    rows = [{**row, "book": f"b{NAMES.index(row['sample_id']) // 2}"} for row in flat_rows()]
+    assert flat(tmp_path, rows, "--groups", "book", "--test_split", "0.34") == 0
+    assert "split by book" in capsys.readouterr().out
+    table = ProfileTable.load(tmp_path / "t.parquet")
+    assert table.unit == "book" and len(set(zip(table.units, table.split, strict=True))) == len(set(table.units)) == 6
+    assert flat(tmp_path, None, "--groups", "shelf", "--overwrite") == 2
+    assert "lacks the columns shelf" in capsys.readouterr().err
+    assert flat(tmp_path, rows, "--groups", "book", "--overwrite") == 0  # six books are too few to hold some out
+    assert "no test split: there are too few books" in capsys.readouterr().out
+    assert main(["compare", "--table", str(tmp_path / "t.parquet"), "--groups", "shelf", "--quick"]) == 2
+    assert "--groups shelf is no label of the table; it has book, sample_id" in capsys.readouterr().err
+
+
 def test_a_csv_file_becomes_a_table_that_trains_a_controller(tmp_path, capsys):
     write_features(tmp_path / "f.npz")
     assert flat(tmp_path, flat_rows(), "--features", tmp_path / "f.npz", "--test_split", "0.25") == 0

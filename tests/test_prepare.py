@@ -171,6 +171,17 @@ def test_the_document_holds_it_all(toy):
     assert document["metadata"]["exp5_config"]["max_new_tokens"] == 4
 
 
+def test_groups_that_are_named_are_kept_together_and_remembered(toy):
+    """The two kinds of question: too few to split into three, and enough for two."""
+    write_profiles(toy.root)
+    with pytest.raises(ConfigError, match="there are 2 images"):
+        toy(groups="kind", train_split=0.9)
+    data = toy(groups="kind", train_split=0.5)
+    assert data.table.unit == "kind" and json.loads(data.path.read_text())["splits"]["by"] == "kind"
+    assert len(set(zip(data.table.groups["kind"], data.table.split, strict=True))) == 2
+    assert toy(train_split=0.5).table.unit == "kind"  # the same data, found again
+
+
 def test_it_comes_back_from_the_document_and_from_the_table(toy):
     write_profiles(toy.root, timed=20)
     data = toy()

@@ -220,7 +220,7 @@ def draw_splits(labels: Sequence[str], fractions: Mapping[str, float], seed: int
         empty = list(wanted)[int(sizes.argmin())]
         raise ConfigError(
             f"a share of {wanted[empty]:.3g} leaves split {empty!r} empty: there are {len(units)} images (or other "
-            "groups) to share out. Profile more, or choose other shares."
+            "groups) to share out. Profile more, or choose other shares or smaller groups."
         )
     sides = np.repeat(list(wanted), sizes)
     return {units[unit]: str(side) for unit, side in zip(order, sides, strict=True)}
