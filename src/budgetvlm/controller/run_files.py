@@ -95,7 +95,7 @@ def _summary(config: TrainingConfig) -> dict[str, Any]:
 
 def figures_line(figures: Mapping[str, Any]) -> str:
     """A validation's figures in one line, with their epoch if there is one."""
-    room = "n/a" if figures["room_closed"] is None else f"{figures['room_closed']:.1%}"
+    room = "–" if figures["room_closed"] is None else f"{figures['room_closed']:.1%}"
     epoch = f"epoch {figures['epoch']:3d}  " if "epoch" in figures else ""
     return (
         f"{epoch}reward_mean {figures['reward_mean']:.4f} over all budgets and prices; over the budgets: accuracy_mean "
