@@ -36,7 +36,7 @@ class CheapOptions:
         components: of the n-grams, at most.
         shades: components of the grey thumbnail, at most.
         hashed: columns of hashes, for n-grams of words and of characters each.
-        longest: characters of a question that are read; its length counts in full.
+        longest: characters of a question that are read; the rest costs nothing and counts for nothing.
         seed: of the truncated SVD.
     """
 
@@ -90,7 +90,7 @@ class CheapFeatures:
         numbers = np.arange(len(texts))[slice(None) if rows is None else np.asarray(rows, None if len(rows) else int)]
         if not len(numbers):
             raise ConfigError("there are no training rows to fit cheap features on; give at least one")
-        known = [_text(texts[row], int(row))[: options.longest] for row in numbers]
+        known = [_text(texts[row], int(row), options.longest) for row in numbers]
         if images is None and len(set(known)) == 1:
             warnings.warn(
                 f"all {len(known)} training questions are {'empty' if known == [''] * len(known) else 'equal'}, so "
@@ -118,9 +118,9 @@ class CheapFeatures:
                 f"these features were fitted {'without' if self.shades is None else 'with'} images and are asked for "
                 f"{'without' if images is None else 'with'}; give the same, or fit them again"
             )
-        known = [_text(text, row) for row, text in enumerate(texts)]
+        known = [_text(text, row, self.options.longest) for row, text in enumerate(texts)]
         counts = np.array([text_counts(text) for text in known], np.float32)
-        language = np.hstack([counts, self.ngrams([text[: self.options.longest] for text in known])])
+        language = np.hstack([counts, self.ngrams(known)])
         image = np.zeros((len(known), 1), np.float32)
         if images is not None and self.shades is not None:
             image = _with_directions(_taken(images, np.arange(len(known))), self.shades)
@@ -179,12 +179,12 @@ def _require_lists(texts: Sequence[Any], images: Sequence[Any] | np.ndarray | No
         raise InputError(f"{len(texts)} questions but {len(images)} images; give one image for every question")
 
 
-def _text(text: Any, row: int) -> str:
+def _text(text: Any, row: int, longest: int) -> str:
     if text is None or (isinstance(text, float) and np.isnan(text)):
         return ""
     if not isinstance(text, str):
         raise InputError(f"question {row} is {text!r}, which is no text; give a string, or None where there is none")
-    return str(text)
+    return str(text[:longest])
 
 
 def _taken(images: Sequence[Any] | np.ndarray, rows: np.ndarray) -> np.ndarray:
