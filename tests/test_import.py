@@ -75,7 +75,11 @@ def test_groups_are_named_once_and_no_split_parts_them(tmp_path, capsys):
     assert "lacks the columns shelf" in capsys.readouterr().err
     assert flat(tmp_path, rows, "--groups", "book", "--overwrite") == 0  # six books are too few to hold some out
     assert "no test split: there are too few books" in capsys.readouterr().out
-    assert main(["compare", "--table", str(tmp_path / "t.parquet"), "--groups", "shelf", "--quick"]) == 2
+    assert flat(tmp_path, rows, "--groups", "sample_id", "--column", "group.book=book", "--overwrite") == 0
+    parted = ["compare", "--table", str(tmp_path / "t.parquet"), "--groups"]
+    assert main([*parted, "book"]) == 2
+    assert re.search(r"--groups book does not fit .* share \d books", capsys.readouterr().err)
+    assert main([*parted, "shelf"]) == 2
     assert "--groups shelf is no label of the table; it has book, sample_id" in capsys.readouterr().err
 
 

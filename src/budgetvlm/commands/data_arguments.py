@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from budgetvlm.errors import ConfigError
+from budgetvlm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from budgetvlm.features import Features
@@ -43,7 +43,13 @@ def read_table(args: argparse.Namespace) -> tuple[ProfileTable, Features | None]
     if args.groups not in (*table.groups, "sample_id"):
         known = ", ".join((*table.groups, "sample_id"))
         raise ConfigError(f"--groups {args.groups} is no label of the table; it has {known}")
-    return table.grouped_by(args.groups), features
+    try:
+        return table.grouped_by(args.groups), features
+    except DataError as error:
+        raise DataError(
+            f"--groups {args.groups} does not fit the splits of this table ({error}); import or prepare it again with "
+            "--groups, which draws them by it"
+        ) from None
 
 
 def _read(args: argparse.Namespace) -> tuple[ProfileTable, Features | None]:
