@@ -451,7 +451,8 @@ def test_a_replayed_answer_is_hurried_where_its_deadline_would_hurry_it(
     system.guard = system.guard.replaced(margin=flat(0.05, np.log(0.8)))
     steps = (Quicker(quicker, 400.0, 400.0),)
     monkeypatch.setattr(
-        system, "deadline", lambda look, index, at_s, cut: Deadline(at_s, 1000.0, 5, steps, cut, read_ms)
+        "budgetvlm.live.replay.deadline_of",
+        lambda guard, setting, look, index, at_s, cut: Deadline(at_s, 1000.0, 5, steps, cut, read_ms),
     )
     given = of_one_length(measured, 5000.0, 5, 1000.0)
     given.stages_ms["decode"][:, SPACE.index(quicker)] = 1600.0
@@ -553,6 +554,8 @@ def test_the_commands(system, directory, tmp_path, capsys):
     assert len(json.loads((tmp_path / "out" / "live.json").read_text())["records"]) == 20
     assert main(live) == 2
     assert "add --overwrite" in capsys.readouterr().err
+    assert main([*live, "--overwrite", "--mean_budget_ms", "50"]) == 2
+    assert "--mean_budget_ms is of an evaluation on a table" in capsys.readouterr().err
     assert main(["evaluate", "--live"]) == 2
     assert "needs a trained controller" in capsys.readouterr().err
 

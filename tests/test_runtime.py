@@ -293,11 +293,11 @@ def test_the_command_says_what_a_mean_budget_means_for_one_request(directory, pi
     words = ["ask", "--image", str(tmp_path / "photo.png"), "--question", QUESTION, "--model_path", str(directory)]
     words += ["--checkpoint", str(tmp_path / "controller"), "--mean_budget_ms", "1100"]
     assert main(words) == 0
-    assert "mean     1.10 s: price 0.01, the controller's default" in capsys.readouterr().out
+    assert "mean     1.10 s on this machine: price 0.01, the controller's default" in capsys.readouterr().out
     CURVE.save(tmp_path / "controller")
     assert main(words) == 0
     said = capsys.readouterr().out
-    assert f"setting  {SPACE.cheapest}" in said and "mean     1.10 s: price" in said
+    assert f"setting  {SPACE.cheapest}" in said and "mean     1.10 s on this machine: price" in said
     assert main([*words, "--budget_ms", "1", "--json"]) == 0  # a ceiling of its own beside it
     assert json.loads(capsys.readouterr().out)["budget_met"] is False
 

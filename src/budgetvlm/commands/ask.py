@@ -132,9 +132,10 @@ def describe_mean(mean_budget_ms: float, model: AdaptiveVLM) -> str:
     """A line about the price that stands for a mean budget in a single request."""
     from budgetvlm._io import time_text
 
-    begun = model.solved or f"price {model.controller.default_price.item():.3g}, the controller's default: it has no " \
-        "price curve (training again writes one)"  # fmt: skip
-    return f"\nmean     {time_text(mean_budget_ms)}: {begun}"
+    default = f"{model.controller.default_price.item():.3g}"
+    without = f"price {default}, the controller's default: it has no price curve (training again writes one)"
+    begun = f"{model.solved}, as profiled" if model.solved else without
+    return f"\nmean     {time_text(mean_budget_ms)} on this machine: {begun}"
 
 
 def describe(answer: Answer) -> str:

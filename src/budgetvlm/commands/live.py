@@ -120,6 +120,11 @@ def _check(args: argparse.Namespace, known: list[TrainedOn]) -> None:
     wrong = [f"--{name} {n} has to be {LEAST[name]} or more" for name, n in given.items() if n < LEAST[name]]
     if args.split == "train" and not any(origin.samples for origin in known):
         wrong.append("--split train holds what the controller was trained on; give its --data, so that it is left out")
+    wrong += [
+        f"--{name} is of an evaluation on a table, and --live gives each request a budget of its own"
+        for name in ("mean_budgets", "mean_budget_ms", "ceiling")
+        if name in getattr(args, "given", ())
+    ]
     if wrong:
         raise ConfigError("; ".join(wrong))
     if not args.overwrite:
