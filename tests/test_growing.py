@@ -9,7 +9,7 @@ from test_sweeps import SPACE, FakeTask, FakeVLM, Stopped, StopsAfter, accuracy,
 from budgetvlm.errors import ConfigError, OutputError
 from budgetvlm.knobs import KnobSpace, Setting, is_drawn
 from budgetvlm.profiling.measure.accuracy_sweep import profile_accuracy
-from budgetvlm.profiling.measure.cell_selection import CellSelection, measured_in_full
+from budgetvlm.profiling.measure.cell_selection import CellSelection, measured_in_full, stages_of
 from budgetvlm.profiling.measure.sweep_options import SweepOptions
 from budgetvlm.tasks import Sample, SplitSample
 
@@ -227,3 +227,13 @@ def test_which_samples_are_measured_in_full():
     assert alone.sum() == 8 and (alone[::2] == alone[1::2]).all()
     both = measured_in_full([*places(10), *places(10, "validation")])
     assert not both[:10].any() and both[10:].sum() == 5
+
+
+def test_stages_share_their_tiles_or_follow_the_complexity():
+    by_tiles = stages_of(SPACE, SPACE.settings, 0.2)
+    assert [{setting["max_crops"] for setting in stage} for stage in by_tiles] == [{1}, {4}]
+    assert stages_of(SPACE, SPACE.settings, 1.0) == by_tiles
+    plain = KnobSpace({"num_active_blocks": [1, 2, 4, 8]})
+    parts = stages_of(plain, plain.settings[::-1], 0.5)
+    assert [[setting["num_active_blocks"] for setting in stage] for stage in parts] == [[1, 2], [4], [8]]
+    assert len(stages_of(plain, plain.settings, 1.0)) == 1

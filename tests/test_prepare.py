@@ -346,6 +346,42 @@ def test_cells_that_were_not_timed_are_predicted_and_checked_on_some_that_were(t
         toy(force_recompute=True, latency_fill="none")
 
 
+def drop_scores(toy, keep):
+    """Leave only the scored cells for which ``keep(number of the setting, number of the sample)`` holds."""
+    for k, (crops, blocks) in enumerate([(1, 3), (1, 6), (4, 3), (4, 6)]):
+
+        def cut(document, k=k):
+            document["all_samples"] = [s for n, s in enumerate(document["all_samples"]) if keep(k, n)]
+            document["config"]["cells"] = 0.5
+            document.pop("summary")
+
+        edit(result(toy, "exp5", crops, blocks), cut)
+
+
+@pytest.mark.parametrize(("splits", "in_full"), [(("train",), (6, 7, 16, 17)), (("train", "test"), range(32, 40))])
+def test_cells_that_were_not_scored_stay_unmeasured_and_what_was_measured_in_full_is_the_test_split(
+    toy, splits, in_full
+):
+    write_profiles(toy.root, splits=splits, timed=30)
+    scored = draw_cells(40, 4, 0.5, seed=0)
+    scored[list(in_full)] = True
+    drop_scores(toy, lambda k, n: scored[n, k])
+    table = toy().table
+    rows = [int(name.split("-")[0]) * 2 + (name[-1] == "h") for name in table.sample_ids]
+    np.testing.assert_array_equal(np.isfinite(table.accuracy), scored[rows])
+    assert {row for row, side in zip(rows, table.split, strict=True) if side == "test"} == set(in_full)
+    assert {"train", "validation"} < set(table.split)
+    assert np.isfinite(table.latency_ms).all()
+    assert np.isfinite(load_prepared(toy.root / "data" / "d.json").table.accuracy).sum() == scored[rows].sum()
+
+
+def test_no_other_test_split_than_what_was_measured_in_full(toy):
+    write_profiles(toy.root)
+    drop_scores(toy, lambda k, n: k % 2 == n % 2 or n < 4)
+    with pytest.raises(ConfigError, match="what was measured in full is the test split"):
+        toy(test_split=0.5)
+
+
 def test_a_setting_that_was_never_timed_is_predicted_on_request(toy):
     write_profiles(toy.root)
     whole = toy().table

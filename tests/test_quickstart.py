@@ -33,7 +33,7 @@ def model(tmp_path_factory):
 def test_from_nothing_to_a_picture_and_again(model, tmp_path, capsys):
     output = tmp_path / "quickstart"
     words = ["quickstart", "--model_path", str(model), "--output_dir", str(output)]
-    small = ["--num_samples", "36", "--num_timed", "9", "--num_epochs", "1", "--num_calibrated", "28"]
+    small = ["--num_samples", "36", "--num_timed", "24", "--num_epochs", "1", "--num_calibrated", "28"]
 
     assert cli.main([*words, *small]) == 0
     first = capsys.readouterr().out
@@ -82,7 +82,7 @@ def test_the_readme_shows_the_steps_of_the_quickstart_in_their_order():
 
 
 def test_options_of_ones_own_reach_every_step_that_they_concern():
-    todo = steps(Options("my model", 50, 10, 3, 30, seed=7), Places(Path("out")))
+    todo = steps(Options("my model", 50, 30, 3, 30, seed=7), Places(Path("out")))
     flags = {step.words[0] + step.words[1] * (step.words[0] == "profile"): step.command for step in todo}
     assert all("'my model'" in flags[name] for name in ("profileaccuracy", "profilelatency", "prepare", "calibrate"))
     assert all("--seed 7" in flags[name] for name in ("profileaccuracy", "profilelatency", "train", "calibrate"))

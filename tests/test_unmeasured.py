@@ -9,7 +9,7 @@ from budgetvlm.evaluation.evaluation_data import EvaluationData
 from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 from budgetvlm.features import Features
 from budgetvlm.knobs import KnobSpace
-from budgetvlm.policies.unmeasured import expected_cells, with_predictions
+from budgetvlm.policies.unmeasured import expected_cells, second_order, with_predictions
 from budgetvlm.table import ProfileTable
 
 SPACE = KnobSpace({"max_crops": [1, 2, 4], "num_active_blocks": [2, 4, 8]})
@@ -127,3 +127,27 @@ def test_two_neighbours_that_agree_say_what_lies_between():
     measured = np.array([[1, 1, 1], [0, 0, 0]] * 10 + [[1, np.nan, 1], [0, np.nan, 0], [0, np.nan, 1.0]])
     found = expected_cells(measured, np.ones(3, dtype=bool), np.zeros((len(measured), 0)), line)
     assert found[-3, 1] > 0.9 and found[-2, 1] < 0.1 and 0.3 < found[-1, 1] < 0.7
+
+
+def test_a_surface_of_second_order_keeps_what_bends_once_and_smooths_the_rest():
+    ranks = np.array([[a, b] for a in (0, 1 / 3, 2 / 3, 1) for b in (0, 0.5, 1)])
+    surface, rank = second_order(ranks)
+    a, b = ranks.T
+    bent = 1 + 2 * a - b + a * b - 3 * a**2 + b**2
+    assert rank == 6
+    np.testing.assert_allclose(surface @ bent, bent, atol=1e-9)
+    assert np.abs(surface @ (bent + a**3) - bent - a**3).max() > 0.01
+
+
+def test_few_cells_tell_the_means_of_settings_better_than_their_plain_means():
+    """Of a surface of second order, which the planted settings follow nearly."""
+    errors = []
+    for seed in range(4):
+        whole, features = planted(seed)
+        table, _ = thinned(whole, share=0.15, seed=seed)
+        fitted = np.array(whole.split) != "test"
+        filled = with_predictions(table, features).accuracy[fitted].mean(axis=0)
+        both = filled, np.nanmean(table.accuracy[fitted], axis=0)
+        errors.append([np.square(means - whole.accuracy[fitted].mean(axis=0)).mean() for means in both])
+    ours, plain = np.mean(errors, axis=0)
+    assert ours < 0.6 * plain

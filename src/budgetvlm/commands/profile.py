@@ -107,6 +107,8 @@ def run(args: argparse.Namespace) -> int:
         )  # fmt: skip
     print(f"{len(paths)} result files in {paths[0].parent}")
     if args.kind == "accuracy":
+        if args.cells < 1:
+            print("of what was measured, which are the uncertain cells more often than others:")
         _say_accuracies(settings, paths)
     return 0
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from budgetvlm.errors import ConfigError
 
 SPLITS = "train,validation,test"
+CELLS, TIMED_CELLS = 0.2, 0.25  # of all: the rest is predicted
 ENSEMBLE = 5  # controllers: where few samples are profiled, it is half a point better than one network
 
 
@@ -27,13 +28,13 @@ class Options:
 
     model_path: str = "reference"
     num_samples: int = 1100
-    num_timed: int = 45
+    num_timed: int = 30
     num_epochs: int = 100
-    num_calibrated: int = 40
+    num_calibrated: int = 30
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least = {"num_samples": 30, "num_timed": 9, "num_epochs": 1, "num_calibrated": 28, "seed": 0}
+        least = {"num_samples": 30, "num_timed": 24, "num_epochs": 1, "num_calibrated": 28, "seed": 0}
         given = {name: getattr(self, name) for name in least}
         wrong = [f"{name}={n}: give {least[name]} or more" for name, n in given.items() if n < least[name]]
         if self.num_timed > self.num_samples:
@@ -82,12 +83,14 @@ def steps(options: Options, places: Places) -> tuple[Step, ...]:
     data, controller = ("--data", str(places.data)), str(places.controller)
     return (
         Step(
-            f"Accuracy of every setting on {options.num_samples} samples (exp5)",
-            ("profile", "accuracy", *sampled, "--num_samples", str(options.num_samples), "--output_dir", exp5),
+            f"Accuracy on {options.num_samples} samples, a fifth of the cells where they are not for testing (exp5)",
+            ("profile", "accuracy", *sampled, "--num_samples", str(options.num_samples), "--cells", str(CELLS),
+             "--output_dir", exp5),
         ),
         Step(
-            f"Latency of every setting on {options.num_timed} samples (exp6)",
-            ("profile", "latency", *sampled, "--num_samples", str(options.num_timed), "--output_dir", exp6),
+            f"Latency of {options.num_timed} samples, each at a quarter of the settings (exp6)",
+            ("profile", "latency", *sampled, "--num_samples", str(options.num_timed), "--cells", str(TIMED_CELLS),
+             "--output_dir", exp6),
         ),
         Step(
             "Training data: join both, extract features",

@@ -2,9 +2,10 @@
 
 Outcomes of the K settings and a few directions of the features are taken for jointly normal. Mean and covariance come
 from all measured cells by expectation maximisation (Little and Rubin, Statistical Analysis with Missing Data, section
-11.2), which allows for cells that were chosen by what was measured before. The covariance is drawn towards one that
-falls with the distance of settings, so that few samples do. The expectation of a cell then follows from the sample's
-own measured cells, nearby settings weighing most, and from its features.
+11.2), which allows for cells that were chosen by what was measured before. So that few samples do, the covariance is
+drawn towards one that falls with the distance of settings, and the means towards a surface of second order over the
+knobs (Box and Wilson 1951), as far as they are uncertain. The expectation of a cell then follows from the sample's own
+measured cells, nearby settings weighing most, and from its features.
 
 Shapes: S samples, K settings, d directions, D = d + K coordinates, n samples of a block.
 """
@@ -115,35 +116,64 @@ def expected_cells(measured: np.ndarray, used: np.ndarray, directions: np.ndarra
         directions: standardised features ``[S, d]``.
     """
     values = measured[:, used]
-    mean = np.nanmean(values, axis=0)
-    spread = max(float(np.sqrt(np.nanmean((values - mean) ** 2))), 1e-9)
+    mean, d = float(np.nanmean(values)), directions.shape[1]
+    spread = max(float(np.sqrt(np.nanmean((values - np.nanmean(values, axis=0)) ** 2))), 1e-9)
     ranks = (space.value_indices / np.maximum(np.array(space.sizes) - 1, 1))[used]
-    distance = np.abs(ranks[:, None] - ranks[None]).sum(axis=-1)
-    d = directions.shape[1]
     prior = np.eye(d + len(ranks))
-    prior[d:, d:] = np.exp(-distance / REACH)
-    filled = _maximised(np.concatenate([directions, (values - mean) / spread], axis=1), prior)[:, d:]
+    prior[d:, d:] = np.exp(-np.abs(ranks[:, None] - ranks[None]).sum(axis=-1) / REACH)
+    filled = _maximised(np.concatenate([directions, (values - mean) / spread], axis=1), prior, second_order(ranks))[
+        :, d:
+    ]
     out = measured.copy()
     out[:, used] = np.clip(filled * spread + mean, np.nanmin(values), np.nanmax(values))
     return out
 
 
-def _maximised(values: np.ndarray, prior: np.ndarray) -> np.ndarray:
+def second_order(ranks: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return the projection ``[K, K]`` of settings' means onto a surface of second order over knobs, and its rank.
+
+    ``ranks``: the knobs' values by their order, 0 to 1, ``[K, knobs]``.
+    """
+    first, second = np.triu_indices(ranks.shape[1])
+    terms = np.concatenate([np.ones((len(ranks), 1)), ranks, ranks[:, first] * ranks[:, second]], axis=1)
+    return terms @ np.linalg.pinv(terms), int(np.linalg.matrix_rank(terms))
+
+
+def _maximised(values: np.ndarray, prior: np.ndarray, surface: tuple[np.ndarray, int]) -> np.ndarray:
     """Return values ``[S, D]`` with the expectations of what is NaN, by expectation maximisation.
 
-    ``prior``: covariance that counts as much as K samples would.
+    Args:
+        prior: covariance that counts as much as D samples would.
+        surface: see `second_order`.
     """
-    known = np.isfinite(values)
-    mean, covariance, weight = np.zeros(len(prior)), prior, float(len(prior))
+    known, weight = np.isfinite(values), float(len(prior))
+    of_settings = slice(len(prior) - len(surface[0]), None)
+    lacking, count = (~known[:, of_settings]).sum(), known[:, of_settings].sum(axis=0).mean()
+    mean, covariance = np.nanmean(values, axis=0), prior
     for _ in range(ROUNDS):
-        filled, left = values.copy(), weight * prior
-        for block, expected, uncertain in _expectations(values, known, mean, covariance):
+        filled, uncertain = values.copy(), np.zeros_like(prior)
+        for block, expected, own in _expectations(values, known, mean, covariance):
             filled[block] = np.where(known[block], values[block], expected)
-            left = left + uncertain
+            uncertain += own
         mean = filled.mean(axis=0)
+        variance = uncertain[of_settings, of_settings].trace() / max(lacking, 1) / count
+        mean[of_settings] = _drawn(mean[of_settings], *surface, variance)
         centred = filled - mean
-        covariance = (centred.T @ centred + left) / (len(values) + weight)
+        covariance = (centred.T @ centred + uncertain + weight * prior) / (len(values) + weight)
     return filled
+
+
+def _drawn(means: np.ndarray, surface: np.ndarray, rank: int, variance: float) -> np.ndarray:
+    """Return settings' means ``[K]`` drawn towards a surface, as far as their distance from it is chance.
+
+    ``variance``: of a mean, by chance. Empirical Bayes: what the distances vary beyond it is taken for real.
+    """
+    smooth = surface @ means
+    free = len(means) - rank
+    if not free:
+        return means
+    real = max(float(((means - smooth) ** 2).sum()) / free - variance, 0.0)
+    return np.asarray(smooth + (means - smooth) * real / (real + variance))
 
 
 def _expectations(

@@ -4,7 +4,7 @@ Every setting answers every sample, or, with ``cells``, a share of them that is 
 (`budgetvlm.profiling.measure.cell_selection`). A sample that cannot be used is left out by all settings, and named; the
 journal and the files remember it.
 
-Settings are taken in stages, tiling by tiling: tiles are encoded once a batch and tiling, and shared by all settings
+Settings are taken in stages, tiling by tiling: tiles are encoded once a batch and stage, and shared by all settings
 with that `max_crops`. A batch at one setting is one line of the journal, so that nothing finished is lost by a kill.
 """
 
@@ -21,8 +21,9 @@ from tqdm import tqdm
 
 from budgetvlm.errors import ConfigError, InputError
 from budgetvlm.knobs import Setting
-from budgetvlm.profiling.measure.cell_selection import CellSelection
+from budgetvlm.profiling.measure.cell_selection import CellSelection, stages_of
 from budgetvlm.profiling.measure.out_of_memory import for_each_batch, in_parts
+from budgetvlm.profiling.measure.shared_cores import SharedCores
 from budgetvlm.profiling.measure.sweep import Sweep, load_image
 from budgetvlm.profiling.measure.sweep_options import SweepOptions
 from budgetvlm.profiling.results.measurements import TOKEN_COUNTS, AccuracyRecord
@@ -30,6 +31,7 @@ from budgetvlm.tasks import SplitSample, Task
 from budgetvlm.vlm import VLM, Generation
 
 CHOSEN_AT_ONCE = 4  # batches that cells are chosen for together, so that a setting has about a batch of them
+ENCODED_AT_ONCE = 8  # images; what more of them hold between layers no longer fits into a processor's cache
 
 Loaded = tuple[SplitSample, Image.Image]
 Wanted = dict[Setting, set[str]]  # setting -> ids of the samples that it is to answer
@@ -75,18 +77,19 @@ class _AccuracySweep:
 
     Attributes:
         done: setting -> sample id -> what the model answered.
-        stages: the settings that are asked for, by tiling.
+        stages: the settings that are asked for, in the order in which they are measured.
         selection: which cells are measured.
+        cores: how many threads work, which is nobody's concern but the sweep's, because no time is measured.
     """
 
     def __init__(self, sweep: Sweep, cells: float, batch_size: int) -> None:
         space = sweep.vlm.knob_space
+        self.cores = SharedCores(sweep.say)
         self.sweep, self.batch_size, self.together = sweep, batch_size, 1 if cells == 1 else CHOSEN_AT_ONCE
         self.done = {s: {record.sample_id: record for record in sweep.kept.get(s, ())} for s in sweep.paths}
         self.row_of = {place.sample.sample_id: row for row, place in enumerate(sweep.samples)}
         self.column_of = {setting: space.index(setting) for setting in sweep.paths}
-        tilings = sorted({_crops(setting) for setting in sweep.paths})
-        self.stages = [[s for s in sweep.paths if _crops(s) == crops] for crops in tilings]
+        self.stages = stages_of(space, list(sweep.paths), cells)
         columns = [[self.column_of[setting] for setting in stage] for stage in self.stages]
         scores = np.full((len(sweep.samples), len(space)), np.nan)
         self.selection = CellSelection(space, sweep.samples, scores, cells, columns)
@@ -106,7 +109,10 @@ class _AccuracySweep:
             sweep.say(f"going on with {kept} of {total - finished} answers of an earlier run")
         if self.together > 1:
             sweep.say(self.selection.description)
-        with tqdm(total=total - finished, initial=kept, desc="accuracy", unit="answer", mininterval=0.5) as bar:
+        with (
+            self.cores,
+            tqdm(total=total - finished, initial=kept, desc="accuracy", unit="answer", mininterval=0.5) as bar,
+        ):
             size = self.batch_size
             for number, stage in enumerate(self.stages):
                 todo = [setting for setting in stage if setting in sweep.todo]
@@ -159,8 +165,11 @@ class _AccuracySweep:
         sweep, shared = self.sweep, dict[str, list[Any]]()
         encode_tiles = getattr(sweep.vlm, "encode_tiles", None)  # not every model can part encoding from answering
         if encode_tiles is not None:
-            crops = _crops(next(iter(wanted))) or None
-            parts = (encode_tiles([image for _, image in part], crops) for part in in_parts(loaded, size))
+            crops = next(iter(wanted)).get("max_crops")  # the same at all settings of a stage
+            parts = (
+                encode_tiles([image for _, image in part], crops)
+                for part in in_parts(loaded, min(size, ENCODED_AT_ONCE))
+            )
             shared["visual"] = [tokens for part in parts for tokens in part]
         for setting, names in wanted.items():
             known = self.done[setting]
@@ -178,11 +187,7 @@ class _AccuracySweep:
                 sweep.note([r.sample_id for r in found], {str(setting): [r.to_dict() for r in found]})
                 self._learn(setting, found)
                 bar.update(len(found))
-
-
-def _crops(setting: Setting) -> int:
-    """Return `max_crops`, 0 where the model has no such knob."""
-    return int(setting.get("max_crops", 0))
+                self.cores.check()
 
 
 def _record(task: Task, place: SplitSample, answer: Generation) -> AccuracyRecord:

@@ -1,10 +1,10 @@
 """Which cells (sample, setting) the accuracy sweep measures where it does not measure all, decided as it goes.
 
-Settings come in stages, those with the fewest tiles first, because settings of one stage share the encoded tiles. In
-each stage a cell is taken where its outcome is least certain. What is expected of it follows from what was measured of
-the sample at settings nearby and from what its setting gave so far: two neighbours that agree leave little to learn of
-the setting between them, two that differ leave much. Settings that were taken least come first. A random part of the
-cells (`budgetvlm.knobs.is_drawn`) is measured whatever is expected, and predictions are checked on these.
+Settings come in stages (`stages_of`), those with the fewest tiles first. In each stage a cell is taken where its
+outcome is least certain. What is expected of it follows from what was measured of the sample at settings nearby and
+from what its setting gave so far: two neighbours that agree leave little to learn of the setting between them, two that
+differ leave much. Settings that were taken least come first. A random part of the cells (`budgetvlm.knobs.is_drawn`) is
+measured whatever is expected, and predictions are checked on these.
 
 What is known is never chosen again, so a sweep that was stopped, or grows, goes on from what there is.
 
@@ -20,13 +20,14 @@ from itertools import chain
 import numpy as np
 
 from budgetvlm.errors import ConfigError
-from budgetvlm.knobs import KnobSpace, is_drawn
+from budgetvlm.knobs import KnobSpace, Setting, is_drawn
 from budgetvlm.table import TEST_SHARE
 from budgetvlm.tasks import SplitSample
 
 REACH = 0.5  # distance of two settings, in ranges of a knob, at which one tells 1/e as much of the other
 PRIOR = 1.0  # outcomes that the mean of a setting counts as
 BALANCE = 2.0  # how much settings that were taken often stand back
+STAGES = 3  # where no knob sets the number of tiles
 AT_ONCE = 1 / 8  # share of the samples that get a cell before it is worked out again what is least certain
 
 
@@ -123,6 +124,19 @@ class CellSelection:
                     taken[best[row]] += 1
                     quota -= 1
         return chosen
+
+
+def stages_of(space: KnobSpace, settings: Sequence[Setting], cells: float) -> list[list[Setting]]:
+    """Part settings into stages: those with one number of tiles, which they share encoded, or by their complexity.
+
+    Where all cells are measured nothing is to be decided, and settings of one number of tiles are one stage.
+    """
+    crops = [int(setting.get("max_crops", 0)) for setting in settings]
+    if cells == 1 or len(set(crops)) > 1:
+        return [[s for s, own in zip(settings, crops, strict=True) if own == stage] for stage in sorted(set(crops))]
+    ordered = sorted(settings, key=lambda setting: float(space.complexity[space.index(setting)]))
+    parts = np.array_split(np.arange(len(ordered)), min(STAGES, len(ordered)))
+    return [[ordered[place] for place in part] for part in parts]
 
 
 def measured_in_full(samples: Sequence[SplitSample]) -> np.ndarray:

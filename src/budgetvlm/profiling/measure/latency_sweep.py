@@ -28,6 +28,7 @@ from budgetvlm.errors import ConfigError, InputError
 from budgetvlm.knobs import Setting
 from budgetvlm.profiling.measure.machine import hardware, median_run
 from budgetvlm.profiling.measure.setting_sampling import draw_cells
+from budgetvlm.profiling.measure.shared_cores import Interruptions
 from budgetvlm.profiling.measure.sweep import Sweep, load_image
 from budgetvlm.profiling.measure.sweep_options import SweepOptions
 from budgetvlm.profiling.results.measurements import STAGE_FIELDS, TOKEN_COUNTS, LatencyRecord
@@ -119,6 +120,7 @@ def _measure(sweep: Sweep, plan: Plan, passes: list[Runs]) -> None:
         sweep.say(f"going on with {total - len(left)} of {total} rounds (samples x repeats) of an earlier run")
     if left:
         _warm_up(sweep)
+    watch = Interruptions()
     with tqdm(total=total, initial=total - len(left), desc="latency", unit="round") as bar:
         for number, place, lacking in left:
             name = place.sample.sample_id
@@ -131,6 +133,8 @@ def _measure(sweep: Sweep, plan: Plan, passes: list[Runs]) -> None:
                     sweep.note([name], measured, **{"pass": number})
                     passes[number][name].update(measured)
             bar.update()
+    if warning := watch.warning():
+        sweep.say(warning)
 
 
 def _write(sweep: Sweep, plan: Plan, passes: Sequence[Runs]) -> None:
