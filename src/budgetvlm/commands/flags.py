@@ -87,7 +87,8 @@ def _kind(hint: Any) -> dict[str, Any]:
 
 
 def _help(text: str, default: Any) -> str:
-    if default is None or default is MISSING or default is False:
+    says_it = "if not given" in text
+    if default is None or default is MISSING or default is False or says_it:
         return text.replace("%", "%%")
     words = " ".join(map(_shown, default)) if isinstance(default, tuple | list) else _shown(default)
     return f"{text} (default: {words})".replace("%", "%%")
