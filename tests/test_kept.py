@@ -123,7 +123,8 @@ def test_noise_is_hardly_ever_followed() -> None:
     config, followed = PredictorConfig(hidden_dim=16, num_epochs=10), 0
     for seed in range(12):
         table, features = nothing_to_learn(seed)
-        followed += bool(Teachers.fit(table, features, config, np.array([[seed]])).weights.any())
+        known = table.subset(np.array(table.split) != "test")
+        followed += bool(Teachers.fit(known, features, config, np.array([[seed]])).weights.any())
     assert followed <= 2
 
 

@@ -27,10 +27,11 @@ from budgetvlm.guard.static import StaticGuard
 from budgetvlm.policies.predictor import PredictorConfig
 from budgetvlm.policies.setting_means import SettingMeans
 from budgetvlm.policies.stacked_networks import SupervisedOptions, train_stacked
-from budgetvlm.policies.teachers import LARGEST_SAMPLE, Teachers
+from budgetvlm.policies.teachers import Teachers
 from budgetvlm.table import ProfileTable
 
 DISTILLATION = SupervisedOptions(lr=1e-3, weight_decay=1e-2, batch_size=128, num_epochs=60, patience=10)
+LARGEST_SAMPLE = 20_000  # samples of a split that teachers see: this is only a start, and GRPO goes on with all
 
 
 def new_controller(
@@ -78,16 +79,24 @@ def distil(
     """
     config = PredictorConfig(hidden_dim=controllers[0].feature_layer.out_features)
     own_seeds = np.array([[seed * teachers + number for number in range(teachers)] for seed in seeds])
+    table = table.subset(np.concatenate([_spread(table.rows_of(side)) for side in ("train", "validation")]))
     taught = Teachers.fit(table, features, config, own_seeds)
 
     def lessons(side: str) -> tuple[Tensor, Tensor]:
         """Standardised features of a split and the values to learn, ``[S, F]`` and ``[M, S, K]``."""
-        part = features.aligned(table.subset(side).thinned(LARGEST_SAMPLE).sample_ids)
+        part = features.aligned(table.subset(side).sample_ids)
         return _encoded(controllers[0], part), torch.from_numpy(taught.values(part).astype(np.float32))
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds[0])
         _fit_values(controllers, lessons("train"), lessons("validation"))
+
+
+def _spread(rows: np.ndarray) -> np.ndarray:
+    """The rows, or `LARGEST_SAMPLE` of them, evenly spread, if there are more."""
+    if len(rows) <= LARGEST_SAMPLE:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, LARGEST_SAMPLE).astype(np.int64)]
 
 
 def _encoded(controller: GRPOController, features: Features) -> Tensor:

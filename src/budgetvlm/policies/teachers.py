@@ -22,8 +22,6 @@ from budgetvlm.policies.ridge import Ridge
 from budgetvlm.policies.setting_means import SettingMeans
 from budgetvlm.table import ProfileTable
 
-LARGEST_SAMPLE = 20_000  # samples of a split that teachers see: this is only a start, and GRPO goes on with all
-
 
 @dataclass(frozen=True, eq=False)
 class Teachers:
@@ -45,15 +43,14 @@ class Teachers:
     def fit(cls, table: ProfileTable, features: Features, config: PredictorConfig, seeds: np.ndarray) -> Teachers:
         """Fit a network for each seed ``[M, number of networks]``, and one regression for all.
 
-        ``table``: training and validation samples, told apart by their split.
+        ``table``: training and validation samples alone, told apart by their split.
         """
-        train, validation = (table.subset(side).thinned(LARGEST_SAMPLE) for side in ("train", "validation"))
+        train, validation = (table.subset(side) for side in ("train", "validation"))
         known, held_out = (features.aligned(side.sample_ids) for side in (train, validation))
         means = np.nan_to_num(SettingMeans.fit(train).accuracy)
         networks = fit_predictors(train, known, validation, held_out, config, seeds.reshape(-1).tolist())
         regressed = Ridge.fit(train, known, checked=False).predict(held_out.image, held_out.language)
-        both = table.subset(np.array(table.split) != "test").thinned(LARGEST_SAMPLE)
-        ridge = Ridge.fit(both, features.aligned(both.sample_ids))
+        ridge = Ridge.fit(table, features.aligned(table.sample_ids))
         weights = [
             _weights(ridge.tells_settings_apart, regressed, predicted, means, validation)
             for predicted in _by_controller(networks, held_out, len(seeds))
