@@ -174,7 +174,8 @@ class _Trial:
 
     Attributes:
         table: the samples. pooled: the guard with one bound a setting. unit: number of each sample's unit, ``[S]``.
-        order: settings, the best on average first, ``[K]``. budgets_ms: ``[P]``.
+        order: settings, the best on average first, ``[K]``. budgets_ms: ``[P]``; the usual ones are left out where they
+            leave no choice, as an evaluation does.
     """
 
     table: ProfileTable
@@ -192,8 +193,10 @@ class _Trial:
         count = np.maximum(known.sum(axis=0), 1)
         accuracy, latency = (np.where(known, x, 0.0).sum(axis=0) / count for x in (table.accuracy, table.latency_ms))
         worth = np.where(known.any(axis=0), accuracy - TIE * latency / reference_ms, -np.inf)
+        usual = np.multiply(BUDGET_SHARES, reference_ms)
+        leaves_choice = (bounds <= usual.max()).sum() > 1
         between = np.linspace(bounds.min(), bounds.max(), NUM_BETWEEN)
-        budgets = JUST_ABOVE * np.concatenate([np.multiply(BUDGET_SHARES, reference_ms), between])
+        budgets = JUST_ABOVE * np.concatenate([usual, between] if leaves_choice else [between])
         unit = np.unique(table.units, return_inverse=True)[1]
         return cls(table, pooled, unit, np.argsort(-worth, kind="stable"), budgets)
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-BUDGET_SHARES = (0.35, 0.5, 0.6, 0.7, 0.85, 1.0)  # of the full setting's median latency
+from budgetvlm.guard.input_bounds import BUDGET_SHARES
+
 SOME = 0.005  # a smaller share of the samples is called none
 
 
