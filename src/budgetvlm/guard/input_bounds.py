@@ -25,7 +25,7 @@ from budgetvlm.table import ProfileTable
 FOLDS = 5
 LEAST_SAMPLES, MOST_SAMPLES = 100, 4000  # that are timed; more are thinned, because this is to take about a second
 MOST_INPUTS = 256  # of the regression; wider features are projected on their principal components
-PENALTY = 100.0  # of the squared slopes on standardised inputs, in samples: good on tables of 300 to 9,000
+PENALTIES = 100.0, 1000.0  # of the squared slopes on standardised inputs, in samples: the first that helps is taken
 SPREADS = np.arange(40, -1, -1) / 10  # above the prediction, the most cautious first
 BUDGET_SHARES = (0.35, 0.5, 0.6, 0.7, 0.85, 1.0)  # of the full setting's median latency
 NUM_BETWEEN = 6  # further budgets, from the smallest pooled bound to the largest
@@ -50,17 +50,18 @@ def fit_guard(table: ProfileTable, features: Features | None, quantile: float = 
         found = "there are no features" if features is None else f"only {len(timed)} training samples were timed"
         return replace(pooled, why=f"{SAME}: {found}")
     sample = table.subset(timed).thinned(MOST_SAMPLES)
-    own = features.aligned(sample.sample_ids)
+    given = features.aligned(sample.sample_ids)
     trial = _Trial.of(sample, pooled)
     if trial.unit.max() + 1 < FOLDS:
         return replace(pooled, why=f"{SAME}: the training samples are of fewer than {FOLDS} {sample.unit_name}s")
-    inputs = _Inputs.of(np.hstack([own.image, own.language]).astype(np.float64))
+    inputs = _Inputs.of(np.hstack([given.image, given.language]).astype(np.float64))
     log_ms = np.log(sample.latency_ms.astype(np.float64))
-    found, spreads = trial.compare(inputs.values, log_ms)
-    if spreads is None:
-        return replace(pooled, why=f"{SAME}: {found}")
-    fitted = _Regression.fit(inputs.values, log_ms, quantile)
-    return replace(pooled, by_input=fitted.bounds(inputs, spreads), why=f"latency bounds depend on the input: {found}")
+    for penalty in PENALTIES:
+        found, spreads = trial.compare(inputs.values, log_ms, penalty)
+        if spreads is not None:
+            own = _Regression.fit(inputs.values, log_ms, quantile, penalty).bounds(inputs, spreads)
+            return replace(pooled, by_input=own, why=f"latency bounds depend on the input: {found}")
+    return replace(pooled, why=f"{SAME}: {found}")
 
 
 SAME = "latency bounds are the same for every input"
@@ -109,7 +110,7 @@ class _Regression:
     high: np.ndarray
 
     @classmethod
-    def fit(cls, inputs: np.ndarray, log_ms: np.ndarray, quantile: float) -> _Regression:
+    def fit(cls, inputs: np.ndarray, log_ms: np.ndarray, quantile: float, penalty: float) -> _Regression:
         """Ridge regression ``[S, R]`` -> ``[S, K]``: a slope that all settings share, and what each differs from it.
 
         A setting with few samples so follows the others. NaN cells are left out.
@@ -118,11 +119,11 @@ class _Regression:
         mean = np.where(known, log_ms, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
         rest = np.where(known, log_ms - mean, 0.0)
         some = known.any(axis=1)
-        shared = _ridge(inputs[some], rest[some].sum(axis=1)[:, None] / known[some].sum(axis=1)[:, None])
+        shared = _ridge(inputs[some], rest[some].sum(axis=1)[:, None] / known[some].sum(axis=1)[:, None], penalty)
         slopes = np.repeat(shared, len(mean), axis=1)
         for columns in _alike(known):
             rows = known[:, columns[0]]
-            slopes[:, columns] += _ridge(inputs[rows], rest[np.ix_(rows, columns)] - inputs[rows] @ shared)
+            slopes[:, columns] += _ridge(inputs[rows], rest[np.ix_(rows, columns)] - inputs[rows] @ shared, penalty)
         predicted = inputs @ slopes + mean
         missed = np.where(known, log_ms - predicted, np.nan)
         measured = known.any(axis=0)
@@ -143,9 +144,9 @@ class _Regression:
         )
 
 
-def _ridge(inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def _ridge(inputs: np.ndarray, targets: np.ndarray, penalty: float) -> np.ndarray:
     """Slopes ``[R, T]`` from ``[S, R]`` to ``[S, T]``."""
-    gram = inputs.T @ inputs + PENALTY * np.eye(inputs.shape[1])
+    gram = inputs.T @ inputs + penalty * np.eye(inputs.shape[1])
     slopes: np.ndarray = np.linalg.solve(gram, inputs.T @ targets)
     return slopes
 
@@ -200,9 +201,9 @@ class _Trial:
         unit = np.unique(table.units, return_inverse=True)[1]
         return cls(table, pooled, unit, np.argsort(-worth, kind="stable"), budgets)
 
-    def compare(self, inputs: np.ndarray, log_ms: np.ndarray) -> tuple[str, float | None]:
+    def compare(self, inputs: np.ndarray, log_ms: np.ndarray, penalty: float) -> tuple[str, float | None]:
         """What was found, in words, and how many spreads bounds for each input lie above predictions; None: no gain."""
-        predicted, spread, pooled_ms = self._held_out(inputs, log_ms)
+        predicted, spread, pooled_ms = self._held_out(inputs, log_ms, penalty)
         before = self.play(pooled_ms)
         kept = None
         for spreads in SPREADS:
@@ -215,7 +216,8 @@ class _Trial:
             return "bounds for each input would be exceeded more often", None
         spreads, after = kept
         gain, error = self._gain(after, before)
-        late, late_before = np.nanmean(after.late), np.nanmean(before.late)
+        both = ~np.isnan(after.late + before.late)
+        late, late_before = after.late[both].mean(), before.late[both].mean()
         found = (
             f"on {self.unit.max() + 1} training {self.table.unit_name}s, held out in turn, bounds for each input "
             f"change what is right in time by {100 * gain:+.1f} ± {100 * SURE * error:.1f} points, with "
@@ -223,13 +225,15 @@ class _Trial:
         )
         return found, float(spreads) if gain > SURE * error else None
 
-    def _held_out(self, inputs: np.ndarray, log_ms: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _held_out(
+        self, inputs: np.ndarray, log_ms: np.ndarray, penalty: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Predictions, spreads and pooled bounds by fits that have not seen a sample's unit, ``[S, K]`` each."""
         fold = np.random.default_rng(0).permutation(self.unit.max() + 1)[self.unit] % FOLDS
         predicted, spread, pooled_ms = (np.empty_like(log_ms) for _ in range(3))
         for number in range(FOLDS):
             own, others = fold == number, fold != number
-            fitted = _Regression.fit(inputs[others], log_ms[others], self.pooled.quantile)
+            fitted = _Regression.fit(inputs[others], log_ms[others], self.pooled.quantile, penalty)
             predicted[own], spread[own] = fitted.predict(inputs[own]), fitted.spread
             pooled_ms[own] = StaticGuard.fit(self.table.latency_ms[others], self.pooled.quantile).bounds_ms
         return predicted, spread, pooled_ms
