@@ -79,6 +79,16 @@ MUTATIONS = [
         MASK, MASK.replace(" & measured", ""),
         "test_grpo.py::test_only_allowed_and_measured_settings_count",
     ),
+    Mutation(
+        "training masks with the bounds of all inputs", "controller/trainer.py",
+        MASK, MASK.replace("(budget, bounds)", "(budget)"),
+        "test_input_bounds.py::test_training_and_evaluation_use_the_same_masks",
+    ),
+    Mutation(
+        "bounds for each input may make more requests late", "guard/input_bounds.py",
+        "kept and np.nansum(after.late - before.late) <= 0", "kept",
+        "test_input_bounds.py::test_where_it_does_not_the_bounds_are_those_of_all_inputs",
+    ),
 ]  # fmt: skip
 
 

@@ -47,8 +47,8 @@ def fit_guard(table: ProfileTable, features: Features | None, quantile: float = 
     pooled = StaticGuard.fit_table(table, quantile)
     timed = np.flatnonzero(timed_rows(table))
     if features is None or len(timed) < LEAST_SAMPLES:
-        found = "there are no features" if features is None else f"only {len(timed)} training samples were timed"
-        return replace(pooled, why=f"{SAME}: {found}")
+        few = f"only {len(timed)} training samples were timed, and others take {LEAST_SAMPLES}"
+        return replace(pooled, why=f"{SAME}: {few if features is not None else 'there are no features'}")
     sample = table.subset(timed).thinned(MOST_SAMPLES)
     given = features.aligned(sample.sample_ids)
     trial = _Trial.of(sample, pooled)
