@@ -13,7 +13,6 @@ of the other build; both take turns.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import re
 import subprocess
@@ -31,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from budgetvlm.controller.policy import ControllerPolicy
 from budgetvlm.controller.training import fit_controller
 from budgetvlm.controller.training_options import TrainingConfig
+from budgetvlm.errors import DataError
 from budgetvlm.evaluation.evaluation_data import EvaluationData
 from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 from budgetvlm.features import Features
@@ -142,9 +142,11 @@ def _tables(args: argparse.Namespace) -> Iterator[tuple[str, Iterator[tuple[int,
         from benchmarks.outside_tables import OutsideTable
 
         for path in sorted(args.tables.glob("*.npz")):
-            with contextlib.suppress(Exception) if path.stem == "frugalml" else contextlib.nullcontext():
+            try:
                 outside = OutsideTable.load(path)
-                yield path.stem, ((fold, outside.fold(fold, args.seeds)) for fold in range(args.seeds))
+            except DataError:  # tables of another layout may lie there too
+                continue
+            yield path.stem, ((fold, outside.fold(fold, args.seeds)) for fold in range(args.seeds))
 
 
 def quickstart(args: argparse.Namespace) -> None:
