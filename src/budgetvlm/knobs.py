@@ -186,11 +186,11 @@ def _problems(knobs: Mapping[str, Sequence[Value]]) -> Iterator[str]:
             yield f"{name} is not strictly increasing: {list(values)}"
 
 
-def is_drawn(sample_id: str, setting: str) -> bool:
+def is_drawn(sample_id: str, setting: str, share: float = DRAWN) -> bool:
     """Tell whether a cell is of the random part, which a sweep measures whatever it expects of it.
 
     The cell's name decides, so that the part stays the same when samples or settings come later, and predictions of
-    what was not measured can be checked without bias on what was.
+    what was not measured can be checked without bias on what was. A larger ``share`` holds a smaller one.
     """
     digest = hashlib.blake2b(f"{sample_id}|{setting}".encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "big") < DRAWN * 2**32
+    return int.from_bytes(digest, "big") < share * 2**32

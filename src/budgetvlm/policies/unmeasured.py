@@ -121,11 +121,16 @@ def expected_cells(measured: np.ndarray, used: np.ndarray, directions: np.ndarra
     ranks = (space.value_indices / np.maximum(np.array(space.sizes) - 1, 1))[used]
     prior = np.eye(d + len(ranks))
     prior[d:, d:] = np.exp(-np.abs(ranks[:, None] - ranks[None]).sum(axis=-1) / REACH)
-    filled = _maximised(np.concatenate([directions, (values - mean) / spread], axis=1), prior, second_order(ranks))[
-        :, d:
-    ]
+    filled, variance = _maximised(np.concatenate([directions, (values - mean) / spread], axis=1), prior)
+    lacking = np.isnan(values)
+    means = filled[:, d:].mean(axis=0)
+    shift = (_drawn(means, *second_order(ranks), variance / (~lacking).sum(axis=0).mean()) - means) / np.maximum(
+        lacking.mean(axis=0), 1e-9
+    )
     out = measured.copy()
-    out[:, used] = np.clip(filled * spread + mean, np.nanmin(values), np.nanmax(values))
+    out[:, used] = np.where(
+        lacking, np.clip((filled[:, d:] + shift) * spread + mean, np.nanmin(values), np.nanmax(values)), values
+    )
     return out
 
 
@@ -139,16 +144,12 @@ def second_order(ranks: np.ndarray) -> tuple[np.ndarray, int]:
     return terms @ np.linalg.pinv(terms), int(np.linalg.matrix_rank(terms))
 
 
-def _maximised(values: np.ndarray, prior: np.ndarray, surface: tuple[np.ndarray, int]) -> np.ndarray:
-    """Return values ``[S, D]`` with the expectations of what is NaN, by expectation maximisation.
+def _maximised(values: np.ndarray, prior: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return values ``[S, D]`` with the expectations of what is NaN, and the mean variance of these, by EM.
 
-    Args:
-        prior: covariance that counts as much as D samples would.
-        surface: see `second_order`.
+    ``prior``: covariance that counts as much as D samples would.
     """
     known, weight = np.isfinite(values), float(len(prior))
-    of_settings = slice(len(prior) - len(surface[0]), None)
-    lacking, count = (~known[:, of_settings]).sum(), known[:, of_settings].sum(axis=0).mean()
     mean, covariance = np.nanmean(values, axis=0), prior
     for _ in range(ROUNDS):
         filled, uncertain = values.copy(), np.zeros_like(prior)
@@ -156,11 +157,9 @@ def _maximised(values: np.ndarray, prior: np.ndarray, surface: tuple[np.ndarray,
             filled[block] = np.where(known[block], values[block], expected)
             uncertain += own
         mean = filled.mean(axis=0)
-        variance = uncertain[of_settings, of_settings].trace() / max(lacking, 1) / count
-        mean[of_settings] = _drawn(mean[of_settings], *surface, variance)
         centred = filled - mean
         covariance = (centred.T @ centred + uncertain + weight * prior) / (len(values) + weight)
-    return filled
+    return filled, float(uncertain.trace() / max((~known).sum(), 1))
 
 
 def _drawn(means: np.ndarray, surface: np.ndarray, rank: int, variance: float) -> np.ndarray:

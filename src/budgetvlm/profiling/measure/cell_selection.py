@@ -3,8 +3,8 @@
 Settings come in stages (`stages_of`), those with the fewest tiles first. In each stage a cell is taken where its
 outcome is least certain. What is expected of it follows from what was measured of the sample at settings nearby and
 from what its setting gave so far: two neighbours that agree leave little to learn of the setting between them, two that
-differ leave much. Settings that were taken least come first. A random part of the cells (`budgetvlm.knobs.is_drawn`) is
-measured whatever is expected, and predictions are checked on these.
+differ leave much. Settings that were taken least come first. Half of the cells are random (`budgetvlm.knobs.is_drawn`):
+without them nothing would tell how samples do that look certain, and predictions are checked on some of them.
 
 What is known is never chosen again, so a sweep that was stopped, or grows, goes on from what there is.
 
@@ -20,13 +20,14 @@ from itertools import chain
 import numpy as np
 
 from budgetvlm.errors import ConfigError
-from budgetvlm.knobs import KnobSpace, Setting, is_drawn
+from budgetvlm.knobs import DRAWN, KnobSpace, Setting, is_drawn
 from budgetvlm.table import TEST_SHARE
 from budgetvlm.tasks import SplitSample
 
 REACH = 0.5  # distance of two settings, in ranges of a knob, at which one tells 1/e as much of the other
 PRIOR = 1.0  # outcomes that the mean of a setting counts as
 BALANCE = 2.0  # how much settings that were taken often stand back
+AT_RANDOM = 0.5  # share of the cells that are measured whatever is expected: with fewer, means of settings are biased
 STAGES = 3  # where no knob sets the number of tiles
 AT_ONCE = 1 / 8  # share of the samples that get a cell before it is worked out again what is least certain
 
@@ -57,7 +58,8 @@ class CellSelection:
         self.whole = measured_in_full(samples) if cells < 1 else np.ones(len(samples), dtype=bool)
         _require_enough(cells, int((~self.whole).sum()))
         names = [str(setting) for setting in space.settings]
-        self.drawn = np.array([[is_drawn(place.sample.sample_id, name) for name in names] for place in samples])
+        share = max(DRAWN, AT_RANDOM * cells)
+        self.drawn = np.array([[is_drawn(place.sample.sample_id, name, share) for name in names] for place in samples])
         ranks = space.value_indices / np.maximum(np.array(space.sizes) - 1, 1)
         self.nearness = np.exp(-np.abs(ranks[:, None] - ranks[None]).sum(axis=-1) / REACH)
 
