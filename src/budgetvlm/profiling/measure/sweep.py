@@ -275,9 +275,10 @@ class Sweep:
         # results from before all runs were kept hold only the median
         if before > repeats or (before < repeats and any(record.runs is None for record in result.records)):
             less.append("repeats")
-        present = measured <= {place.sample.sample_id for place in self.samples}
+        if not measured <= {place.sample.sample_id for place in self.samples}:
+            return [*less, "num_samples"]
         same = found.get("samples_digest") in (self._digest(measured), self._digest_of_earlier(found))
-        return less if present and same else [*less, "num_samples", "samples_digest"]
+        return less if same else [*less, "samples_digest"]
 
     def _digest(self, names: Collection[str]) -> str:
         """Return a digest of what these samples are, in the order of all."""
