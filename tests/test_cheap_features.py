@@ -1,5 +1,6 @@
 """Features made from text and image without a model: known values, what may not matter, and what cannot be used."""
 
+import base64
 import json
 import subprocess
 import sys
@@ -156,6 +157,38 @@ def test_files_that_hold_no_extractor(tmp_path):
         with pytest.raises(DataError, match=r"extractor.json: an extractor.*Fit it again"):
             cheap.load(tmp_path / "best_checkpoint.pt")
     assert CheapFeatures.from_dict(json.loads(json.dumps(document))).to_dict() == document
+
+
+def bent(document: dict, name: str, array: np.ndarray) -> dict:
+    """The document with another array."""
+    packed = {"dtype": array.dtype.str, "shape": array.shape, "data": base64.b64encode(array.tobytes()).decode()}
+    return document | {"arrays": document["arrays"] | {name: packed}}
+
+
+def test_arrays_that_do_not_fit_each_other_are_no_extractor():
+    """They would be found out in a request, by an index that is out of bounds, or never."""
+    fitted = CheapFeatures.fit(TEXTS)
+    document, ngrams = fitted.to_dict(), fitted.ngrams
+    wrong = [
+        bent(document, "idf", ngrams.idf[:-1]),
+        bent(document, "idf", ngrams.idf * np.float32(np.nan)),
+        bent(document, "directions", ngrams.directions[:-1]),
+        bent(document, "columns", ngrams.columns + 2 * fitted.options.hashed),
+        bent(document, "shades", ngrams.idf),
+        document | {"options": document["options"] | {"hashed": 8}},
+        document | {"arrays": None},
+    ]
+    for changed in wrong:
+        with pytest.raises(DataError, match="an extractor that cannot be read"):
+            CheapFeatures.from_dict(json.loads(json.dumps(changed)))
+
+
+def test_half_a_character_is_read_as_an_unknown_one_and_no_questions_are_an_error():
+    """JSON may hold half of a surrogate pair, which has no UTF-8."""
+    extractor = CheapFeatures.fit([*TEXTS, "a\ud83d"])
+    np.testing.assert_array_equal(extractor(["a\ud83d"]).language, extractor(["a?"]).language)
+    with pytest.raises(InputError, match="there are no questions"):
+        extractor([])
 
 
 def test_equal_images_are_no_fault():

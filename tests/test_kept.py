@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ import torch
 from planted_tables import SPACE, planted
 
 from budgetvlm.controller.kept import keep
+from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.policy import ControllerPolicy
 from budgetvlm.controller.training import train
 from budgetvlm.controller.training_options import GRPOConfig, TrainingConfig
@@ -142,3 +146,25 @@ def test_what_grpo_makes_is_kept_only_if_it_is_clearly_better_than_its_start(mon
     kept = keep(worse)
     assert kept.epoch == 7 and kept.controller is run.starts[0] and "controller of epoch 7 is kept" in kept.why
     assert not torch.equal(kept.controller.heads.weight, worse.starts[0].heads.weight)
+
+
+@pytest.mark.parametrize(
+    ("units", "said"),
+    [("abcd", r"did not improve .*\+0.5000 ± 0.5774"), ("aaaa", r"did not improve .*\+0.5000, from a single document")],
+)
+def test_what_stands_behind_the_sign_is_what_a_gain_has_to_exceed(units, said) -> None:
+    """Gains of 0, 1, 0, 1: two standard errors are 2 sqrt(4 x 0.25 x 4/3) / 4; one group has none."""
+    start, trained = planted_controllers()
+    validation = SimpleNamespace(
+        rewards=lambda controller: np.array([0.0, 1.0, 0.0, 1.0]) * (controller is trained),
+        table=SimpleNamespace(units=tuple(units), unit_name="document"),
+        measure=lambda controller: {},
+    )
+    member = SimpleNamespace(best={"epoch": 3})
+    run = SimpleNamespace(starts=[start], best_controllers=lambda: [trained], validation=validation, members=[member])
+    kept = keep(cast(TrainingRun, run))
+    assert kept.controller is start and re.search(said, kept.why) and "inf" not in kept.why
+
+
+def planted_controllers() -> list[GRPOController]:
+    return [GRPOController(1, 1, knob_values={"max_crops": [1, 4]}, hidden_dim=4) for _ in range(2)]

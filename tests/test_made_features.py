@@ -149,6 +149,24 @@ def test_a_missing_and_a_damaged_image_are_named_with_their_sample(tmp_path, cap
     assert not (tmp_path / "t.parquet").exists()
 
 
+@pytest.mark.parametrize("name", [".", "/", "data:image/png;base64," + "iVBORw0KGgo" * 50])
+def test_what_is_no_name_of_a_file_is_a_missing_image(tmp_path, capsys, name):
+    write_planted(tmp_path / "r.csv", 12, image=lambda number: name)
+    assert imported(tmp_path, *AUTO) == 2
+    error = capsys.readouterr().err
+    assert f"image of sample q0 (number 1): there is no file {name[:100]}" in error and len(error) < 300
+
+
+def test_half_a_character_in_a_question_is_read_as_an_unknown_one(tmp_path):
+    """JSON may hold half of a surrogate pair."""
+    write_planted(tmp_path / "r.csv", 20)
+    rows = list(csv.DictReader((tmp_path / "r.csv").open()))
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(row | {"question": "what\ud83d"}) + "\n" for row in rows))
+    words = ["--input", tmp_path / "r.jsonl", "--knobs", "max_crops", "--output", tmp_path / "t.parquet", *AUTO]
+    assert main(["import", "table", *map(str, words)]) == 0
+    assert Features.load(tmp_path / "t.features.safetensors").language[0, 0] == pytest.approx(np.log1p(5))
+
+
 def test_a_question_column_is_asked_for_and_empty_questions_are_counted(tmp_path, capsys):
     write_planted(tmp_path / "r.csv", 30, column="prompt")
     assert imported(tmp_path, *AUTO) == 2

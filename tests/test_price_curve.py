@@ -68,6 +68,29 @@ def test_a_damaged_curve_is_named(tmp_path, text):
         load_price_curve(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda points: points.clear(),
+        lambda points: points.reverse(),
+        lambda points: points[1].update(latency_ms=math.nan),
+        lambda points: points[1].update(latency_ms=-5.0),
+        lambda points: points[1].update(latency_ms="12"),
+        lambda points: points[1].update(accuracy=None),
+        lambda points: points[0].update(price=0.0),
+        lambda points: points[1].update(price=points[0]["price"]),
+    ],
+)
+def test_numbers_that_are_no_curve_are_refused(tmp_path, change):
+    CURVE.save(tmp_path)
+    file = tmp_path / "price_curve.json"
+    document = json.loads(file.read_text())
+    change(document["points"])
+    file.write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match=r"price_curve.json is not usable .*; remove it, or train again"):
+        load_price_curve(tmp_path)
+
+
 def two_settings(validation_ms: list[float]) -> tuple[ProfileTable, Features, GRPOController]:
     """Settings of 10 and 30 ms, of which the slower is .2 better; whatever the input, at a price of .2 it is not worth
     its time: accuracy .2 for 20 of 20 ms."""

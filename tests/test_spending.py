@@ -71,3 +71,20 @@ def test_the_least_possible_mean_is_named():
     require_mean_budget(20.0, 20.0)
     with pytest.raises(ConfigError, match=r"mean budget of 19 ms cannot be met: .* takes 20 ms on average"):
         require_mean_budget(19.0, 20.0)
+
+
+@pytest.mark.parametrize(
+    ("least_ms", "said"),
+    [(100.4498, "Give 100.5 ms or more"), (20.0, "Give 20 ms or more"), (0.31234, "Give 0.313 ms or more"),
+     (999.96, "Give 1.00 s or more"), (1003.2, "Give 1.01 s or more"), (12_345.6, "Give 12.4 s or more")],
+)  # fmt: skip
+def test_who_gives_the_least_that_was_named_is_not_refused_again(least_ms, said):
+    with pytest.raises(ConfigError, match=said) as refused:
+        require_mean_budget(least_ms * 0.9, least_ms)
+    number, unit = str(refused.value).split("Give ")[1].split()[:2]
+    require_mean_budget(float(number) * (1000.0 if unit == "s" else 1.0), least_ms)
+
+
+def test_a_budget_of_nearly_nothing_is_not_called_zero():
+    with pytest.raises(ConfigError, match=r"mean budget of 0.0001 ms cannot be met"):
+        require_mean_budget(1e-4, 100.0)

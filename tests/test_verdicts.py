@@ -96,6 +96,12 @@ def test_a_controller_that_learns_to_take_the_cheapest_says_so(tmp_path, capsys)
     assert json.loads(done.out) and "always takes the cheapest setting" in done.err
 
 
+def test_a_price_that_a_mean_budget_wants_is_not_called_a_fault_of_the_controller(tmp_path, capsys):
+    rising = np.linspace(0.2, 1.0, tiny()[0].num_settings)  # at 11 ms on average nearly every request gets the cheapest
+    out, _ = trained_on(tmp_path, capsys, rising, "--mean_budget_ms", "11")
+    assert "mean budget of 11 ms: price" in out and "always takes" not in out
+
+
 def test_means_over_different_contexts_say_over_which():
     figures = {
         "reward_mean": 0.5,

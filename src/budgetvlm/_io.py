@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,7 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from budgetvlm.errors import DataError, InputError, OutputError
 
+ROUNDING = 1e-9  # share of a number that is rounding
 DEEP_GREYS = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 PAGED = ("TIFF", "GIF", "PNG", "WEBP")  # formats of several pages or frames; what a phone's MPO has more is a preview
 
@@ -278,6 +280,13 @@ def time_text(*times_ms: float, between: str = " ±") -> str:
     """Return times with their unit: "52.3 ms", "8.81 ±0.12 s"; never with an exponent."""
     numbers, unit = time_numbers(*times_ms)
     return f"{between.join(numbers)} {unit}"
+
+
+def time_text_up(time_ms: float) -> str:
+    """Return a time as `time_text` does, rounded up, so that who gives what was written gives no less."""
+    (number,), _ = time_numbers(time_ms)
+    step = 10.0 ** -len(number.partition(".")[2]) / time_unit(time_ms)[1]
+    return time_text(math.ceil(time_ms / step - ROUNDING) * step)
 
 
 def _decoded(image: Image.Image, name: str) -> Image.Image:

@@ -54,10 +54,14 @@ def one_choice(settings: Iterable[Mapping[str, Any]], cheapest: Mapping[str, Any
 
 
 def choices_on_validation(controller: GRPOController, table: ProfileTable, features: Features) -> str | None:
-    """Return what `one_choice` says of the validation samples at the budgets that training validates."""
+    """Return what `one_choice` says of the validation samples at the budgets that training validates.
+
+    A price above the usual one, as a mean budget may want, is no fault of the controller's: it is asked at the usual.
+    """
     import numpy as np
     import torch
 
+    from budgetvlm.controller.training_options import StatePlan
     from budgetvlm.controller.validation import choose
     from budgetvlm.policies.budget_grid import BUDGET_SHARES, grid_with_choice
 
@@ -66,6 +70,7 @@ def choices_on_validation(controller: GRPOController, table: ProfileTable, featu
     image, language = torch.from_numpy(own.image[rows]), torch.from_numpy(own.language[rows])
     encoded, bounds = controller.encode(image, language), controller.bounds_of(image, language)
     reference_ms, price = controller.latency_reference_ms.item(), controller.default_price.item()
+    price = min(price, StatePlan.default_price)
     shares = grid_with_choice(BUDGET_SHARES, np.atleast_2d(bounds.numpy()), reference_ms)
     chosen = [choose(controller, encoded, share * reference_ms, price, bounds) for share in shares]
     space = controller.knob_space

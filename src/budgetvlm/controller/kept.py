@@ -7,6 +7,7 @@ nothing that the features tell was found (`budgetvlm.policies.teachers`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,8 +38,10 @@ def keep(run: TrainingRun) -> Kept:
     start, trained = _merged(run.starts), _merged(run.best_controllers())
     measured = run.validation
     gain, error = mean_and_error(measured.rewards(trained) - measured.rewards(start), measured.table.units)
-    by, epoch = f"validation reward {gain:+.4f} ± {error:.4f}", max(int(member.best["epoch"]) for member in run.members)
-    if gain > LEAST_EVIDENCE * error:
+    least, epoch = LEAST_EVIDENCE * error, max(int(member.best["epoch"]) for member in run.members)
+    chance = f" ± {least:.4f}" if math.isfinite(least) else f", from a single {measured.table.unit_name}"
+    by = f"validation reward {gain:+.4f}{chance}"
+    if gain > least:
         why = f"GRPO improved on its start ({by}); the controller of epoch {epoch} is kept"
         return Kept(trained, epoch, measured.measure(trained), why)
     what = "the start is kept"

@@ -7,6 +7,7 @@ and the solved price is that of the step, from which feedback mixes both. Times 
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -84,9 +85,21 @@ def load_price_curve(controller: Path) -> PriceCurve | None:
         document: dict[str, Any] = read_json(file)
         if document.get("schema_version") != SCHEMA_VERSION:
             raise ValueError(f"schema version {document.get('schema_version')}, this version reads {SCHEMA_VERSION}")
-        return PriceCurve(tuple(AtPrice(**point) for point in document["points"]), document["num_samples"])
+        points = tuple(AtPrice(**point) for point in document["points"])
+        _require_curve(points)
+        return PriceCurve(points, document["num_samples"])
     except (DataError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file} is not usable ({error}); remove it, or train again") from None
+
+
+def _require_curve(points: tuple[AtPrice, ...]) -> None:
+    """Raise ValueError for points that are no curve: a price would be solved from them and nobody would notice."""
+    numbers = [number for point in points for number in asdict(point).values()]
+    if not points or not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+        raise ValueError("it has no points, or one whose numbers are not finite")
+    prices = [point.price for point in points]
+    if prices[0] <= 0 or prices != sorted(set(prices)) or min(point.latency_ms for point in points) <= 0:
+        raise ValueError("its prices do not rise from above 0, or a mean latency is not above 0")
 
 
 def _interval(mean: float, error: float) -> tuple[float, float, float]:

@@ -21,7 +21,7 @@ import numpy as np
 from budgetvlm._io import read_json
 from budgetvlm.errors import BudgetVLMWarning, ConfigError, DataError, InputError
 from budgetvlm.features.arrays import Features
-from budgetvlm.features.image_statistics import NUM_MEASURES, NUM_STATISTICS, image_statistics
+from budgetvlm.features.image_statistics import NUM_MEASURES, NUM_STATISTICS, THUMBNAIL, image_statistics
 from budgetvlm.features.text_statistics import NgramKind, Ngrams, text_counts
 
 SCHEMA_VERSION = 1
@@ -148,15 +148,15 @@ class CheapFeatures:
             options = CheapOptions(**document["options"])
             arrays = {name: _unpacked(packed) for name, packed in document["arrays"].items()}
             ngrams = Ngrams(NgramKind(options.hashed), arrays["columns"], arrays["idf"], arrays["directions"])
-        except (KeyError, TypeError, ValueError) as error:
+            _require_shapes(ngrams, arrays.get("shades"))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"an extractor that cannot be read ({error}). Fit it again.") from None
         return cls(options, ngrams, arrays.get("shades"))
 
 
 def load(checkpoint: str | Path) -> CheapFeatures:
     """Return the extractor that lies beside a controller: `train` puts it there. Raises DataError: there is none."""
-    path = Path(checkpoint)
-    path = (path if path.is_dir() else path.parent) / EXTRACTOR
+    path = extractor_file(checkpoint)
     try:
         document = read_json(path)
         if isinstance(document, dict) and "encoder" in document:
@@ -164,6 +164,25 @@ def load(checkpoint: str | Path) -> CheapFeatures:
         return CheapFeatures.from_dict(document)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
+
+
+def extractor_file(checkpoint: str | Path) -> Path:
+    """Return where the extractor of a controller lies; ``checkpoint``: its directory or a file in it."""
+    path = Path(checkpoint)
+    return (path if path.is_dir() else path.parent) / EXTRACTOR
+
+
+def _require_shapes(ngrams: Ngrams, shades: np.ndarray | None) -> None:
+    """Raise ValueError for arrays that do not fit each other, or whose numbers are not finite."""
+    columns, used = ngrams.columns, len(ngrams.columns)
+    fits = columns.ndim == 1 and columns.dtype.kind == "i" and ngrams.idf.shape == (used + 1,)
+    fits &= ngrams.directions.ndim == 2 and len(ngrams.directions) == used
+    fits &= shades is None or (shades.ndim == 2 and len(shades) > 0 and shades.shape[1] == THUMBNAIL**2)
+    if not fits or (used and not 0 <= columns.min() <= columns.max() < 2 * ngrams.kind.hashed):
+        raise ValueError("its arrays do not fit each other")
+    arrays = [ngrams.idf, ngrams.directions, *([] if shades is None else [shades])]
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise ValueError("it has numbers that are not finite")
 
 
 def statistics_of(images: Iterable[Any]) -> np.ndarray:
@@ -175,6 +194,8 @@ def statistics_of(images: Iterable[Any]) -> np.ndarray:
 def _require_lists(texts: Sequence[Any], images: Sequence[Any] | np.ndarray | None) -> None:
     if isinstance(texts, str):
         raise InputError(f"a list of questions is needed; given the text {texts!r}. Put it in a list.")
+    if not len(texts):
+        raise InputError("there are no questions to make features of; give at least one")
     if images is not None and len(images) != len(texts):
         raise InputError(f"{len(texts)} questions but {len(images)} images; give one image for every question")
 
@@ -184,7 +205,7 @@ def _text(text: Any, row: int, longest: int) -> str:
         return ""
     if not isinstance(text, str):
         raise InputError(f"question {row} is {text!r}, which is no text; give a string, or None where there is none")
-    return str(text[:longest])
+    return text[:longest].encode(errors="replace").decode()  # a half of a surrogate pair is no character
 
 
 def _taken(images: Sequence[Any] | np.ndarray, rows: np.ndarray) -> np.ndarray:

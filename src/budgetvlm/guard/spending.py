@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import threading
 
-from budgetvlm._io import time_text
+from budgetvlm._io import ROUNDING, time_text, time_text_up
 from budgetvlm.errors import ConfigError
 
 PATIENCE = 5.0  # budgets of debt that multiply the price by e
@@ -63,11 +63,10 @@ def require_mean_budget(mean_budget_ms: float, least_ms: float = 0.0) -> None:
     """Raise ConfigError for one that is not a positive number of ms, or below the least possible mean."""
     if not 0 < mean_budget_ms < math.inf:
         raise ConfigError(f"mean_budget_ms={mean_budget_ms!r} is not a positive number of ms; give one, such as 50")
-    if mean_budget_ms < least_ms:
-        least = time_text(least_ms)
+    if mean_budget_ms < least_ms * (1 - ROUNDING):
         raise ConfigError(
-            f"a mean budget of {time_text(mean_budget_ms)} cannot be met: even the cheapest setting takes {least} on "
-            f"average. Give {least} or more"
+            f"a mean budget of {mean_budget_ms:g} ms cannot be met: even the cheapest setting takes "
+            f"{time_text(least_ms)} on average. Give {time_text_up(least_ms)} or more"
         )
 
 

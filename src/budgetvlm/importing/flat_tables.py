@@ -198,7 +198,8 @@ def _from_rows(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
 def _cell(value: Any) -> str | None:
     if isinstance(value, dict | list):  # of no column that is read, or it will be refused there
         return json.dumps(value)
-    return None if is_gap(value) else as_label(value)
+    text = None if is_gap(value) else as_label(value)
+    return text and text.encode(errors="replace").decode()  # JSON may hold half of a surrogate pair, UTF-8 may not
 
 
 def _require_distinct(path: Path, table: pa.Table, wanted: Mapping[str, str]) -> None:

@@ -26,6 +26,7 @@ from budgetvlm.table import ProfileTable
 from budgetvlm.tasks import SplitSample
 
 Say = Callable[[str], None]
+LONGEST_SHOWN = 100  # characters of a name in a message
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
@@ -130,10 +131,11 @@ def _pictures(sample_ids: Sequence[str], names: Sequence[str], options: MakeOpti
     for row, (sample_id, name) in enumerate(zip(sample_ids, names, strict=True)):
         where = f"image of sample {sample_id} (number {row + 1})"
         if name not in found:
-            path = next(filter(Path.is_file, _places(name, folders)), None)
+            path = next(filter(_is_file, _places(name, folders)), None)
             if path is None:
+                shown = name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}… ({len(name)} characters)"
                 looked = " or ".join(map(str, folders)) or "the working directory"
-                raise DataError(f"{where}: there is no file {name} in {looked}. Give its folder with --image_dir.")
+                raise DataError(f"{where}: there is no file {shown} in {looked}. Give its folder with --image_dir.")
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest(), path
         key, path = found[name]
         pictures.append(Picture(key, where, partial(Path, path)))
@@ -143,14 +145,22 @@ def _pictures(sample_ids: Sequence[str], names: Sequence[str], options: MakeOpti
 def _places(name: str, folders: Iterable[Path]) -> list[Path]:
     """List where an image may lie: as it is named, or with the ending of a picture."""
     bases = [Path(name), *(folder / name for folder in folders)]
-    return [base.with_name(base.name + ending) for base in bases for ending in ("", *PICTURES)]
+    return [base.with_name(base.name + ending) for base in bases if base.name for ending in ("", *PICTURES)]
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; what is too long for a name, such as an image's own bytes as text, is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _encoded(encoder: Encoder, inputs: Inputs, kept: KeptVectors) -> dict[str, np.ndarray]:
     """Encode the sides that an encoder reads and that are there. Raises ConfigError: there is none."""
     found = {}
     if "language" in encoder.sides:
-        keys = [hashlib.sha256(question.encode()).hexdigest() for question in inputs.questions]
+        keys = [hashlib.sha256(question.encode(errors="replace")).hexdigest() for question in inputs.questions]
         found["language"] = kept.vectors("language", encoder.fingerprint, keys, inputs.questions, encoder.language)
     if "image" in encoder.sides and inputs.images is not None:
         found["image"] = kept.of_images(inputs.images, encoder.fingerprint, encoder.image)

@@ -150,12 +150,20 @@ def measured_in_full(samples: Sequence[SplitSample]) -> np.ndarray:
     splits = [place.split for place in samples]
     if "test" in splits:
         return np.array([split == "test" for split in splits])
-    both = {"train", "validation"} <= set(splits)
-    images = {place.sample.image_id for place in samples if not both or place.split == "validation"}
-    order = sorted(images, key=lambda image: hashlib.sha256(f"test {image}".encode()).digest())
-    share = 0.5 if both else TEST_SHARE
-    held = set(order[: max(1, round(share * len(order)))])
+    held = images_in_full([place.sample.image_id for place in samples], splits)
     return np.array([place.sample.image_id in held for place in samples])
+
+
+def images_in_full(images: Sequence[str], splits: Sequence[str]) -> set[str]:
+    """Return which images are measured at every setting where no sample is of a test split.
+
+    They follow from the images alone. ``images``, ``splits``: of the samples, ``[S]``.
+    """
+    both = {"train", "validation"} <= set(splits)
+    own = {image for image, split in zip(images, splits, strict=True) if not both or split == "validation"}
+    order = sorted(own, key=lambda image: hashlib.sha256(f"test {image}".encode()).digest())
+    share = 0.5 if both else TEST_SHARE
+    return set(order[: max(1, round(share * len(order)))])
 
 
 def _require_enough(cells: float, parted: int) -> None:

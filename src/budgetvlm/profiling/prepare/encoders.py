@@ -19,7 +19,7 @@ from torch import Tensor
 from budgetvlm._io import open_image, read_json
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.features import Features
-from budgetvlm.features.cheap import EXTRACTOR, CheapFeatures
+from budgetvlm.features.cheap import CheapFeatures, extractor_file
 from budgetvlm.vlm.fingerprint import model_fingerprint
 from budgetvlm.vlm.loading import model_directory
 
@@ -136,11 +136,13 @@ def load(checkpoint: str | Path, device: str = "cpu") -> EncodedFeatures:
 
     Raises DataError: it was trained on others; ConfigError: the encoder is not there, or its weights are others.
     """
-    path = Path(checkpoint) / EXTRACTOR
+    path = extractor_file(checkpoint)
     document = read_json(path)
     made = document.pop("encoder", None) if isinstance(document, dict) else None
     if made is None:
         raise DataError(f"{path} names no encoder; open it with budgetvlm.features.cheap.load")
+    if not isinstance(made, dict) or not {"name", "fingerprint"} <= set(made):
+        raise DataError(f"{path} names no encoder with its fingerprint ({made!r}). Train again.")
     encoder = Encoder(made["name"], device)
     if encoder.fingerprint != made["fingerprint"]:
         raise ConfigError(

@@ -10,6 +10,7 @@ import numpy as np
 
 from budgetvlm._io import first_few
 from budgetvlm.errors import ConfigError, DataError
+from budgetvlm.profiling.measure.cell_selection import images_in_full
 from budgetvlm.table import LEAST_UNITS, SPLITS, ProfileTable, draw_splits
 
 TASK_SPLIT = "split"  # the label by which a sweep over several splits says where a sample comes from
@@ -60,12 +61,17 @@ def assign_splits(table: ProfileTable, train_split: float, test_split: float | N
 
 
 def _measured_in_full(table: ProfileTable) -> set[str]:
-    """Return the units that a sweep of a share of the cells measured in full; none of another sweep."""
+    """Return the units that a sweep of a share of the cells was to measure in full, and did; none of another sweep.
+
+    Where settings are few, others are complete too, but because their outcomes were uncertain: they are no fair test.
+    """
     if "cells" not in table.metadata.get("exp5_config", {}):
         return set()
-    measured = np.isfinite(table.accuracy)
-    lacking = ~measured[:, measured.any(axis=0)].all(axis=1)
-    return set(table.units) - {unit for unit, lacks in zip(table.units, lacking, strict=True) if lacks}
+    measured, images = np.isfinite(table.accuracy), table.groups.get("image_id", table.sample_ids)
+    asked = images_in_full(images, table.groups.get(TASK_SPLIT, ("train",) * len(images)))
+    complete = measured[:, measured.any(axis=0)].all(axis=1)
+    rows = zip(table.units, images, complete, strict=True)
+    return set(table.units) - {unit for unit, image, whole in rows if not whole or image not in asked}
 
 
 def _with_test(
