@@ -137,6 +137,18 @@ def test_samples_that_training_did_not_know_are_a_test_unless_their_group_was_kn
     assert known.with_splits(table, "c") is table
 
 
+def test_a_sample_that_was_measured_anew_does_not_become_a_test_sample():
+    """Without a data set's name samples are told by their measurements, and here one more cell is there since."""
+    table, _ = tiny()
+    gap = table.accuracy.copy()
+    gap[0, 1] = np.nan
+    known = TrainedOn.of_table(replace(table, accuracy=gap))
+    grown = replace(table, split=None, sample_ids=(*table.sample_ids[:-1], "new"))
+    assert known.with_splits(grown, "c").split == (*table.split[:-1], "test")
+    with pytest.raises(DataError, match="trained on none of its samples"):  # equal ids alone are those of others
+        known.with_splits(replace(grown, accuracy=1 - grown.accuracy), "c")
+
+
 @pytest.mark.parametrize("command", ["evaluate", "report"])
 def test_the_commands_refuse_overlap_by_name_and_number(trained, tmp_path, capsys, command):
     table, features, result = trained

@@ -36,8 +36,8 @@ class TrainedOn:
     def of_table(cls, table: ProfileTable) -> TrainedOn:
         """Return the origin of what is trained on a table."""
         samples: dict[str, set[str]] = {}
-        for side, digests in zip(table.split or (), _digests(table), strict=False):  # a table may have no splits
-            samples.setdefault(side, set()).update(digests)
+        for side, *digests in zip(table.split or (), _digests(table), _ids(table), strict=False):  # or it has no splits
+            samples.setdefault(side, set()).update(*digests)
         opened = opened_by(table.metadata)
         model = opened.pop("model_fingerprint", None)
         return cls(model, opened, {side: frozenset(known) for side, known in samples.items()})
@@ -67,18 +67,24 @@ class TrainedOn:
     def with_splits(self, table: ProfileTable, who: str) -> ProfileTable:
         """Return a table with the splits that training used, where it stores none; new samples are test samples.
 
+        A sample of which more or something else was measured since is told by its id, beside others that are known.
+
         ``who``: names the controller in the message. Raises DataError: none of its samples is known.
         """
         if table.split is not None:
             return table
         side_of = {digest: side for side, known in self.samples.items() for digest in known}
-        found = [next((side_of[one] for one in digests if one in side_of), None) for digests in _digests(table)]
+        found, by_id = (
+            [next((side_of[one] for one in digests if one in side_of), None) for digests in kind]
+            for kind in (_digests(table), _ids(table))
+        )
         if not any(found):
             raise DataError(
                 f"the table stores no splits, and {who} was trained on none of its samples (or does not say on which), "
                 "so nothing tells which are held out. Give the table that it was trained on, or one with splits."
             )
-        by_unit = {unit: side for unit, side in zip(table.units, found, strict=True) if side}
+        sides = [*zip(table.units, by_id, strict=True), *zip(table.units, found, strict=True)]
+        by_unit = {unit: side for unit, side in sides if side}
         return replace(table, split=tuple(by_unit.get(unit, "test") for unit in table.units))
 
     def require_unseen(self, table: ProfileTable, split: str, who: str) -> None:
@@ -140,7 +146,16 @@ def digests_of(dataset_name: str, sample_id: str, image_id: str | None, label: s
     own = label if label is not None and sample_id.startswith(f"{label}/") else None
     names = ["sample " + (sample_id if own else f"{dataset_name}/{sample_id}")]
     names += [] if image_id is None else [f"image {own or dataset_name}/{image_id}"]
-    return frozenset(hashlib.sha256(name.encode()).hexdigest()[:16] for name in names)
+    return frozenset(map(_digest, names))
+
+
+def _digest(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:16]
+
+
+def _ids(table: ProfileTable) -> list[list[str]]:
+    """Digests of the bare ids, ``[S]``; none where the data set's name tells samples from those of others."""
+    return [[] if "dataset_name" in table.metadata else [_digest(f"id {name}")] for name in table.sample_ids]
 
 
 def _digests(table: ProfileTable) -> list[frozenset[str]]:
