@@ -378,6 +378,15 @@ def test_cells_that_were_not_scored_stay_unmeasured_and_what_was_measured_in_ful
     assert np.isfinite(load_prepared(toy.root / "data" / "d.json").table.accuracy).sum() == scored[rows].sum()
 
 
+def test_a_sweep_that_was_stopped_while_it_grew_to_all_cells_keeps_its_test_split(toy):
+    write_profiles(toy.root)
+    drop_scores(toy, lambda k, n: k == 0 or k % 2 == n % 2 or n in ASKED)
+    edit(result(toy, "exp5", 1, 3), lambda document: document["config"].pop("cells"))  # the first has all by now
+    table = toy().table
+    tested = [name for name, side in zip(table.sample_ids, table.split, strict=True) if side == "test"]
+    assert sorted(tested) == sorted(f"{row // 2}-{'wh'[row % 2]}" for row in ASKED)
+
+
 def test_no_other_test_split_than_what_was_measured_in_full(toy):
     write_profiles(toy.root)
     drop_scores(toy, lambda k, n: k % 2 == n % 2 or n in ASKED)

@@ -45,8 +45,10 @@ class SweepArrays:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What the files say of the whole sweep."""
-        return self.configs[0] | ({"skipped": self.skipped} if self.skipped else {})
+        """What the files say of the whole sweep; where one that grows was stopped, the share of cells of the others."""
+        cells = [own["cells"] for own in self.configs if "cells" in own]
+        parted = {"cells": min(cells)} if cells else {}
+        return self.configs[0] | parted | ({"skipped": self.skipped} if self.skipped else {})
 
     @property
     def groups(self) -> dict[str, tuple[str, ...]]:
