@@ -25,6 +25,7 @@ from transformers import (
 
 from budgetvlm import load_controller
 from budgetvlm.cli import main
+from budgetvlm.errors import DataError
 from budgetvlm.features import Features, cheap
 from budgetvlm.importing import made_features
 from budgetvlm.profiling.prepare import encoders
@@ -308,3 +309,10 @@ def test_questions_and_images_of_a_data_set(tmp_path, kind):
     alone = extractor([samples[3].question], [samples[3].load_image()])
     np.testing.assert_array_equal(alone.language[0], features.language[row])
     np.testing.assert_array_equal(alone.image[0], features.image[row])
+
+
+@pytest.mark.parametrize("made", ["a name alone", {"name": "a name alone"}])
+def test_a_damaged_note_of_an_encoder_is_named(tmp_path, made):
+    (tmp_path / "extractor.json").write_text(json.dumps({"encoder": made}))
+    with pytest.raises(DataError, match=r"extractor.json names no encoder with its fingerprint .*Train again"):
+        encoders.load(tmp_path / "best_checkpoint.pt")
