@@ -81,3 +81,13 @@ def test_the_latency_sweep_keeps_its_threads_and_says_that_it_was_disturbed(tmp_
     latency(tmp_path, say=said.append)
     assert any("times a second while it was timed" in line for line in said)
     assert torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize("used", [1, 3])
+def test_one_thread_is_advised_to_those_who_use_more(monkeypatch, threads, used):
+    counts = iter((0, 10**9))
+    monkeypatch.setattr(shared_cores, "interruptions", lambda: next(counts))
+    monkeypatch.setattr(shared_cores, "LEAST_S", 0.0)
+    torch.set_num_threads(used)
+    said = Interruptions().warning()
+    assert "on a quiet machine" in said and ("--num_threads 1" in said) == (used > 1)

@@ -74,8 +74,9 @@ class Interruptions:
         rate = (interruptions() - self.seen) / max(took_s, 1e-9)
         if rate <= BUSY or took_s < LEAST_S:
             return None
+        several = ", or if such work is usual, with --num_threads 1, with which the model then has to serve too"
         return (
             f"other processes used the same cores: this one was stopped {rate:.0f} times a second while it was timed. "
-            "The times are those beside such work. Measure again (--overwrite) on a quiet machine, or if such work is "
-            "usual, with --num_threads 1, with which the model then has to serve too."
+            "The times are those beside such work. Measure again (--overwrite) on a quiet machine"
+            f"{several if torch.get_num_threads() > 1 else ''}."
         )
