@@ -17,7 +17,7 @@ help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|' 2>/dev/null \
 		|| grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST)
 
-quickstart: $(VENV)/.installed ## profile, train, evaluate and ask with the bundled model (10 minutes on 2 cores)
+quickstart: $(VENV)/.installed ## profile, train, evaluate and ask with the bundled model (7 minutes on 2 cores)
 	$(BIN)/budgetvlm quickstart --output_dir $(RESULTS)
 
 test: $(VENV)/.installed-dev ## run every check that continuous integration runs
