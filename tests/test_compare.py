@@ -15,7 +15,7 @@ from budgetvlm import _extras as extras
 from budgetvlm import cli
 from budgetvlm.comparison import CompareOptions, compare
 from budgetvlm.comparison.comparison_records import ComparisonRow
-from budgetvlm.comparison.comparison_tables import WIDTH, tables
+from budgetvlm.comparison.comparison_tables import tables
 from budgetvlm.comparison.fits import Cell, CellSpec
 from budgetvlm.comparison.fitting_data import viewed
 from budgetvlm.comparison.roster import ROSTER, Entry
@@ -84,7 +84,7 @@ def test_the_best_is_compared_with_the_second_and_all_others_with_the_best(repor
 
 
 def text_of(report) -> str:
-    return plain_text(tables(report), WIDTH)
+    return plain_text(tables(report))
 
 
 def test_the_blind_mix_has_a_mean_latency_and_no_rank(report) -> None:

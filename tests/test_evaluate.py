@@ -466,3 +466,12 @@ def test_no_share_is_given_of_a_room_that_is_not_clearly_above_nothing() -> None
     assert {p["room"]["visible_room_closed"] for p in document["policies"] if p["room"]} == {None}
     row = next(line for line in plain_text(room_table(report)).splitlines() if "lookup table" in line)
     assert row.split()[:5] == ["lookup", "table", "–", "–", "0%"]  # no points over itself, no share of the visible room
+
+
+def test_tables_are_as_wide_as_their_digits_need() -> None:
+    shares = tuple(np.linspace(0.1, 0.9, 9))
+    report = evaluate(
+        two_kinds(), features_of(two_kinds()), None, EvaluationOptions(budget_shares=shares, mean_budgets=shares)
+    )
+    text = plain_text(tables(report))
+    assert "…" not in text and max(map(len, text.splitlines())) > 136

@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, rivals: Sequence[Entry] = ()) -> int:
     """Read, compare, report; ``rivals`` are further policies that --policies may name."""
     from budgetvlm.comparison import ROSTER
-    from budgetvlm.comparison.comparison_tables import WIDTH, tables
+    from budgetvlm.comparison.comparison_tables import tables
     from budgetvlm.html_report.result_charts import comparison_charts
 
     known = [*ROSTER.values(), *rivals]
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace, rivals: Sequence[Entry] = ()) -> int:
     entries = [entry for entry in rivals if entry.key in keys]
     report = _compare(table, features, options, args.output_dir, entries)
     written = write_report(report, comparison_charts, args.output_dir, REPORT, PICTURE)
-    show_report(report, tables(report), WIDTH, args.json, written)
+    show_report(report, tables(report), args.json, written)
     return 0
 
 

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     """Read, evaluate, report."""
     if args.live:
         return live.run(args)
-    from budgetvlm.evaluation.text_tables import WIDTH, tables
+    from budgetvlm.evaluation.text_tables import tables
     from budgetvlm.html_report.result_charts import evaluation_charts
 
     options = _options(args)
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     table, policies = read_controllers(args.checkpoint, table, features, options.split)
     report = evaluate_with_progress(table, features, policies, options)
     written = write_report(report, evaluation_charts, args.output_dir, REPORT, PICTURE)
-    show_report(report, tables(report), WIDTH, args.json, written)
+    show_report(report, tables(report), args.json, written)
     for sentence in verdict_of(report, table):
         print(f"note: {sentence}", file=sys.stderr)
     return 0

@@ -38,20 +38,20 @@ def write_report(
     return [directory / document, directory / picture]
 
 
-def show_report(report: HeldOutReport, tables: RenderableType, width: int, as_json: bool, written: list[Path]) -> None:
-    """Print a report, as one JSON document or as tables that need a ``width``, and the paths that were written."""
+def show_report(report: HeldOutReport, tables: RenderableType, as_json: bool, written: list[Path]) -> None:
+    """Print a report, as one JSON document or as tables, and the paths that were written."""
     if as_json:
         print(json.dumps(report.to_dict(), allow_nan=False, ensure_ascii=False))
         return
     from rich.console import Console
 
-    from budgetvlm.evaluation.text_tables import plain_text
+    from budgetvlm.evaluation.text_tables import plain_text, width_of
 
     if sys.stdout.isatty():
         console = Console()
-        console.width = max(console.width, width)
+        console.width = max(console.width, width_of(tables))
         console.print(tables)
     else:
-        sys.stdout.write(plain_text(tables, width))
+        sys.stdout.write(plain_text(tables))
     for path in written:
         print(path)

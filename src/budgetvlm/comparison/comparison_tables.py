@@ -20,7 +20,6 @@ from budgetvlm.evaluation.text_tables import (
     sample_counts,
 )
 
-WIDTH = 144  # what the widest table needs; a narrower terminal wraps lines rather than losing digits
 UNRANKED = "no rank: a bound, no budget for each request, or late more often than the guard and the lookup table allow"
 TITLES = {
     "knobs": "Knobs that may move: points over the lookup table with all knobs, and latency at equal accuracy",

@@ -23,12 +23,20 @@ from budgetvlm.evaluation.records import (
 )
 
 MAX_SETTINGS, UNKNOWN = 3, "–"
-WIDTH = 136  # what the widest table needs; a narrower terminal wraps lines rather than losing digits
+TEXT_WIDTH = 136  # of sentences between tables that are narrower
 
 
-def plain_text(content: RenderableType, width: int = WIDTH) -> str:
+def width_of(content: RenderableType) -> int:
+    """Return the width that tables need; a narrower terminal wraps lines rather than losing digits."""
+    if isinstance(content, Group):
+        return max(TEXT_WIDTH, *map(width_of, content.renderables))
+    console = Console(width=10 * TEXT_WIDTH)
+    return console.measure(content).maximum if isinstance(content, Table) else 0
+
+
+def plain_text(content: RenderableType) -> str:
     """Tables without colours, for files and pipes."""
-    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console = Console(file=io.StringIO(), width=max(TEXT_WIDTH, width_of(content)), color_system=None)
     console.print(content)
     assert isinstance(console.file, io.StringIO)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
