@@ -22,7 +22,7 @@ from budgetvlm.controller.training_run import TrainingRun
 from budgetvlm.features import Features
 from budgetvlm.guard.static import StaticGuard
 from budgetvlm.policies import LookupTable, States
-from budgetvlm.policies.evidence import clearly_positive, mean_and_error, squared_error, trust
+from budgetvlm.policies.evidence import clearly_positive, mean_and_margin, squared_error, trust
 from budgetvlm.policies.predictor import PredictorConfig
 from budgetvlm.policies.ridge import Ridge
 from budgetvlm.policies.setting_means import SettingMeans
@@ -43,12 +43,15 @@ def nothing_to_learn(seed: int, samples: int = 300) -> tuple[ProfileTable, Featu
     return table, Features(ids, rng.normal(size=(samples, 6)), rng.normal(size=(samples, 6)))
 
 
-def test_a_mean_has_an_error_over_groups() -> None:
+def test_few_groups_say_less_than_many() -> None:
     values, group = np.array([1.0, 3.0, 5.0, 7.0, np.nan]), np.array(list("aabbc"))
-    mean, error = mean_and_error(values, group)
-    assert mean == 4.0 and error == pytest.approx(2.0)  # of two groups with the means 2 and 6: sd 2.83 / sqrt(2)
-    assert clearly_positive(values + 0.1, group) and not clearly_positive(values - 0.1, group)
-    assert mean_and_error(values[:2], group[:2]) == (2.0, np.inf)  # one group says nothing about others
+    mean, margin = mean_and_margin(values, group)
+    # two groups with the means 2 and 6: a standard error of 2, times Student's t of one degree of freedom
+    assert mean == 4.0 and margin == pytest.approx(2.0 * np.tan(np.pi * (0.977 - 0.5)))
+    assert not clearly_positive(values, group) and clearly_positive(values + 24.0, group)
+    many = np.arange(2000) % 2 * 2.0  # a standard deviation of 1
+    assert mean_and_margin(many, np.arange(2000))[1] == pytest.approx(2.0 / np.sqrt(2000), rel=0.01)
+    assert mean_and_margin(values[:2], group[:2]) == (2.0, np.inf)  # one group says nothing about others
 
 
 def test_trust_is_the_slope_of_what_was_measured() -> None:
@@ -150,10 +153,10 @@ def test_what_grpo_makes_is_kept_only_if_it_is_clearly_better_than_its_start(mon
 
 @pytest.mark.parametrize(
     ("units", "said"),
-    [("abcd", r"did not improve .*\+0.5000 ± 0.5774"), ("aaaa", r"did not improve .*\+0.5000, from a single document")],
+    [("abcd", r"did not improve .*\+0.5000 ± 0.9504"), ("aaaa", r"did not improve .*\+0.5000, from a single document")],
 )
 def test_what_stands_behind_the_sign_is_what_a_gain_has_to_exceed(units, said) -> None:
-    """Gains of 0, 1, 0, 1: two standard errors are 2 sqrt(4 x 0.25 x 4/3) / 4; one group has none."""
+    """Gains of 0, 1, 0, 1: the standard error is sqrt(4 x 0.25 / 3) / 2, Student's t of 3 degrees is 3.29."""
     start, trained = planted_controllers()
     validation = SimpleNamespace(
         rewards=lambda controller: np.array([0.0, 1.0, 0.0, 1.0]) * (controller is trained),

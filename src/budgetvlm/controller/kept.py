@@ -1,8 +1,8 @@
 """What a training run keeps: what GRPO made, or what it started from.
 
 On few validation samples the best of many epochs is best by luck. So the start is kept unless what GRPO made is better
-by `LEAST_EVIDENCE` standard errors of the paired difference over groups. The start itself is the settings' means where
-nothing that the features tell was found (`budgetvlm.policies.teachers`).
+by more than chance explains, paired over groups (`budgetvlm.policies.evidence`). The start itself is the settings'
+means where nothing that the features tell was found (`budgetvlm.policies.teachers`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from budgetvlm.controller.ensemble import merge
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.training_run import TrainingRun
-from budgetvlm.policies.evidence import LEAST_EVIDENCE, mean_and_error
+from budgetvlm.policies.evidence import mean_and_margin
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +37,8 @@ def keep(run: TrainingRun) -> Kept:
     """Compare what the run made with its start on its validation samples."""
     start, trained = _merged(run.starts), _merged(run.best_controllers())
     measured = run.validation
-    gain, error = mean_and_error(measured.rewards(trained) - measured.rewards(start), measured.table.units)
-    least, epoch = LEAST_EVIDENCE * error, max(int(member.best["epoch"]) for member in run.members)
+    gain, least = mean_and_margin(measured.rewards(trained) - measured.rewards(start), measured.table.units)
+    epoch = max(int(member.best["epoch"]) for member in run.members)
     chance = f" ± {least:.4f}" if math.isfinite(least) else f", from a single {measured.table.unit_name}"
     by = f"validation reward {gain:+.4f}{chance}"
     if gain > least:

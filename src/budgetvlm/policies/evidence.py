@@ -9,32 +9,40 @@ from collections.abc import Sequence
 
 import numpy as np
 
-LEAST_EVIDENCE = 2.0  # standard errors above 0; with one, a third of all tables without anything to learn pass
+CONFIDENCE = 0.977  # two standard errors; with one, a third of all tables without anything to learn pass
 
 
-def mean_and_error(values: np.ndarray, group: Sequence[str] | np.ndarray) -> tuple[float, float]:
-    """The mean of values ``[S]`` and its standard error over groups; NaN is left out, one group has no finite error."""
+def mean_and_margin(values: np.ndarray, group: Sequence[str] | np.ndarray) -> tuple[float, float]:
+    """Return the mean of values ``[S]`` and how far it has to be above 0 to be so with `CONFIDENCE`.
+
+    That is two standard errors over groups where these are many, and more where they are few, by Student's t; one group
+    never is enough. NaN is left out.
+    """
+    from scipy.special import stdtrit  # Student's quantile
+
     known = ~np.isnan(values)
     values, (_, number) = values[known], np.unique(np.asarray(group)[known], return_inverse=True)
     if not len(values):
         return 0.0, np.inf
     sums = np.bincount(number.reshape(-1), values - values.mean())
     count = len(sums)
-    error = np.sqrt(np.square(sums).sum() * count / (count - 1)) / len(values) if count > 1 else np.inf
-    return float(values.mean()), float(error)
+    if count == 1:
+        return float(values.mean()), np.inf
+    error = np.sqrt(np.square(sums).sum() * count / (count - 1)) / len(values)
+    return float(values.mean()), float(stdtrit(count - 1, CONFIDENCE) * error)
 
 
 def clearly_positive(values: np.ndarray, group: Sequence[str] | np.ndarray) -> bool:
-    """Whether the mean of values ``[S]`` is `LEAST_EVIDENCE` standard errors above 0."""
-    mean, error = mean_and_error(values, group)
-    return mean > LEAST_EVIDENCE * error
+    """Whether the mean of values ``[S]`` is above 0 with `CONFIDENCE`."""
+    mean, margin = mean_and_margin(values, group)
+    return mean > margin
 
 
 def trust(predicted: np.ndarray, means: np.ndarray, accuracy: np.ndarray, group: Sequence[str] | np.ndarray) -> float:
     """The share of ``predicted - means`` to keep, 0 to 1: the slope of what was measured on what was predicted.
 
-    It is shrunk as James and Stein do, to 0 where it is within `LEAST_EVIDENCE` standard errors of 0 and hardly where
-    it is far above, so that noise is not followed.
+    It is shrunk as James and Stein do, to 0 where it is not above 0 with `CONFIDENCE` and hardly where it is far above,
+    so that noise is not followed.
 
     Args:
         predicted: accuracies ``[S, K]`` of samples that the predictor was not fitted on. means: of the settings,
@@ -45,8 +53,7 @@ def trust(predicted: np.ndarray, means: np.ndarray, accuracy: np.ndarray, group:
     if square.sum() <= 0:
         return 0.0
     slope = (x * y).sum() / square.sum()
-    _, error = mean_and_error((x * y).sum(axis=1) - slope * square, group)
-    least = LEAST_EVIDENCE * error / square.mean()
+    least = mean_and_margin((x * y).sum(axis=1) - slope * square, group)[1] / square.mean()
     return float(min(slope, 1.0) * (1.0 - (least / slope) ** 2)) if slope > least else 0.0
 
 
