@@ -251,6 +251,8 @@ def test_hindsight_pays_expected_latency() -> None:
     measured = outcomes(Contender("x", "policy", (always_one,), ""), [request])
     assert paid.latency_ms[0, 0].tolist() == [25.0] * 4
     assert measured.latency_ms[0, 0].tolist() == [10.0, 20.0, 30.0, 40.0]
+    for found in (paid, measured):  # it is late where the chosen cell is, like everybody
+        assert found.sample_violations(np.array([20.0]))[:, 0].tolist() == [0.0, 0.0, 1.0, 1.0]
 
 
 def test_settings_and_prices_are_not_picked_on_the_evaluated_split() -> None:
@@ -306,6 +308,13 @@ def test_without_labels_there_is_no_group_lookup() -> None:
     report = evaluate(table, features_of(table), {"one": KnowsNothing()}, QUICK)
     room = result(report, "controller").room
     assert report.policy("group lookup") is None and room is not None and room.visible_room_closed is None
+
+
+def test_a_group_is_named_by_the_labels_that_the_table_has() -> None:
+    table = two_kinds()
+    table = replace(table, groups={name: table.groups[name] for name in ("kind", "image_id")})
+    group = result(evaluate(table, features_of(table), {}, QUICK), "group lookup")
+    assert "each group (kind) of" in group.note
 
 
 @dataclass(frozen=True)

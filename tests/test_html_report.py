@@ -20,6 +20,7 @@ from budgetvlm.errors import DataError
 from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 from budgetvlm.evaluation.evaluator import evaluate
 from budgetvlm.evaluation.policy_styles import PolicyStyle
+from budgetvlm.evaluation.records import Estimate
 from budgetvlm.features import Features
 from budgetvlm.html_report.controller_choices import choices_of, late_share, value_shares
 from budgetvlm.html_report.page import charts_of, figure_document, report_sections, write_page
@@ -172,6 +173,25 @@ def test_what_is_not_given_is_named_and_not_made_up(folder, tmp_path):
     text = own_part((tmp_path / "p.html").read_text(encoding="utf-8"))
     assert "No controller was given" in text and "Not measured on the real clock" in text
     assert "&lt;b&gt;mine&lt;/b&gt;" in text and "<b>mine" not in text
+
+
+@pytest.mark.parametrize(
+    ("saved", "words"),
+    [
+        (Estimate(0.18, -0.08, 0.34), ("<b>18%</b>", "[-8% to 34%]", "less time at")),
+        (Estimate(-0.18, -0.34, 0.08), ("<b>18%</b>", "[-8% to 34%]", "more time at")),
+    ],
+)
+def test_time_is_saved_or_lost_in_words(saved, words, folder, tmp_path):
+    given = inputs(folder)
+    policies = [
+        replace(p, at_accuracy=(replace(p.at_accuracy[0], saved=saved),)) if p.name == "controller" else p
+        for p in given.evaluation.policies
+    ]
+    chapters = report_sections(replace(given, evaluation=replace(given.evaluation, policies=tuple(policies))))
+    write_page(chapters, "t", tmp_path / "p")
+    text = own_part((tmp_path / "p").read_text(encoding="utf-8"))
+    assert all(word in text for word in words)
 
 
 def test_mean_budgets_have_a_section_and_so_has_an_evaluation_without_them(folder, tmp_path):

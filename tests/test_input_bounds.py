@@ -110,8 +110,12 @@ def test_too_little_to_tell_is_said() -> None:
     for known, own, words in [
         (table, None, "there are no features"),
         (one_unit, features, "fewer than 5 images"),
-        (predicted, features, "only 60 training samples were timed"),
-        (few, features.aligned(few.sample_ids), "only 80 training samples"),
+        (predicted, features, "60 training samples were timed at every setting"),
+        (
+            few,
+            features.aligned(few.sample_ids),
+            "80 training samples were timed at every setting, and bounds for each input need 100",
+        ),
     ]:
         guard = fit_guard(known, own)
         assert guard.by_input is None and words in guard.why

@@ -313,7 +313,7 @@ def _to_arrow(table: ProfileTable) -> pa.Table:
 
 def _read(path: Path) -> tuple[pa.Table, dict[str, Any]]:
     if not path.is_file():
-        raise DataError(f"{path} does not exist; a profile table is the .parquet file that `budgetvlm prepare` writes")
+        raise DataError(f"{path} does not exist; `budgetvlm prepare` and `import` write a profile table (.parquet)")
     try:
         arrow = pq.read_table(path, memory_map=False)
     except (pa.ArrowException, OSError) as error:

@@ -31,7 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--image", required=True, metavar="FILE", help="image file")
     add("--question", required=True, metavar="TEXT", help="what to ask")
     add("--budget_ms", type=float, metavar="N", help="time for the whole request, in ms")
-    add("--mean_budget_ms", type=float, metavar="N", help="time that requests may take on average, in place or beside")
+    add(
+        "--mean_budget_ms", type=float, metavar="N",
+        help="time that requests may take on average, in ms; in place of --budget_ms or beside it",
+    )  # fmt: skip
     add("--checkpoint", metavar="DIR", help="trained controller (default: the one that comes with the model)")
     add(
         "--price", type=float, metavar="X", help="accuracy given for one latency of the full setting; 0: use the budget"

@@ -108,7 +108,9 @@ def run(args: argparse.Namespace) -> int:
     print(f"{len(paths)} result files in {paths[0].parent}")
     if args.kind == "accuracy":
         if args.cells < 1:
-            print("of what was measured, which are the uncertain cells more often than others:")
+            print(
+                "accuracy of the measured cells alone, many of which were chosen because their outcome was uncertain:"
+            )
         _say_accuracies(settings, paths)
     return 0
 

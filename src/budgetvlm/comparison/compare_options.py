@@ -21,8 +21,8 @@ class CompareOptions:
         evaluation: split, budgets, prices, labels, guard and resamples, see `EvaluationOptions`.
         policies: keys of `ROSTER`; the lookup table, the blind mix and the bounds are always compared.
         seeds: a policy that is learnt at random is learnt once for each of them.
-        sections: some of `SECTIONS`: "policies" compares the policies as they are; "knobs", "features" and "samples"
-            leave some of these out.
+        sections: "policies" compares the policies as they are; "knobs", "features" and "samples" leave
+            some of these out.
         sizes: numbers of training and validation samples in the section "samples", as far as the table has them.
         members: number of controllers in an ensemble.
         num_epochs: most epochs of any policy that the trainer learns.

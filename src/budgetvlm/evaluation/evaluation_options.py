@@ -32,7 +32,8 @@ class EvaluationOptions:
             median latency; None: whatever it takes.
         accuracy_shares: targets for the mean latency at equal accuracy, as shares of the accuracy of the setting that
             is best on the training samples, usually the full one.
-        labels: labels that define the groups of the group lookup, which is left out where the table lacks one.
+        labels: labels that define the groups of the group lookup, as far as the table has them; where it has
+            none, the group lookup is left out.
         guard_quantile: the quantile of the training latencies that bounds each setting.
         resamples: number of bootstrap resamples.
         level: of the bootstrap intervals.

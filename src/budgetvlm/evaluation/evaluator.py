@@ -136,9 +136,9 @@ def _contenders(
     yield Contender("cheapest", "baseline", (Cheapest(data.means),), "always the cheapest setting")
     random = tuple(RandomFeasible(options.seed + run) for run in range(RANDOM_RUNS))
     yield Contender("random feasible", "baseline", random, "any setting within the budget")
-    if set(options.labels) <= set(data.train.groups):
-        group = GroupLookup.fit(data.train, options.labels, data.means)
-        note = f"a lookup table for each group ({' x '.join(options.labels)}) of training samples; no request tells it"
+    if labels := tuple(label for label in options.labels if label in data.train.groups):
+        group = GroupLookup.fit(data.train, labels, data.means)
+        note = f"a lookup table for each group ({' x '.join(labels)}) of training samples; no request tells it"
         yield Contender(GROUP, "labels", (group,), note, priced=True)
     note = "knows the outcome: a bound, partly luck; charged each setting's expected latency"
     yield Contender(ORACLE, "bound", (Oracle(data.means),), note, priced=True, charged_expected=True)

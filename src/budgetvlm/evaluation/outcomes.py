@@ -41,20 +41,26 @@ class Contender:
 
 @dataclass(frozen=True, eq=False)
 class Outcomes:
-    """Chosen settings, int ``[U, P, S]``, with their accuracy and their latency in ms, float64 ``[U, P, S]``."""
+    """What became of the choices for U runs, P budgets or prices and S samples, all ``[U, P, S]``.
+
+    Attributes:
+        chosen: settings, int. accuracy: of the chosen cells.
+        latency_ms: what is charged for them. measured_ms: what they took, by which they are late.
+    """
 
     chosen: np.ndarray
     accuracy: np.ndarray
     latency_ms: np.ndarray
+    measured_ms: np.ndarray
 
     @classmethod
     def look_up(cls, table: ProfileTable, chosen: np.ndarray, charged_expected: bool = False) -> Outcomes:
         """The cells of the settings chosen ``[U, P, S]`` for the S samples of a table."""
         rows = np.arange(table.num_samples)
         latency = table.latency_ms.astype(np.float64)
-        if charged_expected:
-            latency = np.broadcast_to(latency.mean(axis=0), latency.shape)
-        return cls(chosen, table.accuracy.astype(np.float64)[rows, chosen], latency[rows, chosen])
+        measured = latency[rows, chosen]
+        charged = latency.mean(axis=0)[chosen] if charged_expected else measured
+        return cls(chosen, table.accuracy.astype(np.float64)[rows, chosen], charged, measured)
 
     @property
     def sample_accuracy(self) -> np.ndarray:
@@ -68,7 +74,7 @@ class Outcomes:
 
     def sample_violations(self, budgets_ms: np.ndarray) -> np.ndarray:
         """Share of the runs whose latency exceeds the budget ``[P]``, ``[S, P]``."""
-        over = self.latency_ms > budgets_ms[None, :, None]
+        over = self.measured_ms > budgets_ms[None, :, None]
         return over.mean(axis=0).T
 
 

@@ -44,7 +44,8 @@ def plain_text(content: RenderableType) -> str:
 
 def new_table(title: str, numbers: Iterable[str], first: str = "policy", caption: str | None = None) -> Table:
     """An empty table: a column of names on the left, columns of numbers on the right."""
-    table = Table(title=title, caption=caption, box=SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    below = caption and f"{caption}\n"
+    table = Table(title=title, caption=below, box=SIMPLE_HEAD, title_justify="left", caption_justify="left")
     table.add_column(first, no_wrap=True)
     for column in numbers:
         table.add_column(column, justify="right", no_wrap=True)
@@ -89,7 +90,8 @@ def _heading(report: EvaluationReport) -> Text:
     over = f"the {counts['evaluated_timed']} that were timed" if counts["evaluated_timed"] else "predicted latencies"
     note = f"Latency of {predicted} samples is predicted, not timed; violations are those of {over}."
     level = f"Intervals: {100 * report.options['level']:.0f}%, over {report.unit}s."
-    return Text("\n".join([*report.notes, f"{sample_counts(report)} {level}", note if predicted else ""]))
+    said = [*report.notes, f"{sample_counts(report)} {level}", *([note] if predicted else []), ""]
+    return Text("\n".join(said))
 
 
 def accuracy_table(report: EvaluationReport) -> Table:

@@ -124,7 +124,7 @@ def _problems(features: Features) -> Iterator[str]:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     if not path.is_file():
-        raise DataError(f"{path} does not exist; features are the .safetensors file that `budgetvlm prepare` writes")
+        raise DataError(f"{path} does not exist; `budgetvlm prepare` and `import` write features (.safetensors)")
     try:
         with safe_open(path, framework="numpy") as file:
             text = (file.metadata() or {}).get(_HEADER)

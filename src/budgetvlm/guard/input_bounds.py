@@ -47,7 +47,9 @@ def fit_guard(table: ProfileTable, features: Features | None, quantile: float = 
     pooled = StaticGuard.fit_table(table, quantile)
     timed = np.flatnonzero(timed_rows(table))
     if features is None or len(timed) < LEAST_SAMPLES:
-        few = f"only {len(timed)} training samples were timed, and others take {LEAST_SAMPLES}"
+        few = (
+            f"{len(timed)} training samples were timed at every setting, and bounds for each input need {LEAST_SAMPLES}"
+        )
         return replace(pooled, why=f"{SAME}: {few if features is not None else 'there are no features'}")
     sample = table.subset(timed).thinned(MOST_SAMPLES)
     given = features.aligned(sample.sample_ids)

@@ -56,9 +56,14 @@ def _map(space: KnobSpace, pair: tuple[str, str], what: str, unit: str, means: n
     columns, rows = (space.values(name) for name in pair)
     full = dict(space.full)
     cells = [[_known(means[space.index({**full, pair[0]: x, pair[1]: y})]) for x in columns] for y in rows]
-    figure = heat_figure([f"{v:g}" for v in columns], [f"{v:g}" for v in rows], cells, unit, pair, scale=scale)
+    digits = 2 if unit == "s" else 1
+    figure = heat_figure(
+        [f"{v:g}" for v in columns], [f"{v:g}" for v in rows], cells, unit, pair, digits=digits, scale=scale
+    )
     title = f"{what.capitalize()} ({unit}): {pair[0]} × {pair[1]}"
-    return ReportChart(f"coupling_{what}_{pair[0]}_{pair[1]}", title, figure, "others at their largest")
+    return ReportChart(
+        f"coupling_{what}_{pair[0]}_{pair[1]}", title, figure, "others at their largest" if len(space.names) > 2 else ""
+    )
 
 
 def _lines(space: KnobSpace, knob: str, what: str, unit: str, means: np.ndarray) -> ReportChart:

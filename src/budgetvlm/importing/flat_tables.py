@@ -240,7 +240,7 @@ def _numbers(source: str, table: pa.Table, name: str) -> np.ndarray:
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise DataError(
             f"{source}: column {name} is not a column of numbers: {shortened(str(error))}. Write numbers alone, with a "
-            "decimal point, and leave gaps empty."
+            "decimal point, and leave gaps empty; number what has names, for example the models 1 and 2."
         ) from None
 
 

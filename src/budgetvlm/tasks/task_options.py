@@ -22,9 +22,9 @@ class TaskOptions:
     """A data set, or several.
 
     Attributes:
-        dataset_name: data set, or several with commas: text_vqa,pope. With ``data_files`` any name will do.
+        dataset_name: data set, or several with commas: text_vqa,pope. With local files any name will do.
         data_files: local files in place of the hub: a file, several, a folder, or train=FILE,test=FILE; with several
-            data sets "name:split=FILE,...". See `sources.find_files`.
+            data sets "name:split=FILE,...".
         columns: columns that have other names: question=query,answers=label.
         metric: metric that scores an answer, in place of the data set's own.
         prompt: how the question is asked, with {question} and {options}, in place of the data set's own.

@@ -256,7 +256,7 @@ def _describe_fill(
         error = {f"held_out_error_p{level}": round(float(np.percentile(errors, level)), 4) for level in (50, 95)}
         fill |= {"fitted_on_cells": cells, "held_out_cells": len(errors), **error}
         notes.append(
-            f"latency of {int(predicted.sum())} of {predicted.size} cells (sample, setting) predicted from {cells} "
+            f"latency of {int(predicted.sum()):,} of {predicted.size:,} cells (sample, setting) predicted from {cells} "
             f"measured ({share:.1%}); error on {len(errors)} measured cells held out for the check: median "
             f"{np.median(errors):.1%}, p95 {np.percentile(errors, 95):.1%}"
         )
