@@ -276,7 +276,8 @@ class Sweep:
         if before > repeats or (before < repeats and any(record.runs is None for record in result.records)):
             less.append("repeats")
         if not measured <= {place.sample.sample_id for place in self.samples}:
-            return [*less, "num_samples"]
+            asked = [name for name in ("split", "num_samples") if found.get(name) != wanted[name]]
+            return [*less, *(asked or ["samples_digest"])]
         same = found.get("samples_digest") in (self._digest(measured), self._digest_of_earlier(found))
         return less if same else [*less, "samples_digest"]
 
