@@ -63,9 +63,13 @@ def test_where_interruptions_are_not_counted_nothing_changes(monkeypatch, thread
     assert Interruptions().warning() is None
 
 
-def test_the_accuracy_sweep_gives_its_threads_back(tmp_path, monkeypatch, threads):
+def interrupted_all_the_time(monkeypatch):
     counts = iter(range(0, 10**9, 10**6))
     monkeypatch.setattr(shared_cores, "interruptions", lambda: next(counts))
+
+
+def test_the_accuracy_sweep_gives_its_threads_back(tmp_path, monkeypatch, threads):
+    interrupted_all_the_time(monkeypatch)
     monkeypatch.setattr(shared_cores, "WINDOW_S", 0.0)
     said = []
     accuracy(tmp_path, say=said.append)
@@ -74,8 +78,7 @@ def test_the_accuracy_sweep_gives_its_threads_back(tmp_path, monkeypatch, thread
 
 
 def test_the_latency_sweep_keeps_its_threads_and_says_that_it_was_disturbed(tmp_path, monkeypatch, threads):
-    counts = iter(range(0, 10**9, 10**6))
-    monkeypatch.setattr(shared_cores, "interruptions", lambda: next(counts))
+    interrupted_all_the_time(monkeypatch)
     monkeypatch.setattr(shared_cores, "LEAST_S", 0.0)
     said = []
     latency(tmp_path, say=said.append)

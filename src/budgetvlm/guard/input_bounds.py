@@ -19,12 +19,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from budgetvlm.features import Features
+from budgetvlm.features.directions import principal_directions
 from budgetvlm.guard.static import InputBounds, StaticGuard, timed_rows
 from budgetvlm.table import ProfileTable
 
 FOLDS = 5
 LEAST_SAMPLES, MOST_SAMPLES = 100, 4000  # that are timed; more are thinned, because this is to take about a second
-MOST_INPUTS = 256  # of the regression; wider features are projected on their principal components
 PENALTIES = 100.0, 1000.0  # of the squared slopes on standardised inputs, in samples: the first that helps is taken
 SPREADS = np.arange(40, -1, -1) / 10  # above the prediction, the most cautious first
 BUDGET_SHARES = (0.35, 0.5, 0.6, 0.7, 0.85, 1.0)  # of the full setting's median latency
@@ -83,18 +83,8 @@ class _Inputs:
         varies = scale > 1e-6 * (1.0 + np.abs(raw).max(axis=0))
         unit = np.where(varies, 1.0 / np.where(varies, scale, 1.0), 0.0)
         values = (raw - center) * unit
-        if raw.shape[1] <= MOST_INPUTS:
-            return cls(values, center, np.diag(unit))
-        components = _components(values)
-        return cls(values @ components, center, unit[:, None] * components)
-
-
-def _components(z: np.ndarray) -> np.ndarray:
-    """Principal components of standardised features ``[S, D]``, ``[D, R]`` (randomised: Halko et al. 2011)."""
-    start = z @ np.random.default_rng(0).normal(size=(z.shape[1], MOST_INPUTS))
-    basis, _ = np.linalg.qr(z @ (z.T @ start))
-    components: np.ndarray = np.linalg.svd(basis.T @ z, full_matrices=False)[2][:MOST_INPUTS].T
-    return components
+        directions = principal_directions(values)
+        return cls(values @ directions, center, unit[:, None] * directions)
 
 
 @dataclass(frozen=True, eq=False)

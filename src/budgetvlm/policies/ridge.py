@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from budgetvlm.features import Features
+from budgetvlm.features.directions import principal_directions
 from budgetvlm.policies.argmax_policy import FeatureScaler
 from budgetvlm.policies.evidence import clearly_positive
 from budgetvlm.policies.setting_means import SettingMeans
@@ -20,7 +21,6 @@ from budgetvlm.table import ProfileTable
 
 STRENGTHS = np.append(np.geomspace(1.0, 1e5, 16), np.inf)  # in samples: a feature's mean square is 1
 NUM_FOLDS = 5
-MOST_DIRECTIONS = 256  # of the features; the principal ones, where there are more
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class Ridge:
         means, scaler = np.nan_to_num(SettingMeans.fit(train).accuracy), FeatureScaler.fit(features)
         x = scaler.of(features).astype(np.float64)
         residual = _filled(train.accuracy.astype(np.float64) - means)
-        directions = _directions(x)
+        directions = principal_directions(x)
         _, group = np.unique(np.asarray(train.units), return_inverse=True)
         return cls(means, scaler, directions @ _weights(x @ directions, residual, group.reshape(-1), checked))
 
@@ -60,16 +60,6 @@ def _filled(residual: np.ndarray) -> np.ndarray:
     known = ~np.isnan(residual)
     total = np.where(known, residual, 0.0).sum(axis=1, keepdims=True)
     return np.where(known, residual, total / np.maximum(known.sum(axis=1, keepdims=True), 1))
-
-
-def _directions(x: np.ndarray) -> np.ndarray:
-    """The principal directions of standardised features, ``[D, at most MOST_DIRECTIONS]``; all, where they are few."""
-    if min(x.shape) <= MOST_DIRECTIONS:
-        return np.eye(x.shape[1]) if x.shape[1] <= MOST_DIRECTIONS else np.linalg.svd(x, full_matrices=False)[2].T
-    from scipy.sparse.linalg import svds
-
-    found: np.ndarray = svds(x, MOST_DIRECTIONS, random_state=0)[2].T
-    return found
 
 
 def _weights(x: np.ndarray, residual: np.ndarray, group: np.ndarray, checked: bool) -> np.ndarray:
