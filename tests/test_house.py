@@ -37,17 +37,19 @@ ALLOWED: dict[str, set[str]] = {
     "answer": {"guard", "vlm"},
     "runtime": {"answer", "controller", "decide", "guard", "vlm"},
     "live": LEARNING | {"answer", "decide", "runtime", "tasks", "vlm"},
+    "serving": {"answer", "controller", "decide", "guard", "runtime", "vlm"},
     "integrations": {"answer", "profiling", "runtime", "vlm"},
     "commands": LEARNING
     | {"decide"}
     | {"answer", "comparison", "explanation", "html_report", "importing", "integrations", "live", "profiling"}
+    | {"serving"}
     | {"runtime", "tasks", "vlm"},
     "cli": {"commands"},
 }
 
 # The rooms that may import Transformers, directly or by importing the model under control.
 MODEL_SIDE = {"vlm", "engines", "tasks", "profiling", "importing", "answer", "runtime", "live", "integrations"}
-MODEL_SIDE |= {"commands", "cli"}
+MODEL_SIDE |= {"serving", "commands", "cli"}
 TRANSFORMERS = {"transformers", "tokenizers"}
 
 MEASURES = {measure.name: measure for measure in house.measures()}

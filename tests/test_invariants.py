@@ -57,9 +57,9 @@ def test_no_file_speaks_of_the_machine_it_was_written_on():
 @pytest.mark.parametrize(
     ("folder", "extra"),
     [
-        ("src", ("data", "explain", "lmms")),
+        ("src", ("data", "explain", "lmms", "serve")),
         ("experiments", ()),
-        ("tests", ("dev", "data", "explain")),
+        ("tests", ("dev", "data", "explain", "serve")),
     ],
 )
 def test_every_package_that_is_imported_is_declared(folder, extra):

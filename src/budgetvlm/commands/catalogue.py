@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("budgetvlm.commands.report", "one HTML file about what was measured, learnt and chosen"),
     "explain": ("budgetvlm.commands.explain", "why a setting is chosen for an image, a question and a budget"),
     "ask": ("budgetvlm.commands.ask", "answer a question about an image within a budget"),
+    "serve": ("budgetvlm.commands.serve", "answer OpenAI clients, each request within its budget"),
     "bench": ("budgetvlm.commands.bench", "measure this project's speed claims on your machine"),
     "check-model": ("budgetvlm.commands.check_model", "list the knobs of a model and prove that they work"),
 }
@@ -77,6 +78,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         'budgetvlm ask --image photo.png --question "read the sign in red" --budget_ms 40 \\\n'
         "      --checkpoint ./checkpoints/controller",
     ),
+    "serve": ("budgetvlm serve --model_path reference --budget_ms 100 --port 8000",),
     "bench": (
         "budgetvlm bench --quick",
         "budgetvlm bench --sections decision overhead --data ./data/controller_training_data.json \\\n"

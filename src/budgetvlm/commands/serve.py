@@ -1,0 +1,35 @@
+"""Serve a model to any OpenAI client, each request within its budget.
+
+The budget comes from the request: field `latency_budget_ms`, header `X-Latency-Budget-Ms`, or the model's name
+(`reference@300ms`). It counts from the request's arrival to the last token.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+
+from budgetvlm._extras import require
+from budgetvlm.commands.flags import OptionFlags
+from budgetvlm.serving.options import ServeOptions
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `budgetvlm serve`."""
+    _FLAGS.add(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until a signal ends it."""
+    require("fastapi", "serve", "server")
+    require("uvicorn", "serve", "server")
+    options = ServeOptions(**_FLAGS.read(args))
+    import uvicorn
+
+    from budgetvlm.serving.app import make_app
+
+    uvicorn.run(make_app(options), host=options.host, port=options.port, access_log=False, log_level="warning")
+    return 0
+
+
+_FLAGS = OptionFlags(ServeOptions, *(field.name for field in fields(ServeOptions)))

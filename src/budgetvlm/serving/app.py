@@ -1,0 +1,104 @@
+"""The server's routes: chat completions, the model's name, health."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from budgetvlm._version import __version__
+from budgetvlm.serving import completions
+from budgetvlm.serving.api_errors import APIError, on_api_error, on_invalid
+from budgetvlm.serving.chat_schema import ChatRequest
+from budgetvlm.serving.dispatcher import Dispatcher, Ticket
+from budgetvlm.serving.jobs import Event
+from budgetvlm.serving.options import ServeOptions
+from budgetvlm.serving.requests import BUDGET_HEADER, job_of
+
+
+class Arrival:
+    """Stamps when each request arrived: its head is there, its body may not be."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["arrived_s"] = time.perf_counter()
+        await self._app(scope, receive, send)
+
+
+def make_app(options: ServeOptions, dispatcher: Dispatcher | None = None) -> FastAPI:
+    """Make the application; its replicas start and end with it.
+
+    Args:
+        dispatcher: one with other replicas, for tests.
+    """
+    jobs = dispatcher or Dispatcher(options)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await jobs.start()
+        yield
+        await jobs.close()
+
+    app = FastAPI(title="BudgetVLM", version=__version__, lifespan=lifespan)
+    app.add_middleware(Arrival)
+    app.add_exception_handler(APIError, on_api_error)
+    app.add_exception_handler(RequestValidationError, on_invalid)
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/ready")
+    async def ready() -> JSONResponse:
+        return JSONResponse({"ready": jobs.ready}, 200 if jobs.ready else 503)
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        model = {"id": options.served_name, "object": "model", "created": 0, "owned_by": "budgetvlm"}
+        return {"object": "list", "data": [model]}
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request, body: ChatRequest) -> Response:
+        arrived_s: float = request.scope["arrived_s"]
+        job = await asyncio.to_thread(job_of, body, request.headers.get(BUDGET_HEADER), arrived_s, options)
+        ticket = jobs.submit(job)
+        if body.stream:
+            first = await completions.first_event(ticket)
+            usage = bool(body.stream_options and body.stream_options.include_usage)
+            return StreamingResponse(_until_gone(ticket, body.model, first, usage), media_type="text/event-stream")
+        leaving = asyncio.create_task(_watch(request, ticket))
+        try:
+            document, headers = await completions.complete(ticket, body.model)
+        finally:
+            leaving.cancel()
+        return JSONResponse(document, headers=headers)
+
+    return app
+
+
+async def _until_gone(ticket: Ticket, model: str, first: Event, usage: bool) -> AsyncIterator[str]:
+    """Stream until the end, or until the client leaves: then work on its job stops."""
+    done = False
+    try:
+        async for line in completions.stream(ticket, model, first, usage):
+            yield line
+        done = True
+    finally:
+        if not done:
+            await ticket.leave()
+
+
+async def _watch(request: Request, ticket: Ticket) -> None:
+    """Wait until a client leaves that waits for a whole answer."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    await ticket.leave()

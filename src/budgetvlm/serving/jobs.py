@@ -1,0 +1,72 @@
+"""A request as the server passes it on: what is asked, how long it may take, and what became of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+NO_BUDGET_MS = math.inf
+
+
+@dataclass
+class Job:
+    """One request that a replica is to answer.
+
+    Attributes:
+        id: of the request, as the client sees it.
+        messages: role and content of each; an image part holds its number in ``images``.
+        images: decoded, RGB.
+        arrived_s: on the clock of `time.perf_counter`, which all processes of a machine share.
+        budget_ms: a ceiling from the arrival to the last token; `math.inf`: none.
+        price: accuracy given for one latency of the full setting; None: whatever the server pays now.
+        stop: texts before which an answer ends.
+    """
+
+    id: str
+    messages: list[dict[str, Any]]
+    images: list[Image.Image]
+    arrived_s: float
+    budget_ms: float = NO_BUDGET_MS
+    price: float | None = None
+    max_new_tokens: int = 16
+    stop: tuple[str, ...] = ()
+    when_infeasible: str = "fastest"
+    cut: str = "always"
+    kind: str = "answer"
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def deadline_s(self) -> float:
+        """When its last token has to be there."""
+        return self.arrived_s + self.budget_ms / 1e3
+
+    def header(self) -> dict[str, Any]:
+        """What a replica is told, beside the pixels."""
+        return {
+            "kind": self.kind, "id": self.id, "messages": self.messages,
+            "sizes": [image.size for image in self.images], "arrived_s": self.arrived_s,
+            "budget_ms": None if math.isinf(self.budget_ms) else self.budget_ms, "price": self.price,
+            "max_new_tokens": self.max_new_tokens, "stop": self.stop, "when_infeasible": self.when_infeasible,
+            "cut": self.cut, **self.extra,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that a job's client is told: a piece of text, the answer, or an error.
+
+    Attributes:
+        kind: "text", "answer", "error" or the kind of another result.
+        data: the piece; the answer's fields; the error's message and type.
+    """
+
+    kind: str
+    data: dict[str, Any]
+
+    @property
+    def is_last(self) -> bool:
+        """Nothing comes after it."""
+        return self.kind != "text"

@@ -1,0 +1,132 @@
+"""The process that holds a model: it answers one job at a time, and says each piece of text as it comes.
+
+    python -m budgetvlm.serving.replica_process FD
+
+FD is its end of a socket pair. It ends when the server is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import select
+import signal
+import socket
+import sys
+import traceback
+from typing import Any
+
+from PIL import Image
+
+from budgetvlm.errors import BudgetVLMError
+from budgetvlm.serving import wire
+
+
+class ReplicaProcess:
+    """Serves the jobs that come over a socket, with the model that the first message names."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def run(self) -> None:
+        """Open the model and answer until the server closes the connection."""
+        options, _ = wire.receive(self._connection)
+        try:
+            self._open(options)
+        except BudgetVLMError as error:
+            self._say("failed", None, message=str(error))
+            return
+        self._say("ready", None, **self._described())
+        while True:
+            header, blocks = wire.receive(self._connection)
+            if header["kind"] == "close":
+                return
+            if header["kind"] != "stop":  # one that is too late: its job is done
+                self._serve(header, blocks)
+
+    def _open(self, options: dict[str, Any]) -> None:
+        from budgetvlm import decide
+        from budgetvlm.runtime import AdaptiveVLM
+
+        self.model = AdaptiveVLM.from_pretrained(
+            options["model_path"], options["checkpoint"], device=options["device"],
+            num_threads=options["num_threads"], allow_other_model=options["allow_other_model"],
+        )  # fmt: skip
+        decide.wait_for_compiled()
+
+    def _described(self) -> dict[str, Any]:
+        """What the server has to know of the model: how long a small request takes at the fastest setting."""
+        bounds = self.model.bounds(Image.new("RGB", (256, 192)), "what")
+        return {
+            "fastest_ms": float(bounds.bounds_ms.min()),
+            "default_price": float(self.model.controller.default_price),
+        }
+
+    def _serve(self, header: dict[str, Any], blocks: list[bytes]) -> None:
+        job = header["id"]
+        try:
+            answer = self._answer(header, blocks)
+            self._say("answer", job, answer=answer, **self._described())
+        except BudgetVLMError as error:
+            self._say("error", job, message=str(error), type=type(error).__name__)
+        except (EOFError, BrokenPipeError, ConnectionError):
+            raise
+        except Exception:  # what is wrong with one request ends no replica, and clients see no trace
+            traceback.print_exc()
+            self._say("error", job, message="the model failed on this request", type="InternalError")
+
+    def _answer(self, header: dict[str, Any], blocks: list[bytes]) -> dict[str, Any]:
+        images = [
+            Image.frombuffer("RGB", tuple(size), pixels, "raw", "RGB", 0, 1)
+            for size, pixels in zip(header["sizes"], blocks, strict=True)
+        ]
+        job = header["id"]
+
+        def on_text(piece: str) -> bool:
+            if piece:
+                self._say("text", job, text=piece)
+            return not self._stopped(job)
+
+        parts = header["messages"][-1]["content"]
+        question = next(one["text"] for one in parts if one["type"] == "text")
+        answer = self.model.generate(
+            images[0], question, budget_ms=header["budget_ms"] or math.inf, price=header["price"],
+            arrived_s=header["arrived_s"], max_new_tokens=header["max_new_tokens"],
+            when_infeasible=header["when_infeasible"], cut=header["cut"],
+        )  # fmt: skip
+        on_text(answer.answer)
+        return answer.to_dict()
+
+    def _stopped(self, job: str) -> bool:
+        """Whether the server says that nobody waits for this job any more."""
+        while select.select([self._connection], [], [], 0)[0]:
+            header, _ = wire.receive(self._connection)
+            if header["kind"] == "stop" and header["id"] == job:
+                return True
+        return False
+
+    def _say(self, kind: str, job: str | None, **data: Any) -> None:
+        wire.send(self._connection, {"kind": kind, "id": job, **data})
+
+
+def _with_images(messages: list[dict[str, Any]], images: list[Image.Image]) -> list[dict[str, Any]]:
+    """Put images in the place of their numbers."""
+
+    def filled(content: Any) -> Any:
+        if isinstance(content, str):
+            return content
+        return [{**part, "image": images[part["image"]]} if part["type"] == "image" else part for part in content]
+
+    return [{**message, "content": filled(message["content"])} for message in messages]
+
+
+def main(descriptor: int) -> None:
+    """Serve over an inherited socket; signals to the terminal's whole group are the server's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionError):  # the server is gone
+        ReplicaProcess(socket.socket(fileno=descriptor)).run()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,100 @@
+"""The server with the bundled model, as OpenAI's own client sees it."""
+
+import base64
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import openai
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+STARTING_S = 90.0
+
+
+def image_part(path=ROOT / "examples" / "signs.png"):
+    data = base64.b64encode(path.read_bytes()).decode()
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+
+
+def asked(*parts):
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": "read the sign in red"}]}]
+
+
+@pytest.fixture(scope="module")
+def server():
+    """Address of a server that is ready."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "budgetvlm.cli", "serve", "--port", str(port), "--num_threads", "1"]
+    process = subprocess.Popen(command)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        wait_until_ready(process, address)
+        yield address
+    finally:
+        process.terminate()
+        assert process.wait(30) is not None
+
+
+def wait_until_ready(process, address):
+    end = time.monotonic() + STARTING_S
+    while time.monotonic() < end:
+        assert process.poll() is None, "the server ended"
+        try:
+            with urllib.request.urlopen(f"{address}/ready", timeout=5) as response:
+                assert response.status == 200
+                return
+        except OSError:
+            time.sleep(0.2)
+    pytest.fail("the server did not become ready")
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    return openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0)
+
+
+def test_the_official_client_completes_and_reads_compliance(client):
+    assert [model.id for model in client.models.list()] == ["reference"]
+    budget = {"latency_budget_ms": 60_000}
+    answer = client.chat.completions.create(model="reference", messages=asked(image_part()), extra_body=budget)
+    assert answer.choices[0].message.content == "X85"
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    said = answer.budgetvlm
+    assert (said["budget_ms"], said["budget_met"]) == (60_000, True)
+    assert set(said["setting"]) == {"max_crops", "top_k", "num_active_blocks"}
+    assert sum(said["stages_ms"].values()) <= said["latency_ms"]
+
+
+def test_the_official_client_streams(client):
+    stream = client.chat.completions.create(
+        model="reference@60000ms", messages=asked(image_part()), stream=True, stream_options={"include_usage": True}
+    )
+    chunks = list(stream)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == "X85"
+    (last,) = [chunk for chunk in chunks if chunk.choices and chunk.choices[0].finish_reason]
+    assert last.budgetvlm["budget_ms"] == 60_000
+    assert chunks[-1].usage.completion_tokens == last.budgetvlm["num_output_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "status", "says"),
+    [
+        ({"model": "another"}, 404, "'another' does not exist"),
+        ({"messages": []}, 400, "messages"),
+        ({"extra_body": {"latency_budget_ms": -1}}, 400, "latency_budget_ms"),
+        ({"extra_headers": {"X-Latency-Budget-Ms": "soon"}}, 400, "'soon'"),
+        ({"messages": asked({"type": "image_url", "image_url": {"url": "http://elsewhere/a.png"}})}, 400, "data URL"),
+    ],
+)
+def test_what_cannot_be_answered_is_said_as_openai_says_it(client, changed, status, says):
+    with pytest.raises(openai.APIStatusError, match=says) as raised:
+        client.chat.completions.create(**{"model": "reference", "messages": asked(image_part())} | changed)
+    assert raised.value.status_code == status
+    assert set(raised.value.body) == {"message", "type", "param", "code"}
