@@ -12,8 +12,8 @@ from small_data_sets import ROWS, picture, png, write_parquet
 from budgetvlm.errors import ConfigError, DataError, InputError
 from budgetvlm.tasks import TaskOptions, load_task
 from budgetvlm.tasks.layouts import LAYOUTS
+from budgetvlm.tasks.options import parse_columns
 from budgetvlm.tasks.sources import find_files
-from budgetvlm.tasks.task_options import parse_columns
 
 
 def task_of(name, tmp_path, split="validation", rows=None, **options):

@@ -76,3 +76,21 @@ def test_functions_stay_functions_after_every_module_is_imported():
 def test_no_module_has_the_name_of_a_public_object():
     modules = {found.name for found in pkgutil.iter_modules(budgetvlm.__path__)}
     assert not modules & FACE
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("budgetvlm.runtime", "AdaptiveVLM"),
+        ("budgetvlm.table", "ProfileTable"),
+        ("budgetvlm.features", "Features"),
+        ("budgetvlm.knobs", "KnobSpace"),
+        ("budgetvlm.vlm", "load_vlm"),
+        ("budgetvlm.vlm.images", "open_image"),
+        ("budgetvlm.tasks.options", "TaskOptions"),
+        ("budgetvlm.tasks.options", "load_task"),
+        ("budgetvlm.tasks.metrics", "exact_match"),
+    ],
+)
+def test_paths_that_scripts_of_users_import_stay(module, name):
+    assert hasattr(importlib.import_module(module), name)

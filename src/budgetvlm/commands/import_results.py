@@ -209,7 +209,7 @@ def _from_lmms(args: argparse.Namespace, say: Say) -> tuple[ProfileTable, bool]:
 def _from_flat(args: argparse.Namespace, say: Say) -> tuple[ProfileTable, bool]:
     from budgetvlm.importing.flat_tables import read_flat
     from budgetvlm.importing.measured_rows import to_table
-    from budgetvlm.tasks.task_options import named_once
+    from budgetvlm.tasks.options import named_once
 
     words = [word.partition("=") for word in args.column]
     if any(not (role and equals and name) for role, equals, name in words):

@@ -57,7 +57,7 @@ def split_with_fresh_samples(known: list[TrainedOn]) -> str | None:
 
 def _complete_task(args: argparse.Namespace, opened: Mapping[str, Any]) -> bool:
     """Fill in the flags of the data set; whether it is the one that is known."""
-    from budgetvlm.tasks.task_options import TaskOptions
+    from budgetvlm.tasks.options import TaskOptions
 
     known = str(opened.get("dataset_name") or TaskOptions.dataset_name)
     given = {name: getattr(args, name) for name in ("data_files", "columns", "metric", "prompt", "repository")}

@@ -18,7 +18,7 @@ from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.profiling.measure.sweep_options import SweepOptions
 from budgetvlm.profiling.results.places import default_directory, find_results, measured_dataset
 from budgetvlm.profiling.results.result_files import Kind
-from budgetvlm.tasks.task_options import TaskOptions
+from budgetvlm.tasks.options import TaskOptions
 
 if TYPE_CHECKING:
     from budgetvlm.knobs import Setting

@@ -11,7 +11,7 @@ from dataclasses import fields
 
 from budgetvlm._extras import require
 from budgetvlm.commands.flags import OptionFlags
-from budgetvlm.serving.options import ServeOptions
+from budgetvlm.serving.serve_options import ServeOptions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

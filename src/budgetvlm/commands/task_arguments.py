@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from budgetvlm.commands.flags import OptionFlags
 from budgetvlm.errors import ConfigError
-from budgetvlm.tasks.task_options import TaskOptions
+from budgetvlm.tasks.options import TaskOptions
 
 if TYPE_CHECKING:
     from budgetvlm.tasks import Task

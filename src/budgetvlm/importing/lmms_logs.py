@@ -21,7 +21,7 @@ from budgetvlm._io import json_lines, read_json, shortened
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.importing.flat_tables import to_cells
 from budgetvlm.importing.measured_rows import Cells
-from budgetvlm.tasks.task_options import named_once
+from budgetvlm.tasks.options import named_once
 from budgetvlm.tasks.values import as_id, is_gap
 
 LOG_NAME = re.compile(r"(?:(?P<date>\d{8}_\d{6})_)?samples_(?P<task>.+)\.jsonl")

@@ -19,8 +19,8 @@ from budgetvlm.serving.api_errors import APIError, on_api_error, on_invalid
 from budgetvlm.serving.chat_schema import ChatRequest
 from budgetvlm.serving.dispatcher import Dispatcher, Ticket
 from budgetvlm.serving.jobs import Event
-from budgetvlm.serving.options import ServeOptions
 from budgetvlm.serving.requests import BUDGET_HEADER, job_of
+from budgetvlm.serving.serve_options import ServeOptions
 
 
 class Arrival:

@@ -7,8 +7,8 @@ import time
 from collections.abc import AsyncIterator
 
 from budgetvlm.serving.jobs import Event, Job
-from budgetvlm.serving.options import ServeOptions
 from budgetvlm.serving.replicas import Replica
+from budgetvlm.serving.serve_options import ServeOptions
 
 
 class Ticket:

@@ -13,7 +13,7 @@ from typing import Any
 from budgetvlm.errors import BudgetVLMError
 from budgetvlm.serving import wire
 from budgetvlm.serving.jobs import Event, Job
-from budgetvlm.serving.options import ServeOptions
+from budgetvlm.serving.serve_options import ServeOptions
 
 GONE = Event("error", {"message": "the model's process ended while it worked on this request", "type": "ReplicaDied"})
 _log = logging.getLogger(__name__)

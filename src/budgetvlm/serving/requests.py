@@ -15,7 +15,7 @@ from budgetvlm.errors import InputError
 from budgetvlm.serving.api_errors import APIError
 from budgetvlm.serving.chat_schema import ChatRequest, ImagePart, Message
 from budgetvlm.serving.jobs import NO_BUDGET_MS, Job
-from budgetvlm.serving.options import ServeOptions
+from budgetvlm.serving.serve_options import ServeOptions
 
 BUDGET_HEADER = "x-latency-budget-ms"
 _NAME_WITH_BUDGET = re.compile(r"(?P<name>.+)@(?P<budget>\d+(\.\d+)?)ms")

@@ -28,7 +28,7 @@ from budgetvlm.profiling.results.places import find_results
 from budgetvlm.profiling.results.reading import read_file, result_files, split_names
 from budgetvlm.table import ProfileTable
 from budgetvlm.tasks import SPLITS, SplitSample, Task
-from budgetvlm.tasks.task_options import PLACES
+from budgetvlm.tasks.options import PLACES
 
 BUNDLED = "reference"
 Say = Callable[[str], None]

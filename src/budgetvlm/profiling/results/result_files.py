@@ -17,7 +17,7 @@ from budgetvlm._io import write_json
 from budgetvlm.errors import ConfigError, KnobSpaceError
 from budgetvlm.knobs import KNOBS, Value
 from budgetvlm.profiling.results.measurements import STAGE_FIELDS, AccuracyRecord, LatencyRecord, Measurement
-from budgetvlm.tasks.task_options import PLACES
+from budgetvlm.tasks.options import PLACES
 
 SCHEMA_VERSION = 1
 RESCORED = "asked_as"  # in the config of rescored results: the task by which the answers were asked for
