@@ -156,7 +156,8 @@ def describe(answer: Answer) -> str:
     ]
     hurried = f"{answer.num_hurried_tokens} of {answer.num_output_tokens} tokens"
     cut = answer.finish_reason == "budget"
-    where = f"after {answer.num_output_tokens} tokens" if answer.answer else "before it said anything"
+    tokens = "1 token" if answer.num_output_tokens == 1 else f"{answer.num_output_tokens} tokens"
+    where = f"after {tokens}" if answer.answer else "before it said anything"
     sooner = (
         "no setting"
         if answer.predicted_ms is None

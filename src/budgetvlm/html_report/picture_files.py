@@ -21,6 +21,8 @@ from budgetvlm.html_report.report_chart import DARK, INK, ReportChart
 FORMATS = ("png", "svg")
 PIXELS = 75  # of the page in an inch of a picture
 NOTE_WIDTH = 95  # characters of a line above a chart
+# no line crosses a legend's words
+LEGEND: dict[str, Any] = {"fontsize": 9, "facecolor": "white", "edgecolor": "none", "framealpha": 0.9}
 MOST_NAMES = 12  # names below upright bars; of more, every few are written
 
 
@@ -106,7 +108,7 @@ def _draw_lines(axes: Any, figure: Figure) -> None:
             axes.plot(x, y, label=trace.name, color=trace.line.color, linestyle=DASHES[trace.line.dash],
                       linewidth=trace.line.width, marker=marker, markersize=5)  # fmt: skip
     if len(figure.data) > 1:
-        axes.legend(frameon=False, fontsize=9)
+        axes.legend(**LEGEND)
 
 
 def _draw_bars(axes: Any, figure: Figure) -> None:
@@ -131,7 +133,7 @@ def _draw_bars(axes: Any, figure: Figure) -> None:
     if stacked:
         axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5), reverse=True)
     elif len(figure.data) > 1:
-        axes.legend(frameon=False, fontsize=9)
+        axes.legend(**LEGEND)
 
 
 def _draw_heat_map(axes: Any, figure: Figure) -> None:
