@@ -19,6 +19,7 @@ from budgetvlm.serving.api_errors import APIError, on_api_error, on_invalid
 from budgetvlm.serving.chat_schema import ChatRequest
 from budgetvlm.serving.dispatcher import Dispatcher, Ticket
 from budgetvlm.serving.jobs import Event
+from budgetvlm.serving.playground import playground_routes
 from budgetvlm.serving.requests import BUDGET_HEADER, job_of
 from budgetvlm.serving.serve_options import ServeOptions
 
@@ -82,6 +83,8 @@ def make_app(options: ServeOptions, dispatcher: Dispatcher | None = None) -> Fas
             leaving.cancel()
         return JSONResponse(document, headers=headers)
 
+    if options.playground:
+        app.include_router(playground_routes(options, jobs))
     return app
 
 

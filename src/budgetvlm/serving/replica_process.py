@@ -65,8 +65,10 @@ class ReplicaProcess:
     def _serve(self, header: dict[str, Any], blocks: list[bytes]) -> None:
         job = header["id"]
         try:
-            answer = self._answer(header, blocks)
-            self._say("answer", job, answer=answer, **self._described())
+            if header["kind"] == "preview":
+                self._say("preview", job, preview=self._preview(header, blocks))
+            else:
+                self._say("answer", job, answer=self._answer(header, blocks), **self._described())
         except BudgetVLMError as error:
             self._say("error", job, message=str(error), type=type(error).__name__)
         except (EOFError, BrokenPipeError, ConnectionError):
@@ -76,10 +78,7 @@ class ReplicaProcess:
             self._say("error", job, message="the model failed on this request", type="InternalError")
 
     def _answer(self, header: dict[str, Any], blocks: list[bytes]) -> dict[str, Any]:
-        images = [
-            Image.frombuffer("RGB", tuple(size), pixels, "raw", "RGB", 0, 1)
-            for size, pixels in zip(header["sizes"], blocks, strict=True)
-        ]
+        images, question = _asked(header, blocks)
         job = header["id"]
 
         def on_text(piece: str) -> bool:
@@ -87,8 +86,6 @@ class ReplicaProcess:
                 self._say("text", job, text=piece)
             return not self._stopped(job)
 
-        parts = header["messages"][-1]["content"]
-        question = next(one["text"] for one in parts if one["type"] == "text")
         answer = self.model.generate(
             images[0], question, budget_ms=header["budget_ms"] or math.inf, price=header["price"],
             arrived_s=header["arrived_s"], max_new_tokens=header["max_new_tokens"],
@@ -96,6 +93,12 @@ class ReplicaProcess:
         )  # fmt: skip
         on_text(answer.answer)
         return answer.to_dict()
+
+    def _preview(self, header: dict[str, Any], blocks: list[bytes]) -> dict[str, Any]:
+        from budgetvlm.serving.preview import preview
+
+        images, question = _asked(header, blocks)
+        return preview(self.model, images[0], question)
 
     def _stopped(self, job: str) -> bool:
         """Whether the server says that nobody waits for this job any more."""
@@ -107,6 +110,16 @@ class ReplicaProcess:
 
     def _say(self, kind: str, job: str | None, **data: Any) -> None:
         wire.send(self._connection, {"kind": kind, "id": job, **data})
+
+
+def _asked(header: dict[str, Any], blocks: list[bytes]) -> tuple[list[Image.Image], str]:
+    """The images, and the last message's text."""
+    images = [
+        Image.frombuffer("RGB", tuple(size), pixels, "raw", "RGB", 0, 1)
+        for size, pixels in zip(header["sizes"], blocks, strict=True)
+    ]
+    parts = header["messages"][-1]["content"]
+    return images, next(one["text"] for one in parts if one["type"] == "text")
 
 
 def _with_images(messages: list[dict[str, Any]], images: list[Image.Image]) -> list[dict[str, Any]]:

@@ -31,6 +31,7 @@ class ServeOptions:
             themselves.
         max_new_tokens: longest answer where the request does not say it.
         max_queue: requests that may wait; further ones are refused.
+        playground: serve a page at /playground/ to try budgets on.
     """
 
     model_path: str = "reference"
@@ -46,6 +47,7 @@ class ServeOptions:
     when_infeasible: WhenInfeasible = "fastest"
     max_new_tokens: int = 16
     max_queue: int = 64
+    playground: bool = False
 
     def __post_init__(self) -> None:
         problems = list(_problems(self))
