@@ -50,8 +50,8 @@ MUTATIONS = [
         "test_calibration.py::test_which_answers_are_cut",
     ),
     Mutation(
-        "a request is cut whatever the rule says", "runtime.py",
-        "cut = cuts(self._cut, self.choice.feasible, guard.may_be_late)", "cut = True",
+        "a request is cut whatever the rule says", "answer.py",
+        "cut = cuts(self._terms.cut, self.choice.feasible, guard.may_be_late)", "cut = True",
         "test_cut.py::test_a_request_hands_what_the_credit_says_to_its_model",
     ),
     Mutation(

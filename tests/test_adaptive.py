@@ -353,3 +353,18 @@ def test_requests_without_a_budget_say_nothing_about_how_wide_bounds_are():
     for _ in range(5):
         made.update(0, [bounds], Outcome(stages, 4, sum(stages.values()), late=False, limited=False))
     assert (made.margin.group_offsets, made.credit) == before[:2] and made.speed.slowdown > before[2]
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_an_answer_that_was_stopped_teaches_the_speed_and_not_how_long_answers_take(late):
+    """Half its tokens are missing: its time says nothing of a whole answer, its stages do; late is late."""
+    made, row, k = guard(), 3, 5
+    look = bounded(made, asked(row), 1e6, Spent(1.0, 1.0))
+    stages = {name: 2 * times[row, k] for name, times in STAGES.items()}
+    scores, level = [list(a) for a in made.margin.scores.arrived], made.margin.offsets.tolist()
+    outcome = Outcome(stages, int(TOKENS["output"][row, k]), sum(stages.values()) + 1.5, late, stopped=True)
+    made.update(k, [look], outcome)
+    assert [list(a) for a in made.margin.scores.arrived] == scores
+    assert (made.speed.log_scale[:3] > 0).all()  # its answer is one token
+    assert made.credit == pytest.approx(1 + made.alpha - 1 if late else 1.0)
+    assert (made.margin.offsets.tolist() == level) is not late

@@ -10,7 +10,7 @@ from budgetvlm.runtime import AdaptiveVLM
 def test_a_request_hands_what_the_credit_says_to_its_model(vlm, picture, monkeypatch, may_be_late, cut):  # noqa: F811
     model, seen = AdaptiveVLM(vlm, controller()), []
     monkeypatch.setattr(type(model.guard), "may_be_late", property(lambda self: may_be_late))
-    monkeypatch.setattr("budgetvlm.runtime.deadline_of", lambda *args, cut: seen.append(cut))
+    monkeypatch.setattr("budgetvlm.answer.deadline_of", lambda *args, cut: seen.append(cut))
     model.generate(picture, QUESTION, budget_ms=1e6, max_new_tokens=2, cut="needed")
     model.generate(picture, QUESTION, budget_ms=1e6, max_new_tokens=2, cut="always")
     assert set(seen[:-1]) >= {cut} and seen[-1] is True

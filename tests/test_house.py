@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "profiling": DATA | {"guard", "tasks", "vlm"},
     "importing": DATA | {"profiling", "tasks"},
     "decide": {"guard", "controller"},
-    "answer": {"guard", "vlm"},
+    "answer": {"decide", "controller", "guard", "vlm"},
     "runtime": {"answer", "controller", "decide", "guard", "vlm"},
     "live": LEARNING | {"answer", "decide", "runtime", "tasks", "vlm"},
     "serving": {"answer", "controller", "decide", "guard", "runtime", "vlm"},

@@ -1,23 +1,96 @@
-"""A request and its answer: what may be asked, what was chosen, what came of it and what it cost. Times in ms."""
+"""A request and its answer: what may be asked, what is chosen, what came of it and what it cost. Times in ms."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, Protocol, TypedDict, get_args
 
+import numpy as np
+from PIL import Image
+
+from budgetvlm import decide
 from budgetvlm._io import time_text
+from budgetvlm.controller.value_network import ValueNetwork
+from budgetvlm.decide import Decision
 from budgetvlm.errors import InputError
-from budgetvlm.guard.bounds import BOUND, READ, STEP, Bounds
+from budgetvlm.guard.bounds import BOUND, READ, STEP, Bounds, Outcome, Request, Spent
 from budgetvlm.guard.fixed import Guard
 from budgetvlm.guard.rule import Infeasible
 from budgetvlm.knobs import Setting
-from budgetvlm.vlm import Deadline, Generation, Quicker
+from budgetvlm.vlm import Deadline, Generation, OnText, Overview, Quicker
 
 Cut = Literal["always", "needed"]
+AMPLE_MS = 1e9  # a budget that holds any setting
 _NUMBERS = int, float
 _KNOWN = ("when_infeasible", get_args(Infeasible)), ("cut", get_args(Cut))
+
+
+class AnswerOptions(TypedDict, total=False):
+    """The fields of `Terms` as keyword arguments."""
+
+    budget_ms: float
+    price: float | None
+    max_new_tokens: int
+    stop: str | Sequence[str]
+    when_infeasible: Infeasible
+    cut: Cut
+    arrived_s: float | None
+    on_text: OnText | None
+
+
+class Terms(NamedTuple):
+    """On which terms a request is answered.
+
+    Attributes:
+        budget_ms: a ceiling for the whole request; `math.inf`: none.
+        price: accuracy given for one latency of the full setting; None: the one that keeps the mean budget, or the
+            controller's own default; 0: use what the budget allows.
+        max_new_tokens: of the answer.
+        stop: a string that ends the answer and is no part of it, or several.
+        when_infeasible: what to do where no setting is sure to keep the budget. "fastest": take the one that is
+            expected to be. "best_effort": choose among those that keep it on average, if there are any. "reject":
+            raise before the model runs. Whatever is done, the answer says so.
+        cut: which answers stop before a token that the budget would not hold. "always": all of them. "needed": only
+            while the late ones have used up what alpha allows; the others are finished late.
+        arrived_s: when the request arrived, on the clock of `time.perf_counter`; its waiting then counts.
+        on_text: called after each token with the whole characters that it adds, maybe none; False ends the answer
+            there. The model waits for it, and its time is the answer's.
+    """
+
+    budget_ms: float = math.inf
+    price: float | None = None
+    max_new_tokens: int = 16
+    stop: str | Sequence[str] = ()
+    when_infeasible: Infeasible = "fastest"
+    cut: Cut = "always"
+    arrived_s: float | None = None
+    on_text: OnText | None = None
+
+    def problems(self) -> list[str]:
+        """What of this cannot be, in words."""
+        problems = []
+        if self.budget_ms != math.inf and (not _is_number(self.budget_ms) or self.budget_ms <= 0):
+            problems.append(
+                f"budget_ms={self.budget_ms!r} is not a positive number of milliseconds; for example 40, or math.inf"
+            )
+        if self.price is not None and (not _is_number(self.price) or self.price < 0):
+            problems.append(f"price={self.price!r} is not a number of 0 or more; 0 means: use what the budget allows")
+        if type(self.max_new_tokens) is not int or self.max_new_tokens < 1:
+            problems.append(f"max_new_tokens={self.max_new_tokens!r} cannot be answered with; give at least 1")
+        if not all(isinstance(text, str) and text for text in self.stop_strings):
+            problems.append(f"stop={self.stop!r} holds what is no text or empty; give strings that end the answer")
+        for (name, known), value in zip(_KNOWN, (self.when_infeasible, self.cut), strict=True):
+            if value not in known:
+                problems.append(f"{name}={value!r} is unknown; choose from {', '.join(known)}")
+        return problems
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """`stop` as a tuple."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
 class Answer(NamedTuple):
@@ -33,8 +106,8 @@ class Answer(NamedTuple):
         budget_ms: what was asked for; infinite: nothing.
         budget_met: whether ``latency_ms`` kept it.
         feasible: whether any setting was sure to keep it, by the bounds. If not, this is the best effort.
-        finish_reason: "stop" (the answer ended), "length" (it was cut at max_new_tokens) or "budget" (it was cut where
-            the budget would not have held another token).
+        finish_reason: "stop" (the answer ended, or came to a stop string), "length" (it was cut at max_new_tokens),
+            "budget" (it was cut where the budget would not have held another token) or "stopped" (by its caller).
         num_vision_tokens, num_language_tokens, num_output_tokens: counts.
         num_hurried_tokens: of the output tokens, how many (the last ones) were made with fewer experts or blocks than
             the setting says, because the answer would have been late; all of them where the prompt was read so, too.
@@ -128,26 +201,16 @@ def deadline_of(
     return Deadline(at_s, ms(STEP, index), tokens, hurried, cut, ms(READ, index) if hurried else 0.0)
 
 
-def check_request(
-    question: str, budget_ms: float, price: float | None = None, when_infeasible: str = "fastest", cut: str = "always"
-) -> None:
+def check_request(question: str | None, terms: Terms) -> None:
     """What can be told of a request without a model.
 
     Raises:
-        InputError: an empty question, a budget or a price that is not usable; all problems at once.
+        InputError: an empty question, terms that are not usable; all problems at once.
     """
     problems = []
     if not isinstance(question, str) or not question.strip():
         problems.append(f"the question is empty ({question!r}); ask something about the image")
-    if budget_ms != math.inf and (not _is_number(budget_ms) or budget_ms <= 0):
-        problems.append(
-            f"budget_ms={budget_ms!r} is not a positive number of milliseconds; for example 40, or math.inf"
-        )
-    if price is not None and (not _is_number(price) or price < 0):
-        problems.append(f"price={price!r} is not a number of 0 or more; 0 means: use what the budget allows")
-    for (name, known), value in zip(_KNOWN, (when_infeasible, cut), strict=True):
-        if value not in known:
-            problems.append(f"{name}={value!r} is unknown; choose from {', '.join(known)}")
+    problems += terms.problems()
     if problems:
         raise InputError("; ".join(problems))
 
@@ -170,3 +233,94 @@ def make_answer(
         choice.feasible, made.finish_reason, made.num_vision_tokens, made.num_language_tokens, made.num_output_tokens,
         len(made.hurried),
     )  # fmt: skip
+
+
+class Chooser(Protocol):
+    """What chooses the setting of a request; see `budgetvlm.runtime.AdaptiveVLM`."""
+
+    guard: Guard
+    network: ValueNetwork
+    known: np.ndarray
+
+    def request(self, image: Image.Image, question: str) -> Request: ...
+    def setting(self, index: int) -> Setting: ...
+
+
+class InFlight:
+    """One request under way: how its setting is chosen, revised once the image is encoded, and what came of it."""
+
+    __slots__ = ("_began_s", "_model", "_start_s", "_terms", "budget_ms", "choice", "decisions", "own_ms")
+
+    def __init__(self, model: Chooser, terms: Terms) -> None:
+        self._began_s = time.perf_counter()
+        self._start_s = self._began_s if terms.arrived_s is None else terms.arrived_s
+        self._model, self._terms, self.budget_ms = model, terms, float(min(terms.budget_ms, AMPLE_MS))
+        self.decisions: list[Decision] = []
+        self.own_ms = 0.0
+
+    @property
+    def waited_ms(self) -> float:
+        """How long it waited before it began."""
+        return (self._began_s - self._start_s) * 1e3
+
+    def choose(self, picture: Image.Image, question: str, overview: Overview) -> None:
+        """Choose a setting once the overview is encoded."""
+        model, began = self._model, time.perf_counter()
+        overview_ms = overview.preprocess_ms + overview.vision_ms
+        self.own_ms = (began - self._began_s) * 1e3 - overview_ms
+        request = model.request(picture, question)
+        now_ms = (time.perf_counter() - self._start_s) * 1e3
+        spent = Spent(now_ms, overview_ms, overview.preprocess_ms, self.waited_ms)
+        decision = decide.choose(
+            model.guard, model.network, request, overview.feature, self.budget_ms, spent, model.known, self._terms.price
+        )
+        self._take(decision, decision.best >= 0, self._terms.when_infeasible)
+        self.own_ms += (time.perf_counter() - began) * 1e3
+
+    def generate_options(self) -> dict[str, Any]:
+        """What `VLM.generate` is told: on which terms, and a deadline, or to ask once the image is encoded.
+
+        It does not ask where nothing was promised: what is done then was the caller's to say.
+        """
+        terms = self._terms
+        told = {"max_new_tokens": terms.max_new_tokens, "stop": terms.stop_strings, "on_text": terms.on_text}
+        if self._model.guard.rule.revises and self.choice.feasible:
+            return {**told, "revise": self.revise}
+        return {**told, "deadline": self._deadline()}
+
+    def revise(self, image_ms: float) -> tuple[Setting, Deadline | None]:
+        """Choose anew among the settings with the encoded image."""
+        began, model = time.perf_counter(), self._model
+        spent = Spent((began - self._start_s) * 1e3, image_ms)
+        decision = decide.choose_again(
+            model.guard, self.decisions[0], self.choice.index, self.budget_ms, spent, model.known
+        )
+        self._take(decision, feasible=True)
+        deadline = self._deadline()
+        self.own_ms += (time.perf_counter() - began) * 1e3
+        return self.choice.setting, deadline
+
+    def finished(self, generation: Generation) -> Answer:
+        """The answer, when its last token is there."""
+        latency_ms = (time.perf_counter() - self._start_s) * 1e3
+        return make_answer(self.choice, generation, self.own_ms, latency_ms, float(self._terms.budget_ms))
+
+    def lesson(self, answer: Answer, saved_ms: dict[str, float]) -> tuple[int, list[Bounds], Outcome]:
+        """What `Guard.update` is told."""
+        late, cut = not answer.budget_met, answer.finish_reason == "budget"
+        outcome = Outcome(
+            answer.stages_ms, answer.num_output_tokens, answer.latency_ms,
+            late=late, cut=cut, promised=self.choice.feasible, saved_ms=saved_ms,
+            limited=self._terms.budget_ms < math.inf, stopped=answer.finish_reason == "stopped",
+        )  # fmt: skip
+        return self.choice.index, [decision.bounds for decision in self.decisions], outcome
+
+    def _take(self, decision: Decision, feasible: bool, infeasible: Infeasible = "fastest") -> None:
+        index = decision.best if decision.best >= 0 else decision.settled(self.budget_ms, infeasible)
+        self.decisions.append(decision)
+        self.choice = Choice(self._model.setting(index), index, feasible, decision.bounds)
+
+    def _deadline(self) -> Deadline | None:
+        guard, at_s = self._model.guard, self._start_s + self.budget_ms / 1e3
+        cut = cuts(self._terms.cut, self.choice.feasible, guard.may_be_late)
+        return deadline_of(guard, self._model.setting, self.choice.bounds, self.choice.index, at_s, cut=cut)

@@ -15,35 +15,34 @@ import statistics
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
 import numpy as np
 from PIL import Image
 
 from budgetvlm import decide
 from budgetvlm._io import open_image, time_text
-from budgetvlm.answer import Answer, Choice, Cut, check_request, cuts, deadline_of, make_answer
+from budgetvlm.answer import AMPLE_MS, Answer, AnswerOptions, Choice, InFlight, Terms, check_request
 from budgetvlm.controller.checkpoint import load_controller
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.price_curve import AtPrice, PriceCurve, load_price_curve
 from budgetvlm.controller.value_network import ValueNetwork
-from budgetvlm.decide import Decision
 from budgetvlm.errors import CheckpointError, ConfigError, InputError
 from budgetvlm.guard.adaptive import AdaptiveGuard
-from budgetvlm.guard.bounds import Bounds, Outcome, Request, Spent
+from budgetvlm.guard.bounds import Bounds, Request, Spent
 from budgetvlm.guard.fixed import FixedGuard, Guard
-from budgetvlm.guard.rule import Infeasible
 from budgetvlm.guard.saved import load_guard, save_guard
 from budgetvlm.guard.spending import Spending
 from budgetvlm.knobs import Setting
-from budgetvlm.vlm import VLM, Deadline, Generation, Overview, load_vlm
+from budgetvlm.vlm import VLM, load_vlm
+from budgetvlm.vlm.conversation import Messages, read_messages
 from budgetvlm.vlm.fingerprint import model_fingerprint
 from budgetvlm.vlm.loading import bundled_controller, model_directory
 from budgetvlm.vlm.protocol import STAGES
+from budgetvlm.vlm.text_stream import Pieces
 
 REHEARSALS = 5  # requests before the first real one
 _BLANK = (256, 192)  # pixels of the image that the model is warmed up with
-_AMPLE_MS = 1e9  # a budget that holds any setting
 _LOADING_S = 3.0  # that a rehearsal waits for compiled loops: long enough to load them, not to compile them
 
 
@@ -145,46 +144,73 @@ class AdaptiveVLM:
         model.fingerprint = fingerprint
         return model
 
+    @overload
+    def generate(
+        self, image: str | Path | Image.Image | None = None, question: str | None = None, *,
+        messages: Messages | None = None, stream: Literal[False] = False, **terms: Unpack[AnswerOptions],
+    ) -> Answer: ...  # fmt: skip
+    @overload
+    def generate(
+        self, image: str | Path | Image.Image | None = None, question: str | None = None, *,
+        messages: Messages | None = None, stream: Literal[True], **terms: Unpack[AnswerOptions],
+    ) -> Pieces[Answer]: ...  # fmt: skip
     def generate(
         self,
-        image: str | Path | Image.Image,
-        question: str,
+        image: str | Path | Image.Image | None = None,
+        question: str | None = None,
         *,
-        budget_ms: float,
-        price: float | None = None,
-        max_new_tokens: int = 16,
-        when_infeasible: Infeasible = "fastest",
-        cut: Cut = "always",
-        arrived_s: float | None = None,
-    ) -> Answer:
-        """Answer a question about an image within a budget.
+        messages: Messages | None = None,
+        stream: bool = False,
+        **terms: Unpack[AnswerOptions],
+    ) -> Answer | Pieces[Answer]:
+        """Answer a question about an image, or chat messages, within a budget.
 
         Args:
             image: an image or its file; opening and decoding a file is before the clock starts.
-            budget_ms: a ceiling for the whole request; `math.inf`: none.
-            price: accuracy given for one latency of the full setting; None: the one that keeps the mean budget, or
-                the controller's own default; 0: use what the budget allows.
-            when_infeasible: what to do where no setting is sure to keep the budget. "fastest": take the one that is
-                expected to be. "best_effort": choose among those that keep it on average, if there are any. "reject":
-                raise before the model runs. Whatever is done, the answer says so.
-            cut: which answers stop before a token that the budget would not hold. "always": all of them. "needed": only
-                while the late ones have used up what alpha allows; the others are finished late.
-            arrived_s: when the request arrived, on the clock of `time.perf_counter`; its waiting then counts.
+            messages: instead of image and question, see `budgetvlm.vlm.conversation.read_messages`.
+            stream: return at once an iterator over the pieces of the answer's text, which a thread writes. Its
+                ``answer`` waits for the whole answer, and `close` ends the writing after the token that is under way.
+            terms: see `budgetvlm.answer.Terms`: budget_ms, price, max_new_tokens, stop, when_infeasible, cut,
+                arrived_s, on_text.
 
         Raises:
-            InputError: an image that cannot be read, an empty question, a budget or price that is not usable, a
-                budget that nothing keeps and "reject".
+            InputError: an image that cannot be read, an empty question, messages or terms that are not usable, a budget
+                that nothing keeps and "reject".
         """
-        check_request(question, budget_ms, price, when_infeasible, cut)
-        picture, spending = open_image(image), self.spending
-        price = spending.price if spending and price is None else price
-        under_way = _InFlight(self, float(budget_ms), cut, arrived_s)
-        if when_infeasible == "reject":
+        kept = Terms(**terms)
+        asked = self._asked(image, question, messages, kept)
+        if not stream:
+            return self._answer(*asked, kept)
+        kept = kept._replace(arrived_s=time.perf_counter() if kept.arrived_s is None else kept.arrived_s)
+        return Pieces(lambda on_text: self._answer(*asked, kept._replace(on_text=on_text)))
+
+    def _asked(
+        self, image: Any, question: str | None, messages: Messages | None, terms: Terms
+    ) -> tuple[Image.Image, str]:
+        """Open what is asked about. Raises InputError."""
+        if messages is None:
+            check_request(question, terms)
+            return open_image(image), str(question)
+        conversation = read_messages(messages)
+        if image is not None or question is not None:
+            raise InputError("image and question stand in the messages; give either these or the messages")
+        check_request(conversation.question, terms)
+        if not conversation.is_plain:
+            raise InputError("messages of one image and then one question can be answered; ask so")
+        return conversation.images[0], conversation.question
+
+    def _answer(self, picture: Image.Image, question: str, terms: Terms) -> Answer:
+        """Answer what was opened and checked."""
+        spending = self.spending
+        if spending and terms.price is None:
+            terms = terms._replace(price=spending.price)
+        under_way = InFlight(self, terms)
+        if terms.when_infeasible == "reject":
             self._reject(self.request(picture, question), under_way)
         overview = self.vlm.encode_overview(picture)
-        under_way.choose(picture, question, overview, price, when_infeasible)
-        options = under_way.generate_options() | {"max_new_tokens": max_new_tokens, "overview": overview}
-        generation = self.vlm.generate(picture, question, under_way.choice.setting, **options)
+        under_way.choose(picture, question, overview)
+        options = under_way.generate_options()
+        generation = self.vlm.generate(picture, question, under_way.choice.setting, overview=overview, **options)
         answer = under_way.finished(generation)
         if spending:
             spending.add(answer.latency_ms)
@@ -231,7 +257,7 @@ class AdaptiveVLM:
         """The model's setting with this number among the controller's."""
         return self._settings[index]
 
-    def _reject(self, request: Request, under_way: _InFlight) -> None:
+    def _reject(self, request: Request, under_way: InFlight) -> None:
         """Raise InputError if no setting is sure to keep the budget."""
         waited_ms, budget_ms = under_way.waited_ms, under_way.budget_ms
         bounds = self.guard.bounds_at_choice(request, budget_ms, Spent(waited_ms, waited_ms=waited_ms), self.known)
@@ -259,91 +285,7 @@ class AdaptiveVLM:
         decide.wait_for_compiled(_LOADING_S)
         guard, self.guard = self.guard, self.guard.copy()  # the rehearsal is not to be learnt from
         try:
-            made = [self.generate(blank, "what", budget_ms=_AMPLE_MS, max_new_tokens=2) for _ in range(answers)]
+            made = [self.generate(blank, "what", budget_ms=AMPLE_MS, max_new_tokens=2) for _ in range(answers)]
         finally:
             self.guard = guard
         return statistics.median(one.latency_ms - sum(one.stages_ms[stage] for stage in STAGES) for one in made)
-
-
-class _InFlight:
-    """One request under way: how its setting is chosen, revised once the image is encoded, and what came of it.
-
-    Args:
-        cut: which answers have a deadline.
-        arrived_s: when it arrived; None: now.
-    """
-
-    __slots__ = ("_asked_ms", "_began_s", "_cut", "_model", "_start_s", "budget_ms", "choice", "decisions", "own_ms")
-
-    def __init__(self, model: AdaptiveVLM, budget_ms: float, cut: Cut, arrived_s: float | None) -> None:
-        self._began_s = time.perf_counter()
-        self._start_s = self._began_s if arrived_s is None else arrived_s
-        self._model, self._cut, self.budget_ms, self._asked_ms = model, cut, min(budget_ms, _AMPLE_MS), budget_ms
-        self.decisions: list[Decision] = []
-        self.own_ms = 0.0
-
-    @property
-    def waited_ms(self) -> float:
-        """How long it waited before it began."""
-        return (self._began_s - self._start_s) * 1e3
-
-    def choose(
-        self, picture: Image.Image, question: str, overview: Overview, price: float | None, infeasible: Infeasible
-    ) -> None:
-        """Choose a setting once the overview is encoded."""
-        model, began = self._model, time.perf_counter()
-        overview_ms = overview.preprocess_ms + overview.vision_ms
-        self.own_ms = (began - self._began_s) * 1e3 - overview_ms
-        request = model.request(picture, question)
-        now_ms = (time.perf_counter() - self._start_s) * 1e3
-        spent = Spent(now_ms, overview_ms, overview.preprocess_ms, self.waited_ms)
-        decision = decide.choose(
-            model.guard, model.network, request, overview.feature, self.budget_ms, spent, model.known, price
-        )
-        self._take(decision, decision.best >= 0, infeasible)
-        self.own_ms += (time.perf_counter() - began) * 1e3
-
-    def generate_options(self) -> dict[str, Any]:
-        """What `VLM.generate` is told: a deadline, or to ask once the image is encoded.
-
-        It does not ask where nothing was promised: what is done then was the caller's to say.
-        """
-        if self._model.guard.rule.revises and self.choice.feasible:
-            return {"revise": self.revise}
-        return {"deadline": self._deadline()}
-
-    def revise(self, image_ms: float) -> tuple[Setting, Deadline | None]:
-        """Choose anew among the settings with the encoded image."""
-        began, model = time.perf_counter(), self._model
-        spent = Spent((began - self._start_s) * 1e3, image_ms)
-        decision = decide.choose_again(
-            model.guard, self.decisions[0], self.choice.index, self.budget_ms, spent, model.known
-        )
-        self._take(decision, feasible=True)
-        deadline = self._deadline()
-        self.own_ms += (time.perf_counter() - began) * 1e3
-        return self.choice.setting, deadline
-
-    def finished(self, generation: Generation) -> Answer:
-        """The answer, when its last token is there."""
-        latency_ms = (time.perf_counter() - self._start_s) * 1e3
-        return make_answer(self.choice, generation, self.own_ms, latency_ms, self._asked_ms)
-
-    def lesson(self, answer: Answer, saved_ms: dict[str, float]) -> tuple[int, list[Bounds], Outcome]:
-        """What `Guard.update` is told."""
-        late, cut = not answer.budget_met, answer.finish_reason == "budget"
-        outcome = Outcome(
-            answer.stages_ms, answer.num_output_tokens, answer.latency_ms,
-            late=late, cut=cut, promised=self.choice.feasible, saved_ms=saved_ms, limited=self._asked_ms < math.inf,
-        )  # fmt: skip
-        return self.choice.index, [decision.bounds for decision in self.decisions], outcome
-
-    def _take(self, decision: Decision, feasible: bool, infeasible: Infeasible = "fastest") -> None:
-        index = decision.best if decision.best >= 0 else decision.settled(self.budget_ms, infeasible)
-        self.decisions.append(decision)
-        self.choice = Choice(self._model.setting(index), index, feasible, decision.bounds)
-
-    def _deadline(self) -> Deadline | None:
-        guard, at_s = self._model.guard, self._start_s + self.budget_ms / 1e3
-        cut = cuts(self._cut, self.choice.feasible, guard.may_be_late)
-        return deadline_of(guard, self._model.setting, self.choice.bounds, self.choice.index, at_s, cut=cut)

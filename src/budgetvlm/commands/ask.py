@@ -61,11 +61,11 @@ def run(args: argparse.Namespace) -> int:
     gc.disable()  # importing makes a million objects, and all of them stay
     try:
         from budgetvlm._io import open_image
-        from budgetvlm.answer import check_request
+        from budgetvlm.answer import Terms, check_request
 
         _check_budgets(args)
         args.budget_ms = math.inf if args.budget_ms is None else args.budget_ms
-        check_request(args.question, args.budget_ms, args.price)
+        check_request(args.question, Terms(args.budget_ms, args.price))
         complete(args)
         image, model = open_image(args.image), open_model(args)
     finally:

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> bool:
     """Whether a request is to be explained. Raises ConfigError, InputError."""
     from budgetvlm._extras import require
-    from budgetvlm.answer import check_request
+    from budgetvlm.answer import Terms, check_request
 
     given = [args.image is not None, args.question is not None, args.budget_ms is not None]
     if args.tree and args.data is None:
@@ -83,7 +83,7 @@ def _check(args: argparse.Namespace) -> bool:
         raise ConfigError("a request needs --image, --question and --budget_ms; without all three only --tree is left")
     if any(given):
         require("captum", "explain", "attribution")
-        check_request(args.question, args.budget_ms, args.price)
+        check_request(args.question, Terms(args.budget_ms, args.price))
     return any(given)
 
 

@@ -221,12 +221,15 @@ class AdaptiveGuard:
 
         # The margin: how far above its prediction the request was, and whether it missed its budget.
         missing_ms = sum(saved.values()) if saved else 0.0
-        scores = {bounds.moment: _score(bounds, index, outcome, missing_ms) for bounds in decided_by}
-        if outcome.promised and outcome.limited:
+        whole = () if outcome.stopped else decided_by
+        scores = {bounds.moment: _score(bounds, index, outcome, missing_ms) for bounds in whole}
+        # Of those that were stopped in time nobody knows whether they would have stayed in time: only late ones count.
+        counts = outcome.limited and (outcome.late or not outcome.stopped)
+        if outcome.promised and counts:
             self.credit = min(self.credit + self.alpha, MAX_CREDIT) - outcome.late
         missed = 1.0 if outcome.late else self.margin.cut_cost if outcome.cut else 0.0
         # A broken budget that nothing was expected to keep breaks no promise; a kept one shows that bounds are wide.
-        judged = missed if outcome.limited and (outcome.promised or missed == 0) else None
+        judged = missed if counts and (outcome.promised or missed == 0) else None
         learn_margin(self.margin, chosen.forecast.groups, scores, judged, TARGET_SHARE * self.alpha)
 
         # What it took beside the model's stages; one request may say no more than four times what was known.

@@ -60,6 +60,7 @@ class Outcome(NamedTuple):
         promised: a setting was allowed, so that it counts.
         limited: it had a budget of its own.
         saved_ms: how much longer what was hurried of each stage would have taken at its own setting, as predicted.
+        stopped: its caller ended it, so that how long the whole answer would have taken is not known.
     """
 
     stages_ms: Mapping[str, float]
@@ -70,6 +71,7 @@ class Outcome(NamedTuple):
     promised: bool = True
     saved_ms: Mapping[str, float] = MappingProxyType({})
     limited: bool = True
+    stopped: bool = False
 
 
 class Forecast(NamedTuple):

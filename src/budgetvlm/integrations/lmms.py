@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from budgetvlm.answer import Answer, check_request
+from budgetvlm.answer import Answer, Terms, check_request
 from budgetvlm.errors import ConfigError, InputError
 from budgetvlm.knobs import KNOBS
 from budgetvlm.runtime import AdaptiveVLM
@@ -80,7 +80,7 @@ class ModelArgs:
             problems.append(f"max_new_tokens={self.max_new_tokens!r} has to be a whole number, 1 at least")
         if self.budget_ms is not None:
             try:
-                check_request("?", self.budget_ms, self.price)
+                check_request("?", Terms(self.budget_ms, self.price))
             except InputError as error:
                 problems.append(str(error))
         if problems:
@@ -129,13 +129,13 @@ def open_model(args: ModelArgs) -> Request:
     )  # fmt: skip
 
     def ask(image: Image.Image, question: str, max_new_tokens: int) -> tuple[str, dict[str, Any]]:
-        answer = model.generate(
+        answer: Answer = model.generate(  # type: ignore[call-overload]
             image,
             question,
             budget_ms=budget_ms,
             price=args.price,
             max_new_tokens=max_new_tokens,
-            when_infeasible=args.when_infeasible,  # type: ignore[arg-type]
+            when_infeasible=args.when_infeasible,
         )
         kept = {name: getattr(answer, name) for name in ("budget_ms", "budget_met", "feasible")}
         return answer.answer, _record(answer, dict(answer.setting), answer.latency_ms) | kept

@@ -26,7 +26,8 @@ from budgetvlm.vlm.decoding import Decoder, Pace, PacedReading, mean_embedder, w
 from budgetvlm.vlm.families.base import SIZE_CACHE_LIMIT, Family, Images, pool
 from budgetvlm.vlm.knob_limits import check_knobs, depths
 from budgetvlm.vlm.prompt import DecoderInputs, EmbeddedPrompt, Prompt, PromptEmbedder
-from budgetvlm.vlm.protocol import Deadline, Generation, Overview, Revise
+from budgetvlm.vlm.protocol import Deadline, Generation, OnText, Overview, Revise
+from budgetvlm.vlm.text_stream import TextStream
 
 
 class _Configuration(NamedTuple):
@@ -193,6 +194,8 @@ class Adapter:
         overview: Overview | None = None,
         deadline: Deadline | None = None,
         revise: Revise | None = None,
+        stop: Sequence[str] = (),
+        on_text: OnText | None = None,
     ) -> Generation:
         """Answer one question at batch 1, greedily, with every stage timed and the device synchronised."""
         _check_length(max_new_tokens)
@@ -222,9 +225,12 @@ class Adapter:
             with self.paced(setting, pace) if pace and deadline and deadline.read_ms else nullcontext():
                 cache, first = self.decoder.prefill(prompt.embeddings[None], **inputs.prefill())
             stages["prefill"] = lap()
-            ids = self.decoder.decode(cache, first, max_new_tokens, pace, inputs, self.apply)
+            text = TextStream(self._text, stop, on_text) if stop or on_text else None
+            ids = self.decoder.decode(cache, first, max_new_tokens, pace, inputs, self.apply, text)
+            if text:
+                text.finish(ids)
             stages["decode"] = lap()
-        return self._generation(ids, prompt, max_new_tokens, stages, pace)
+        return self._generation(ids, prompt, max_new_tokens, stages, pace, text)
 
     @contextmanager
     def paced(self, setting: Setting, pace: Pace) -> Iterator[None]:
@@ -284,13 +290,14 @@ class Adapter:
         max_new_tokens: int,
         stages: dict[str, float],
         pace: Pace | None = None,
+        text: TextStream | None = None,
     ) -> Generation:
         cut = "length" if len(ids) == max_new_tokens else "budget"
         num_vision = len(prompt.layout.ids)
         return Generation(
-            text=self.prompt.tokenizer.decode(ids, skip_special_tokens=True).strip(),
+            text=text.text if text else self._text(ids).strip(),
             token_ids=tuple(ids),
-            finish_reason="stop" if ids[-1] in self.decoder.end_ids else cut,
+            finish_reason=(text and text.ended) or ("stop" if ids[-1] in self.decoder.end_ids else cut),
             num_vision_tokens=num_vision,
             num_language_tokens=len(prompt.token_ids) - num_vision,
             num_output_tokens=len(ids),
@@ -298,6 +305,9 @@ class Adapter:
             hurried=tuple(pace.hurried) if pace else (),
             saved_ms=pace.saved_ms if pace else {},
         )
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return str(self.prompt.tokenizer.decode(ids, skip_special_tokens=True))
 
     def _layer_list(self, active: Sequence[int]) -> nn.ModuleList:
         return blocks.layer_list(self.layers, active, stand_ins=self.family.goes_by_place(self.model))

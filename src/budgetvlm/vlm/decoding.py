@@ -236,6 +236,7 @@ class Decoder:
         pace: Pace | None = None,
         inputs: DecoderInputs | None = None,
         apply: Callable[[Setting], AbstractContextManager[None]] | None = None,
+        on_token: Callable[[Sequence[int]], bool] | None = None,
     ) -> list[int]:
         """Make the answer of a batch of one, from its first token ``[1]`` on; an end token is part of it.
 
@@ -244,16 +245,19 @@ class Decoder:
                 is the answer.
             inputs: those that `prefill` was given arguments of; None for a prompt that needs none.
             apply: applies the setting of a hurried token; None: there are none.
+            on_token: called with all tokens after each one, the last included; False ends the answer.
         """
         token, ids = first, [int(first)]
+        goes_on = on_token is None or on_token(ids)
         now_s = pace.clock() if pace else 0.0
-        while len(ids) < max_new_tokens and ids[-1] not in self.end_ids:
+        while goes_on and len(ids) < max_new_tokens and ids[-1] not in self.end_ids:
             if pace and not pace.next(now_s, len(ids)):
                 break
             hurried = pace.setting if pace and pace.level else None
             with apply(hurried) if apply and hurried else nullcontext():
                 token = self._step(self.embed(token[:, None]), cache, **(inputs.step(token) if inputs else {}))
             ids.append(int(token))
+            goes_on = on_token is None or on_token(ids)
             if pace:
                 now_s = pace.clock()
         return ids

@@ -107,6 +107,9 @@ class RecordingClock:
         return self.readings[-1]
 
 
+OnText = Callable[[str], bool | None]
+"""Called after each token with the whole characters that it adds, maybe none; False ends the answer there."""
+
 Revise = Callable[[float], tuple[Setting, Deadline | None]]
 """From the time in ms that preprocessing and encoding the image took (an overview's included) to the setting that the
 answer is made at, which shows the model the same image, and its deadline."""
@@ -117,10 +120,10 @@ class Generation:
     """One answer and what it cost.
 
     Attributes:
-        text: the decoded answer without special tokens.
-        token_ids: generated ids, the end token included if there is one.
-        finish_reason: "stop" (end token), "length" (max_new_tokens reached) or "budget" (the deadline did not hold
-            another token).
+        text: the decoded answer without special tokens, up to a stop string.
+        token_ids: generated ids, the end token or the tokens of a stop string included if there are any.
+        finish_reason: "stop" (end token or stop string), "length" (max_new_tokens reached), "budget" (the deadline did
+            not hold another token) or "stopped" (``on_text`` said so).
         stages_ms: time of each of `STAGES` in ms; empty from `VLM.generate_batch`. A reused overview's own time is
             counted in "preprocess" and "vision", because the request pays for it once.
         num_vision_tokens, num_language_tokens, num_output_tokens: counts; the prompt's image markers are language.
@@ -180,10 +183,14 @@ class VLM(Protocol):
         overview: Overview | None = None,
         deadline: Deadline | None = None,
         revise: Revise | None = None,
+        stop: Sequence[str] = (),
+        on_text: OnText | None = None,
     ) -> Generation:
         """Answer one question at batch 1, greedily, with every stage timed and the device synchronised.
 
         Args:
+            stop: strings that end the answer and are no part of it.
+            on_text: what it takes is part of "decode".
             revise: asked once the image is encoded at ``setting``; answering goes on with the setting and the deadline
                 that it returns. Its own time is in no stage.
 
