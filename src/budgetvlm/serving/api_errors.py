@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from fastapi import Request
@@ -9,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 TYPES = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
+LONGEST_RETRY_S = 60.0
 
 
 class APIError(Exception):
@@ -30,8 +32,13 @@ class APIError(Exception):
 
     def response(self) -> JSONResponse:
         """The response."""
-        after = {} if self.retry_after_s is None else {"Retry-After": str(max(1, round(self.retry_after_s)))}
+        after = {} if self.retry_after_s is None else {"Retry-After": str(_whole_seconds(self.retry_after_s))}
         return JSONResponse(self.document, self.status, headers=after)
+
+
+def _whole_seconds(seconds: float) -> int:
+    """Seconds as the header has them: whole ones, at least one, and no longer than a client should wait."""
+    return max(1, math.ceil(min(seconds, LONGEST_RETRY_S)))
 
 
 async def on_api_error(request: Request, error: Exception) -> JSONResponse:

@@ -72,16 +72,16 @@ def make_app(options: ServeOptions, dispatcher: Dispatcher | None = None) -> Fas
         arrived_s: float = request.scope["arrived_s"]
         job = await asyncio.to_thread(job_of, body, request.headers.get(BUDGET_HEADER), arrived_s, options)
         ticket = jobs.submit(job)
-        if body.stream:
-            first = await completions.first_event(ticket)
-            usage = bool(body.stream_options and body.stream_options.include_usage)
-            return StreamingResponse(_until_gone(ticket, body.model, first, usage), media_type="text/event-stream")
         leaving = asyncio.create_task(_watch(request, ticket))
         try:
-            document, headers = await completions.complete(ticket, body.model)
+            if not body.stream:
+                document, headers = await completions.complete(ticket, body.model)
+                return JSONResponse(document, headers=headers)
+            first = await completions.first_event(ticket)
         finally:
             leaving.cancel()
-        return JSONResponse(document, headers=headers)
+        usage = bool(body.stream_options and body.stream_options.include_usage)
+        return StreamingResponse(_until_gone(ticket, body.model, first, usage), media_type="text/event-stream")
 
     if options.playground:
         app.include_router(playground_routes(options, jobs))
@@ -101,7 +101,7 @@ async def _until_gone(ticket: Ticket, model: str, first: Event, usage: bool) -> 
 
 
 async def _watch(request: Request, ticket: Ticket) -> None:
-    """Wait until a client leaves that waits for a whole answer."""
+    """Wait until a client leaves to whom nothing was said yet."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
     await ticket.leave()

@@ -11,7 +11,8 @@ from budgetvlm.serving.api_errors import APIError
 from budgetvlm.serving.dispatcher import Ticket
 from budgetvlm.serving.jobs import Event
 
-STATUS = {"InputError": 400, "ConfigError": 400, "ReplicaDied": 503}
+STATUS = {"InputError": 400, "ConfigError": 400, "ReplicaDied": 503, "NotReady": 503, "ClientLeft": 499}
+RETRY_AFTER_S = 1.0
 FINISH = {"stop": "stop", "length": "length", "budget": "length", "stopped": "stop"}  # OpenAI's own words
 
 
@@ -83,7 +84,9 @@ def headers_of(compliance: dict[str, Any]) -> dict[str, str]:
 
 def error_of(event: Event) -> APIError:
     """What a client is told of a job that failed."""
-    return APIError(STATUS.get(event.data["type"], 500), event.data["message"], code=event.data["type"])
+    status = STATUS.get(event.data["type"], 500)
+    retry_after_s = RETRY_AFTER_S if status == 503 else None
+    return APIError(status, event.data["message"], code=event.data["type"], retry_after_s=retry_after_s)
 
 
 async def _from(first: Event, ticket: Ticket) -> AsyncIterator[Event]:

@@ -23,6 +23,7 @@ class Job:
         budget_ms: a ceiling from the arrival to the last token; `math.inf`: none.
         price: accuracy given for one latency of the full setting; None: whatever the server pays now.
         stop: texts before which an answer ends.
+        left: nobody waits for it any more.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Job:
     cut: str = "always"
     kind: str = "answer"
     extra: dict[str, Any] = field(default_factory=dict)
+    left: bool = False
 
     @property
     def deadline_s(self) -> float:

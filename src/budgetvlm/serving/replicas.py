@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -16,7 +15,7 @@ from budgetvlm.serving.jobs import Event, Job
 from budgetvlm.serving.serve_options import ServeOptions
 
 GONE = Event("error", {"message": "the model's process ended while it worked on this request", "type": "ReplicaDied"})
-_log = logging.getLogger(__name__)
+LEFT = Event("error", {"message": "the client left", "type": "ClientLeft"})
 
 
 class ReplicaError(BudgetVLMError):
@@ -28,10 +27,11 @@ class Replica:
 
     Attributes:
         facts: what it last said of itself: "fastest_ms", "default_price".
+        retired: it gets no further job, because a newer one takes its place.
     """
 
     def __init__(self, options: ServeOptions) -> None:
-        self._options = options
+        self._options, self.retired = options, False
         self.facts: dict[str, Any] = {}
 
     async def start(self) -> None:
@@ -49,7 +49,8 @@ class Replica:
         })  # fmt: skip
         event = await self._next()
         if event.kind != "ready":
-            raise ReplicaError(event.data["message"])
+            said = "the model's process ended while it opened the model" if event is GONE else event.data["message"]
+            raise ReplicaError(said)
         self.facts = event.data
 
     @property
@@ -60,6 +61,9 @@ class Replica:
     async def answer(self, job: Job) -> AsyncIterator[Event]:
         """Hand a job over and pass on what comes of it; the last event is the answer or an error."""
         pixels = [await asyncio.to_thread(image.tobytes) for image in job.images]
+        if job.left:
+            yield LEFT
+            return
         try:
             await self._send(job.header(), pixels)
             while True:
@@ -74,13 +78,23 @@ class Replica:
 
     async def stop_job(self, job: Job) -> None:
         """Tell it that nobody waits for this job any more."""
-        await self._send({"kind": "stop", "id": job.id})
+        with contextlib.suppress(OSError):
+            await self._send({"kind": "stop", "id": job.id})
 
-    async def close(self) -> None:
-        """End the process once its job is done."""
+    async def ended(self) -> None:
+        """Wait until its process has ended."""
+        await self._process.wait()
+
+    async def close(self, grace_s: float | None = None) -> None:
+        """End the process once its job is done, or kill it after a while."""
         with contextlib.suppress(OSError):
             await self._send({"kind": "close", "id": None})
-        await self._process.wait()
+        try:
+            async with asyncio.timeout(grace_s):
+                await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
 
     async def _send(self, header: dict[str, Any], blocks: list[bytes] | None = None) -> None:
         self._writer.writelines(wire.packed(header, blocks or []))
