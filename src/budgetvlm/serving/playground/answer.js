@@ -2,8 +2,8 @@
 
 import { digits, make, ms, settingText } from "./words.js";
 
-const STAGES = ["queue", "preprocess", "vision", "controller", "prefill", "decode", "server"];
-const NAMES = { queue: "waiting", server: "upload and server" };
+const STAGES = ["queue", "preprocess", "vision", "controller", "prefill", "decode", "rest"];
+const NAMES = { queue: "waiting", rest: "the rest" };
 const LONG = 40; // characters from which an answer is set as prose
 
 export class AnswerView {
@@ -41,7 +41,7 @@ export class AnswerView {
 
   #showVerdict({ latency_ms, budget_met, predicted_ms }) {
     const state = make("b", { class: budget_met ? "met" : "missed" }, budget_met ? "in time" : "late");
-    const bound = predicted_ms ? `, at most ${ms(predicted_ms)} expected` : "";
+    const bound = predicted_ms ? `, expected at most ${ms(predicted_ms)}` : "";
     this.root.querySelector(".verdict").replaceChildren(`${ms(latency_ms)} of ${ms(this.budgetMs)}: `, state, bound);
   }
 
@@ -78,10 +78,10 @@ function remarks({ feasible, finish_reason, num_hurried_tokens, num_output_token
   return [feasible ? "" : "No setting was sure to keep this budget.", hurried, cut];
 }
 
-// Name and ms of each part of an answer's time; what no part explains is the server's.
+// Name and ms of each part of an answer's time; what no part explains is the rest.
 function stageTimes({ stages_ms, queue_ms, latency_ms }) {
   const times = { queue: queue_ms ?? 0, ...stages_ms };
   const known = Object.values(times).reduce((sum, time) => sum + time, 0);
-  times.server = Math.max(latency_ms - known, 0);
+  times.rest = Math.max(latency_ms - known, 0);
   return STAGES.filter((name) => times[name] > 0).map((name) => [name, times[name]]);
 }
