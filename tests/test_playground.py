@@ -23,8 +23,9 @@ from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.serving.api_errors import APIError
 from budgetvlm.serving.app import make_app
 from budgetvlm.serving.dispatcher import Ticket
-from budgetvlm.serving.jobs import Event
+from budgetvlm.serving.jobs import Event, Job
 from budgetvlm.serving.preview import LESS, MORE, preview
+from budgetvlm.serving.reasons import why
 from budgetvlm.serving.serve_options import ServeOptions
 from budgetvlm.vlm import load_vlm
 
@@ -76,6 +77,36 @@ def test_a_setting_that_may_not_be_chosen_is_never_allowed(vlm):
     assert not any(3 in allowed for allowed in found["allowed"])
 
 
+# ---- why a request got its setting
+
+
+@pytest.mark.parametrize(
+    ("changes", "waited_ms", "says"),
+    [
+        ({"budget_ms": None}, 0.1, "The best of all settings, as there was no budget."),
+        ({}, 0.1, "The best of the settings that were sure to keep 60 ms."),
+        ({"price": 0.25}, 0.1, "sure to keep 60 ms, with the time of the full setting priced at 0.25 right answers."),
+        ({}, 12.0, "sure to keep 60 ms, of which 12 ms were over when work on it began."),
+        ({"feasible": False}, 0.1, "No setting was sure to keep 60 ms, so it got the fastest."),
+        (
+            {"feasible": False, "when_infeasible": "best_effort"},
+            0.1,
+            "so it got the best of those expected to, if any.",
+        ),
+        ({"num_hurried_tokens": 2}, 0.1, "60 ms; 2 of 5 tokens were hurried to be in time."),
+        ({"finish_reason": "budget"}, 0.1, "60 ms; it was cut where the budget ended."),
+    ],
+)
+def test_why_a_request_got_its_setting(changes, waited_ms, says):
+    about = {"price": None, "when_infeasible": "fastest"}
+    job = Job("1", [], [], 0.0, **{name: changes.get(name, default) for name, default in about.items()})
+    answer = {
+        "budget_ms": 60.0, "feasible": True, "num_hurried_tokens": 0, "num_output_tokens": 5, "finish_reason": "stop",
+    }  # fmt: skip
+    said = why(answer | changes, job, waited_ms)
+    assert says in said and said.endswith(".") and "\n" not in said
+
+
 # ---- a server whose answers are planned
 
 KNOBS = KnobSpace({"max_crops": [1, 4], "top_k": [1, 2], "num_active_blocks": [4, 8]})
@@ -102,7 +133,7 @@ class Planned:
     ready = True
 
     def __init__(self):
-        self.jobs, self.tickets, self.problem, self.go = [], [], None, threading.Event()
+        self.jobs, self.problem, self.go = [], None, threading.Event()
 
     async def start(self): ...
 
@@ -113,7 +144,6 @@ class Planned:
         if self.problem is not None and job.kind == "answer":
             raise self.problem
         ticket = Ticket(job)
-        self.tickets.append(ticket)
         self._playing = asyncio.get_running_loop().create_task(self._play(ticket))
         return ticket
 
@@ -271,7 +301,9 @@ def test_an_answer_streams_in_and_its_times_stand_against_the_budget(page, plann
     page.wait_for("document.querySelector('#answer .why').textContent")
     assert text(page, "#answer .text") == FIRST + SECOND
     assert text(page, "#answer .verdict").startswith("30.0 ms of 32.0 ms: in time")
-    assert text(page, "#answer .why").startswith("1 tile, 2 experts, 4 blocks.")
+    assert text(page, "#answer .why") == "1 tile, 2 experts, 4 blocks. " + (
+        "The best of the settings that were sure to keep 32 ms, of which 2 ms were over when work on it began."
+    )
     shares = page.run(
         "[...document.querySelectorAll('#answer .times i')].map((one) => [one.className, parseFloat(one.style.width)])"
     )
@@ -378,7 +410,7 @@ def test_escape_stops_an_answer_and_the_server_hears_of_it(page, planned):
     page.press("Escape")
     page.wait_for("document.querySelector('#answer .verdict').textContent == 'Stopped.'")
     end = time.monotonic() + 30
-    while not planned.tickets[-1].left:
+    while not planned.jobs[-1].left:
         assert time.monotonic() < end
         time.sleep(0.01)
     assert page.messages == []

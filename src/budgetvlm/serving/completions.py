@@ -10,6 +10,7 @@ from typing import Any
 from budgetvlm.serving.api_errors import APIError
 from budgetvlm.serving.dispatcher import Ticket
 from budgetvlm.serving.jobs import Event
+from budgetvlm.serving.reasons import why
 
 STATUS = {"InputError": 400, "ConfigError": 400, "ReplicaDied": 503, "NotReady": 503, "ClientLeft": 499}
 RETRY_AFTER_S = 1.0
@@ -68,7 +69,8 @@ def compliance_of(answer: dict[str, Any], ticket: Ticket) -> dict[str, Any]:
     )  # fmt: skip
     started_s = ticket.started_s or ticket.job.arrived_s
     waited_ms = (started_s - ticket.job.arrived_s) * 1e3
-    return {name: answer[name] for name in names} | {"queue_ms": waited_ms, "price": ticket.job.price}
+    said = {"queue_ms": waited_ms, "price": ticket.job.price, "why": why(answer, ticket.job, waited_ms)}
+    return {name: answer[name] for name in names} | said
 
 
 def headers_of(compliance: dict[str, Any]) -> dict[str, str]:

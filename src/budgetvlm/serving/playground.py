@@ -49,8 +49,9 @@ def playground_routes(options: ServeOptions, jobs: Dispatcher) -> APIRouter:
         """See `budgetvlm.serving.preview.preview`; the body is that of a chat completion."""
         job = await asyncio.to_thread(job_of, body, None, request.scope["arrived_s"], options)
         job.kind = "preview"
-        if len(job.images) != 1:
-            raise APIError(400, f"a preview is of one image and a question, given {len(job.images)} images")
+        if (len(job.messages), len(job.images)) != (1, 1):
+            given = f"{len(job.messages)} messages with {len(job.images)} images"
+            raise APIError(400, f"a preview is of one message with one image and a question, given {given}")
         event = await anext(jobs.submit(job).events())
         if event.kind != job.kind:
             raise error_of(event)

@@ -119,7 +119,7 @@ def _asked(header: dict[str, Any], blocks: list[bytes]) -> tuple[list[Image.Imag
         for size, pixels in zip(header["sizes"], blocks, strict=True)
     ]
     parts = header["messages"][-1]["content"]
-    return images, next(one["text"] for one in parts if one["type"] == "text")
+    return images, next((one["text"] for one in parts if one["type"] == "text"), "")
 
 
 def _with_images(messages: list[dict[str, Any]], images: list[Image.Image]) -> list[dict[str, Any]]:

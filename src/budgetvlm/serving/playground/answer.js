@@ -28,8 +28,7 @@ export class AnswerView {
     this.#showVerdict(result);
     this.#showStages(stageTimes(result));
     this.scaleTo(Math.max(result.latency_ms, this.budgetMs));
-    const words = [result.why, ...remarks(result)].filter(Boolean).join(" ");
-    this.root.querySelector(".why").replaceChildren(make("b", {}, settingText(result.setting)), `. ${words}`);
+    this.root.querySelector(".why").replaceChildren(make("b", {}, settingText(result.setting)), `. ${result.why}`);
   }
 
   fail(message) {
@@ -70,12 +69,6 @@ export class AnswerView {
     limit.classList.toggle("early", this.budgetMs < 0.4 * longestMs);
     limit.replaceChildren(make("span", {}, `budget ${ms(this.budgetMs)}`));
   }
-}
-
-function remarks({ feasible, finish_reason, num_hurried_tokens, num_output_tokens }) {
-  const hurried = num_hurried_tokens ? `Of ${num_output_tokens} tokens ${num_hurried_tokens} were hurried.` : "";
-  const cut = finish_reason === "budget" ? "It was cut where the budget ended." : "";
-  return [feasible ? "" : "No setting was sure to keep this budget.", hurried, cut];
 }
 
 // Name and ms of each part of an answer's time; what no part explains is the rest.
