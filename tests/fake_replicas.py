@@ -124,6 +124,10 @@ class Served:
     def replicas(self):
         return self.kind.made
 
+    @property
+    def gate(self):
+        return self.app.state.gate
+
     def kill(self, replica):
         self.loop.call_soon_threadsafe(replica.die)
 
@@ -168,3 +172,11 @@ def until(condition, seconds=5.0):
     while not condition():
         assert time.monotonic() < end, "it did not come to hold"
         time.sleep(0.005)
+
+
+def in_background(call):
+    """Run a call in a thread; what it returned is in the list that comes back with the thread."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(call()))
+    thread.start()
+    return thread, found

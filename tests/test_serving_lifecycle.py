@@ -7,15 +7,7 @@ import time
 
 import pytest
 
-from tests.fake_replicas import CHAT, WORDS, served, until
-
-
-def in_background(call):
-    """Run a call in a thread; what it returned is in the list that comes back with the thread."""
-    found = []
-    thread = threading.Thread(target=lambda: found.append(call()))
-    thread.start()
-    return thread, found
+from tests.fake_replicas import CHAT, WORDS, in_background, served, until
 
 
 def test_a_replica_that_dies_fails_its_request_at_once_and_is_back():

@@ -8,8 +8,20 @@ from typing import Any
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 
-TYPES = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
+CODES = {
+    400: "invalid_request", 401: "invalid_api_key", 403: "not_allowed", 404: "not_found", 405: "method_not_allowed",
+    408: "too_slow", 413: "too_large", 415: "unsupported_media_type", 429: "queue_full", 500: "internal_error",
+    503: "not_ready",
+}  # fmt: skip
+TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "server_error",
+}
 LONGEST_RETRY_S = 60.0
 
 
@@ -21,7 +33,8 @@ class APIError(Exception):
         retry_after_s: float | None = None,
     ) -> None:  # fmt: skip
         super().__init__(message)
-        self.status, self.message, self.code, self.param = status, message, code, param
+        self.status, self.message, self.param = status, _writable(message), param and _writable(param)
+        self.code = code or CODES.get(status, "invalid_request")
         self.retry_after_s = retry_after_s
 
     @property
@@ -41,15 +54,27 @@ def _whole_seconds(seconds: float) -> int:
     return max(1, math.ceil(min(seconds, LONGEST_RETRY_S)))
 
 
-async def on_api_error(request: Request, error: Exception) -> JSONResponse:
-    """Answer with an error of ours."""
-    assert isinstance(error, APIError)
-    return error.response()
+def _writable(text: str) -> str:
+    """A text that can be sent: JSON may bring half characters, which UTF-8 has no bytes for."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
-async def on_invalid(request: Request, error: Exception) -> JSONResponse:
-    """Answer where a body is not of the described form."""
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if part != "body")
-    return APIError(400, f"{where}: {first['msg']}" if where else first["msg"], param=where or None).response()
+async def respond(request: Request, error: Exception) -> JSONResponse:
+    """Answer with what an error tells the client; how it came about is in the log alone."""
+    told = _told(error)
+    request.scope["error_code"] = told.code
+    response = told.response()
+    response.headers.update(getattr(error, "headers", None) or {})  # such as which methods are allowed
+    return response
+
+
+def _told(error: Exception) -> APIError:
+    if isinstance(error, APIError):
+        return error
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part != "body")
+        return APIError(400, f"{where}: {first['msg']}" if where else first["msg"], param=where or None)
+    if isinstance(error, HTTPException):
+        return APIError(error.status_code, str(error.detail))
+    return APIError(500, "the server failed on this request")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,28 +10,18 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.exceptions import HTTPException
 
 from budgetvlm._version import __version__
 from budgetvlm.serving import completions
-from budgetvlm.serving.api_errors import APIError, on_api_error, on_invalid
+from budgetvlm.serving.api_errors import APIError, respond
 from budgetvlm.serving.chat_schema import ChatRequest
 from budgetvlm.serving.dispatcher import Dispatcher, Ticket
+from budgetvlm.serving.gate import Gate
 from budgetvlm.serving.jobs import Event
 from budgetvlm.serving.playground import playground_routes
 from budgetvlm.serving.requests import BUDGET_HEADER, job_of
 from budgetvlm.serving.serve_options import ServeOptions
-
-
-class Arrival:
-    """Stamps when each request arrived: its head is there, its body may not be."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["arrived_s"] = time.perf_counter()
-        await self._app(scope, receive, send)
 
 
 def make_app(options: ServeOptions, dispatcher: Dispatcher | None = None) -> FastAPI:
@@ -49,10 +38,11 @@ def make_app(options: ServeOptions, dispatcher: Dispatcher | None = None) -> Fas
         yield
         await jobs.close()
 
-    app = FastAPI(title="BudgetVLM", version=__version__, lifespan=lifespan)
-    app.add_middleware(Arrival)
-    app.add_exception_handler(APIError, on_api_error)
-    app.add_exception_handler(RequestValidationError, on_invalid)
+    app = FastAPI(title="BudgetVLM", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.gate = gate = Gate(options)
+    app.add_middleware(gate.before)
+    for kind in (APIError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, respond)
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -60,7 +50,8 @@ def make_app(options: ServeOptions, dispatcher: Dispatcher | None = None) -> Fas
 
     @app.get("/ready")
     async def ready() -> JSONResponse:
-        return JSONResponse({"ready": jobs.ready}, 200 if jobs.ready else 503)
+        is_ready = jobs.ready and not gate.draining
+        return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+def _whole_characters(text: str) -> str:
+    """Raise ValueError for half of a character (a lone surrogate), which JSON can hold and no tokenizer takes."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"character {error.start} is half of one") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole_characters)]
+StopText = Annotated[Text, Field(min_length=1, max_length=1000)]
 
 
 class _Open(BaseModel):
@@ -12,16 +25,16 @@ class _Open(BaseModel):
 
 
 class ImageURL(_Open):
-    """Where an image is: a data URL."""
+    """Where an image is: a data URL, or an address of a host that the server's owner allowed."""
 
-    url: str
+    url: Text
 
 
 class TextPart(_Open):
     """Text within a message."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class ImagePart(_Open):
@@ -38,7 +51,7 @@ class Message(_Open):
     """One turn."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: Text | list[Part]
 
 
 class StreamOptions(_Open):
@@ -50,14 +63,18 @@ class StreamOptions(_Open):
 class ChatRequest(_Open):
     """Body of POST /v1/chat/completions."""
 
-    model: str
-    messages: list[Message] = Field(min_length=1)
+    model: Text
+    messages: list[Message] = Field(min_length=1, max_length=1000)
     stream: bool = False
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    stop: str | list[str] | None = None
-    latency_budget_ms: float | None = Field(None, gt=0, description="time for the whole request, in ms")
-    price: float | None = Field(None, ge=0, description="accuracy given for one latency of the full setting")
+    stop: StopText | Annotated[list[StopText], Field(max_length=4)] | None = None
+    latency_budget_ms: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="time for the whole request, in ms"
+    )
+    price: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="accuracy given for one latency of the full setting"
+    )
     when_infeasible: Literal["fastest", "reject", "best_effort"] | None = None
     cut: Literal["always", "needed"] = "always"

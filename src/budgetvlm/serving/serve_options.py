@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, get_args
 
 from budgetvlm.errors import ConfigError
 
 WhenInfeasible = Literal["fastest", "reject", "best_effort"]
+KEY_VARIABLE = "BUDGETVLM_API_KEY"
+HOST = re.compile(r"[a-z0-9.-]+(:\d+)?|\[[0-9a-f:]+\](:\d+)?")
+LEAST = {
+    "port": 0, "replicas": 1, "num_threads": 1, "max_new_tokens": 1, "max_tokens": 1, "max_queue": 1, "max_open": 1,
+    "max_images": 0, "max_pixels": 1, "max_side": 1, "max_text": 1,
+}  # fmt: skip
+POSITIVE = {"budget_ms", "max_body_mb", "body_timeout_s", "fetch_timeout_s"}
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,19 @@ class ServeOptions:
             themselves.
         max_new_tokens: longest answer where the request does not say it.
         max_queue: requests that may wait; further ones are refused.
+        max_open: requests that may be read, wait or be answered at once; further ones are refused unread.
+        max_body_mb: largest body of a request, in millions of bytes.
+        body_timeout_s: time that a client has to send a body, in seconds.
+        max_images: images in one request.
+        max_pixels: pixels of all images of one request; it is read from their heads before any is decoded.
+        max_side: longest side of an image, in pixels.
+        max_text: characters of all messages of one request.
+        max_tokens: longest answer that a request may ask for.
+        allow_hosts: hosts (HOST or HOST:PORT) whose http and https addresses may be given as images; none if not given.
+        fetch_timeout_s: time that such a host has to send an image, in seconds.
+        api_key: what clients have to send as bearer token; $BUDGETVLM_API_KEY or none if not given. Others on this
+            machine may see flags, so a file or the environment is the better place.
+        api_key_file: file that holds the key.
         playground: serve a page at /playground/ to try budgets on.
     """
 
@@ -47,6 +69,18 @@ class ServeOptions:
     when_infeasible: WhenInfeasible = "fastest"
     max_new_tokens: int = 16
     max_queue: int = 64
+    max_open: int = 256
+    max_body_mb: float = 32.0
+    body_timeout_s: float = 30.0
+    max_images: int = 8
+    max_pixels: int = 32_000_000
+    max_side: int = 16_384
+    max_text: int = 20_000
+    max_tokens: int = 1024
+    allow_hosts: tuple[str, ...] = ()
+    fetch_timeout_s: float = 5.0
+    api_key: str | None = field(default=None, repr=False)
+    api_key_file: Path | None = None
     playground: bool = False
 
     def __post_init__(self) -> None:
@@ -59,15 +93,38 @@ class ServeOptions:
         """The model's name in requests and answers."""
         return self.model_name or Path(self.model_path).name
 
+    @property
+    def max_body(self) -> int:
+        """Largest body, in bytes."""
+        return int(self.max_body_mb * 1e6)
+
+    def key(self) -> str | None:
+        """The key that clients need: from the flag, the file or the environment. Raises ConfigError."""
+        if self.api_key or not self.api_key_file:
+            return self.api_key or os.environ.get(KEY_VARIABLE) or None
+        try:
+            key = self.api_key_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"api_key_file={self.api_key_file} cannot be read: {error}") from None
+        if not key:
+            raise ConfigError(f"api_key_file={self.api_key_file} is empty; write the key into it")
+        return key
+
 
 def _problems(options: ServeOptions) -> Iterator[str]:
-    least = {"port": 0, "replicas": 1, "max_new_tokens": 1, "max_queue": 1, "num_threads": 1}
-    for field in fields(options):
-        value = getattr(options, field.name)
-        if field.name in least and value is not None and value < least[field.name]:
-            yield f"{field.name}={value} is less than {least[field.name]}"
-    if options.budget_ms is not None and not options.budget_ms > 0:
-        yield f"budget_ms={options.budget_ms} is not a positive number of milliseconds"
+    for one in fields(options):
+        value, least = getattr(options, one.name), LEAST.get(one.name)
+        if least is not None and value is not None and not value >= least:
+            yield f"{one.name}={value} is less than {least}"
+        if one.name in POSITIVE and value is not None and not value > 0:
+            yield f"{one.name}={value} is not a positive number"
     known = get_args(WhenInfeasible)
     if options.when_infeasible not in known:
         yield f"when_infeasible={options.when_infeasible!r} is unknown; choose from {', '.join(known)}"
+    if options.max_new_tokens > options.max_tokens:
+        yield f"max_new_tokens={options.max_new_tokens} is more than max_tokens={options.max_tokens}"
+    if options.api_key is not None and options.api_key_file is not None:
+        yield "api_key and api_key_file exclude each other"
+    for host in options.allow_hosts:
+        if not HOST.fullmatch(host):
+            yield f"allow_hosts={host!r} is no host; give HOST or HOST:PORT, without http:// and paths"
