@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -141,6 +142,23 @@ def test_both_guides_show_the_same_commands_and_snippets():
     assert commands(chinese) == commands(english)
     code = [[re.sub(r"\s*#.*", "", block) for block in blocks(guide, "python")] for guide in GUIDES]
     assert code[0] == code[1]
+
+
+def test_the_guides_snippet_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    """With the bundled controller in the place of the trained one, as a checkpoint that training writes."""
+    import torch
+
+    from budgetvlm.controller.checkpoint import load_controller
+    from budgetvlm.vlm.loading import bundled_controller
+
+    controller = load_controller(bundled_controller("reference"))
+    saved = {"controller_config": controller.config, "controller_state_dict": controller.state_dict()}
+    (tmp_path / "checkpoints/controller").mkdir(parents=True)
+    torch.save(saved, tmp_path / "checkpoints/controller/best_checkpoint.pt")
+    shutil.copy(ROOT / "examples/signs.png", tmp_path / "photo.png")
+    monkeypatch.chdir(tmp_path)
+    exec(blocks(GUIDES[1], "python")[0], {"__name__": "snippet"})
+    assert capsys.readouterr().out.split()[0] in ("X85", "85")
 
 
 def test_both_readmes_show_the_same_commands():

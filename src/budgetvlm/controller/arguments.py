@@ -45,7 +45,7 @@ def bounds_tensor(bounds_ms: Sequence[float | None]) -> Tensor:
 def feature_matrices(
     image: Tensor, language: Tensor, image_input: Standardiser, lang_input: Standardiser
 ) -> tuple[Tensor, Tensor]:
-    """Both features as float ``[B, D]``. Raises InputError: other widths than those of the layers, or other counts."""
+    """Both features, tensors or arrays, as float ``[B, D]``. Raises InputError: other widths or counts than they need."""
     image, language = _matrix(image, "image", image_input), _matrix(language, "language", lang_input)
     if len(image) != len(language):
         raise InputError(f"{len(image)} image features but {len(language)} language features; give one of each a state")
@@ -53,13 +53,14 @@ def feature_matrices(
 
 
 def _matrix(feature: Tensor, what: str, layer: Standardiser) -> Tensor:
+    feature = torch.as_tensor(feature)
     matrix = feature.reshape(1, -1) if feature.ndim == 1 else feature
     if matrix.ndim != 2 or matrix.shape[1] != layer.in_dim:
         raise InputError(
             f"the {what} feature has shape {list(feature.shape)}, but this controller was built for {layer.in_dim} "
             f"{what} features; use features of the model that it was trained with"
         )
-    return matrix.to(layer.mean.dtype)
+    return matrix.to(layer.mean)
 
 
 def per_state(value: Tensor | float, states: int, what: str, like: Tensor) -> Tensor:
