@@ -45,7 +45,7 @@ def bounds_tensor(bounds_ms: Sequence[float | None]) -> Tensor:
 def feature_matrices(
     image: Tensor, language: Tensor, image_input: Standardiser, lang_input: Standardiser
 ) -> tuple[Tensor, Tensor]:
-    """Both features, tensors or arrays, as float ``[B, D]``. Raises InputError: other widths or counts than they need."""
+    """Both features, tensors or arrays, as float ``[B, D]``. Raises InputError: other widths or counts than needed."""
     image, language = _matrix(image, "image", image_input), _matrix(language, "language", lang_input)
     if len(image) != len(language):
         raise InputError(f"{len(image)} image features but {len(language)} language features; give one of each a state")
