@@ -1,6 +1,7 @@
 """The server with the bundled model, as OpenAI's own client sees it."""
 
 import base64
+import json
 import socket
 import subprocess
 import sys
@@ -30,7 +31,17 @@ def server():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "budgetvlm.cli", "serve", "--port", str(port), "--num_threads", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "budgetvlm.cli",
+        "serve",
+        "--port",
+        str(port),
+        "--num_threads",
+        "1",
+        "--playground",
+    ]
     process = subprocess.Popen(command)
     address = f"http://127.0.0.1:{port}"
     try:
@@ -98,3 +109,15 @@ def test_what_cannot_be_answered_is_said_as_openai_says_it(client, changed, stat
         client.chat.completions.create(**{"model": "reference", "messages": asked(image_part())} | changed)
     assert raised.value.status_code == status
     assert set(raised.value.body) == {"message", "type", "param", "code"}
+
+
+def test_a_preview_says_what_the_bundled_model_would_choose_at_any_budget(server):
+    body = json.dumps({"model": "reference", "messages": asked(image_part())}).encode()
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{server}/playground/preview", body, headers)
+    with urllib.request.urlopen(request, timeout=60) as response:
+        found = json.load(response)
+    assert [knob["name"] for knob in found["knobs"]] == ["max_crops", "top_k", "num_active_blocks"]
+    assert (found["allowed"][0], found["allowed"][-1]) == ([], list(range(27)))
+    for allowed, chosen, values in zip(found["allowed"], found["choice"], found["values"], strict=True):
+        assert not allowed or chosen == max(allowed, key=lambda k: values[k])

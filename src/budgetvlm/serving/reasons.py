@@ -8,7 +8,7 @@ from typing import Any
 from budgetvlm._io import time_text
 from budgetvlm.serving.jobs import Job
 
-_NOTED_MS = 1.0  # of waiting, from which it is worth a word
+_NOTED = 0.05  # share of the budget, from which waiting is worth a word
 
 
 def why(answer: dict[str, Any], job: Job, waited_ms: float) -> str:
@@ -26,7 +26,11 @@ def _reasons(answer: dict[str, Any], job: Job, waited_ms: float) -> Iterator[str
     if budget_ms is None:
         chosen = "the best of all settings, as there was no budget"
     else:
-        begun = f", of which {time_text(waited_ms)} were over when work on it began" if waited_ms >= _NOTED_MS else ""
+        begun = (
+            f", of which {time_text(waited_ms)} were over when work on it began"
+            if waited_ms >= _NOTED * budget_ms
+            else ""
+        )
         limit = f"{time_text(budget_ms)}{begun}"
         if answer["feasible"]:
             chosen = f"the best of the settings that were sure to keep {limit}"

@@ -1,6 +1,6 @@
 // The grid of settings, the slider's scale, and what the preview says at a budget.
 
-import { digits, knobName, knobText, make, ms, percent, settingText } from "./words.js";
+import { digits, knobName, knobText, make, ms, percent, settingText, shortTime } from "./words.js";
 
 const find = (id) => document.getElementById(id);
 const slider = find("budget");
@@ -24,6 +24,7 @@ export function showPreview(preview, budgetMs) {
     tables.push(table(preview.knobs, settings[start], cells.slice(start, start + size)));
   }
   find("settings").replaceChildren(...tables);
+  find("settings").style.setProperty("--columns", columns.values.length);
   shown = { ...preview, settings, cells };
   drawScale(preview);
   slider.max = preview.budgets_ms.length - 1;
@@ -33,7 +34,7 @@ export function showPreview(preview, budgetMs) {
 }
 
 function cell(name, expectedMs) {
-  const text = expectedMs === null ? "–" : digits(expectedMs).replace(/\.\d+$/, "");
+  const text = expectedMs === null ? "–" : shortTime(expectedMs);
   const state = make("span", { class: "unseen" });
   return make("td", { title: `${name}: expected ${expectedMs === null ? "never" : ms(expectedMs)}` }, text, state, make("i"));
 }

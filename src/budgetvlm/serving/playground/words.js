@@ -8,6 +8,9 @@ export function digits(value) {
   return value < 100 ? value.toFixed(value < 10 ? 2 : 1) : value.toFixed(0);
 }
 
+// For a small cell whose unit is said elsewhere: whole ms, or seconds.
+export const shortTime = (value) => (value < 1000 ? value.toFixed(0) : `${(value / 1000).toFixed(1)} s`);
+
 export const percent = (value) => `${Math.round(100 * Math.min(1, Math.max(0, value)))}%`;
 
 export function knobText(name, value) {
