@@ -16,7 +16,7 @@ import heapq
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -144,7 +144,8 @@ def run(args: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
     curve = price_curve_of(controller, prepared.table, prepared.features)
     reference_ms, price = data.means.reference_ms, float(controller.default_price)
     model = Model(data, ValueNetwork(controller), args.own_ms)
-    worth, none = Worth.of(curve, reference_ms, price), Worth.fixed(0.0, reference_ms)
+    worth = Worth.of(curve, reference_ms, price, args.own_ms)
+    none = worth.fixed(0.0)
 
     def at(load: float) -> dict[str, dict[str, float]]:
         stream = requests(model, load * args.replicas, args.seconds, args.seed)
@@ -153,12 +154,12 @@ def run(args: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
             scheduler = Scheduler(worth, replicas=args.replicas, **options)  # type: ignore[arg-type]
             return simulate(scheduler, model, stream, args.seconds, full)
 
-        fixed = [system(Worth.fixed(price, reference_ms)) for price in FIXED_PRICES]
+        fixed = [system(worth.fixed(price)) for price in FIXED_PRICES]
         return {
             "price follows the queue": system(worth),
             "price 0": system(none),
             "best fixed price": max(fixed, key=lambda figures: figures["right_per_s"]),
-            "full setting, by deadline": system(none, full=True),
+            "full setting, by deadline": system(replace(none, pace=1.0), full=True),
             "full setting, by arrival": system(none, full=True, order="arrival"),
         }
 

@@ -56,10 +56,9 @@ class PriceCurve:
         """The mean where time costs nothing."""
         return self.points[0].latency_ms
 
-    @property
-    def best_rate(self) -> AtPrice:
-        """Where a millisecond buys the most right answers."""
-        return max(self.points, key=lambda point: point.accuracy / point.latency_ms)
+    def best_rate(self, own_ms: float = 0.0) -> AtPrice:
+        """Where a millisecond buys the most right answers, if each takes ``own_ms`` beside the model."""
+        return max(self.points, key=lambda point: point.accuracy / (point.latency_ms + own_ms))
 
     def solve(self, mean_ms: float) -> AtPrice:
         """The lowest price at which the mean is no more than this, between two points of the curve.

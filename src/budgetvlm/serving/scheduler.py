@@ -55,7 +55,7 @@ class Refusal:
 
 @dataclass
 class _Waiting:
-    """A job that waits.
+    """A job that waits, or that did.
 
     Attributes:
         least_s: that it takes. due_s: when it has to be answered. late: it cannot be, and delays nobody any more.
@@ -66,8 +66,9 @@ class _Waiting:
     due_s: float
     late: bool = False
 
-    def can_start(self, at_s: float) -> bool:
-        return at_s + self.least_s <= self.due_s
+    def spare_s(self, now_s: float) -> float:
+        """The time it has beside the least that it takes."""
+        return self.due_s - now_s - self.least_s
 
 
 class Scheduler:
@@ -123,16 +124,16 @@ class Scheduler:
     def next(self, now_s: float) -> Start | None:
         """Start the next job if a replica is free and one waits."""
         for one in self._waiting.values():
-            one.late = one.late or (self._by_deadline and not one.can_start(now_s))
+            one.late = one.late or (self._by_deadline and one.spare_s(now_s) < 0)
         ready = [one for one in self._waiting.values() if not self._is_expired(one, now_s)]
         if len(self._running) >= self.replicas or not ready:
             return None
         first = min(ready, key=self._turn)
         del self._waiting[first.job.id]
-        price = self.toll.price(self._left_s(now_s), self.replicas, now_s)
+        price = self.toll.price(self._spare_s(now_s), self.replicas, now_s)
         self._running[first.job.id] = first, now_s
         self._note(now_s)
-        return Start(first.job, max(price, first.job.price or 0.0), first.can_start(now_s))
+        return Start(first.job, max(price, first.job.price or 0.0), first.spare_s(now_s) >= 0)
 
     def finished(self, job_id: str, now_s: float, *, answered: bool = True) -> None:
         """A job's replica is free again; ``answered``: what it took is typical of an answer."""
@@ -153,7 +154,7 @@ class Scheduler:
         if self._by_deadline and not self._fits(new, now_s):
             new.late = True
             if new.job.when_infeasible == "reject":
-                too_small = not new.can_start(new.job.arrived_s)
+                too_small = new.spare_s(new.job.arrived_s) < 0
                 return self._refusal("too_small" if too_small else "too_late", now_s)
         late = [one for one in self._waiting.values() if one.late]
         if len(self._waiting) < self._max_waiting:
@@ -168,7 +169,7 @@ class Scheduler:
         free_s = self._free_s(now_s)
         for one in sorted([*self._in_time(), new], key=lambda one: one.due_s):
             start_s = heapq.heappop(free_s)
-            if one.due_s >= new.due_s and not one.can_start(start_s):
+            if one.due_s >= new.due_s and one.spare_s(start_s) < 0:
                 return False
             heapq.heappush(free_s, start_s + self._pace_s(one))
         return True
@@ -193,16 +194,16 @@ class Scheduler:
         return one.late, one.due_s if self._by_deadline and not one.late else one.job.arrived_s
 
     def _is_expired(self, one: _Waiting, now_s: float) -> bool:
-        gives_up_s = one.due_s - one.least_s + self._patience_s * (one.job.when_infeasible != "reject")
-        return self._by_deadline and now_s > gives_up_s
+        patience_s = self._patience_s if one.job.when_infeasible != "reject" else 0.0
+        return self._by_deadline and one.spare_s(now_s) < -patience_s
 
-    def _left_s(self, now_s: float) -> list[float]:
-        """The time that those have left who wait and can be in time."""
-        return [one.due_s - now_s for one in self._in_time()]
+    def _spare_s(self, now_s: float) -> list[float]:
+        """The spare time of those who wait and can be in time."""
+        return [one.spare_s(now_s) for one in self._in_time()]
 
     def _note(self, now_s: float) -> None:
-        under_way = [one.due_s - now_s for one, _ in self._running.values()]
-        self.toll.note([*self._left_s(now_s), *under_way], now_s)
+        under_way = [one.spare_s(now_s) for one, _ in self._running.values()]
+        self.toll.note(self._spare_s(now_s) + under_way, now_s)
 
     def _refusal(self, reason: Reason, now_s: float) -> Refusal:
         """With the time in which the queue is worked off, longer where most are refused."""

@@ -2,10 +2,10 @@
 
 A request that keeps a replica for one more millisecond delays everyone who waits and everyone who comes before the
 queue is empty. Its price is what they lose by it, as the toll of a busy road is (Pigou 1920; Naor 1969). Accuracy grows
-about as the logarithm of the time that a request may take, so one that has t ms left loses ``worth / t`` of it with
+about as the logarithm of the time that a request may take, so one that has t ms to spare loses about ``worth / t`` with
 each. Those who wait are known, and as many are expected to come as were there lately on average. So the price is
 
-    worth * (sum over those who wait of reference / left  +  its recent mean, with those under way) / replicas,
+    worth * (sum over those who wait of reference / spare  +  its recent mean, with those under way) / replicas,
 
 in accuracy for one latency of the full setting. It is never below the controller's own price, and never above that at
 which a millisecond buys the most right answers: to hurry further gains less than to serve fewer.
@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from budgetvlm.controller.price_curve import PriceCurve
 
 MEMORY = 30.0  # latencies of the full setting over which the recent mean is taken
-MOST_PRESSING = 4.0  # of reference / left: one that is nearly late has not much more to lose
+MOST_PRESSING = 4.0  # of reference / spare: one that is nearly late has not much more to lose
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,21 @@ class Worth:
     pace: float = 1.25
 
     @classmethod
-    def of(cls, curve: PriceCurve | None, reference_ms: float, default_price: float) -> Worth:
-        """From a controller's price curve; without one, what the bundled controller's curve says."""
+    def of(cls, curve: PriceCurve | None, reference_ms: float, default_price: float, own_ms: float = 0.0) -> Worth:
+        """From a controller's price curve; without one, about what the bundled controller's curve says.
+
+        ``own_ms``: what a request takes beside the model.
+        """
         if curve is None or curve.most_ms <= curve.least_ms:
             return cls(reference_ms, default_price)
-        best, fastest = curve.best_rate, min(curve.points, key=lambda point: point.latency_ms)
+        best, fastest = curve.best_rate(own_ms), min(curve.points, key=lambda point: point.latency_ms)
         gained = (curve.points[0].accuracy - fastest.accuracy) / math.log(curve.most_ms / curve.least_ms)
-        return cls(reference_ms, default_price, best.price, max(gained, 0.0), best.latency_ms / curve.least_ms)
+        pace = (best.latency_ms + own_ms) / (fastest.latency_ms + own_ms)
+        return cls(reference_ms, default_price, best.price, max(gained, 0.0), pace)
 
-    @classmethod
-    def fixed(cls, price: float, reference_ms: float) -> Worth:
+    def fixed(self, price: float) -> Worth:
         """The same price whoever waits."""
-        return cls(reference_ms, price, price, 0.0)
+        return replace(self, default_price=price, highest_price=price, worth=0.0)
 
 
 class Toll:
@@ -63,19 +66,19 @@ class Toll:
         self.worth = worth
         self._mean = self._pressure = self._at_s = 0.0
 
-    def pressing(self, left_s: Iterable[float]) -> float:
-        """The sum of reference / left over requests with so much time left."""
+    def pressing(self, spare_s: Iterable[float]) -> float:
+        """The sum of reference / spare over requests with so much time to spare."""
         reference_s = self.worth.reference_ms / 1e3
-        return sum(min(reference_s / left, MOST_PRESSING) if left > 0 else MOST_PRESSING for left in left_s)
+        return sum(min(reference_s / spare, MOST_PRESSING) if spare > 0 else MOST_PRESSING for spare in spare_s)
 
-    def note(self, left_s: Iterable[float], now_s: float) -> None:
-        """Count who is there from now on, waiting or under way, with so much time left."""
+    def note(self, spare_s: Iterable[float], now_s: float) -> None:
+        """Count who is there from now on, waiting or under way, with so much time to spare."""
         self._mean = self._mean_at(now_s)
-        self._at_s, self._pressure = now_s, self.pressing(left_s)
+        self._at_s, self._pressure = now_s, self.pressing(spare_s)
 
-    def price(self, waiting_left_s: Iterable[float], replicas: int, now_s: float) -> float:
-        """What is paid by a request that starts now, where these wait on."""
-        delayed = self.pressing(waiting_left_s) + self._mean_at(now_s)
+    def price(self, spare_s: Iterable[float], replicas: int, now_s: float) -> float:
+        """What is paid by a request that starts now, where others wait on with this to spare."""
+        delayed = self.pressing(spare_s) + self._mean_at(now_s)
         asked = self.worth.worth * delayed / max(replicas, 1)
         return max(self.worth.default_price, min(asked, self.worth.highest_price))
 
