@@ -1,6 +1,7 @@
 """The playground: what its routes say, and its page in a browser with real clicks, on planned answers."""
 
 import asyncio
+import contextlib
 import json
 import re
 import threading
@@ -171,9 +172,10 @@ def planned():
     return Planned()
 
 
-@pytest.fixture(scope="module")
-def address(planned):
-    app = make_app(ServeOptions(playground=True), planned)
+@contextlib.contextmanager
+def serving(planned, **options):
+    """The address of a server with these answers."""
+    app = make_app(ServeOptions(playground=True, **options), planned)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -182,6 +184,12 @@ def address(planned):
     yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = True
     thread.join()
+
+
+@pytest.fixture(scope="module")
+def address(planned):
+    with serving(planned) as found:
+        yield found
 
 
 def fetched(url, body=None):
@@ -400,6 +408,26 @@ def test_errors_are_shown_in_words(page, planned, problem, says, wants_key):
     assert says in text(page, "#answer .verdict")
     assert page.run("!document.getElementById('key').hidden") == wants_key
     assert text(page, "#ask") == "Ask"
+
+
+@needs_browser
+def test_a_server_with_a_key_lets_the_page_in_and_asks_for_the_key(chromium):
+    planned = Planned()
+    planned.go.set()
+    with serving(planned, api_key="open sesame") as address:
+        assert fetched(f"{address}/playground/preview", {})[0] == 401
+        chromium.open(f"{address}/playground/")
+        for key, says in (("wrong", "a key is needed"), ("open sesame", "this key is wrong")):
+            chromium.wait_for(f"document.querySelector('#error p').textContent.includes('{says}')")
+            chromium.run("document.getElementById('key-text').value = ''")
+            chromium.click("#key-text")
+            chromium.write(key)
+            chromium.press("Enter")
+        chromium.wait_for("document.querySelector('#settings td')")
+        assert [job.kind for job in planned.jobs] == ["preview"]
+        chromium.click("#ask")
+        chromium.wait_for("document.querySelector('#answer .why')?.textContent")
+        assert chromium.run("document.getElementById('error').hidden")
 
 
 @needs_browser
