@@ -84,7 +84,32 @@ class FakeReplica:
         }  # fmt: skip
 
 
-class Served:
+class Asking:
+    """Something at an address that can be asked."""
+
+    def ask(self, body=None, method="POST", path="/v1/chat/completions", headers=(), raw=None):
+        """One request; returns status, headers and the body's document."""
+        connection = HTTPConnection(self.host, self.port, timeout=20)
+        try:
+            data = raw if raw is not None else json.dumps(body) if body is not None else None
+            connection.request(method, path, data, {"Content-Type": "application/json", **dict(headers)})
+            response = connection.getresponse()
+            return response.status, dict(response.headers), decoded(response.read())
+        finally:
+            connection.close()
+
+    def chat(self, **changed):
+        """Ask the question of `CHAT`."""
+        return self.ask({**CHAT, **changed})
+
+    def get(self, path):
+        """The document at a path, which has to be there."""
+        status, _, document = self.ask(method="GET", path=path)
+        assert status == 200, document
+        return document
+
+
+class Served(Asking):
     """A running server, its dispatcher and its replicas."""
 
     def __init__(self, options, **words):
@@ -134,21 +159,6 @@ class Served:
     def run(self, coroutine):
         """Run a coroutine in the server's loop."""
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(10)
-
-    def ask(self, body=None, method="POST", path="/v1/chat/completions", headers=(), raw=None):
-        """One request; returns status, headers and the body's document."""
-        connection = HTTPConnection(self.host, self.port, timeout=20)
-        try:
-            data = raw if raw is not None else json.dumps(body) if body is not None else None
-            connection.request(method, path, data, {"Content-Type": "application/json", **dict(headers)})
-            response = connection.getresponse()
-            return response.status, dict(response.headers), decoded(response.read())
-        finally:
-            connection.close()
-
-    def chat(self, **changed):
-        """Ask the question of `CHAT`."""
-        return self.ask({**CHAT, **changed})
 
 
 def decoded(data):

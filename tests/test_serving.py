@@ -1,68 +1,19 @@
 """The server with the bundled model, as OpenAI's own client sees it."""
 
-import base64
 import json
-import socket
-import subprocess
-import sys
-import time
 import urllib.request
-from pathlib import Path
 
 import openai
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-STARTING_S = 90.0
-
-
-def image_part(path=ROOT / "examples" / "signs.png"):
-    data = base64.b64encode(path.read_bytes()).decode()
-    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
-
-
-def asked(*parts):
-    return [{"role": "user", "content": [*parts, {"type": "text", "text": "read the sign in red"}]}]
+from tests.server_process import ServerProcess, asked, image_part
 
 
 @pytest.fixture(scope="module")
 def server():
     """Address of a server that is ready."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "budgetvlm.cli",
-        "serve",
-        "--port",
-        str(port),
-        "--num_threads",
-        "1",
-        "--playground",
-    ]
-    process = subprocess.Popen(command)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        wait_until_ready(process, address)
-        yield address
-    finally:
-        process.terminate()
-        assert process.wait(30) is not None
-
-
-def wait_until_ready(process, address):
-    end = time.monotonic() + STARTING_S
-    while time.monotonic() < end:
-        assert process.poll() is None, "the server ended"
-        try:
-            with urllib.request.urlopen(f"{address}/ready", timeout=5) as response:
-                assert response.status == 200
-                return
-        except OSError:
-            time.sleep(0.2)
-    pytest.fail("the server did not become ready")
+    with ServerProcess("--playground") as running:
+        yield running.address
 
 
 @pytest.fixture(scope="module")

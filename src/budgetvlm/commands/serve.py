@@ -21,14 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until a signal ends it."""
-    require("fastapi", "serve", "server")
-    require("uvicorn", "serve", "server")
-    options = ServeOptions(**_FLAGS.read(args))
-    import uvicorn
+    for module in ("fastapi", "uvicorn", "prometheus_client"):
+        require(module, "serve", "server")
+    from budgetvlm.serving.server import serve
 
-    from budgetvlm.serving.app import make_app
-
-    uvicorn.run(make_app(options), host=options.host, port=options.port, access_log=False, log_level="warning")
+    serve(ServeOptions(**_FLAGS.read(args)))
     return 0
 
 

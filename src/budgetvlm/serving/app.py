@@ -20,6 +20,7 @@ from budgetvlm.serving.dispatcher import Dispatcher, Ticket
 from budgetvlm.serving.gate import Gate
 from budgetvlm.serving.jobs import Event
 from budgetvlm.serving.playground import playground_routes
+from budgetvlm.serving.replicas import ReplicaError
 from budgetvlm.serving.requests import BUDGET_HEADER, job_of
 from budgetvlm.serving.serve_options import ServeOptions
 
@@ -73,6 +74,17 @@ def make_app(options: ServeOptions, dispatcher: Dispatcher | None = None) -> Fas
             leaving.cancel()
         usage = bool(body.stream_options and body.stream_options.include_usage)
         return StreamingResponse(_until_gone(ticket, body.model, first, usage), media_type="text/event-stream")
+
+    @app.post("/admin/reload")
+    async def reload() -> dict[str, Any]:
+        try:
+            await jobs.reload()
+        except ReplicaError:
+            raise APIError(
+                409, "the controller cannot be opened, and the one before goes on; the server's log says why",
+                code="reload_failed",
+            ) from None  # fmt: skip
+        return {"status": "reloaded", "replicas": jobs.replicas}
 
     if options.playground:
         app.include_router(playground_routes(options, jobs))

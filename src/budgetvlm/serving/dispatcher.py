@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 
 from budgetvlm.serving.api_errors import APIError
 from budgetvlm.serving.jobs import Event, Job
 from budgetvlm.serving.lifecycle import Keeper
-from budgetvlm.serving.replicas import LEFT, Replica
+from budgetvlm.serving.replicas import LEFT, Replica, ReplicaError
 from budgetvlm.serving.serve_options import ServeOptions
 
+_log = logging.getLogger(__name__)
 CLOSE_S = 5.0  # what a replica has to finish, once nobody waits for an answer any more
 DOWN = Event("error", {"message": "the model's process is started anew; ask again", "type": "NotReady"})
 
@@ -95,8 +97,12 @@ class Dispatcher:
     async def reload(self) -> None:
         """Have each replica replaced by one that reads the controller anew. Raises ReplicaError: nothing changed."""
         async with self._reloading:
-            for keeper in self._keepers:
-                await keeper.exchange()
+            try:
+                for keeper in self._keepers:
+                    await keeper.exchange()
+            except ReplicaError as error:
+                _log.error("the controller was not read anew, the one before goes on: %s", error)
+                raise
 
     async def close(self) -> None:
         """Stop the replicas."""

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -26,7 +27,7 @@ class ReplicaProcess:
     """Serves the jobs that come over a socket, with the model that the first message names."""
 
     def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
+        self._connection, self._closing = connection, False
 
     def run(self) -> None:
         """Open the model and answer until the server closes the connection."""
@@ -37,19 +38,32 @@ class ReplicaProcess:
             self._say("failed", None, message=str(error))
             return
         self._say("ready", None, **self._described())
-        while True:
+        try:
+            self._serve_all()
+        finally:
+            self._state.save(self.model)
+
+    def _serve_all(self) -> None:
+        while not self._closing:
+            if not select.select([self._connection], [], [], self._state.due_s())[0]:
+                self._state.save(self.model)
+                continue
             header, blocks = wire.receive(self._connection)
             if header["kind"] == "close":
                 return
             if header["kind"] != "stop":  # one that is too late: its job is done
                 self._serve(header, blocks)
+                self._state.answered(self.model)
 
     def _open(self, options: dict[str, Any]) -> None:
         from budgetvlm import decide
-        from budgetvlm.runtime import AdaptiveVLM
+        from budgetvlm.runtime import AdaptiveVLM, bundled_controller
+        from budgetvlm.serving.guard_state import GuardState
 
+        controller = Path(options["checkpoint"] or bundled_controller(options["model_path"]))
+        self._state = GuardState(controller, options["state_dir"] and Path(options["state_dir"]))
         self.model = AdaptiveVLM.from_pretrained(
-            options["model_path"], options["checkpoint"], device=options["device"],
+            options["model_path"], controller, guard=self._state.restored(), device=options["device"],
             num_threads=options["num_threads"], allow_other_model=options["allow_other_model"],
         )  # fmt: skip
         decide.wait_for_compiled()
@@ -104,9 +118,10 @@ class ReplicaProcess:
         """Whether the server says that nobody waits for this job any more."""
         while select.select([self._connection], [], [], 0)[0]:
             header, _ = wire.receive(self._connection)
-            if header["kind"] == "stop" and header["id"] == job:
+            self._closing |= header["kind"] == "close"
+            if self._closing or (header["kind"] == "stop" and header["id"] == job):
                 return True
-        return False
+        return self._closing
 
     def _say(self, kind: str, job: str | None, **data: Any) -> None:
         wire.send(self._connection, {"kind": kind, "id": job, **data})
@@ -135,8 +150,8 @@ def _with_images(messages: list[dict[str, Any]], images: list[Image.Image]) -> l
 
 def main(descriptor: int) -> None:
     """Serve over an inherited socket; signals to the terminal's whole group are the server's to handle."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionError):  # the server is gone
         ReplicaProcess(socket.socket(fileno=descriptor)).run()
 

@@ -45,7 +45,7 @@ class Replica:
         await self._send({
             "model_path": options.model_path, "checkpoint": options.checkpoint and str(options.checkpoint),
             "device": options.device, "num_threads": options.num_threads,
-            "allow_other_model": options.allow_other_model,
+            "allow_other_model": options.allow_other_model, "state_dir": options.state_dir and str(options.state_dir),
         })  # fmt: skip
         event = await self._next()
         if event.kind != "ready":

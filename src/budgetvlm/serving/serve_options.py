@@ -16,7 +16,7 @@ KEY_VARIABLE = "BUDGETVLM_API_KEY"
 HOST = re.compile(r"[a-z0-9.-]+(:\d+)?|\[[0-9a-f:]+\](:\d+)?")
 LEAST = {
     "port": 0, "replicas": 1, "num_threads": 1, "max_new_tokens": 1, "max_tokens": 1, "max_queue": 1, "max_open": 1,
-    "max_images": 0, "max_pixels": 1, "max_side": 1, "max_text": 1,
+    "max_images": 0, "max_pixels": 1, "max_side": 1, "max_text": 1, "grace_s": 0,
 }  # fmt: skip
 POSITIVE = {"budget_ms", "max_body_mb", "body_timeout_s", "fetch_timeout_s"}
 
@@ -50,6 +50,8 @@ class ServeOptions:
         max_tokens: longest answer that a request may ask for.
         allow_hosts: hosts (HOST or HOST:PORT) whose http and https addresses may be given as images; none if not given.
         fetch_timeout_s: time that such a host has to send an image, in seconds.
+        state_dir: directory for what the guard learns; that of the controller if not given.
+        grace_s: time to finish what was accepted after a signal to stop, in seconds.
         api_key: what clients have to send as bearer token; $BUDGETVLM_API_KEY or none if not given. Others on this
             machine may see flags, so a file or the environment is the better place.
         api_key_file: file that holds the key.
@@ -79,6 +81,8 @@ class ServeOptions:
     max_tokens: int = 1024
     allow_hosts: tuple[str, ...] = ()
     fetch_timeout_s: float = 5.0
+    state_dir: Path | None = None
+    grace_s: float = 20.0
     api_key: str | None = field(default=None, repr=False)
     api_key_file: Path | None = None
     playground: bool = False

@@ -1,0 +1,97 @@
+"""Runs the server: its address, what signals do, and what is finished before it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import uvicorn
+
+from budgetvlm._io import require_writable
+from budgetvlm.errors import ConfigError
+from budgetvlm.serving.app import make_app
+from budgetvlm.serving.dispatcher import Dispatcher
+from budgetvlm.serving.gate import Gate
+from budgetvlm.serving.replicas import ReplicaError
+from budgetvlm.serving.serve_options import ServeOptions
+
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+
+class _Server(uvicorn.Server):
+    """One that leaves signals to us: its own way to handle them drops requests and ends by the signal."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def serve(options: ServeOptions) -> None:
+    """Serve until a signal ends it. Raises ConfigError, OutputError, ReplicaError: it cannot start."""
+    if options.state_dir:
+        require_writable(Path(options.state_dir), "--state_dir")
+    with _listening(options) as listener, contextlib.suppress(asyncio.CancelledError):
+        asyncio.run(_serve(options, listener))
+
+
+def _listening(options: ServeOptions) -> socket.socket:
+    """Take the address before a model is opened. Raises ConfigError."""
+    listener = socket.socket(socket.AF_INET6 if ":" in options.host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((options.host, options.port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise ConfigError(
+            f"host={options.host!r}, port={options.port} cannot be listened on: {error}. Give another --host or --port"
+        ) from None
+    return listener
+
+
+async def _serve(options: ServeOptions, listener: socket.socket) -> None:
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    for number in STOPPING:
+        loop.add_signal_handler(number, task.cancel)  # nothing was accepted yet
+    jobs = Dispatcher(options)
+    app = make_app(options, jobs)
+    config = uvicorn.Config(app, access_log=False, log_level="warning", timeout_graceful_shutdown=1)
+    server = _Server(config)
+    try:
+        await jobs.start()
+        _handle_signals(loop, server, jobs, app.state.gate, options.grace_s)
+        address, port = listener.getsockname()[:2]
+        print(f"serving {options.served_name} at http://{address}:{port}", file=sys.stderr, flush=True)
+        await server.serve(sockets=[listener])
+    finally:
+        await jobs.close()
+
+
+def _handle_signals(
+    loop: asyncio.AbstractEventLoop, server: _Server, jobs: Dispatcher, gate: Gate, grace_s: float
+) -> None:
+    """SIGTERM and SIGINT finish what was accepted, a second one ends at once; SIGHUP reads the controller anew."""
+    running: set[asyncio.Task[None]] = set()
+
+    async def drain() -> None:
+        await gate.drain(grace_s)
+        server.should_exit = True
+
+    async def reload() -> None:
+        with contextlib.suppress(ReplicaError):  # it is in the log
+            await jobs.reload()
+
+    def stop() -> None:
+        if gate.draining:
+            server.should_exit = server.force_exit = True
+        else:
+            running.add(loop.create_task(drain()))
+
+    for number in STOPPING:
+        loop.add_signal_handler(number, stop)
+    loop.add_signal_handler(signal.SIGHUP, lambda: running.add(loop.create_task(reload())))

@@ -1,0 +1,114 @@
+"""What the real server does at signals and deaths, with the bundled model."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from budgetvlm._io import read_json
+from budgetvlm.guard.saved import load_guard
+from budgetvlm.serving.guard_state import EVERY_REQUESTS, STATE_FILE
+from budgetvlm.vlm.loading import bundled_controller
+from tests.fake_replicas import in_background, until
+from tests.server_process import ServerProcess, asked, image_part
+
+KEY = "a-long-secret"
+BEARER = {"Authorization": f"Bearer {KEY}"}
+QUESTION = {"model": "reference", "messages": asked(image_part()), "latency_budget_ms": 30_000}
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return tmp_path_factory.mktemp("server")
+
+
+@pytest.fixture(scope="module")
+def server(directory):
+    shutil.copytree(bundled_controller("reference"), directory / "controller")
+    flags = "--checkpoint", directory / "controller", "--state_dir", directory / "state"
+    with ServerProcess(*flags, BUDGETVLM_API_KEY=KEY) as running:
+        yield running
+
+
+def ask(server, **changed):
+    return server.ask(QUESTION | changed, headers=BEARER)
+
+
+def scores(document):
+    return set(document["margin"]["scores"]["image"])
+
+
+def test_the_guards_state_survives_the_death_of_its_replica(server, directory):
+    calibrated, file = load_guard(directory / "controller").to_dict(), directory / "state" / STATE_FILE
+    for _ in range(EVERY_REQUESTS):
+        assert ask(server)[0] == 200
+    until(file.exists)
+    learnt = scores(read_json(file)["guard"]) - scores(calibrated)
+    assert learnt
+    server.kill_replica()
+    begin = time.monotonic()
+    status, _, document = ask(server, latency_budget_ms=1000)
+    assert status == 200 or document["error"]["code"] in ("ReplicaDied", "NotReady", "not_ready")
+    assert time.monotonic() - begin < 2
+    until(lambda: server.ask(method="GET", path="/ready")[0] == 200, 60)
+    for _ in range(EVERY_REQUESTS):
+        assert ask(server)[0] == 200
+    assert learnt & scores(read_json(file)["guard"]), "the new replica began with the calibrated guard"
+    assert load_guard(directory / "controller").to_dict() == calibrated
+
+
+def test_a_controller_is_swapped_in_by_request_and_by_signal(server, directory):
+    (first,) = server.replicas()
+    assert server.ask(method="POST", path="/admin/reload")[0] == 401
+    assert server.ask(method="POST", path="/admin/reload", headers=BEARER)[:3:2] == (
+        200, {"status": "reloaded", "replicas": 1},
+    )  # fmt: skip
+    until(lambda: len(server.replicas()) == 1)
+    (second,) = server.replicas()
+    assert second != first
+    server.process.send_signal(signal.SIGHUP)
+    until(lambda: second not in server.replicas(), 60)
+    assert ask(server)[0] == 200
+
+
+def test_a_controller_that_is_damaged_is_not_swapped_in(server, directory):
+    config = directory / "controller" / "config.json"
+    whole = config.read_text()
+    config.write_text(whole[: len(whole) // 2])
+    status, _, document = server.ask(method="POST", path="/admin/reload", headers=BEARER)
+    config.write_text(whole)
+    assert (status, document["error"]["code"]) == (409, "reload_failed")
+    assert str(directory) not in json.dumps(document)
+    assert str(config) in server.errors()
+    assert ask(server)[0] == 200
+
+
+def test_a_signal_to_stop_lets_what_was_accepted_finish_and_ends_with_0(server, directory):
+    threads = [in_background(lambda: ask(server)) for _ in range(6)]
+    until(lambda: any(found for _, found in threads))
+    server.process.terminate()
+    for thread, _ in threads:
+        thread.join(20)
+    statuses = [found[0][0] for _, found in threads]
+    assert set(statuses) <= {200, 503} and statuses.count(200) > 0
+    assert server.process.wait(20) == 0
+    assert server.replicas() == []
+    assert "Traceback" not in server.errors()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--port", "99999"], "cannot be listened on"), (["--checkpoint", "/nowhere"], "nowhere"),
+        (["--api_key_file", "/nowhere"], "cannot be read"),
+    ],
+)  # fmt: skip
+def test_what_cannot_start_ends_with_2_and_says_why(flags, says):
+    command = [sys.executable, "-m", "budgetvlm.cli", "serve", *flags]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    assert ended.returncode == 2
+    assert says in ended.stderr and "Traceback" not in ended.stderr
