@@ -62,13 +62,17 @@ def test_what_cannot_be_answered_is_said_as_openai_says_it(client, changed, stat
     assert set(raised.value.body) == {"message", "type", "param", "code"}
 
 
-def test_a_preview_says_what_the_bundled_model_would_choose_at_any_budget(server):
-    body = json.dumps({"model": "reference", "messages": asked(image_part())}).encode()
-    headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(f"{server}/playground/preview", body, headers)
+def previewed(server, **changed):
+    body = json.dumps({"model": "reference", "messages": asked(image_part()), **changed}).encode()
+    request = urllib.request.Request(f"{server}/playground/preview", body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=60) as response:
-        found = json.load(response)
+        return json.load(response)
+
+
+def test_a_preview_says_what_the_bundled_model_would_choose_at_any_budget(server):
+    found = previewed(server)
     assert [knob["name"] for knob in found["knobs"]] == ["max_crops", "top_k", "num_active_blocks"]
     assert (found["allowed"][0], found["allowed"][-1]) == ([], list(range(27)))
     for allowed, chosen, values in zip(found["allowed"], found["choice"], found["values"], strict=True):
         assert not allowed or chosen == max(allowed, key=lambda k: values[k])
+    assert set(previewed(server, price=1e4)["choice"]) == {0}  # where time is all that counts

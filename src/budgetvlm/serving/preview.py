@@ -19,8 +19,11 @@ LESS, MORE = 0.8, 1.2  # of a budget: what a fifth less or more time would chang
 _AMPLE_MS = 1e9
 
 
-def preview(model: AdaptiveVLM, image: Image.Image, question: str) -> dict[str, Any]:
+def preview(model: AdaptiveVLM, image: Image.Image, question: str, price: float | None = None) -> dict[str, Any]:
     """Decide a request at a grid of budgets, from half the fastest setting's bound to twice the slowest one's.
+
+    Args:
+        price: see `AdaptiveVLM.generate`.
 
     Returns:
         "knobs": names and values, whose settings are numbered in row-major order; "budgets_ms" ``[B]``;
@@ -34,7 +37,8 @@ def preview(model: AdaptiveVLM, image: Image.Image, question: str) -> dict[str, 
     spent = Spent(overview_ms, overview_ms, overview.preprocess_ms)
 
     def decision(budget_ms: float) -> decide.Decision:
-        return decide.choose(model.guard, model.network, request, overview.feature, budget_ms, spent, model.known)
+        asked = request, overview.feature, budget_ms, spent, model.known, price
+        return decide.choose(model.guard, model.network, *asked)
 
     ample = decision(_AMPLE_MS).bounds
     budgets_ms = _grid(ample.bounds_ms, ample.predicted_ms)

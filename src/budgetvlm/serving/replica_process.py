@@ -112,7 +112,7 @@ class ReplicaProcess:
         from budgetvlm.serving.preview import preview
 
         images, question = _asked(header, blocks)
-        return preview(self.model, images[0], question)
+        return preview(self.model, images[0], question, header["price"])
 
     def _stopped(self, job: str) -> bool:
         """Whether the server says that nobody waits for this job any more."""
