@@ -1,4 +1,4 @@
-"""The server's routes: chat completions, the model's name, health."""
+"""The server's routes: chat completions and the model's name; the others lie in files of their own."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from budgetvlm.serving.chat_schema import ChatRequest
 from budgetvlm.serving.dispatcher import Dispatcher, Ticket
 from budgetvlm.serving.gate import Gate
 from budgetvlm.serving.jobs import Event
+from budgetvlm.serving.operations import operations_routes
 from budgetvlm.serving.playground import playground_routes
-from budgetvlm.serving.replicas import ReplicaError
 from budgetvlm.serving.requests import BUDGET_HEADER, job_of
 from budgetvlm.serving.serve_options import ServeOptions
 
@@ -45,14 +45,7 @@ def make_app(options: ServeOptions, dispatcher: Dispatcher | None = None) -> Fas
     for kind in (APIError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, respond)
 
-    @app.get("/health")
-    async def health() -> dict[str, str]:
-        return {"status": "ok"}
-
-    @app.get("/ready")
-    async def ready() -> JSONResponse:
-        is_ready = jobs.ready and not gate.draining
-        return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
+    app.include_router(operations_routes(jobs, gate))
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -74,17 +67,6 @@ def make_app(options: ServeOptions, dispatcher: Dispatcher | None = None) -> Fas
             leaving.cancel()
         usage = bool(body.stream_options and body.stream_options.include_usage)
         return StreamingResponse(_until_gone(ticket, body.model, first, usage), media_type="text/event-stream")
-
-    @app.post("/admin/reload")
-    async def reload() -> dict[str, Any]:
-        try:
-            await jobs.reload()
-        except ReplicaError:
-            raise APIError(
-                409, "the controller cannot be opened, and the one before goes on; the server's log says why",
-                code="reload_failed",
-            ) from None  # fmt: skip
-        return {"status": "reloaded", "replicas": jobs.replicas}
 
     if options.playground:
         app.include_router(playground_routes(options, jobs))

@@ -58,10 +58,10 @@ class ReplicaProcess:
     def _open(self, options: dict[str, Any]) -> None:
         from budgetvlm import decide
         from budgetvlm.runtime import AdaptiveVLM, bundled_controller
-        from budgetvlm.serving.guard_state import GuardState
+        from budgetvlm.serving.learnt_state import LearntState
 
         controller = Path(options["checkpoint"] or bundled_controller(options["model_path"]))
-        self._state = GuardState(controller, options["state_dir"] and Path(options["state_dir"]))
+        self._state = LearntState(controller, options["state_dir"] and Path(options["state_dir"]))
         self.model = AdaptiveVLM.from_pretrained(
             options["model_path"], controller, guard=self._state.restored(), device=options["device"],
             num_threads=options["num_threads"], allow_other_model=options["allow_other_model"],

@@ -26,6 +26,11 @@ STOPPING = (signal.SIGTERM, signal.SIGINT)
 class _Server(uvicorn.Server):
     """One that leaves signals to us: its own way to handle them drops requests and ends by the signal."""
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        address, port = self.servers[0].sockets[0].getsockname()[:2]
+        print(f"serving at http://{address}:{port}", file=sys.stderr, flush=True)
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
@@ -65,8 +70,6 @@ async def _serve(options: ServeOptions, listener: socket.socket) -> None:
     try:
         await jobs.start()
         _handle_signals(loop, server, jobs, app.state.gate, options.grace_s)
-        address, port = listener.getsockname()[:2]
-        print(f"serving {options.served_name} at http://{address}:{port}", file=sys.stderr, flush=True)
         await server.serve(sockets=[listener])
     finally:
         await jobs.close()

@@ -26,7 +26,7 @@ EVERY_REQUESTS, EVERY_S = 10, 5.0
 _log = logging.getLogger(__name__)
 
 
-class GuardState:
+class LearntState:
     """Takes up and saves what a replica's guard learns.
 
     Args:

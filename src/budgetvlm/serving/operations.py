@@ -1,0 +1,40 @@
+"""Routes for those who run the server: whether it lives, whether it is ready, and reading the controller anew."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+
+from budgetvlm.serving.api_errors import APIError
+from budgetvlm.serving.dispatcher import Dispatcher
+from budgetvlm.serving.gate import Gate
+from budgetvlm.serving.replicas import ReplicaError
+
+
+def operations_routes(jobs: Dispatcher, gate: Gate) -> APIRouter:
+    """Make the routes."""
+    router = APIRouter()
+
+    @router.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @router.get("/ready")
+    async def ready() -> JSONResponse:
+        is_ready = jobs.ready and not gate.draining
+        return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
+
+    @router.post("/admin/reload")
+    async def reload() -> dict[str, Any]:
+        try:
+            await jobs.reload()
+        except ReplicaError:
+            raise APIError(
+                409, "the controller cannot be opened, and the one before goes on; the server's log says why",
+                code="reload_failed",
+            ) from None  # fmt: skip
+        return {"status": "reloaded", "replicas": jobs.replicas}
+
+    return router
