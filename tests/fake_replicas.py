@@ -5,6 +5,7 @@ import contextlib
 import json
 import threading
 import time
+from dataclasses import asdict
 from http.client import HTTPConnection
 
 import uvicorn
@@ -14,6 +15,7 @@ from budgetvlm.serving.dispatcher import Dispatcher
 from budgetvlm.serving.jobs import Event
 from budgetvlm.serving.replicas import GONE, ReplicaError
 from budgetvlm.serving.serve_options import ServeOptions
+from budgetvlm.serving.toll import Worth
 
 WORDS = ("red ", "blue ", "green")
 WORD_S = 0.02
@@ -31,7 +33,7 @@ class FakeReplica:
     fails = False  # whether the next ones cannot be started
 
     def __init__(self, options):
-        self.options, self.retired, self.facts = options, False, {"fastest_ms": 1.0, "default_price": 0.0}
+        self.options, self.retired, self.facts = options, False, {"fastest_ms": 1.0, "worth": asdict(Worth(60.0))}
         self.begun, self.said, self.stopped = [], {}, set()
         self._dead = asyncio.Event()
 

@@ -86,8 +86,8 @@ def headers_of(compliance: dict[str, Any]) -> dict[str, str]:
 
 def error_of(event: Event) -> APIError:
     """What a client is told of a job that failed."""
-    status = STATUS.get(event.data["type"], 500)
-    retry_after_s = RETRY_AFTER_S if status == 503 else None
+    status = event.data.get("status") or STATUS.get(event.data["type"], 500)
+    retry_after_s = event.data.get("retry_after_s", RETRY_AFTER_S if status == 503 else None)
     return APIError(status, event.data["message"], code=event.data["type"], retry_after_s=retry_after_s)
 
 

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import Any
 
 from budgetvlm.serving.api_errors import APIError
 from budgetvlm.serving.jobs import Event, Job
 from budgetvlm.serving.lifecycle import Keeper
 from budgetvlm.serving.replicas import LEFT, Replica, ReplicaError
+from budgetvlm.serving.scheduler import Refusal, Scheduler
 from budgetvlm.serving.serve_options import ServeOptions
+from budgetvlm.serving.toll import Worth
 
 _log = logging.getLogger(__name__)
+EXPIRY_S = 0.001  # after its moment, a job's time is surely over
 CLOSE_S = 5.0  # what a replica has to finish, once nobody waits for an answer any more
+REFUSED = {
+    "queue_full": (429, "too many requests wait; ask again later"),
+    "too_late": (503, "the budget cannot be kept with those who wait; ask again later, or give more time"),
+    "too_small": (400, "no setting keeps this budget; give more time, or let an answer be late"),
+}  # status and message
 DOWN = Event("error", {"message": "the model's process is started anew; ask again", "type": "NotReady"})
 
 
@@ -23,10 +34,13 @@ class Ticket:
 
     Attributes:
         job: what is asked.
+
+    Args:
+        forget: called when it leaves the queue by itself.
     """
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
+    def __init__(self, job: Job, forget: Callable[[Job], None] = lambda job: None) -> None:
+        self.job, self._forget = job, forget
         self.started_s: float | None = None
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self.replica: Replica | None = None
@@ -49,11 +63,15 @@ class Ticket:
         if self.replica:
             await self.replica.stop_job(self.job)
         else:
+            self._forget(self.job)
             self.put(LEFT)
 
 
 class Dispatcher:
     """Holds the replicas and the jobs that wait for one.
+
+    Attributes:
+        scheduler: says who is next, and at which price.
 
     Args:
         make_replica: makes other replicas, for tests.
@@ -61,8 +79,10 @@ class Dispatcher:
 
     def __init__(self, options: ServeOptions, make_replica: Callable[[ServeOptions], Replica] = Replica) -> None:
         self._options = options
-        self._waiting: list[Ticket] = []
+        self._waiting: dict[str, Ticket] = {}
         self._changed = asyncio.Event()
+        self._expiry: asyncio.TimerHandle | None = None
+        self.scheduler = Scheduler(Worth(1.0), replicas=0, max_waiting=options.max_queue, order=options.order)
         self._reloading = asyncio.Lock()
         keepers = range(options.replicas)
         self._keepers = [Keeper(lambda: make_replica(options), self._work, self._replicas_changed) for _ in keepers]
@@ -93,6 +113,7 @@ class Dispatcher:
         if not self._started:
             self._started = True
             await asyncio.gather(*[keeper.start() for keeper in self._keepers])
+            self._replicas_changed()
 
     async def reload(self) -> None:
         """Have each replica replaced by one that reads the controller anew. Raises ReplicaError: nothing changed."""
@@ -112,8 +133,12 @@ class Dispatcher:
         """Let a job wait for its turn. Raises APIError."""
         if not self.ready:
             raise APIError(503, DOWN.data["message"], code="not_ready", retry_after_s=self._start_s)
-        ticket = Ticket(job)
-        self._waiting.append(ticket)
+        refusal = self.scheduler.offer(job, self._least_ms, time.perf_counter())
+        if refusal:
+            status, message = REFUSED[refusal.reason]
+            raise APIError(status, message, code=refusal.reason, retry_after_s=refusal.retry_after_s)
+        ticket = self._waiting[job.id] = Ticket(job, self._forget)
+        self._told_expired()
         self._changed.set()
         return ticket
 
@@ -124,10 +149,12 @@ class Dispatcher:
 
     def _replicas_changed(self) -> None:
         """Wake those who wait for jobs; without a replica, tell the jobs that cannot wait for one."""
+        self.scheduler.replicas = self.replicas
+        self._learn_worth()
         if not self.ready:
             until_s = time.perf_counter() + self._start_s
-            for ticket in [ticket for ticket in self._waiting if ticket.job.deadline_s <= until_s]:
-                self._waiting.remove(ticket)
+            for ticket in [ticket for ticket in self._waiting.values() if ticket.job.deadline_s <= until_s]:
+                self._forget(ticket.job)
                 ticket.put(DOWN)
         self._changed.set()
 
@@ -135,18 +162,61 @@ class Dispatcher:
         """Give one replica job after job, until it is dead or to go."""
         while ticket := await self._take(replica):
             ticket.replica, ticket.started_s = replica, time.perf_counter()
+            answered = False
             async for event in replica.answer(ticket.job):
+                answered = event.kind == "answer"
                 ticket.put(event)
             ticket.replica = None
+            self.scheduler.finished(ticket.job.id, time.perf_counter(), answered=answered)
+            self._learn_worth()
 
     async def _take(self, replica: Replica) -> Ticket | None:
         """Wait for the next job; None: the replica is dead or to go."""
         while replica.alive and not replica.retired:
-            self._waiting = [ticket for ticket in self._waiting if not ticket.job.left]
-            if self._waiting:
-                first = min(self._waiting, key=lambda ticket: ticket.job.deadline_s)
-                self._waiting.remove(first)
-                return first
+            self._told_expired()
+            if start := self.scheduler.next(time.perf_counter()):
+                ticket = self._waiting.pop(start.job.id)
+                ticket.job.price = start.price
+                return ticket
             self._changed.clear()
             await self._changed.wait()
         return None
+
+    @property
+    def _facts(self) -> list[dict[str, Any]]:
+        """What the replicas say of themselves."""
+        return [keeper.replica.facts for keeper in self._keepers if keeper.replica]
+
+    @property
+    def _least_ms(self) -> float:
+        """What a job takes at least, by what the replicas say."""
+        return max(facts["fastest_ms"] for facts in self._facts)
+
+    def _learn_worth(self) -> None:
+        """Take over what time is worth, which changes with the machine's speed and with the controller."""
+        if self._facts:
+            worth = Worth(**self._facts[0]["worth"])
+            worth = worth if self._options.price is None else worth.fixed(self._options.price)
+            self.scheduler.toll.worth = replace(worth, pace=1.0) if self._options.full_only else worth
+
+    def _forget(self, job: Job) -> None:
+        """Take a job out of the queue."""
+        self.scheduler.leave(job.id, time.perf_counter())
+        self._waiting.pop(job.id, None)
+
+    def _told_expired(self) -> None:
+        """Tell those whose time is over, and come back when the next one's is."""
+        now_s = time.perf_counter()
+        for job, refusal in self.scheduler.expired(now_s):
+            self._waiting.pop(job.id).put(_refused(refusal))
+        if self._expiry:
+            self._expiry.cancel()
+        delay_s = self.scheduler.next_expiry_s() - now_s
+        loop = asyncio.get_running_loop()
+        self._expiry = loop.call_later(delay_s + EXPIRY_S, self._told_expired) if delay_s < math.inf else None
+
+
+def _refused(refusal: Refusal) -> Event:
+    status, message = REFUSED[refusal.reason]
+    told = {"message": message, "type": refusal.reason, "status": status, "retry_after_s": refusal.retry_after_s}
+    return Event("error", told)

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from PIL import Image
 
 from budgetvlm.errors import BudgetVLMError
 from budgetvlm.serving import wire
+from budgetvlm.serving.toll import Worth
 
 
 class ReplicaProcess:
@@ -57,24 +59,28 @@ class ReplicaProcess:
 
     def _open(self, options: dict[str, Any]) -> None:
         from budgetvlm import decide
+        from budgetvlm.controller.price_curve import load_price_curve
         from budgetvlm.runtime import AdaptiveVLM, bundled_controller
         from budgetvlm.serving.learnt_state import LearntState
 
         controller = Path(options["checkpoint"] or bundled_controller(options["model_path"]))
+        self._curve = load_price_curve(controller)
         self._state = LearntState(controller, options["state_dir"] and Path(options["state_dir"]))
         self.model = AdaptiveVLM.from_pretrained(
             options["model_path"], controller, guard=self._state.restored(), device=options["device"],
             num_threads=options["num_threads"], allow_other_model=options["allow_other_model"],
         )  # fmt: skip
+        if options["full_only"]:
+            self.model.known[:-1] = False
+            self.model.guard.rule = self.model.guard.rule._replace(revises=False, cuts=False, hurries=False)
         decide.wait_for_compiled()
 
     def _described(self) -> dict[str, Any]:
-        """What the server has to know of the model: how long a small request takes at the fastest setting."""
-        bounds = self.model.bounds(Image.new("RGB", (256, 192)), "what")
-        return {
-            "fastest_ms": float(bounds.bounds_ms.min()),
-            "default_price": float(self.model.controller.default_price),
-        }
+        """What the server has to know of the model: what a small request takes at least, and what time is worth."""
+        model, bounds = self.model, self.model.bounds(Image.new("RGB", (256, 192)), "what")
+        reference_ms = float(model.controller.latency_reference_ms) * bounds.slowdown
+        worth = Worth.of(self._curve, reference_ms, float(model.controller.default_price), model.own_ms)
+        return {"fastest_ms": float(bounds.bounds_ms.min()), "worth": asdict(worth)}
 
     def _serve(self, header: dict[str, Any], blocks: list[bytes]) -> None:
         job = header["id"]

@@ -26,7 +26,7 @@ class Replica:
     """One process that holds the model.
 
     Attributes:
-        facts: what it last said of itself: "fastest_ms", "default_price".
+        facts: what it last said of itself: "fastest_ms", the least that a small request takes, and "worth", of time.
         retired: it gets no further job, because a newer one takes its place.
     """
 
@@ -46,6 +46,7 @@ class Replica:
             "model_path": options.model_path, "checkpoint": options.checkpoint and str(options.checkpoint),
             "device": options.device, "num_threads": options.num_threads,
             "allow_other_model": options.allow_other_model, "state_dir": options.state_dir and str(options.state_dir),
+            "full_only": options.full_only,
         })  # fmt: skip
         event = await self._next()
         if event.kind != "ready":

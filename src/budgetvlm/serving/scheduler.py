@@ -13,9 +13,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from budgetvlm.serving.serve_options import Order
 from budgetvlm.serving.toll import Toll, Worth
 
-Order = Literal["deadline", "arrival"]
 Reason = Literal["queue_full", "too_late", "too_small"]
 LEARNING = 0.1  # share of a finished job in what jobs are known to take, and of an offer in how many are refused
 LEAST_RETRY_S, MOST_RETRY_S = 1, 60
@@ -100,6 +100,11 @@ class Scheduler:
         """How many wait."""
         return len(self._waiting)
 
+    @property
+    def num_running(self) -> int:
+        """How many are under way."""
+        return len(self._running)
+
     def offer(self, job: JobFacts, least_ms: float, now_s: float) -> Refusal | None:
         """Let a job wait for its turn, or say why not.
 
@@ -115,17 +120,21 @@ class Scheduler:
         return refusal
 
     def expired(self, now_s: float) -> list[tuple[JobFacts, Refusal]]:
-        """Take out who is to be told now that there will be no answer; ask after each event and now and then."""
-        gone = [one for one in self._waiting.values() if self._is_expired(one, now_s)]
+        """Take out who is to be told now that there will be no answer."""
+        gone = [one for one in self._waiting.values() if now_s > self._expires_s(one)]
         for one in gone:
             del self._waiting[one.job.id]
         return [(one.job, self._refusal("too_late", now_s)) for one in gone]
+
+    def next_expiry_s(self) -> float:
+        """After which moment `expired` has somebody to tell, if nothing else happens."""
+        return min(map(self._expires_s, self._waiting.values()), default=math.inf)
 
     def next(self, now_s: float) -> Start | None:
         """Start the next job if a replica is free and one waits."""
         for one in self._waiting.values():
             one.late = one.late or (self._by_deadline and one.spare_s(now_s) < 0)
-        ready = [one for one in self._waiting.values() if not self._is_expired(one, now_s)]
+        ready = [one for one in self._waiting.values() if now_s <= self._expires_s(one)]
         if len(self._running) >= self.replicas or not ready:
             return None
         first = min(ready, key=self._turn)
@@ -193,9 +202,10 @@ class Scheduler:
     def _turn(self, one: _Waiting) -> tuple[bool, float]:
         return one.late, one.due_s if self._by_deadline and not one.late else one.job.arrived_s
 
-    def _is_expired(self, one: _Waiting, now_s: float) -> bool:
+    def _expires_s(self, one: _Waiting) -> float:
+        """After which moment a job is not answered any more."""
         patience_s = self._patience_s if one.job.when_infeasible != "reject" else 0.0
-        return self._by_deadline and one.spare_s(now_s) < -patience_s
+        return one.due_s - one.least_s + patience_s if self._by_deadline else math.inf
 
     def _spare_s(self, now_s: float) -> list[float]:
         """The spare time of those who wait and can be in time."""

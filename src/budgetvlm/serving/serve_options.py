@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Literal, get_args
 from budgetvlm.errors import ConfigError
 
 WhenInfeasible = Literal["fastest", "reject", "best_effort"]
+Order = Literal["deadline", "arrival"]
 KEY_VARIABLE = "BUDGETVLM_API_KEY"
 HOST = re.compile(r"[a-z0-9.-]+(:\d+)?|\[[0-9a-f:]+\](:\d+)?")
 LEAST = {
@@ -40,6 +42,10 @@ class ServeOptions:
             themselves.
         max_new_tokens: longest answer where the request does not say it.
         max_queue: requests that may wait; further ones are refused.
+        price: price of every request, in accuracy for one latency of the full setting; it follows the queue if not
+            given.
+        order: deadline, or arrival: first in, first out, and nobody is refused before the queue is full.
+        full_only: answer at the full setting alone, to compare with.
         max_open: requests that may be read, wait or be answered at once; further ones are refused unread.
         max_body_mb: largest body of a request, in millions of bytes.
         body_timeout_s: time that a client has to send a body, in seconds.
@@ -71,6 +77,9 @@ class ServeOptions:
     when_infeasible: WhenInfeasible = "fastest"
     max_new_tokens: int = 16
     max_queue: int = 64
+    price: float | None = None
+    order: Order = "deadline"
+    full_only: bool = False
     max_open: int = 256
     max_body_mb: float = 32.0
     body_timeout_s: float = 30.0
@@ -122,9 +131,11 @@ def _problems(options: ServeOptions) -> Iterator[str]:
             yield f"{one.name}={value} is less than {least}"
         if one.name in POSITIVE and value is not None and not value > 0:
             yield f"{one.name}={value} is not a positive number"
-    known = get_args(WhenInfeasible)
-    if options.when_infeasible not in known:
-        yield f"when_infeasible={options.when_infeasible!r} is unknown; choose from {', '.join(known)}"
+    for name, known in (("when_infeasible", get_args(WhenInfeasible)), ("order", get_args(Order))):
+        if getattr(options, name) not in known:
+            yield f"{name}={getattr(options, name)!r} is unknown; choose from {', '.join(known)}"
+    if options.price is not None and not 0 <= options.price < math.inf:
+        yield f"price={options.price} is not a number of 0 or more"
     if options.max_new_tokens > options.max_tokens:
         yield f"max_new_tokens={options.max_new_tokens} is more than max_tokens={options.max_tokens}"
     if options.api_key is not None and options.api_key_file is not None:

@@ -16,8 +16,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from budgetvlm.controller.price_curve import PriceCurve
+if TYPE_CHECKING:  # the server's own process does without PyTorch
+    from budgetvlm.controller.price_curve import PriceCurve
 
 MEMORY = 30.0  # latencies of the full setting over which the recent mean is taken
 MOST_PRESSING = 4.0  # of reference / spare: one that is nearly late has not much more to lose

@@ -1,0 +1,88 @@
+"""The queue as clients see it: who is refused, in which order the others are answered, at which price. No model."""
+
+import pytest
+
+from tests.fake_replicas import in_background, served, until
+
+WORK_S = 0.3  # of a request
+
+
+def busy(server, **options):
+    """Have the replica work on something for `WORK_S`."""
+    thread, _ = in_background(lambda: server.chat(**options))
+    until(lambda: server.jobs.scheduler.num_running)
+    return thread
+
+
+@pytest.fixture
+def server():
+    with served(word_s=WORK_S / 3, max_queue=3) as server:
+        yield server
+
+
+def test_they_are_answered_by_their_deadlines(server):
+    threads = [busy(server)]
+    for count, budget_ms in enumerate([9000, None, 5000], start=1):
+        threads.append(in_background(lambda ms=budget_ms: server.chat(latency_budget_ms=ms))[0])
+        until(lambda number=count: server.jobs.waiting == number)
+    for thread in threads:
+        thread.join(5)
+    inf = float("inf")
+    assert [job.budget_ms for job in server.replicas[0].begun] == [inf, 5000, 9000, inf]
+
+
+def test_who_cannot_be_in_time_is_refused_at_once_where_that_is_asked_for(server):
+    busy(server).join(5)  # it is known now how long an answer takes
+    busy(server)
+    status, headers, document = server.chat(latency_budget_ms=WORK_S * 500, when_infeasible="reject")
+    assert (status, document["error"]["code"]) == (503, "too_late")
+    assert int(headers["retry-after"]) >= 1
+    assert server.jobs.waiting == 0
+
+
+def test_who_waited_in_vain_is_told_when_its_time_is_over_although_the_replica_still_works(server):
+    busy(server)
+    budget_ms = WORK_S * 500  # of an answer the queue knows nothing yet
+    status, headers, document = server.chat(latency_budget_ms=budget_ms, when_infeasible="reject")
+    assert server.jobs.scheduler.num_running == 1
+    assert (status, document["error"]["code"]) == (503, "too_late")
+    assert int(headers["retry-after"]) >= 1
+
+
+def test_others_get_their_answer_late(server):
+    busy(server)
+    status, _, document = server.chat(latency_budget_ms=WORK_S * 500)
+    assert (status, document["budgetvlm"]["budget_met"]) == (200, False)
+
+
+def test_a_budget_that_nothing_keeps_is_a_mistake_of_the_request(server):
+    status, headers, document = server.chat(latency_budget_ms=0.5, when_infeasible="reject")
+    assert (status, document["error"]["code"]) == (400, "too_small")
+    assert "retry-after" not in headers
+
+
+def test_a_full_queue_refuses(server):
+    busy(server)
+    waiting = [in_background(server.chat) for _ in range(3)]
+    until(lambda: server.jobs.waiting == 3)
+    status, headers, document = server.chat()
+    assert (status, document["error"]["code"], document["error"]["type"]) == (429, "queue_full", "rate_limit_error")
+    assert int(headers["retry-after"]) >= 1
+    for thread, found in waiting:
+        thread.join(5)
+        assert found[0][0] == 200
+
+
+def test_the_price_follows_the_queue_unless_it_is_fixed():
+    def prices(**options):
+        with served(word_s=0.02, **options) as server:
+            threads = [busy(server, latency_budget_ms=2000)]
+            for count in range(1, 6):
+                threads.append(in_background(lambda: server.chat(latency_budget_ms=2000))[0])
+                until(lambda number=count: server.jobs.waiting == number or not server.jobs.scheduler.num_running)
+            for thread in threads:
+                thread.join(5)
+            return [job.price for job in server.replicas[0].begun]
+
+    assert prices()[0] == 0.01 < max(prices())
+    assert set(prices(price=0.0)) == {0.0}
