@@ -15,7 +15,8 @@ from PIL import Image
 
 from budgetvlm.vlm.adapter import Adapter
 from budgetvlm.vlm.blocks import active_blocks
-from budgetvlm.vlm.prompt import EmbeddedPrompt, ImageLayout
+from budgetvlm.vlm.image_layout import ImageLayout
+from budgetvlm.vlm.prompt import EmbeddedPrompt
 
 
 def order_by_importance(importance: Sequence[float]) -> tuple[int, ...]:

@@ -368,3 +368,19 @@ def test_an_answer_that_was_stopped_teaches_the_speed_and_not_how_long_answers_t
     assert (made.speed.log_scale[:3] > 0).all()  # its answer is one token
     assert made.credit == pytest.approx(1 + made.alpha - 1 if late else 1.0)
     assert (made.margin.offsets.tolist() == level) is not late
+
+
+def test_each_image_takes_what_one_takes_and_text_alone_nothing_of_it():
+    """Vision tokens alike, three images take three times the fixed part of the image's stages; the rest stays."""
+    made = guard()
+    none, one, three = (
+        bounded(made, asked(0)._replace(images=images), 1e3).forecast.profiled_ms[0] for images in (0.0, 1.0, 3.0)
+    )
+    image = made.state.image_stages > 0
+    np.testing.assert_allclose(three[~image], one[~image])
+    np.testing.assert_allclose(three[image] - one[image], 2 * (one[image] - none[image]))
+    text = asked(0)._replace(images=0.0, vision=np.zeros(len(SPACE)))
+    look = bounded(made, text, 1e3)
+    assert not look.forecast.terms[0].any() and look.rest_ms[0] > 0
+    after = revised(made, look, 0, Spent(0.5, 0.0))
+    np.testing.assert_allclose(after.rest_ms, look.rest_ms - made.own_ms)  # no image says how fast the machine is

@@ -1,10 +1,13 @@
 """Chat messages: what is read of them, and that all that is wrong is said at once."""
 
+import numpy as np
 import pytest
 from PIL import Image
+from test_runtime import QUESTION, SPACE, controller, directory, picture, vlm  # noqa: F401
 
 from budgetvlm.errors import InputError
-from budgetvlm.vlm.conversation import read_messages
+from budgetvlm.runtime import AdaptiveVLM
+from budgetvlm.vlm.conversation import is_plain, read_messages
 
 PICTURE = Image.new("RGB", (8, 6))
 IMAGE, TEXT = {"type": "image", "image": PICTURE}, {"type": "text", "text": "what is it"}
@@ -24,14 +27,14 @@ def test_turns_keep_the_places_of_their_images(tmp_path):
     assert read.turns[0]["content"] == [{"type": "text", "text": "be brief"}]
     assert [part["type"] for part in read.turns[1]["content"]] == ["text", "image"]
     assert read.images[0] is PICTURE and read.images[1].size == (8, 6)
-    assert read.question == "what is it\nwhat is it" and not read.is_plain
+    assert read.question == "what is it\nwhat is it" and not is_plain(read)
 
 
 @pytest.mark.parametrize(
     ("content", "plain"), [([IMAGE, TEXT], True), ([TEXT, IMAGE], False), ([IMAGE, IMAGE, TEXT], False), ("hi", False)]
 )
 def test_one_image_and_one_question_is_plain(content, plain):
-    assert read_messages([{"role": "user", "content": content}]).is_plain is plain
+    assert is_plain(read_messages([{"role": "user", "content": content}])) is plain
 
 
 @pytest.mark.parametrize("messages", [[], "hello", {"role": "user"}, None, 3])
@@ -63,3 +66,71 @@ def test_all_that_is_wrong_is_said_at_once():
 def test_the_last_message_asks(last):
     with pytest.raises(InputError, match="the last message has to be the user's"):
         read_messages([{"role": "user", "content": "hi"}, last])
+
+
+# ---- requests
+
+
+@pytest.fixture(scope="module")
+def model(vlm):  # noqa: F811
+    return AdaptiveVLM(vlm, controller())
+
+
+def chat(*images, text=QUESTION):
+    return [
+        {"role": "system", "content": "code"},
+        {"role": "user", "content": [*({"type": "image", "image": one} for one in images), TEXT]},
+        {"role": "assistant", "content": "A"},
+        {"role": "user", "content": text},
+    ]
+
+
+def words(vlm, conversation):  # noqa: F811
+    """The tokens of a prompt, visual ones as one."""
+    first, *texts = vlm.prompt.around(conversation, [""] * len(conversation.images))
+    names = vlm.prompt.tokenizer.convert_ids_to_tokens
+    return " ".join([*names(list(first)), *(w for ids in texts for w in ["IMAGE", *names(list(ids))])])
+
+
+def test_a_template_of_knobs_json_writes_conversations(vlm, picture):  # noqa: F811
+    """Each image between its marks, in front of what the user says; an answer ends as the model's answers do."""
+    read = read_messages(chat(picture, picture))
+    assert (
+        words(vlm, read, 4)
+        == "code <img> IMAGE </img> <img> IMAGE </img> what is <unk> <a> A </s> what is the red sign <a>"
+    )
+    one = {"role": "user", "content": [TEXT, IMAGE]}  # in whatever order they come, the model reads the image first
+    assert words(vlm, read_messages([one])) == "<img> IMAGE </img> what is <unk> <a>"
+
+
+def test_several_images_are_encoded_once_each_and_seen_by_their_mean(vlm, model, picture, monkeypatch):  # noqa: F811
+    other, tiles, seen = picture.rotate(180), [], []
+    encode, values = vlm.images.encode, model.network.values
+    monkeypatch.setattr(vlm.images, "encode", lambda pixels, at: tiles.append(len(pixels[0])) or encode(pixels, at))
+    monkeypatch.setattr(model.network, "values", lambda *asked: seen.append(asked) or values(*asked))
+    answer = model.generate(messages=chat(picture, other), max_new_tokens=2)
+    assert tiles == [1, 1, 4, 4] and answer.setting == SPACE.full
+    features = [vlm.encode_overview(one).feature for one in (picture, other)]
+    np.testing.assert_allclose(seen[0][0], np.mean(features, axis=0), rtol=1e-6)
+    np.testing.assert_array_equal(seen[0][1], vlm.question_feature(QUESTION))
+    asked = model.request(None, read_messages(chat(picture, other)))
+    np.testing.assert_array_equal(asked.vision, 2 * model.request(picture, QUESTION).vision)
+    assert (asked.images, answer.num_vision_tokens, answer.num_language_tokens) == (
+        2.0, asked.vision[-1], asked.language
+    )  # fmt: skip
+
+
+def test_text_alone_is_answered_at_the_fewest_crops_and_encodes_nothing(model, monkeypatch):
+    monkeypatch.setattr(model.vlm, "encode_overview", lambda image: pytest.fail("there is no image"))
+    answer = model.generate(messages=chat(), max_new_tokens=2)
+    assert answer.setting == SPACE.setting(**{**SPACE.full, "max_crops": 1})
+    assert (answer.num_vision_tokens, answer.stages_ms["preprocess"], answer.stages_ms["vision"]) == (0, 0.0, 0.0)
+    assert answer.stages_ms["prefill"] > 0 and answer.num_language_tokens == 13
+    np.testing.assert_array_equal(model.image_feature([]), model.controller.image_input.mean.numpy())
+
+
+def test_a_conversation_that_nothing_keeps_is_rejected_before_the_model_runs(model, picture, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(model.vlm, "encode_overview", lambda image: pytest.fail("the model ran"))
+    for messages in (chat(picture), chat()):
+        with pytest.raises(InputError, match="cannot be kept"):
+            model.generate(messages=messages, budget_ms=0.01, when_infeasible="reject")

@@ -67,7 +67,7 @@ def random_request(rng) -> tuple[Request, np.ndarray, float, Spent, np.ndarray]:
     row = rng.integers(len(FEATURES))
     vision = TOKENS["vision"][row].copy()
     vision.flags.writeable = False
-    request = Request(vision, float(TOKENS["language"][row, 0]), FEATURES[row])
+    request = Request(vision, float(TOKENS["language"][row, 0]), FEATURES[row], rng.choice([0.0, 1.0, 3.0]))
     image = rng.normal(0, 3, IMAGE_WIDTH).astype(np.float32)
     prepared, waited = rng.choice([0.0, 1.0, 60.0]), rng.choice([0.0, 10.0])
     image_ms = rng.choice([0.0, prepared + rng.uniform(1, 10)])

@@ -20,7 +20,7 @@ from budgetvlm.guard.bounds import BOUND, READ, STEP, Bounds, Outcome, Request, 
 from budgetvlm.guard.fixed import Guard
 from budgetvlm.guard.rule import Infeasible
 from budgetvlm.knobs import Setting
-from budgetvlm.vlm import Deadline, Generation, OnText, Overview, Quicker
+from budgetvlm.vlm import Conversation, Deadline, Generation, OnText, Overview, Quicker
 
 Cut = Literal["always", "needed"]
 AMPLE_MS = 1e9  # a budget that holds any setting
@@ -241,15 +241,17 @@ class Chooser(Protocol):
     guard: Guard
     network: ValueNetwork
     known: np.ndarray
+    known_of_text: np.ndarray
+    settings: list[Setting]
 
-    def request(self, image: Image.Image, question: str) -> Request: ...
-    def setting(self, index: int) -> Setting: ...
+    def request(self, image: Image.Image | None, question: str | Conversation) -> Request: ...
+    def image_feature(self, overviews: Sequence[Overview]) -> np.ndarray: ...
 
 
 class InFlight:
     """One request under way: how its setting is chosen, revised once the image is encoded, and what came of it."""
 
-    __slots__ = ("_began_s", "_model", "_start_s", "_terms", "budget_ms", "choice", "decisions", "own_ms")
+    __slots__ = ("_began_s", "_known", "_model", "_start_s", "_terms", "budget_ms", "choice", "decisions", "own_ms")
 
     def __init__(self, model: Chooser, terms: Terms) -> None:
         self._began_s = time.perf_counter()
@@ -263,16 +265,19 @@ class InFlight:
         """How long it waited before it began."""
         return (self._began_s - self._start_s) * 1e3
 
-    def choose(self, picture: Image.Image, question: str, overview: Overview) -> None:
-        """Choose a setting once the overview is encoded."""
+    def choose(self, image: Image.Image | None, question: str | Conversation, overviews: Sequence[Overview]) -> None:
+        """Choose a setting once the overviews are encoded."""
         model, began = self._model, time.perf_counter()
-        overview_ms = overview.preprocess_ms + overview.vision_ms
+        prepared_ms = sum([overview.preprocess_ms for overview in overviews])
+        overview_ms = prepared_ms + sum([overview.vision_ms for overview in overviews])
         self.own_ms = (began - self._began_s) * 1e3 - overview_ms
-        request = model.request(picture, question)
+        request = model.request(image, question)
+        feature = overviews[0].feature if len(overviews) == 1 else model.image_feature(overviews)
+        self._known = model.known if request.images else model.known_of_text
         now_ms = (time.perf_counter() - self._start_s) * 1e3
-        spent = Spent(now_ms, overview_ms, overview.preprocess_ms, self.waited_ms)
+        spent = Spent(now_ms, overview_ms, prepared_ms, self.waited_ms)
         decision = decide.choose(
-            model.guard, model.network, request, overview.feature, self.budget_ms, spent, model.known, self._terms.price
+            model.guard, model.network, request, feature, self.budget_ms, spent, self._known, self._terms.price
         )
         self._take(decision, decision.best >= 0, self._terms.when_infeasible)
         self.own_ms += (time.perf_counter() - began) * 1e3
@@ -293,7 +298,7 @@ class InFlight:
         began, model = time.perf_counter(), self._model
         spent = Spent((began - self._start_s) * 1e3, image_ms)
         decision = decide.choose_again(
-            model.guard, self.decisions[0], self.choice.index, self.budget_ms, spent, model.known
+            model.guard, self.decisions[0], self.choice.index, self.budget_ms, spent, self._known
         )
         self._take(decision, feasible=True)
         deadline = self._deadline()
@@ -318,9 +323,11 @@ class InFlight:
     def _take(self, decision: Decision, feasible: bool, infeasible: Infeasible = "fastest") -> None:
         index = decision.best if decision.best >= 0 else decision.settled(self.budget_ms, infeasible)
         self.decisions.append(decision)
-        self.choice = Choice(self._model.setting(index), index, feasible, decision.bounds)
+        self.choice = Choice(self._model.settings[index], index, feasible, decision.bounds)
 
     def _deadline(self) -> Deadline | None:
         guard, at_s = self._model.guard, self._start_s + self.budget_ms / 1e3
         cut = cuts(self._terms.cut, self.choice.feasible, guard.may_be_late)
-        return deadline_of(guard, self._model.setting, self.choice.bounds, self.choice.index, at_s, cut=cut)
+        return deadline_of(
+            guard, self._model.settings.__getitem__, self.choice.bounds, self.choice.index, at_s, cut=cut
+        )

@@ -14,6 +14,7 @@ import math
 import statistics
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
@@ -33,9 +34,8 @@ from budgetvlm.guard.bounds import Bounds, Request, Spent
 from budgetvlm.guard.fixed import FixedGuard, Guard
 from budgetvlm.guard.saved import load_guard, save_guard
 from budgetvlm.guard.spending import Spending
-from budgetvlm.knobs import Setting
-from budgetvlm.vlm import VLM, load_vlm
-from budgetvlm.vlm.conversation import Messages, read_messages
+from budgetvlm.vlm import VLM, Conversation, Overview, load_vlm
+from budgetvlm.vlm.conversation import Messages, is_plain, read_messages
 from budgetvlm.vlm.fingerprint import model_fingerprint
 from budgetvlm.vlm.loading import bundled_controller, model_directory
 from budgetvlm.vlm.protocol import STAGES
@@ -51,7 +51,9 @@ class AdaptiveVLM:
 
     Attributes:
         guard: learns from every request; one with fixed bounds where none was given.
+        settings: the controller's, as the model knows them.
         known: settings that the controller has learnt about, bool ``[K]``.
+        known_of_text: of these, the ones for text alone: those of the fewest crops, which then mean nothing.
         spending: holds the mean budget; None: there is none.
         solved: the price that this began with, and what it gave on validation samples; None: not known.
         own_ms: what a request took beside the model's stages when it was rehearsed.
@@ -93,8 +95,12 @@ class AdaptiveVLM:
         self.guard: Guard = guard or FixedGuard(controller.knob_space, bounds_ms)
         controller.knob_space.require_equal(self.guard.knob_space, "the guard")
         self.known = np.isfinite(bounds_ms)
+        crops = np.array([setting.get("max_crops", 1) for setting in controller.knob_space.settings])
+        fewest = self.known & (crops == crops.min())
+        self.known_of_text = fewest if fewest.any() else self.known
+        self._usual_image = controller.image_input.mean.float().numpy()
         columns = [vlm.knob_space.index(setting) for setting in controller.knob_space.settings]
-        self._settings = [vlm.knob_space.settings[column] for column in columns]  # the model knows its own ones
+        self.settings = [vlm.knob_space.settings[column] for column in columns]  # the model knows its own ones
         self._columns = None if columns == list(range(len(vlm.knob_space))) else np.array(columns)
         self._lock = threading.Lock()  # of what the guard learns
         self.spending: Spending | None = None
@@ -167,7 +173,8 @@ class AdaptiveVLM:
 
         Args:
             image: an image or its file; opening and decoding a file is before the clock starts.
-            messages: instead of image and question, see `budgetvlm.vlm.conversation.read_messages`.
+            messages: instead of image and question, see `budgetvlm.vlm.conversation.read_messages`. All their images
+                are shown with the same number of crops.
             stream: return at once an iterator over the pieces of the answer's text, which a thread writes. Its
                 ``answer`` waits for the whole answer, and `close` ends the writing after the token that is under way.
             terms: see `budgetvlm.answer.Terms`: budget_ms, price, max_new_tokens, stop, when_infeasible, cut,
@@ -186,8 +193,8 @@ class AdaptiveVLM:
 
     def _asked(
         self, image: Any, question: str | None, messages: Messages | None, terms: Terms
-    ) -> tuple[Image.Image, str]:
-        """Open what is asked about. Raises InputError."""
+    ) -> tuple[Image.Image | None, str | Conversation]:
+        """Open what is asked about: an image and a question, or a conversation. Raises InputError."""
         if messages is None:
             check_request(question, terms)
             return open_image(image), str(question)
@@ -195,22 +202,20 @@ class AdaptiveVLM:
         if image is not None or question is not None:
             raise InputError("image and question stand in the messages; give either these or the messages")
         check_request(conversation.question, terms)
-        if not conversation.is_plain:
-            raise InputError("messages of one image and then one question can be answered; ask so")
-        return conversation.images[0], conversation.question
+        return (conversation.images[0], conversation.question) if is_plain(conversation) else (None, conversation)
 
-    def _answer(self, picture: Image.Image, question: str, terms: Terms) -> Answer:
+    def _answer(self, image: Image.Image | None, question: str | Conversation, terms: Terms) -> Answer:
         """Answer what was opened and checked."""
         spending = self.spending
         if spending and terms.price is None:
             terms = terms._replace(price=spending.price)
         under_way = InFlight(self, terms)
         if terms.when_infeasible == "reject":
-            self._reject(self.request(picture, question), under_way)
-        overview = self.vlm.encode_overview(picture)
-        under_way.choose(picture, question, overview)
+            self._reject(self.bounds(image, question, under_way.budget_ms, under_way.waited_ms), under_way)
+        overviews = [self.vlm.encode_overview(one) for one in _images(image, question)]
+        under_way.choose(image, question, overviews)
         options = under_way.generate_options()
-        generation = self.vlm.generate(picture, question, under_way.choice.setting, overview=overview, **options)
+        generation = self.vlm.generate(image, question, under_way.choice.setting, overview=overviews, **options)
         answer = under_way.finished(generation)
         if spending:
             spending.add(answer.latency_ms)
@@ -239,28 +244,37 @@ class AdaptiveVLM:
         asked = request, overview.feature, budget_ms, spent, self.known, price
         decision = decide.choose(self.guard, self.network, *asked)
         index = decision.settled(budget_ms)
-        return Choice(self._settings[index], index, decision.best >= 0, decision.bounds)
+        return Choice(self.settings[index], index, decision.best >= 0, decision.bounds)
 
-    def bounds(self, image: Image.Image, question: str, budget_ms: float = math.inf) -> Bounds:
+    def bounds(
+        self, image: Image.Image | None, question: str | Conversation, budget_ms: float = math.inf, waited_ms: float = 0
+    ) -> Bounds:
         """What the guard says of a request before the model runs."""
-        return self.guard.bounds_at_choice(self.request(image, question), budget_ms, Spent(), self.known)
+        request = self.request(image, question)
+        spent, known = Spent(waited_ms, waited_ms=waited_ms), self.known if request.images else self.known_of_text
+        return self.guard.bounds_at_choice(request, budget_ms, spent, known)
 
-    def request(self, image: Image.Image, question: str) -> Request:
+    def request(self, image: Image.Image | None, question: str | Conversation) -> Request:
         """What is known of a request before the model runs, at the controller's settings."""
         vision, language = self.vlm.prompt_size(image, question)
         if self._columns is not None:
             vision = vision[self._columns]
             vision.flags.writeable = False
-        return Request(vision, float(language), self.vlm.question_feature(question))
+        images = float(len(_images(image, question)))
+        return Request(vision, float(language), self.vlm.question_feature(question), images)
 
-    def setting(self, index: int) -> Setting:
-        """The model's setting with this number among the controller's."""
-        return self._settings[index]
+    def image_feature(self, overviews: Sequence[Overview]) -> np.ndarray:
+        """What the controller is told of images, float32 ``[Di]``: their mean; without any, that of all it learnt on.
 
-    def _reject(self, request: Request, under_way: InFlight) -> None:
+        So text alone is chosen for by its question, its budget and its price.
+        """
+        if not overviews:
+            return self._usual_image
+        return np.stack([overview.feature for overview in overviews]).mean(axis=0, dtype=np.float32)
+
+    def _reject(self, bounds: Bounds, under_way: InFlight) -> None:
         """Raise InputError if no setting is sure to keep the budget."""
         waited_ms, budget_ms = under_way.waited_ms, under_way.budget_ms
-        bounds = self.guard.bounds_at_choice(request, budget_ms, Spent(waited_ms, waited_ms=waited_ms), self.known)
         if not bounds.allowed(budget_ms).any():
             raise InputError(
                 f"budget_ms={budget_ms:g} cannot be kept: the fastest setting is expected to take up to "
@@ -289,3 +303,8 @@ class AdaptiveVLM:
         finally:
             self.guard = guard
         return statistics.median(one.latency_ms - sum(one.stages_ms[stage] for stage in STAGES) for one in made)
+
+
+def _images(image: Image.Image | None, question: str | Conversation) -> Sequence[Image.Image]:
+    """The images of a request: the one beside a question, or those of a conversation."""
+    return question.images if isinstance(question, Conversation) else (image,) if image is not None else ()

@@ -27,11 +27,13 @@ class Request(NamedTuple):
         vision: visual tokens at each setting, float64 ``[K]``; not to be written to, requests of one size share it.
         language: the prompt's other tokens, a float.
         feature: feature of the question, float32 ``[Dl]``.
+        images: how many there are: each takes what one takes whatever its size; without any, none of that is taken.
     """
 
     vision: np.ndarray
     language: float
     feature: np.ndarray
+    images: float = 1.0
 
 
 class Spent(NamedTuple):

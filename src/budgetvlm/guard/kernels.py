@@ -198,13 +198,14 @@ def time_terms(state: Any, request: Any) -> tuple[Any, Any]:
     profiled, terms = np.empty((2, num_stages, num_settings)), np.zeros((3, num_settings))
     for g in range(num_stages):
         scale, image_share = state.scale[g], state.image_stages[g]
+        images = 1 + image_share * (request.images - 1)
         for k in range(num_settings):
             vision = request.vision[k]
             context = vision + request.language
-            first = weights[0, g, k] + vision * weights[1, g, k]
+            first = images * weights[0, g, k] + vision * weights[1, g, k]
             first += context * (weights[2, g, k] + context * weights[3, g, k])
             if vision > request.vision[0]:
-                first += weights[6, g, k]
+                first += images * weights[6, g, k]
             step = weights[4, g, k] + context * weights[5, g, k]
             profiled[0, g, k], profiled[1, g, k] = first, step
             terms[0, k] += scale * image_share * first

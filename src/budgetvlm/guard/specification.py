@@ -162,7 +162,8 @@ def stage_times(state: GuardState, request: Request) -> np.ndarray:
     """What each stage takes by the profile: until the first token, and for each further one, ``[2, G, K]``."""
     fixed, each, token, square, step, step_token, tiles = state.size_weights
     vision, context = request.vision, request.vision + request.language
-    first = fixed + vision * each + context * token + context**2 * square + (vision > vision[0]) * tiles
+    images = np.where(state.image_stages > 0, request.images, 1.0)[:, None]
+    first = images * (fixed + (vision > vision[0]) * tiles) + vision * each + context * token + context**2 * square
     return np.stack([first, step + context * step_token])
 
 

@@ -107,7 +107,7 @@ class _Replay:
         guard.speed.restore(now)
         accuracy = float(measured.accuracy[row, chosen.index])
         if answered.deadline and (outcome.cut or answered.hurried):
-            accuracy = self._accuracy(row, self._model.setting(chosen.index), answered.deadline, answered.readings)
+            accuracy = self._accuracy(row, self._model.settings[chosen.index], answered.deadline, answered.readings)
         return Replayed(
             late=chosen.promised and outcome.late,
             cut=outcome.cut,
@@ -160,14 +160,16 @@ class _Replay:
     def _answer(self, row: int, chosen: _Chosen, budget_ms: float, speed: float) -> _Answered:
         """Read and decode by the clock of the replay."""
         model, measured, index = self._model, self._measured, chosen.index
-        setting = model.setting(index)
+        setting = model.settings[index]
         stages = {name: speed * float(times[row, index]) for name, times in measured.stages_ms.items()}
         depth = _depth(model.vlm, setting)
         blocks_ms, tokens_ms = (speed * took for took in _steps_ms(measured, row, index, depth))
         before_ms = speed * model.own_ms + sum(stages.values()) - stages["prefill"] - stages["decode"]
         clock = _Clock(before_ms)
         cut = cuts(self._cut, chosen.promised, self._guard.may_be_late)
-        deadline = deadline_of(model.guard, model.setting, chosen.decided_by[-1], index, budget_ms / 1e3, cut=cut)
+        deadline = deadline_of(
+            model.guard, model.settings.__getitem__, chosen.decided_by[-1], index, budget_ms / 1e3, cut=cut
+        )
         pace = _pace(model.vlm, setting, deadline._replace(clock=clock.read)) if deadline else None
         if pace and deadline and deadline.read_ms:
             clock.now_ms += stages["prefill"] - float(blocks_ms.sum())  # before the first block

@@ -1,8 +1,19 @@
 """The model under control."""
 
-from budgetvlm.vlm.protocol import STAGES, VLM, Deadline, Generation, OnText, Overview, Quicker, Revise
+from budgetvlm.vlm.protocol import STAGES, VLM, Conversation, Deadline, Generation, OnText, Overview, Quicker, Revise
 
-__all__ = ["STAGES", "VLM", "Deadline", "Generation", "OnText", "Overview", "Quicker", "Revise", "load_vlm"]
+__all__ = [
+    "STAGES",
+    "VLM",
+    "Conversation",
+    "Deadline",
+    "Generation",
+    "OnText",
+    "Overview",
+    "Quicker",
+    "Revise",
+    "load_vlm",
+]
 
 
 def load_vlm(

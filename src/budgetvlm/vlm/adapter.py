@@ -8,8 +8,7 @@ Shapes: n tiles, V visual tokens, T tokens, C channels of the language model, K 
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -22,11 +21,11 @@ from torch import nn
 from budgetvlm.errors import InputError, KnobSpaceError
 from budgetvlm.knobs import KnobSpace, Setting
 from budgetvlm.vlm import blocks
-from budgetvlm.vlm.decoding import Decoder, Pace, PacedReading, mean_embedder, waiting_for
+from budgetvlm.vlm.decoding import Decoder, Pace, PacedReading, mean_embedder, stopwatch, waiting_for
 from budgetvlm.vlm.families.base import SIZE_CACHE_LIMIT, Family, Images, pool
 from budgetvlm.vlm.knob_limits import check_knobs, depths
 from budgetvlm.vlm.prompt import DecoderInputs, EmbeddedPrompt, Prompt, PromptEmbedder
-from budgetvlm.vlm.protocol import Deadline, Generation, OnText, Overview, Revise
+from budgetvlm.vlm.protocol import Conversation, Deadline, Generation, OnText, Overview, Revise
 from budgetvlm.vlm.text_stream import TextStream
 
 
@@ -166,13 +165,25 @@ class Adapter:
         vision_ms = lap() / len(images)
         return [Overview(t, f, preprocess_ms, vision_ms) for t, f in zip(tokens, features, strict=True)]
 
-    def question_feature(self, question: str) -> np.ndarray:
+    def question_feature(self, question: str | Conversation) -> np.ndarray:
         """Return the mean of the embeddings of the question's tokens, float32 ``[Dl]``, without the fixed text's."""
         return self._mean_embedding(self.prompt.question_ids(question))
 
-    def prompt_size(self, image: Image.Image, question: str) -> tuple[np.ndarray, int]:
+    def prompt_size(self, image: Image.Image | None, question: str | Conversation) -> tuple[np.ndarray, int]:
         """Return visual tokens at each setting ``[K]`` and the prompt's other tokens, without running the model."""
-        return self._visual_tokens(*image.size), self.prompt.num_text_tokens(question)
+        images = self._images_of(image, question)
+        if len(images) == 1:
+            return self._visual_tokens(*images[0].size), self.prompt.num_text_tokens(question)
+        none = np.zeros(len(self.knob_space))
+        return sum((self._visual_tokens(*one.size) for one in images), none), self.prompt.num_text_tokens(question)
+
+    def _images_of(self, image: Any, question: str | Conversation) -> Sequence[Image.Image]:
+        """Return all images that are asked about. Raises InputError: more than the model takes."""
+        if not isinstance(question, Conversation):
+            return (image,)
+        if len(question.images) > 1 and self.family.one_image:
+            raise InputError(f"the model {self.name} takes one image, given {len(question.images)}; ask about one")
+        return question.images
 
     @torch.inference_mode()
     def encode_tiles(self, images: Sequence[Image.Image], max_crops: int | None = None) -> list[torch.Tensor]:
@@ -186,12 +197,12 @@ class Adapter:
     @torch.inference_mode()
     def generate(
         self,
-        image: Image.Image,
-        question: str,
+        image: Image.Image | None,
+        question: str | Conversation,
         setting: Setting,
         *,
         max_new_tokens: int = 16,
-        overview: Overview | None = None,
+        overview: Overview | Sequence[Overview] | None = None,
         deadline: Deadline | None = None,
         revise: Revise | None = None,
         stop: Sequence[str] = (),
@@ -200,14 +211,19 @@ class Adapter:
         """Answer one question at batch 1, greedily, with every stage timed and the device synchronised."""
         _check_length(max_new_tokens)
         max_crops = self._configuration(setting).max_crops
+        images = self._images_of(image, question)
+        overviews = [overview] if isinstance(overview, Overview) else list(overview or ())
         lap = stopwatch(self.wait)
-        # cut the image and encode it, but for the overview
-        question_ids = self.prompt.question_ids(question)
-        pixels = self.images.beside(image, max_crops) if overview else self.images.all(image, max_crops)
-        layout = self.images.layout_of(image, max_crops)
-        stages = {"preprocess": lap() + (overview.preprocess_ms if overview else 0.0)}
-        visual = self.images.encoded(pixels, overview.tokens if overview else None, layout)
-        stages["vision"] = lap() + (overview.vision_ms if overview else 0.0)
+        # cut the images and encode them, but for the overviews
+        pixels = [(self.images.beside if overviews else self.images.all)(one, max_crops) for one in images]
+        layouts = [self.images.layout_of(one, max_crops) for one in images]
+        texts = self.prompt.around(question, [layout.lead for layout in layouts])
+        stages = {"preprocess": lap() + sum([one.preprocess_ms for one in overviews])}
+        known: list[Any] = [one.tokens for one in overviews] or [None] * len(images)
+        visual = [self.images.encoded(*parts) for parts in zip(pixels, known, layouts, strict=True)]
+        stages["vision"] = lap() + sum([one.vision_ms for one in overviews])
+        if not images:
+            stages = dict.fromkeys(stages, 0.0)  # there was nothing to be timed
         # choose the other knobs anew
         if revise is not None:
             setting, deadline = revise(sum(stages.values()))
@@ -219,7 +235,7 @@ class Adapter:
         # read the prompt and answer
         with self.apply(setting):
             lap()
-            prompt = self.embed_prompt(visual, question_ids, layout)
+            prompt = self.embed_prompt.around(visual, texts, layouts)
             inputs = self.decoder_inputs([prompt])
             pace = self.pace(setting, deadline) if deadline else None
             with self.paced(setting, pace) if pace and deadline and deadline.read_ms else nullcontext():
@@ -293,7 +309,7 @@ class Adapter:
         text: TextStream | None = None,
     ) -> Generation:
         cut = "length" if len(ids) == max_new_tokens else "budget"
-        num_vision = len(prompt.layout.ids)
+        num_vision = prompt.num_image_tokens
         return Generation(
             text=text.text if text else self._text(ids).strip(),
             token_ids=tuple(ids),
@@ -325,21 +341,6 @@ class Adapter:
             self._layers[depth] if "num_active_blocks" in setting else None,
             int(setting["top_k"]) if "top_k" in setting else None,
         )
-
-
-def stopwatch(wait: Callable[[], None] | None) -> Callable[[], float]:
-    """Return a function that returns the ms since its last call, or since now; it first waits for the device."""
-    last_s = 0.0
-
-    def lap() -> float:
-        nonlocal last_s
-        if wait:
-            wait()
-        before_s, last_s = last_s, time.perf_counter()
-        return (last_s - before_s) * 1e3
-
-    lap()
-    return lap
 
 
 def _check_length(max_new_tokens: int) -> None:

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from budgetvlm._io import time_text
-from budgetvlm.errors import BudgetVLMError
+from budgetvlm.errors import BudgetVLMError, InputError
 from budgetvlm.knobs import Setting
+from budgetvlm.vlm.conversation import about, text_part
 from budgetvlm.vlm.knob_limits import distinct_crops
 from budgetvlm.vlm.own_processor import NoReference
 from budgetvlm.vlm.probe import (
@@ -29,20 +30,20 @@ from budgetvlm.vlm.probe import (
     small_image,
     state_of,
 )
-from budgetvlm.vlm.prompt import EmbeddedPrompt
-from budgetvlm.vlm.protocol import Deadline
+from budgetvlm.vlm.prompt import IMAGE, EmbeddedPrompt
+from budgetvlm.vlm.protocol import Conversation, Deadline
 
 ODD_SIZES = ((64, 64), (90, 61), (47, 130))
 ODD_QUESTIONS = ("  what is this", "what\n\nis\tthis \n", "\nwhat is this?")
 
 
 def prompt_is_the_processors(probe: Probe) -> str:
-    """Token ids are those of the model's own processor, at several sizes and crops, and for questions of odd shapes."""
+    """Token ids are those of the model's own processor: several sizes and crops, odd questions, conversations."""
     missing, cases, _ = [], list(_prompts(probe)), probe.own_processor
-    for image, question, crops, plain in cases:
+    for said, crops, plain in cases:
         try:
-            probe.same_ids(image, question, crops, plain=plain)
-        except NoReference as reason:
+            probe.same_ids(said, crops, plain=plain)
+        except (NoReference, InputError) as reason:
             missing.append(str(reason))
     if len(missing) == len(cases):
         raise NoReference(missing[0])
@@ -50,16 +51,27 @@ def prompt_is_the_processors(probe: Probe) -> str:
     return f"{len(cases) - len(missing)} prompts alike{note}"
 
 
-def _prompts(probe: Probe) -> Iterator[tuple[Image.Image, str, int, bool]]:
-    """Yield images, questions, crops, and whether the question holds the name of a special token."""
+def _prompts(probe: Probe) -> Iterator[tuple[Conversation, int, bool]]:
+    """Yield what is said, crops, and whether it holds the name of a special token."""
     image, question, most = probe.images[0], probe.questions[0], probe.crops(probe.space.full)
     tokenizer, edges = probe.vlm.prompt.tokenizer, probe.vlm.images.edges()
-    yield from ((image, question, crops, False) for crops in sorted({probe.crops(s) for s in probe.space.settings}))
-    yield from ((other, question, most, False) for other in probe.images[1:])
-    yield from ((Image.new("RGB", size), question, most, False) for size in ODD_SIZES)
-    yield from ((image, odd, most, False) for odd in ODD_QUESTIONS)
+    said = about(image, question)
+    yield from ((said, crops, False) for crops in sorted({probe.crops(s) for s in probe.space.settings}))
+    yield from ((about(other, question), most, False) for other in probe.images[1:])
+    yield from ((about(Image.new("RGB", size), question), most, False) for size in ODD_SIZES)
+    yield from ((about(image, odd), most, False) for odd in ODD_QUESTIONS)
     names = {*tokenizer.convert_ids_to_tokens(edges), tokenizer.eos_token or ""}
-    yield from ((image, f"what is {name} here", most, True) for name in sorted(names - {""}))
+    yield from ((about(image, f"what is {name} here"), most, True) for name in sorted(names - {""}))
+    # a second question, and one about a second image
+    turns = *said.turns, {"role": "assistant", "content": [text_part(question)]}
+    yield Conversation((*turns, {"role": "user", "content": [text_part(question)]}), (image,), question), most, False
+    if not probe.vlm.family.one_image:
+        last = {"role": "user", "content": [text_part("what"), IMAGE, text_part(question)]}
+        yield (
+            Conversation((*turns, last), (image, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)), question),
+            most,
+            False,
+        )
 
 
 def full_is_untouched(probe: Probe) -> str:

@@ -3,46 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 
 from budgetvlm._io import open_image
 from budgetvlm.errors import InputError
+from budgetvlm.vlm.prompt import IMAGE, one_question
+from budgetvlm.vlm.protocol import Conversation, Turn
 
 ROLES = "system", "user", "assistant"
-IMAGE = {"type": "image"}
 
 Messages = Sequence[Mapping[str, Any]]
 
-Turn = dict[str, Any]
-"""As chat templates read it: "role" and "content", a list of `IMAGE` and of {"type": "text", "text": ...}."""
+
+def text_part(text: str) -> dict[str, str]:
+    """Return a part of a message."""
+    return {"type": "text", "text": text}
 
 
-@dataclass(frozen=True)
-class Conversation:
-    """Messages without what is wrong with them.
-
-    Attributes:
-        turns: with images left out, whose places stay.
-        images: in their order.
-        question: the text of the last message, which is the user's.
-    """
-
-    turns: tuple[Turn, ...]
-    images: tuple[Image.Image, ...]
-    question: str
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether this is one image and then one question about it, and nothing else."""
-        return self.turns == one_question(self.question)
+def about(image: Image.Image, question: str) -> Conversation:
+    """Return the conversation of one image and then one question."""
+    return Conversation(one_question(question), (image,), question)
 
 
-def one_question(question: str) -> tuple[Turn, ...]:
-    """Return the turns of one image and then one question about it."""
-    return ({"role": "user", "content": [IMAGE, {"type": "text", "text": question}]},)
+def is_plain(conversation: Conversation) -> bool:
+    """Tell whether this is one image and then one question about it, and nothing else."""
+    return conversation.turns == one_question(conversation.question)
 
 
 def read_messages(messages: Messages) -> Conversation:
@@ -77,7 +64,7 @@ def _turn(number: int, message: Any, images: list[Image.Image], problems: list[s
         problems.append(f'{where} needs a "role" of {", ".join(ROLES)}, and is {message!r:.80}')
         return {"role": "", "content": []}
     role, content = message["role"], message.get("content")
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    parts = [text_part(content)] if isinstance(content, str) else content
     if not isinstance(parts, Sequence) or not parts:
         problems.append(f'{where} needs a "content", a text or a list of parts, and has {content!r:.80}')
         return {"role": role, "content": []}
@@ -94,7 +81,7 @@ def _part(part: Any, role: str, images: list[Image.Image]) -> dict[str, str]:
     """Check one part of a message. Raises InputError."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text" and isinstance(part.get("text"), str):
-        return {"type": "text", "text": part["text"]}
+        return text_part(part["text"])
     if kind == "image" and role == "user":
         images.append(open_image(part.get("image")))
         return IMAGE

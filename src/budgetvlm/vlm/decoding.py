@@ -8,6 +8,7 @@ Shapes: B prompts, T tokens, C channels, V words of the vocabulary.
 from __future__ import annotations
 
 import math
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -160,6 +161,21 @@ def waiting_for(tensor: torch.Tensor) -> Callable[[], None] | None:
     if device.type == "cuda":
         return partial(torch.cuda.synchronize, device)
     return torch.mps.synchronize if device.type == "mps" else None
+
+
+def stopwatch(wait: Callable[[], None] | None) -> Callable[[], float]:
+    """Return a function that returns the ms since its last call, or since now; it first waits for the device."""
+    last_s = 0.0
+
+    def lap() -> float:
+        nonlocal last_s
+        if wait:
+            wait()
+        before_s, last_s = last_s, time.perf_counter()
+        return (last_s - before_s) * 1e3
+
+    lap()
+    return lap
 
 
 class PacedReading:

@@ -219,7 +219,7 @@ def _adapt(name: str, family: Family, directory: Path, model: Any, tokenizer: An
     knobs, space = _read_knobs(directory / "knobs.json")
     images = family.images_type(model, processor, tokenizer, knobs)
     own = knobs.get("prompt")
-    write = template_writer(own) if own else family.writer(model, tokenizer)
+    write = template_writer(own, tokenizer.eos_token) if own else family.writer(model, tokenizer)
     prompt = Prompt(tokenizer, write, images.edges(), is_own=bool(own))
     order = knobs.get("block_order") or blocks.default_order(family.num_blocks(model), family.fixed_blocks(model))
     end_ids = _end_ids(model, tokenizer)

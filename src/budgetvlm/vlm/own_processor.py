@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from PIL import Image
-
 from budgetvlm._io import read_json
-from budgetvlm.vlm.prompt import SOME_SIZE
+from budgetvlm.vlm.prompt import IMAGE, SOME_SIZE
+from budgetvlm.vlm.protocol import Conversation
 
 
 class NoReference(Exception):
@@ -75,23 +74,29 @@ class OwnProcessor:
         if not self._processor.chat_template:
             self._processor.chat_template = self._processor.tokenizer.chat_template
 
-    def ids(self, image: Image.Image, question: str, max_crops: int, *, plain: bool = False) -> tuple[int, ...]:
-        """Return the token ids of a prompt, in which names of special tokens may be plain text.
+    def ids(self, said: Conversation, max_crops: int, *, plain: bool = False) -> tuple[int, ...]:
+        """Return the token ids of a prompt with images of one size, in which special tokens' names may be plain text.
 
         Raises NoReference: the processor has no such setting, or no way to keep special tokens plain.
         """
-        size = image.height, image.width
+        size, images = (said.images[0].height, said.images[0].width), iter(said.images)
         options = self._images.options(*size, max_crops)
         if options is None:
             raise NoReference(f"the processor has nothing like max_crops={max_crops}")
-        content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
+        turns: list[Any] = [
+            {
+                **turn,
+                "content": [{**part, "image": next(images)} if part == IMAGE else part for part in turn["content"]],
+            }
+            for turn in said.turns
+        ]
         self._processor.image_processor = self._images.set_to(*size, max_crops)
         try:
             if not self._processor.chat_template and not plain:
-                done = self._processor(images=image, text=f"<image>{question}", images_kwargs=options)
+                done = self._processor(images=said.images[0], text=f"<image>{said.question}", images_kwargs=options)
                 return tuple(done["input_ids"][0])
             done = self._processor.apply_chat_template(
-                [{"role": "user", "content": content}],
+                turns,
                 add_generation_prompt=True,
                 tokenize=True,
                 return_dict=True,

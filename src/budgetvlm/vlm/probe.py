@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,14 @@ from PIL import Image
 from torch.overrides import TorchFunctionMode
 
 from budgetvlm.knobs import KnobSpace, Setting
-from budgetvlm.vlm.adapter import Adapter, stopwatch
+from budgetvlm.vlm.adapter import Adapter
+from budgetvlm.vlm.conversation import is_plain
+from budgetvlm.vlm.decoding import stopwatch
 from budgetvlm.vlm.families.base import Images, TiledImages
+from budgetvlm.vlm.image_layout import ImageLayout
 from budgetvlm.vlm.own_processor import NoReference, OwnProcessor
-from budgetvlm.vlm.prompt import EmbeddedPrompt, ImageLayout
-from budgetvlm.vlm.protocol import Deadline, Generation
+from budgetvlm.vlm.prompt import EmbeddedPrompt
+from budgetvlm.vlm.protocol import Conversation, Deadline, Generation
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 
@@ -201,18 +205,27 @@ class Probe:
             raise NoReference("knobs.json brings a prompt of its own")
         return OwnProcessor(Path(self.vlm.prompt.tokenizer.name_or_path), self.vlm.images)
 
-    def same_ids(self, image: Image.Image, question: str, max_crops: int, *, plain: bool = False) -> None:
-        """Compare a prompt's token ids with those of the model's own processor. Raises Broken, NoReference."""
-        wanted = self.own_processor.ids(image, question, max_crops, plain=plain)
-        prompt, layout = self.vlm.prompt, self.vlm.images.layout_of(image, max_crops)
-        before, after = prompt.around_image(prompt.question_ids(question), layout.lead)
-        got = (*before, *layout.ids, *after)
+    def same_ids(self, said: Conversation, max_crops: int, *, plain: bool = False) -> None:
+        """Compare a prompt's token ids with those of the model's own processor. Raises Broken, NoReference.
+
+        One question about one image is tokenised in a shorter way, and compared in both ways.
+        """
+        wanted = self.own_processor.ids(said, max_crops, plain=plain)
+        prompt, layouts = self.vlm.prompt, [self.vlm.images.layout_of(image, max_crops) for image in said.images]
+        asked: list[str | Conversation] = [said, said.question] if is_plain(said) else [said]
+        for question in asked:
+            first, *texts = prompt.around(question, [layout.lead for layout in layouts])
+            behind = ((*layout.ids, *text) for layout, text in zip(layouts, texts, strict=True))
+            self._same_ids((*first, *chain.from_iterable(behind)), wanted, f"max_crops={max_crops}, {said}")
+
+    def _same_ids(self, got: tuple[int, ...], wanted: tuple[int, ...], where: str) -> None:
         if got == wanted:
             return
+        tokenizer = self.vlm.prompt.tokenizer
         place = next((i for i, (a, b) in enumerate(zip(got, wanted, strict=False)) if a != b), len(got))
-        ours, theirs = (prompt.tokenizer.convert_ids_to_tokens(ids[place : place + 3]) for ids in (got, wanted))
+        ours, theirs = (tokenizer.convert_ids_to_tokens(ids[place : place + 3]) for ids in (got, wanted))
         raise Broken(
-            f"{image.width} x {image.height}, max_crops={max_crops}, {question!r}: from token {place} on {ours} "
+            f"{where}: from token {place} on {ours} "
             f"instead of the processor's {theirs}; {len(got)} tokens, {len(wanted)} of the processor"
         )
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,6 +21,25 @@ from budgetvlm.knobs import KnobSpace, Setting
 
 STAGES = ("preprocess", "vision", "prefill", "decode")
 _NEVER_S = 1e12  # on any clock
+
+
+Turn = dict[str, Any]
+"""As chat templates read it: "role" and "content", a list of {"type": "image"} and {"type": "text", "text": ...}."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Chat messages without what is wrong with them; `budgetvlm.vlm.conversation.read_messages` makes it.
+
+    Attributes:
+        turns: with images left out, whose places stay.
+        images: in their order.
+        question: the text of the last message, which is the user's.
+    """
+
+    turns: tuple[Turn, ...]
+    images: tuple[Image.Image, ...]
+    question: str
 
 
 class Overview(NamedTuple):
@@ -164,23 +183,23 @@ class VLM(Protocol):
     def encode_overview(self, image: Image.Image) -> Overview:
         """Preprocess and encode the overview crop once."""
 
-    def question_feature(self, question: str) -> np.ndarray:
-        """Return mean of the prompt's token embeddings, float32 ``[Dl]``."""
+    def question_feature(self, question: str | Conversation) -> np.ndarray:
+        """Return mean of the question's token embeddings, float32 ``[Dl]``; of a conversation, the last question's."""
 
-    def prompt_size(self, image: Image.Image, question: str) -> tuple[np.ndarray, int]:
+    def prompt_size(self, image: Image.Image | None, question: str | Conversation) -> tuple[np.ndarray, int]:
         """Return visual tokens at each setting ``[K]`` and the prompt's other tokens, without running the model.
 
-        Raises InputError: an empty question.
+        Raises InputError: an empty question, a conversation that the model cannot have.
         """
 
     def generate(
         self,
-        image: Image.Image,
-        question: str,
+        image: Image.Image | None,
+        question: str | Conversation,
         setting: Setting,
         *,
         max_new_tokens: int = 16,
-        overview: Overview | None = None,
+        overview: Overview | Sequence[Overview] | None = None,
         deadline: Deadline | None = None,
         revise: Revise | None = None,
         stop: Sequence[str] = (),
@@ -189,6 +208,8 @@ class VLM(Protocol):
         """Answer one question at batch 1, greedily, with every stage timed and the device synchronised.
 
         Args:
+            image: None beside a conversation, which brings its images; all are shown at the setting's `max_crops`.
+            overview: of the image; of a conversation, those of its images.
             stop: strings that end the answer and are no part of it.
             on_text: what it takes is part of "decode".
             revise: asked once the image is encoded at ``setting``; answering goes on with the setting and the deadline

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from budgetvlm.vlm.families.base import Family, TiledImages
-from budgetvlm.vlm.prompt import ImageLayout
+from budgetvlm.vlm.image_layout import ImageLayout
 
 
 class AriaImages(TiledImages):

@@ -27,7 +27,8 @@ from budgetvlm.errors import ConfigError, InputError
 from budgetvlm.vlm.attention import SKIPPABLE_KINDS, cache_maker, counting_blocks, kinds_by_block, unknown_kinds
 from budgetvlm.vlm.chat_template import chat_writer
 from budgetvlm.vlm.families.without_torchvision import TileProcessor
-from budgetvlm.vlm.prompt import SOME_SIZE, DecoderInputs, EmbeddedPrompt, ImageLayout, Writer
+from budgetvlm.vlm.image_layout import ImageLayout
+from budgetvlm.vlm.prompt import SOME_SIZE, DecoderInputs, EmbeddedPrompt, Writer
 
 SIZE_CACHE_LIMIT = 4096  # sizes of images whose layout is remembered
 COUNTS_PER_TOKEN = ("top_k", "num_experts_per_tok", "moe_top_k", "moe_topk", "top_k_experts", "moe_k")
@@ -176,6 +177,7 @@ class Family:
         by_place: the decoder looks things up by a block's place in its list (kinds of attention, deepstack features),
             so that a skipped block leaves a stand-in instead of a gap.
         adds_features: visual features are added to the embeddings of their placeholders instead of replacing them.
+        one_image: prompts hold one image at most.
         remote_code: the model is Python code of its own, which is run only where it is trusted.
         crop_meaning: what `max_crops` becomes, in words.
         images_type: the way from an image to visual tokens.
@@ -188,6 +190,7 @@ class Family:
     model_types: ClassVar[tuple[str, ...]]
     by_place: ClassVar[bool] = False
     adds_features: ClassVar[bool] = False
+    one_image: ClassVar[bool] = False
     remote_code: ClassVar[bool] = False
     crop_meaning: ClassVar[str]
     images_type: ClassVar[Callable[..., Images]]

@@ -11,9 +11,11 @@ from typing import Any, ClassVar
 import torch
 from PIL import Image
 
+from budgetvlm.vlm.chat_template import behind_images
 from budgetvlm.vlm.families.base import Family, TiledImages, repeated
 from budgetvlm.vlm.families.both_ways import BothWaysInputs
-from budgetvlm.vlm.prompt import ImageLayout, Writer
+from budgetvlm.vlm.image_layout import ImageLayout
+from budgetvlm.vlm.prompt import Writer
 
 BREAK = "\n\n"  # in front of an image and behind it
 
@@ -65,7 +67,7 @@ class Gemma3Images(TiledImages):
 
 def with_break(write: Writer) -> Writer:
     """Return what writes the same, with the break that the processor writes behind an image."""
-    return lambda question: (write(question)[0], BREAK + write(question)[1])
+    return behind_images(write, lambda text: BREAK + text)
 
 
 class Gemma3Inputs(BothWaysInputs):

@@ -20,7 +20,8 @@ from budgetvlm.vlm.families.base import Dial, Family, Images, capped, refusals_a
 from budgetvlm.vlm.families.both_ways import BothWaysInputs
 from budgetvlm.vlm.families.gemma3 import BREAK, with_break
 from budgetvlm.vlm.families.one_size import OneSizeImages
-from budgetvlm.vlm.prompt import DecoderInputs, ImageLayout, Writer
+from budgetvlm.vlm.image_layout import ImageLayout
+from budgetvlm.vlm.prompt import DecoderInputs, Writer
 
 TOKENS_PER_CROP = 70
 

@@ -22,8 +22,9 @@ from budgetvlm._io import to_rgb
 from budgetvlm.errors import ConfigError
 from budgetvlm.vlm.decoding import SkippedBlock
 from budgetvlm.vlm.families.base import Family, Images, refusals_as_input_errors
+from budgetvlm.vlm.image_layout import ImageLayout
 from budgetvlm.vlm.own_processor import NoReference, processor_of
-from budgetvlm.vlm.prompt import DecoderInputs, EmbeddedPrompt, ImageLayout
+from budgetvlm.vlm.prompt import DecoderInputs, EmbeddedPrompt
 
 TILE_LIMITS = ("max_patches", "max_crops", "max_tiles", "max_num_tiles", "max_slice_nums")
 MANY_TILES = 512
@@ -241,9 +242,10 @@ class FoundInputs(DecoderInputs):
 
 def _told(prompt: EmbeddedPrompt, model: Any) -> dict[str, Any]:
     """Return what the decoder is told about one prompt beside its embeddings."""
-    layout: Any = prompt.layout
-    ids = torch.tensor([prompt.token_ids])
-    inputs = {"input_ids": ids, **layout.arguments, **kinds_of(layout, len(prompt), prompt.start)}
+    inputs: dict[str, Any] = {"input_ids": torch.tensor([prompt.token_ids])}
+    layout: Any
+    for start, layout in zip(prompt.starts, prompt.layouts, strict=True):  # one or none, see `Family.one_image`
+        inputs |= {**layout.arguments, **kinds_of(layout, len(prompt), start)}
     told = decoder_arguments(model, **inputs)
     used = {"input_ids", "inputs_embeds", "past_key_values", "use_cache"}
     return {name: value for name, value in told.items() if name not in used and value is not None}
@@ -253,6 +255,7 @@ class Found(Family):
     """A model of any type that Transformers opens as one that answers questions about images."""
 
     by_place: ClassVar = True
+    one_image: ClassVar = True
     model_types: ClassVar = ()
     inputs_type: ClassVar = FoundInputs
     images_type: ClassVar = FoundImages
@@ -290,4 +293,4 @@ class Found(Family):
         return self._mark
 
     def plain_arguments(self, prompt: EmbeddedPrompt, model: Any) -> dict[str, Any]:
-        return kinds_of(prompt.layout, len(prompt), prompt.start)
+        return kinds_of(prompt.layouts[0], len(prompt), prompt.starts[0])

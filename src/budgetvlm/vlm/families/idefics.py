@@ -16,8 +16,10 @@ import torch
 from PIL import Image
 
 from budgetvlm._io import to_rgb
+from budgetvlm.vlm.chat_template import behind_images
 from budgetvlm.vlm.families.base import Family, Images, TiledImages, repeated
-from budgetvlm.vlm.prompt import ImageLayout, Writer
+from budgetvlm.vlm.image_layout import ImageLayout
+from budgetvlm.vlm.prompt import Writer
 
 _FAKE, _GLOBAL = "<fake_token_around_image>", "<global-img>"
 
@@ -144,10 +146,7 @@ class Idefics2(Family):
 
     def writer(self, model: Any, tokenizer: Any) -> Writer:
         """Return what writes the chat template; a blank parts a word from an image in front of it."""
-        write = super().writer(model, tokenizer)
-
-        def apart(question: str) -> tuple[str, str]:
-            before, behind = write(question)
-            return before, behind if behind[:1].isspace() or behind.startswith("<") else f" {behind}"
-
-        return apart
+        return behind_images(
+            super().writer(model, tokenizer),
+            lambda text: text if text[:1].isspace() or text.startswith("<") else f" {text}",
+        )

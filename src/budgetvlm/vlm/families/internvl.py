@@ -18,7 +18,7 @@ from PIL import Image
 
 from budgetvlm._io import to_rgb
 from budgetvlm.vlm.families.base import Family, TiledImages
-from budgetvlm.vlm.prompt import ImageLayout
+from budgetvlm.vlm.image_layout import ImageLayout
 
 
 class GridImages(TiledImages):

@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from budgetvlm.vlm.families.base import Dial, Family, TiledImages
 from budgetvlm.vlm.families.without_torchvision import InPlace, TileProcessor, cells, least_change, resized, to_pixels
-from budgetvlm.vlm.prompt import ImageLayout
+from budgetvlm.vlm.image_layout import ImageLayout
 
 _IMAGE, _PATCH = "<|image|>", "<|patch|>"
 _MARKS = ("<|image_start|>", "<|image_end|>", _IMAGE, _PATCH, "<|tile_x_separator|>", "<|tile_y_separator|>")

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from budgetvlm.vlm.families.base import Family, TiledImages, run_processor
-from budgetvlm.vlm.prompt import EmbeddedPrompt, ImageLayout
+from budgetvlm.vlm.image_layout import ImageLayout
+from budgetvlm.vlm.prompt import EmbeddedPrompt
 
 
 class LlavaImages(TiledImages):
@@ -105,8 +106,8 @@ class LlavaImages(TiledImages):
 
 
 class Llava(Family):
-    name: ClassVar = "LLaVA-NeXT, LLaVA-OneVision"
-    model_types: ClassVar = ("llava_next", "llava_next_video", "llava_onevision")
+    name: ClassVar = "LLaVA-NeXT"
+    model_types: ClassVar[tuple[str, ...]] = ("llava_next", "llava_next_video")
     crop_meaning: ClassVar = "`image_grid_pinpoints` of at most that many tiles beside the overview tile"
     images_type: ClassVar = LlavaImages
 
@@ -119,3 +120,11 @@ class Llava(Family):
             return super().untouched_logits(model, prompt, pixels)
         finally:
             model.config.image_grid_pinpoints = own
+
+
+class LlavaOnevision(Llava):
+    """Of several images its processor shows the overviews alone, so that there would be nothing to choose."""
+
+    name: ClassVar = "LLaVA-OneVision"
+    model_types: ClassVar = ("llava_onevision",)
+    one_image: ClassVar = True

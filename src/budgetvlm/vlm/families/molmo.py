@@ -21,7 +21,8 @@ from budgetvlm._io import to_rgb
 from budgetvlm.errors import ConfigError
 from budgetvlm.vlm.decoding import block_of
 from budgetvlm.vlm.families.base import Dial, Family, TiledImages, find_dials, refusals_as_input_errors
-from budgetvlm.vlm.prompt import EmbeddedPrompt, ImageLayout, Writer, template_writer
+from budgetvlm.vlm.image_layout import ImageLayout
+from budgetvlm.vlm.prompt import EmbeddedPrompt, Writer, template_writer
 
 _MARKS = ("<im_patch>", "<im_col>", "<im_start>", "<im_end>")
 
@@ -216,5 +217,5 @@ class Molmo(Family):
 
     def untouched_logits(self, model: Any, prompt: EmbeddedPrompt, inputs: Mapping[str, Any]) -> torch.Tensor:
         places = inputs["image_input_idx"]
-        moved = {**inputs, "image_input_idx": torch.where(places < 0, places, places + prompt.start)}
+        moved = {**inputs, "image_input_idx": torch.where(places < 0, places, places + prompt.starts[0])}
         return super().untouched_logits(model, prompt, moved)

@@ -7,6 +7,7 @@ directions, at reading only. At max_crops=1 the one tile is the overview again, 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,7 +18,9 @@ from torch.nn.functional import pad
 from budgetvlm.vlm.families.base import Family, Images
 from budgetvlm.vlm.families.both_ways import BothWaysInputs
 from budgetvlm.vlm.families.without_torchvision import InPlace, TileProcessor, resized, to_pixels
-from budgetvlm.vlm.prompt import EmbeddedPrompt, ImageLayout, Writer
+from budgetvlm.vlm.image_layout import ImageLayout
+from budgetvlm.vlm.prompt import EmbeddedPrompt, Writer
+from budgetvlm.vlm.protocol import Turn
 
 _IMAGE = "<|image|>"
 _MARKS = ("<im_patch>", "<im_col>", "<im_start>", "<low_res_im_start>", "<im_end>")
@@ -223,9 +226,9 @@ class Molmo2(Family):
         """Return what writes the chat template behind the token that begins a text, which the processor puts there."""
         write, first = super().writer(model, tokenizer), tokenizer.bos_token or tokenizer.eos_token
 
-        def behind_first(question: str) -> tuple[str, str]:
-            before, behind = write(question)
-            return before if before.startswith(first) else f"{first}{before}", behind
+        def behind_first(turns: Sequence[Turn]) -> list[str]:
+            before, *others = write(turns)
+            return [before if before.startswith(first) else f"{first}{before}", *others]
 
         return behind_first
 

@@ -20,7 +20,8 @@ from budgetvlm._io import to_rgb
 from budgetvlm.errors import InputError
 from budgetvlm.vlm.families.base import Family, Images, refusals_as_input_errors, run_processor
 from budgetvlm.vlm.families.without_torchvision import InPlace
-from budgetvlm.vlm.prompt import DecoderInputs, EmbeddedPrompt, ImageLayout
+from budgetvlm.vlm.image_layout import ImageLayout
+from budgetvlm.vlm.prompt import DecoderInputs, EmbeddedPrompt
 
 TOKENS_PER_CROP = 256
 MOST_OBLONG = 200  # the processors refuse images of a larger aspect ratio
@@ -132,14 +133,18 @@ class MRopeInputs(DecoderInputs):
 
     def _positions(self, prompt: EmbeddedPrompt, merge: int) -> torch.Tensor:
         """Return time, row and column of each token, ``[3, T]``."""
-        height, width = (side // merge for side in prompt.layout.grid)
-        device = prompt.embeddings.device
+        device, end, following = prompt.embeddings.device, 0, 0
+        parts: list[torch.Tensor] = []
         text = torch.arange(len(prompt), device=device).expand(3, -1)
-        end = prompt.start + height * width
-        y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
-        image = prompt.start + torch.stack([torch.zeros_like(y), y, x]).flatten(1)
-        jump = max(height, width) - height * width
-        return torch.cat([text[:, : prompt.start], image, text[:, end:] + jump], dim=1)
+        for start, layout in zip(prompt.starts, prompt.layouts, strict=True):
+            height, width = (side // merge for side in layout.grid)
+            sides = (torch.arange(side, device=device) for side in (height, width))
+            y, x = torch.meshgrid(*sides, indexing="ij")
+            first = following + start - end
+            image = first + torch.stack([torch.zeros_like(y), y, x]).flatten(1)
+            parts += text[:, following:first], image
+            end, following = start + height * width, first + max(height, width)
+        return torch.cat([*parts, text[:, : len(prompt) - end] + following], dim=1)
 
 
 class QwenVL(Family):
@@ -212,7 +217,8 @@ def _marked(prompt: EmbeddedPrompt, config: Any) -> torch.Tensor:
     """Return 1 at visual tokens and the marks around them, ``[T]``; an answer is text whatever it says."""
     names = ("image_token_id", "image_start_token_id", "image_end_token_id")
     marks = {int(getattr(config, name)) for name in names}
-    around = range(prompt.start - 1, prompt.start + len(prompt.layout.ids) + 1)
+    images = zip(prompt.starts, prompt.layouts, strict=True)
+    around = {place for start, layout in images for place in range(start - 1, start + len(layout.ids) + 1)}
     kinds = [int(place in around and i in marks) for place, i in enumerate(prompt.token_ids)]
     return torch.tensor(kinds, device=prompt.embeddings.device)
 

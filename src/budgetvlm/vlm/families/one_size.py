@@ -13,7 +13,8 @@ import torch
 from budgetvlm.vlm.families.base import Family, Images, TiledImages, capped
 from budgetvlm.vlm.families.both_ways import BothWaysInputs
 from budgetvlm.vlm.families.pixtral import PixtralImages
-from budgetvlm.vlm.prompt import EmbeddedPrompt, ImageLayout, Writer, template_writer
+from budgetvlm.vlm.image_layout import ImageLayout
+from budgetvlm.vlm.prompt import EmbeddedPrompt, Writer, template_writer
 
 
 class OneSizeImages(TiledImages):

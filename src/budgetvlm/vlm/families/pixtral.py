@@ -13,7 +13,7 @@ import torch
 
 from budgetvlm.vlm.families.base import Family, Images
 from budgetvlm.vlm.families.mrope import TOKENS_PER_CROP
-from budgetvlm.vlm.prompt import ImageLayout
+from budgetvlm.vlm.image_layout import ImageLayout
 
 
 class PixtralImages(Images):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -80,7 +81,9 @@ class InPlace:
         return images
 
     def __call__(self, images: Any, **options: Any) -> dict[str, Any]:
-        return self._make(images[0][0] if isinstance(images[0], list) else images[0])
+        made = [self._make(image) for one in images for image in (one if isinstance(one, list) else [one])]
+        values = {name: [done[name] for done in made] for name in made[0]}
+        return {k: torch.cat(v) if torch.is_tensor(v[0]) else [*chain.from_iterable(v)] for k, v in values.items()}
 
 
 def to_pixels(image: Image.Image) -> torch.Tensor:
