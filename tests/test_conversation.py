@@ -96,7 +96,7 @@ def test_a_template_of_knobs_json_writes_conversations(vlm, picture):  # noqa: F
     """Each image between its marks, in front of what the user says; an answer ends as the model's answers do."""
     read = read_messages(chat(picture, picture))
     assert (
-        words(vlm, read, 4)
+        words(vlm, read)
         == "code <img> IMAGE </img> <img> IMAGE </img> what is <unk> <a> A </s> what is the red sign <a>"
     )
     one = {"role": "user", "content": [TEXT, IMAGE]}  # in whatever order they come, the model reads the image first
