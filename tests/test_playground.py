@@ -414,7 +414,7 @@ def test_errors_are_shown_in_words(page, planned, problem, says, wants_key):
 def test_a_server_with_a_key_lets_the_page_in_and_asks_for_the_key(chromium):
     planned = Planned()
     planned.go.set()
-    with serving(planned, api_key="open sesame") as address:
+    with serving(planned, api_key="open sesame", budget_ms=5.0) as address:
         assert fetched(f"{address}/playground/preview", {})[0] == 401
         chromium.open(f"{address}/playground/")
         for key, says in (("wrong", "a key is needed"), ("open sesame", "this key is wrong")):
@@ -424,7 +424,7 @@ def test_a_server_with_a_key_lets_the_page_in_and_asks_for_the_key(chromium):
             chromium.write(key)
             chromium.press("Enter")
         chromium.wait_for("document.querySelector('#settings td')")
-        assert [job.kind for job in planned.jobs] == ["preview"]
+        assert [(job.kind, job.budget_ms) for job in planned.jobs] == [("preview", np.inf)]  # it can wait
         chromium.click("#ask")
         chromium.wait_for("document.querySelector('#answer .why')?.textContent")
         assert chromium.run("document.getElementById('error').hidden")

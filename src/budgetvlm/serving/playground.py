@@ -13,6 +13,7 @@ from budgetvlm.serving.api_errors import APIError
 from budgetvlm.serving.chat_schema import ChatRequest
 from budgetvlm.serving.completions import error_of
 from budgetvlm.serving.dispatcher import Dispatcher
+from budgetvlm.serving.jobs import NO_BUDGET_MS
 from budgetvlm.serving.requests import job_of
 from budgetvlm.serving.serve_options import ServeOptions
 
@@ -48,7 +49,7 @@ def playground_routes(options: ServeOptions, jobs: Dispatcher) -> APIRouter:
     async def preview(request: Request, body: ChatRequest) -> dict[str, Any]:
         """See `budgetvlm.serving.preview.preview`; the body is that of a chat completion."""
         job = await asyncio.to_thread(job_of, body, None, request.scope["arrived_s"], options)
-        job.kind = "preview"
+        job.kind, job.budget_ms = "preview", NO_BUDGET_MS  # who waits for an answer goes first
         if (len(job.messages), len(job.images)) != (1, 1):
             given = f"{len(job.messages)} messages with {len(job.images)} images"
             raise APIError(400, f"a preview is of one message with one image and a question, given {given}")
