@@ -89,9 +89,9 @@ class FakeReplica:
 class Asking:
     """Something at an address that can be asked."""
 
-    def ask(self, body=None, method="POST", path="/v1/chat/completions", headers=(), raw=None):
+    def ask(self, body=None, method="POST", path="/v1/chat/completions", headers=(), raw=None, timeout=20):
         """One request; returns status, headers and the body's document."""
-        connection = HTTPConnection(self.host, self.port, timeout=20)
+        connection = HTTPConnection(self.host, self.port, timeout=timeout)
         try:
             data = raw if raw is not None else json.dumps(body) if body is not None else None
             connection.request(method, path, data, {"Content-Type": "application/json", **dict(headers)})

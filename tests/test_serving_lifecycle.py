@@ -17,7 +17,7 @@ def test_a_replica_that_dies_fails_its_request_at_once_and_is_back():
         server.kill(server.replicas[0])
         thread.join(2)
         status, headers, document = found[0]
-        assert (status, document["error"]["code"]) == (503, "ReplicaDied")
+        assert (status, document["error"]["code"]) == (503, "replica_died")
         assert int(headers["retry-after"]) >= 1
         until(lambda: server.jobs.ready)
         assert server.jobs.restarts == 1
@@ -43,7 +43,7 @@ def test_without_a_replica_those_who_cannot_wait_are_told_and_the_others_are_ans
         server.kill(server.replicas[0])
         for thread in (first, urgent, patient):
             thread.join(5)
-        assert (refused[0][0], refused[0][2]["error"]["code"]) == (503, "NotReady")
+        assert (refused[0][0], refused[0][2]["error"]["code"]) == (503, "not_ready")
         assert answered[0][0] == 200
 
 

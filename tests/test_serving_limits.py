@@ -349,4 +349,4 @@ def test_a_broken_stream_says_so_in_its_last_event():
         thread.join(5)
         lines = [line.removeprefix("data: ") for line in found[0][2].splitlines() if line]
         assert lines[-1] == "[DONE]"
-        assert decoded(lines[-2])["error"]["code"] == "ReplicaDied"
+        assert decoded(lines[-2])["error"]["code"] == "replica_died"

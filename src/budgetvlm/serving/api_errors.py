@@ -62,7 +62,7 @@ def _writable(text: str) -> str:
 async def respond(request: Request, error: Exception) -> JSONResponse:
     """Answer with what an error tells the client; how it came about is in the log alone."""
     told = _told(error)
-    request.scope["error_code"] = told.code
+    request.scope["visit"].error = told.code
     response = told.response()
     response.headers.update(getattr(error, "headers", None) or {})  # such as which methods are allowed
     return response

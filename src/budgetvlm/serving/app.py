@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from budgetvlm._version import __version__
 from budgetvlm.serving import completions
+from budgetvlm.serving.access_log import AccessLog
 from budgetvlm.serving.api_errors import APIError, respond
 from budgetvlm.serving.chat_schema import ChatRequest
 from budgetvlm.serving.dispatcher import Dispatcher, Ticket
@@ -23,6 +24,7 @@ from budgetvlm.serving.operations import operations_routes
 from budgetvlm.serving.playground import playground_routes
 from budgetvlm.serving.requests import BUDGET_HEADER, job_of
 from budgetvlm.serving.serve_options import ServeOptions
+from budgetvlm.serving.server_metrics import ServerMetrics
 
 
 def make_app(options: ServeOptions, dispatcher: Dispatcher | None = None) -> FastAPI:
@@ -41,11 +43,13 @@ def make_app(options: ServeOptions, dispatcher: Dispatcher | None = None) -> Fas
 
     app = FastAPI(title="BudgetVLM", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.gate = gate = Gate(options)
+    metrics = ServerMetrics(options.served_name, jobs, gate)
     app.add_middleware(gate.before)
+    app.add_middleware(AccessLog(metrics, options.access_log, texts=options.log_texts).around)
     for kind in (APIError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, respond)
 
-    app.include_router(operations_routes(jobs, gate))
+    app.include_router(operations_routes(jobs, gate, metrics))
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -56,6 +60,7 @@ def make_app(options: ServeOptions, dispatcher: Dispatcher | None = None) -> Fas
     async def chat(request: Request, body: ChatRequest) -> Response:
         arrived_s: float = request.scope["arrived_s"]
         job = await asyncio.to_thread(job_of, body, request.headers.get(BUDGET_HEADER), arrived_s, options)
+        request.scope["visit"].job = job
         ticket = jobs.submit(job)
         leaving = asyncio.create_task(_watch(request, ticket))
         try:

@@ -11,8 +11,13 @@ from budgetvlm.serving.api_errors import APIError
 from budgetvlm.serving.dispatcher import Ticket
 from budgetvlm.serving.jobs import Event
 from budgetvlm.serving.reasons import why
+from budgetvlm.serving.server_metrics import setting_text
 
-STATUS = {"InputError": 400, "ConfigError": 400, "ReplicaDied": 503, "NotReady": 503, "ClientLeft": 499}
+ERRORS = {
+    "InputError": (400, "invalid_request"), "ConfigError": (400, "invalid_request"), "NotReady": (503, "not_ready"),
+    "ReplicaDied": (503, "replica_died"), "ClientLeft": (499, "client_left"),
+    "InternalError": (500, "internal_error"),
+}  # fmt: skip
 RETRY_AFTER_S = 1.0
 FINISH = {"stop": "stop", "length": "length", "budget": "length", "stopped": "stop"}  # OpenAI's own words
 
@@ -70,15 +75,16 @@ def compliance_of(answer: dict[str, Any], ticket: Ticket) -> dict[str, Any]:
     started_s = ticket.started_s or ticket.job.arrived_s
     waited_ms = (started_s - ticket.job.arrived_s) * 1e3
     said = {"queue_ms": waited_ms, "price": ticket.job.price, "why": why(answer, ticket.job, waited_ms)}
-    return {name: answer[name] for name in names} | said
+    outcome = {name: answer[name] for name in names} | said
+    ticket.job.outcome, ticket.job.answer = outcome, answer["answer"]
+    return outcome
 
 
 def headers_of(compliance: dict[str, Any]) -> dict[str, str]:
     """The same in short, for programs that read no body."""
-    setting = ",".join(f"{name}={value}" for name, value in compliance["setting"].items())
     met = "" if compliance["budget_ms"] is None else str(compliance["budget_met"]).lower()
     return {
-        "X-BudgetVLM-Setting": setting,
+        "X-BudgetVLM-Setting": setting_text(compliance["setting"]),
         "X-BudgetVLM-Latency-Ms": f"{compliance['latency_ms']:.3f}",
         "X-BudgetVLM-Budget-Met": met or "none",
     }
@@ -86,9 +92,9 @@ def headers_of(compliance: dict[str, Any]) -> dict[str, str]:
 
 def error_of(event: Event) -> APIError:
     """What a client is told of a job that failed."""
-    status = event.data.get("status") or STATUS.get(event.data["type"], 500)
+    status, code = ERRORS.get(event.data["type"], (event.data.get("status", 500), event.data["type"]))
     retry_after_s = event.data.get("retry_after_s", RETRY_AFTER_S if status == 503 else None)
-    return APIError(status, event.data["message"], code=event.data["type"], retry_after_s=retry_after_s)
+    return APIError(status, event.data["message"], code=code, retry_after_s=retry_after_s)
 
 
 async def _from(first: Event, ticket: Ticket) -> AsyncIterator[Event]:

@@ -72,6 +72,7 @@ class Dispatcher:
 
     Attributes:
         scheduler: says who is next, and at which price.
+        reloads: how often the controller was read anew.
 
     Args:
         make_replica: makes other replicas, for tests.
@@ -83,7 +84,7 @@ class Dispatcher:
         self._changed = asyncio.Event()
         self._expiry: asyncio.TimerHandle | None = None
         self.scheduler = Scheduler(Worth(1.0), replicas=0, max_waiting=options.max_queue, order=options.order)
-        self._reloading = asyncio.Lock()
+        self._reloading, self.reloads = asyncio.Lock(), 0
         keepers = range(options.replicas)
         self._keepers = [Keeper(lambda: make_replica(options), self._work, self._replicas_changed) for _ in keepers]
         self._started = False
@@ -104,6 +105,11 @@ class Dispatcher:
         return sum(keeper.restarts for keeper in self._keepers)
 
     @property
+    def price(self) -> float:
+        """What a latency of the full setting has to buy now, in accuracy."""
+        return self.scheduler.price(time.perf_counter())
+
+    @property
     def waiting(self) -> int:
         """How many jobs wait."""
         return len(self._waiting)
@@ -121,6 +127,7 @@ class Dispatcher:
             try:
                 for keeper in self._keepers:
                     await keeper.exchange()
+                self.reloads += 1
             except ReplicaError as error:
                 _log.error("the controller was not read anew, the one before goes on: %s", error)
                 raise

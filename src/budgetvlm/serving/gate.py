@@ -64,7 +64,7 @@ class Gate:
         except APIError as error:
             await _refuse(error, scope, receive, send)
         except ClientGone:
-            scope["error_code"] = "client_left"
+            scope["visit"].error = "client_left"
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -140,7 +140,7 @@ def _again(body: bytes, receive: Receive) -> Receive:
 
 async def _refuse(error: APIError, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer, and close the connection once the client had time to read that."""
-    scope["error_code"] = error.code
+    scope["visit"].error = error.code
     response = error.response()
     response.headers["Connection"] = "close"
     if error.status == 401:

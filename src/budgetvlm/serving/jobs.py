@@ -24,6 +24,7 @@ class Job:
         price: accuracy given for one latency of the full setting; None: whatever the server pays now.
         stop: texts before which an answer ends.
         left: nobody waits for it any more.
+        outcome, answer: what its client was told at the end of budget, times and setting, and the text.
     """
 
     id: str
@@ -39,6 +40,8 @@ class Job:
     kind: str = "answer"
     extra: dict[str, Any] = field(default_factory=dict)
     left: bool = False
+    outcome: dict[str, Any] | None = None
+    answer: str | None = None
 
     @property
     def deadline_s(self) -> float:
@@ -54,6 +57,18 @@ class Job:
             "max_new_tokens": self.max_new_tokens, "stop": self.stop, "when_infeasible": self.when_infeasible,
             "cut": self.cut, **self.extra,
         }  # fmt: skip
+
+
+@dataclass
+class Visit:
+    """What the log is to know of a request; it lies as "visit" in the request's scope.
+
+    Attributes:
+        job: what is asked, as soon as that is understood. error: code of the error that it ended with.
+    """
+
+    job: Job | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True)

@@ -139,10 +139,14 @@ class Scheduler:
             return None
         first = min(ready, key=self._turn)
         del self._waiting[first.job.id]
-        price = self.toll.price(self._spare_s(now_s), self.replicas, now_s)
+        price = self.price(now_s)
         self._running[first.job.id] = first, now_s
         self._note(now_s)
         return Start(first.job, max(price, first.job.price or 0.0), first.spare_s(now_s) >= 0)
+
+    def price(self, now_s: float) -> float:
+        """What one pays that starts now, as those who wait lose by it."""
+        return self.toll.price(self._spare_s(now_s), self.replicas, now_s)
 
     def finished(self, job_id: str, now_s: float, *, answered: bool = True) -> None:
         """A job's replica is free again; ``answered``: what it took is typical of an answer."""

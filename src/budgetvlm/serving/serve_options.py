@@ -56,6 +56,8 @@ class ServeOptions:
         max_tokens: longest answer that a request may ask for.
         allow_hosts: hosts (HOST or HOST:PORT) whose http and https addresses may be given as images; none if not given.
         fetch_timeout_s: time that such a host has to send an image, in seconds.
+        access_log: file for a line of JSON on each request, - for standard output; none is written if not given.
+        log_texts: write what was asked and answered into these lines too; images never are.
         state_dir: directory for what the guard learns; that of the controller if not given.
         grace_s: time to finish what was accepted after a signal to stop, in seconds.
         api_key: what clients have to send as bearer token; $BUDGETVLM_API_KEY or none if not given. Others on this
@@ -90,6 +92,8 @@ class ServeOptions:
     max_tokens: int = 1024
     allow_hosts: tuple[str, ...] = ()
     fetch_timeout_s: float = 5.0
+    access_log: Path | None = None
+    log_texts: bool = False
     state_dir: Path | None = None
     grace_s: float = 20.0
     api_key: str | None = field(default=None, repr=False)
