@@ -45,7 +45,7 @@ def test_the_guards_state_survives_the_death_of_its_replica(server, directory):
     calibrated, file = load_guard(directory / "controller").to_dict(), directory / "state" / STATE_FILE
     for _ in range(EVERY_REQUESTS):
         assert ask(server)[0] == 200
-    until(file.exists)
+    until(file.exists, 60)
     state = read_json(file)
     assert state["guard"]["margin"] != calibrated["margin"] or state["guard"]["speed"] != calibrated["speed"]
     write_json(file, {**state, "guard": {**state["guard"], "calibrated_on": PLANTED}})
@@ -58,7 +58,7 @@ def test_the_guards_state_survives_the_death_of_its_replica(server, directory):
     planted = file.read_text()
     for _ in range(EVERY_REQUESTS):
         assert ask(server)[0] == 200
-    until(lambda: file.read_text() != planted)
+    until(lambda: file.read_text() != planted, 60)
     assert read_json(file)["guard"]["calibrated_on"] == PLANTED, "the new replica began with another guard"
     assert load_guard(directory / "controller").to_dict() == calibrated
 
@@ -69,7 +69,7 @@ def test_a_controller_is_swapped_in_by_request_and_by_signal(server, directory):
     assert server.ask(method="POST", path="/admin/reload", headers=BEARER)[:3:2] == (
         200, {"status": "reloaded", "replicas": 1},
     )  # fmt: skip
-    until(lambda: len(server.replicas()) == 1)
+    until(lambda: len(server.replicas()) == 1, 60)
     (second,) = server.replicas()
     assert second != first
     server.process.send_signal(signal.SIGHUP)

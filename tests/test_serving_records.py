@@ -166,7 +166,10 @@ def test_spans_where_opentelemetry_is_installed(monkeypatch):
     monkeypatch.setattr(
         trace, "get_tracer", lambda name, *rest, **more: Tracer() if name.startswith("budgetvlm") else real(name)
     )
-    monkeypatch.setattr(trace, "set_span_in_context", lambda span: span)
+    put = trace.set_span_in_context
+    monkeypatch.setattr(
+        trace, "set_span_in_context", lambda span, *rest: span if isinstance(span, Span) else put(span, *rest)
+    )
     with served(word_s=0.001) as server:
         trace_id = "0af7651916cd43dd8448eb211c80319c"
         server.ask({**CHAT, "latency_budget_ms": 60_000}, headers={"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"})
