@@ -45,6 +45,27 @@ def test_the_official_client_streams(client):
     assert chunks[-1].usage.completion_tokens == last.budgetvlm["num_output_tokens"]
 
 
+def test_an_answer_comes_piece_by_piece_and_ends_at_a_stop_string(client):
+    asking = {"model": "reference@60000ms", "messages": asked(image_part())}
+    pieces = [
+        chunk.choices[0].delta.content for chunk in client.chat.completions.create(**asking, stream=True)
+        if chunk.choices and chunk.choices[0].delta.content
+    ]  # fmt: skip
+    assert len(pieces) > 1 and "".join(pieces) == "X85"
+    answer = client.chat.completions.create(**asking, stop=["5"])
+    assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("X8", "stop")
+
+
+def test_two_images_and_a_conversation(client):
+    one = client.chat.completions.create(model="reference@60000ms", messages=asked(image_part()))
+    two = client.chat.completions.create(model="reference@60000ms", messages=asked(image_part(), image_part()))
+    assert two.budgetvlm["num_vision_tokens"] > one.budgetvlm["num_vision_tokens"]
+    turns = [*asked(image_part()), {"role": "assistant", "content": "X85"}, {"role": "user", "content": "and in blue?"}]
+    conversation = client.chat.completions.create(model="reference@60000ms", messages=turns)
+    assert conversation.budgetvlm["num_language_tokens"] > one.budgetvlm["num_language_tokens"]
+    assert conversation.choices[0].message.content
+
+
 @pytest.mark.parametrize(
     ("changed", "status", "says"),
     [

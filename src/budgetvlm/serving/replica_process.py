@@ -98,7 +98,6 @@ class ReplicaProcess:
             self._say("error", job, message="the model failed on this request", type="InternalError")
 
     def _answer(self, header: dict[str, Any], blocks: list[bytes]) -> dict[str, Any]:
-        images, question = _asked(header, blocks)
         job = header["id"]
 
         def on_text(piece: str) -> bool:
@@ -107,18 +106,19 @@ class ReplicaProcess:
             return not self._stopped(job)
 
         answer = self.model.generate(
-            images[0], question, budget_ms=header["budget_ms"] or math.inf, price=header["price"],
-            arrived_s=header["arrived_s"], max_new_tokens=header["max_new_tokens"],
-            when_infeasible=header["when_infeasible"], cut=header["cut"],
+            messages=_with_images(header["messages"], _images(header, blocks)),
+            budget_ms=header["budget_ms"] or math.inf, price=header["price"], arrived_s=header["arrived_s"],
+            max_new_tokens=header["max_new_tokens"], stop=header["stop"],
+            when_infeasible=header["when_infeasible"], cut=header["cut"], on_text=on_text,
         )  # fmt: skip
-        on_text(answer.answer)
         return answer.to_dict()
 
     def _preview(self, header: dict[str, Any], blocks: list[bytes]) -> dict[str, Any]:
         from budgetvlm.serving.preview import preview
 
-        images, question = _asked(header, blocks)
-        return preview(self.model, images[0], question, header["price"])
+        parts = header["messages"][-1]["content"]
+        question = next((one["text"] for one in parts if one["type"] == "text"), "")
+        return preview(self.model, _images(header, blocks)[0], question, header["price"])
 
     def _stopped(self, job: str) -> bool:
         """Whether the server says that nobody waits for this job any more."""
@@ -133,14 +133,12 @@ class ReplicaProcess:
         wire.send(self._connection, {"kind": kind, "id": job, **data})
 
 
-def _asked(header: dict[str, Any], blocks: list[bytes]) -> tuple[list[Image.Image], str]:
-    """The images, and the last message's text."""
-    images = [
+def _images(header: dict[str, Any], blocks: list[bytes]) -> list[Image.Image]:
+    """The images of a job from their pixels."""
+    return [
         Image.frombuffer("RGB", tuple(size), pixels, "raw", "RGB", 0, 1)
         for size, pixels in zip(header["sizes"], blocks, strict=True)
     ]
-    parts = header["messages"][-1]["content"]
-    return images, next((one["text"] for one in parts if one["type"] == "text"), "")
 
 
 def _with_images(messages: list[dict[str, Any]], images: list[Image.Image]) -> list[dict[str, Any]]:
