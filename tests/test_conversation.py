@@ -1,5 +1,7 @@
 """Chat messages: what is read of them, and that all that is wrong is said at once."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -134,3 +136,45 @@ def test_a_conversation_that_nothing_keeps_is_rejected_before_the_model_runs(mod
     for messages in (chat(picture), chat()):
         with pytest.raises(InputError, match="cannot be kept"):
             model.generate(messages=messages, budget_ms=0.01, when_infeasible="reject")
+
+
+def test_a_batch_is_answered_by_deadline_and_given_back_in_order(model, picture, monkeypatch):  # noqa: F811
+    """Each has its own terms; who waits longer than its budget is late, and says so."""
+    order, generate = [], model.vlm.generate
+    monkeypatch.setattr(model.vlm, "generate", lambda *a, **o: order.append(o["max_new_tokens"]) or generate(*a, **o))
+    asked = [
+        {"image": picture, "question": QUESTION, "max_new_tokens": 1},
+        {"messages": chat(picture), "budget_ms": 1e5, "max_new_tokens": 2},
+        {"image": picture, "question": QUESTION, "budget_ms": 5e4, "max_new_tokens": 3, "price": 0.5},
+    ]
+    answers = model.generate_batch(asked)
+    assert order == [3, 2, 1] and [answer.num_output_tokens for answer in answers] == [1, 2, 3]
+    assert [answer.budget_ms for answer in answers] == [float("inf"), 1e5, 5e4]
+    assert answers[2].latency_ms < answers[1].latency_ms < answers[0].latency_ms  # waiting counts
+    assert model.generate_batch([]) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"question": QUESTION}, "request 1 .* an image is needed"),
+        ({"messages": []}, "request 1 .* no list of messages"),
+        ({"messages": chat(), "budget_ms": -1}, "request 1 .* not a positive number"),
+        ({"messages": chat(), "when_infeasible": "reject"}, "request 1 .* would lose the answers"),
+        ({"messages": chat(), "max_tokens": 3}, "request 1 .*max_tokens"),
+    ],
+)
+def test_a_batch_with_one_that_cannot_be_answered_is_not_begun(model, picture, monkeypatch, wrong, message):  # noqa: F811
+    monkeypatch.setattr(model.vlm, "generate", lambda *a, **o: pytest.fail("the model ran"))
+    with pytest.raises(InputError, match=message):
+        model.generate_batch([{"image": picture, "question": QUESTION}, wrong])
+
+
+def test_the_snippet_of_the_documents_runs(tmp_path, monkeypatch, capsys, picture):  # noqa: F811
+    """With the bundled model; what it prints ends with how the answer ended."""
+    monkeypatch.chdir(tmp_path)
+    picture.save("photo.png")
+    text = (Path(__file__).parents[1] / "docs/own-model.md").read_text(encoding="utf-8")
+    snippet = text.partition("## Messages and streams")[2].partition("```python\n")[2].partition("```")[0]
+    exec(snippet, {})
+    assert capsys.readouterr().out.split()[-1] in ("stop", "length", "budget")

@@ -115,6 +115,9 @@ def test_a_streamed_answer_is_the_answer(model, picture):  # noqa: F811
     assert streamed.finish_reason == whole.finish_reason
     stream = model.generate(picture, QUESTION, max_new_tokens=6, stream=True)
     assert "".join(stream) == stream.answer.answer == whole.answer and list(stream) == []
+    assert "".join(model.stream(picture, QUESTION, max_new_tokens=6)) == whole.answer
+    with pytest.raises(InputError, match="give one of both"):
+        model.stream(picture, QUESTION, on_text=pieces.append)
 
 
 def test_an_answer_ends_at_a_stop_string(model, picture):  # noqa: F811

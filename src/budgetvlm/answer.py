@@ -87,6 +87,15 @@ class Terms(NamedTuple):
                 problems.append(f"{name}={value!r} is unknown; choose from {', '.join(known)}")
         return problems
 
+    def arrived(self) -> Terms:
+        """The same, arrived now if nothing else is said."""
+        return self if self.arrived_s is not None else self._replace(arrived_s=time.perf_counter())
+
+    @property
+    def deadline_s(self) -> float:
+        """When the budget is over, on the clock of ``arrived_s``, which has to be known."""
+        return (self.arrived_s or 0.0) + self.budget_ms / 1e3
+
     @property
     def stop_strings(self) -> tuple[str, ...]:
         """`stop` as a tuple."""

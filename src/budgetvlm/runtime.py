@@ -13,8 +13,7 @@ from __future__ import annotations
 import math
 import statistics
 import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
@@ -161,14 +160,9 @@ class AdaptiveVLM:
         messages: Messages | None = None, stream: Literal[True], **terms: Unpack[AnswerOptions],
     ) -> Pieces[Answer]: ...  # fmt: skip
     def generate(
-        self,
-        image: str | Path | Image.Image | None = None,
-        question: str | None = None,
-        *,
-        messages: Messages | None = None,
-        stream: bool = False,
-        **terms: Unpack[AnswerOptions],
-    ) -> Answer | Pieces[Answer]:
+        self, image: str | Path | Image.Image | None = None, question: str | None = None, *,
+        messages: Messages | None = None, stream: bool = False, **terms: Unpack[AnswerOptions],
+    ) -> Answer | Pieces[Answer]:  # fmt: skip
         """Answer a question about an image, or chat messages, within a budget.
 
         Args:
@@ -188,8 +182,46 @@ class AdaptiveVLM:
         asked = self._asked(image, question, messages, kept)
         if not stream:
             return self._answer(*asked, kept)
-        kept = kept._replace(arrived_s=time.perf_counter() if kept.arrived_s is None else kept.arrived_s)
+        if kept.on_text is not None:
+            raise InputError("on_text is called with the pieces that a stream hands over; give one of both")
+        kept = kept.arrived()
         return Pieces(lambda on_text: self._answer(*asked, kept._replace(on_text=on_text)))
+
+    def stream(
+        self, image: str | Path | Image.Image | None = None, question: str | None = None, *,
+        messages: Messages | None = None, **terms: Unpack[AnswerOptions],
+    ) -> Pieces[Answer]:  # fmt: skip
+        """Do as `generate` with ``stream=True``."""
+        return self.generate(image, question, messages=messages, stream=True, **terms)
+
+    def generate_batch(self, requests: Sequence[Mapping[str, Any]]) -> list[Answer]:
+        """Answer several requests, each with its own budget and price, one after another; the earliest deadline first.
+
+        The model answers one at a time also here: a shared run would make each wait for the longest, and would tell the
+        guard nothing of what one takes. A request's clock runs from this call, so that its waiting counts.
+
+        Args:
+            requests: arguments of `generate`, by name.
+
+        Raises:
+            InputError: one that `generate` would refuse, or that is to be rejected if late, by its number; none is
+                answered then.
+        """
+        opened = []
+        for number, request in enumerate(requests):
+            given = dict(request)
+            image, question, messages = (given.pop(name, None) for name in ("image", "question", "messages"))
+            try:
+                terms = Terms(**given)
+                if terms.when_infeasible == "reject":
+                    raise InputError('"reject" would lose the answers to the others; choose fastest or best_effort')
+                opened.append((number, self._asked(image, question, messages, terms), terms))
+            except (InputError, TypeError) as error:
+                raise InputError(f"request {number} of the batch cannot be answered: {error}") from None
+        began = [(number, asked, terms.arrived()) for number, asked, terms in opened]
+        began.sort(key=lambda one: (one[2].deadline_s, one[0]))
+        answers = {number: self._answer(*asked, terms) for number, asked, terms in began}
+        return [answers[number] for number in range(len(answers))]
 
     def _asked(
         self, image: Any, question: str | None, messages: Messages | None, terms: Terms

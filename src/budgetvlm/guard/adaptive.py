@@ -171,10 +171,10 @@ class AdaptiveGuard:
         """The groups of this request's image: usually, and on an overloaded machine. Raises DataError."""
         if len(request.feature) != len(self.lengths.mean):
             self.lengths.check(request.feature)
-        most_tokens = max(request.vision.tolist())
-        found = self._image_groups.get(most_tokens)
+        key = max(request.vision.tolist()) if request.images == 1 else -1 - request.images
+        found = self._image_groups.get(key)
         if found is None:
-            found = self._image_groups[most_tokens] = self.groups.of_image(most_tokens)
+            found = self._image_groups[key] = self.groups.of_image(key, request.images)
         return found
 
     def bounds_at_choice(self, request: Request, budget_ms: float, spent: Spent, known: np.ndarray) -> Bounds:

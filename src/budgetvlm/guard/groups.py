@@ -1,8 +1,8 @@
 """Which groups a request belongs to: those of its kind share a part of the margin.
 
-It is in four at a time: that of all requests; by the size of its image; by its budget, as a share of the full setting's
-time; by the length of its answer. While the machine is overloaded it is in others of the same kinds, so that what is
-learnt then does not stay when the load has gone.
+It is in four at a time: that of all requests; by the size of its image, or the number of several; by its budget, as a
+share of the full setting's time; by the length of its answer. While the machine is overloaded it is in others of the
+same kinds, so that what is learnt then does not stay when the load has gone.
 """
 
 from __future__ import annotations
@@ -36,9 +36,13 @@ class Groups:
         self._margin = margin
         self.table = np.array([self._numbers(name) for name in names], dtype=np.int64).T.copy()
 
-    def of_image(self, most_tokens: float) -> tuple[int, int]:
-        """The groups of images that can get this many visual tokens: usually, and on an overloaded machine."""
-        return self._numbers(f"image of up to {most_tokens:.0f} visual tokens")
+    def of_image(self, most_tokens: float, images: float = 1.0) -> tuple[int, int]:
+        """The groups of images that can get this many visual tokens: usually, and on an overloaded machine.
+
+        Requests of several images, and those of none, are of one group for each number of them.
+        """
+        one = f"image of up to {most_tokens:.0f} visual tokens"
+        return self._numbers(one if images == 1 else f"{images:.0f} images")
 
     def _numbers(self, name: str) -> tuple[int, int]:
         return self._margin.number(name), self._margin.number(f"{name}, slowed down")
