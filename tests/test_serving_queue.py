@@ -2,7 +2,9 @@
 
 import pytest
 
-from tests.fake_replicas import in_background, served, until
+from budgetvlm.errors import ConfigError
+from budgetvlm.serving.serve_options import ServeOptions
+from tests.fake_replicas import FakeReplica, Served, in_background, served, until
 
 WORK_S = 0.3  # of a request
 
@@ -86,3 +88,26 @@ def test_the_price_follows_the_queue_unless_it_is_fixed():
 
     assert prices()[0] == 0.01 < max(prices())
     assert set(prices(price=0.0)) == {0.0}
+
+
+class PricedReplica(FakeReplica):
+    """Says that it took 40 ms where time is cheap, and 10 where it is not."""
+
+    word_s = 0.0
+
+    def answered(self, job):
+        return super().answered(job) | {"latency_ms": 40.0 if job.price < 0.1 else 10.0}
+
+
+@pytest.mark.parametrize("mean_ms", [15.0, 25.0, 35.0])
+def test_a_mean_budget_is_kept_by_the_price(mean_ms):
+    server = Served(ServeOptions(mean_budget_ms=mean_ms))
+    server.kind = type("Priced", (PricedReplica,), {"made": []})
+    with server:
+        took = [server.chat()[2]["budgetvlm"]["latency_ms"] for _ in range(200)]
+    assert sum(took) / len(took) == pytest.approx(mean_ms, rel=0.05)
+
+
+def test_a_mean_budget_and_a_price_exclude_each_other():
+    with pytest.raises(ConfigError, match="another"):
+        ServeOptions(mean_budget_ms=50, price=0.1)

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
 
+from budgetvlm.guard.spending import Spending
 from budgetvlm.serving.api_errors import APIError
 from budgetvlm.serving.jobs import Event, Job
 from budgetvlm.serving.lifecycle import Keeper
@@ -72,6 +73,7 @@ class Dispatcher:
 
     Attributes:
         scheduler: says who is next, and at which price.
+        spending: holds the mean budget, where there is one.
         reloads: how often the controller was read anew.
 
     Args:
@@ -83,6 +85,7 @@ class Dispatcher:
         self._waiting: dict[str, Ticket] = {}
         self._changed = asyncio.Event()
         self._expiry: asyncio.TimerHandle | None = None
+        self.spending: Spending | None = None
         self.scheduler = Scheduler(Worth(1.0), replicas=0, max_waiting=options.max_queue, order=options.order)
         self._reloading, self.reloads = asyncio.Lock(), 0
         keepers = range(options.replicas)
@@ -172,6 +175,8 @@ class Dispatcher:
             answered = False
             async for event in replica.answer(ticket.job):
                 answered = event.kind == "answer"
+                if answered and self.spending:
+                    self.spending.add(event.data["answer"]["latency_ms"])
                 ticket.put(event)
             ticket.replica = None
             self.scheduler.finished(ticket.job.id, time.perf_counter(), answered=answered)
@@ -204,6 +209,9 @@ class Dispatcher:
         if self._facts:
             worth = Worth(**self._facts[0]["worth"])
             worth = worth if self._options.price is None else worth.fixed(self._options.price)
+            if mean_ms := self._options.mean_budget_ms:  # it begins at the price that the replica solved
+                self.spending = self.spending or Spending(mean_ms, worth.default_price, settled=True)
+                worth = replace(worth, default_price=self.spending.price)
             self.scheduler.toll.worth = replace(worth, pace=1.0) if self._options.full_only else worth
 
     def _forget(self, job: Job) -> None:

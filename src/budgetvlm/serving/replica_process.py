@@ -69,6 +69,7 @@ class ReplicaProcess:
         self.model = AdaptiveVLM.from_pretrained(
             options["model_path"], controller, guard=self._state.restored(), device=options["device"],
             num_threads=options["num_threads"], allow_other_model=options["allow_other_model"],
+            mean_budget_ms=options["mean_budget_ms"],
         )  # fmt: skip
         if options["full_only"]:
             self.model.known[:-1] = False
@@ -79,7 +80,8 @@ class ReplicaProcess:
         """What the server has to know of the model: what a small request takes at least, and what time is worth."""
         model, bounds = self.model, self.model.bounds(Image.new("RGB", (256, 192)), "what")
         reference_ms = float(model.controller.latency_reference_ms) * bounds.slowdown
-        worth = Worth.of(self._curve, reference_ms, float(model.controller.default_price), model.own_ms)
+        price = model.spending.price if model.spending else float(model.controller.default_price)
+        worth = Worth.of(self._curve, reference_ms, price, model.own_ms)
         return {"fastest_ms": float(bounds.bounds_ms.min()), "worth": asdict(worth)}
 
     def _serve(self, header: dict[str, Any], blocks: list[bytes]) -> None:

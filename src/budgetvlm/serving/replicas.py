@@ -46,7 +46,7 @@ class Replica:
             "model_path": options.model_path, "checkpoint": options.checkpoint and str(options.checkpoint),
             "device": options.device, "num_threads": options.num_threads,
             "allow_other_model": options.allow_other_model, "state_dir": options.state_dir and str(options.state_dir),
-            "full_only": options.full_only,
+            "full_only": options.full_only, "mean_budget_ms": options.mean_budget_ms,
         })  # fmt: skip
         event = await self._next()
         if event.kind != "ready":

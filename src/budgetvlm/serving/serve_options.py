@@ -20,7 +20,7 @@ LEAST = {
     "port": 0, "replicas": 1, "num_threads": 1, "max_new_tokens": 1, "max_tokens": 1, "max_queue": 1, "max_open": 1,
     "max_images": 0, "max_pixels": 1, "max_side": 1, "max_text": 1, "grace_s": 0,
 }  # fmt: skip
-POSITIVE = {"budget_ms", "max_body_mb", "body_timeout_s", "fetch_timeout_s"}
+POSITIVE = {"budget_ms", "mean_budget_ms", "max_body_mb", "body_timeout_s", "fetch_timeout_s"}
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class ServeOptions:
             themselves.
         max_new_tokens: longest answer where the request does not say it.
         max_queue: requests that may wait; further ones are refused.
+        mean_budget_ms: time that requests may take on average, in ms, waiting included; the price where nobody waits
+            then moves with what was spent.
         price: price of every request, in accuracy for one latency of the full setting; it follows the queue if not
             given.
         order: deadline, or arrival: first in, first out, and nobody is refused before the queue is full.
@@ -79,6 +81,7 @@ class ServeOptions:
     when_infeasible: WhenInfeasible = "fastest"
     max_new_tokens: int = 16
     max_queue: int = 64
+    mean_budget_ms: float | None = None
     price: float | None = None
     order: Order = "deadline"
     full_only: bool = False
@@ -140,6 +143,8 @@ def _problems(options: ServeOptions) -> Iterator[str]:
             yield f"{name}={getattr(options, name)!r} is unknown; choose from {', '.join(known)}"
     if options.price is not None and not 0 <= options.price < math.inf:
         yield f"price={options.price} is not a number of 0 or more"
+    if options.price is not None and options.mean_budget_ms is not None:
+        yield "mean_budget_ms says which price is paid, and price gives another"
     if options.max_new_tokens > options.max_tokens:
         yield f"max_new_tokens={options.max_new_tokens} is more than max_tokens={options.max_tokens}"
     if options.api_key is not None and options.api_key_file is not None:
