@@ -102,6 +102,7 @@ def asks(text):
         ({"tools": [{"type": "function"}]}, 400, "unsupported_value"),
         ({"response_format": {"type": "json_object"}}, 400, "unsupported_value"),
         ({"n": 1, "logprobs": False, "tools": [], "response_format": {"type": "text"}, "stop": None}, 200, None),
+        (dict.fromkeys(("n", "stream", "stream_options", "cut", "price", "max_tokens", "tools")), 200, None),
         ({"temperature": 0.7, "top_p": 0.9, "seed": 1, "user": "x", "unknown": {"a": [1]}}, 200, None),
     ],
 )

@@ -16,7 +16,7 @@ from budgetvlm._version import __version__
 from budgetvlm.serving import completions
 from budgetvlm.serving.access_log import AccessLog
 from budgetvlm.serving.api_errors import APIError, respond
-from budgetvlm.serving.chat_schema import ChatRequest
+from budgetvlm.serving.chat_schema import ChatRequest, ErrorDocument
 from budgetvlm.serving.dispatcher import Dispatcher, Ticket
 from budgetvlm.serving.gate import Gate
 from budgetvlm.serving.jobs import Event
@@ -41,7 +41,10 @@ def make_app(options: ServeOptions, dispatcher: Dispatcher | None = None) -> Fas
         yield
         await jobs.close()
 
-    app = FastAPI(title="BudgetVLM", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="BudgetVLM", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
+        responses={"default": {"model": ErrorDocument, "description": "What went wrong."}},
+    )  # fmt: skip
     app.state.gate = gate = Gate(options)
     metrics = ServerMetrics(options.served_name, jobs, gate)
     app.add_middleware(gate.before)

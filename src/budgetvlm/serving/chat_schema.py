@@ -57,7 +57,7 @@ class Message(_Open):
 class StreamOptions(_Open):
     """What a stream tells beside the text."""
 
-    include_usage: bool = False
+    include_usage: bool | None = False
 
 
 class ChatRequest(_Open):
@@ -65,7 +65,7 @@ class ChatRequest(_Open):
 
     model: Text
     messages: list[Message] = Field(min_length=1, max_length=1000)
-    stream: bool = False
+    stream: bool | None = False
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
@@ -77,4 +77,19 @@ class ChatRequest(_Open):
         None, ge=0, allow_inf_nan=False, description="accuracy given for one latency of the full setting"
     )
     when_infeasible: Literal["fastest", "reject", "best_effort"] | None = None
-    cut: Literal["always", "needed"] = "always"
+    cut: Literal["always", "needed"] | None = None
+
+
+class ErrorBody(BaseModel):
+    """What went wrong, as OpenAI words it."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorDocument(BaseModel):
+    """The body of every response with a status of 400 or more."""
+
+    error: ErrorBody

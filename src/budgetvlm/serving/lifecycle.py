@@ -61,7 +61,11 @@ class Keeper:
             if self.replica:
                 self.replica.retired |= self._newer is not None
                 watching = asyncio.create_task(self._watch(self.replica))
-                await self._work(self.replica)
+                try:
+                    await self._work(self.replica)
+                except Exception:  # ours; without a replica that is known to work, nobody would be answered any more
+                    _log.exception("a replica is replaced after a mistake of the server")
+                    await self.replica.close(0)
                 watching.cancel()
             await self._replace()
             self._changed()
