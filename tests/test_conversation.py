@@ -95,11 +95,11 @@ def words(vlm, conversation):  # noqa: F811
 
 
 def test_a_template_of_knobs_json_writes_conversations(vlm, picture):  # noqa: F811
-    """What was said before, then each image between its marks, in front of the last question, as the model learnt."""
+    """Each image between its marks, in front of what the user says; an answer ends as the model's answers do."""
     read = read_messages(chat(picture, picture))
     assert (
         words(vlm, read)
-        == "code what is <unk> <a> A </s> <img> IMAGE </img> <img> IMAGE </img> what is the red sign <a>"
+        == "code <img> IMAGE </img> <img> IMAGE </img> what is <unk> <a> A </s> what is the red sign <a>"
     )
     one = {"role": "user", "content": [TEXT, IMAGE]}  # in whatever order they come, the model reads the image first
     assert words(vlm, read_messages([one])) == "<img> IMAGE </img> what is <unk> <a>"

@@ -91,6 +91,14 @@ def test_an_impossible_budget_is_refused_for_good():
     assert (refusal.reason, refusal.retry_after_s) == ("too_small", None)
 
 
+def test_what_only_a_slow_moment_keeps_out_may_come_again():
+    it = scheduler()
+    offer(it, Job("a"))
+    refusal = it.offer(Job("b", budget_ms=30), 3 * LEAST_MS, 0.0)
+    assert refusal is not None
+    assert (refusal.reason, refusal.retry_after_s) == ("too_late", 1)
+
+
 def test_a_job_that_starts_too_late_is_said_to_be():
     it = scheduler()
     offer(it, Job("a", budget_ms=10, when_infeasible="fastest"))
@@ -127,7 +135,7 @@ def test_what_became_late_while_it_waited_is_answered_by_its_policy():
     it = scheduler(patience_s=1.0)
     offer(it, Job("a"), Job("b", when_infeasible="fastest"))
     assert it.expired(0.079) == []
-    assert [(job.id, refusal.reason) for job, refusal in it.expired(0.081)] == [("a", "too_late")]
+    assert [(job.id, refusal.reason) for job, refusal in it.expired(0.081)] == [("a", "expired")]
     start = it.next(0.081)
     assert start is not None
     assert (start.job.id, start.in_time) == ("b", False)

@@ -47,7 +47,7 @@ def test_who_waited_in_vain_is_told_when_its_time_is_over_although_the_replica_s
     budget_ms = WORK_S * 500  # of an answer the queue knows nothing yet
     status, headers, document = server.chat(latency_budget_ms=budget_ms, when_infeasible="reject")
     assert server.jobs.scheduler.num_running == 1
-    assert (status, document["error"]["code"]) == (503, "too_late")
+    assert (status, document["error"]["code"]) == (503, "expired")
     assert int(headers["retry-after"]) >= 1
 
 
@@ -61,6 +61,15 @@ def test_a_budget_that_nothing_keeps_is_a_mistake_of_the_request(server):
     status, headers, document = server.chat(latency_budget_ms=0.5, when_infeasible="reject")
     assert (status, document["error"]["code"]) == (400, "too_small")
     assert "retry-after" not in headers
+
+
+def test_an_idle_replica_is_asked_again_how_fast_it_is(server):
+    replica = server.replicas[0]
+    replica.facts = {**replica.facts, "fastest_ms": 10_000.0}  # a slow moment, that no request would end
+    for _ in range(2):
+        assert server.chat(latency_budget_ms=100, when_infeasible="reject")[0] == 400
+    until(lambda: not server.jobs.scheduler.num_running + server.jobs.waiting)
+    assert [job.kind for job in replica.begun] == ["rehearsal"]
 
 
 def test_a_full_queue_refuses(server):

@@ -5,6 +5,7 @@ BudgetVLMError
 │   └── MissingExtraError   a package that is not installed because it belongs to an optional part
 ├── KnobSpaceError     a knob, value or setting outside the knob space; two spaces that differ
 ├── InputError         an image, question or budget that cannot be used
+│   └── InfeasibleError     a budget that nothing keeps, where that is to be refused
 ├── DataError          a file that is missing, truncated, foreign or inconsistent
 ├── CheckpointError    a checkpoint that does not fit or cannot be read
 └── OutputError        a result that cannot be written, or that already exists
@@ -33,6 +34,10 @@ class KnobSpaceError(BudgetVLMError, ValueError):
 
 class InputError(BudgetVLMError, ValueError):
     """An image, question or budget that cannot be used."""
+
+
+class InfeasibleError(InputError):
+    """A budget that nothing is sure to keep, where the caller wants no answer then."""
 
 
 class DataError(BudgetVLMError, ValueError):

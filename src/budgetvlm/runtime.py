@@ -27,7 +27,7 @@ from budgetvlm.controller.checkpoint import load_controller
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.price_curve import AtPrice, PriceCurve, load_price_curve
 from budgetvlm.controller.value_network import ValueNetwork
-from budgetvlm.errors import CheckpointError, ConfigError, InputError
+from budgetvlm.errors import CheckpointError, ConfigError, InfeasibleError, InputError
 from budgetvlm.guard.adaptive import AdaptiveGuard
 from budgetvlm.guard.bounds import Bounds, Request, Spent
 from budgetvlm.guard.fixed import FixedGuard, Guard
@@ -305,10 +305,10 @@ class AdaptiveVLM:
         return np.stack([overview.feature for overview in overviews]).mean(axis=0, dtype=np.float32)
 
     def _reject(self, bounds: Bounds, under_way: InFlight) -> None:
-        """Raise InputError if no setting is sure to keep the budget."""
+        """Raise InfeasibleError if no setting is sure to keep the budget."""
         waited_ms, budget_ms = under_way.waited_ms, under_way.budget_ms
         if not bounds.allowed(budget_ms).any():
-            raise InputError(
+            raise InfeasibleError(
                 f"budget_ms={budget_ms:g} cannot be kept: the fastest setting is expected to take up to "
                 f"{time_text(bounds.bounds_ms.min())}, {time_text(waited_ms)} of waiting included. Give more time, "
                 'or another when_infeasible ("fastest", "best_effort")'

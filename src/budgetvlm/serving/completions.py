@@ -16,7 +16,7 @@ from budgetvlm.serving.server_metrics import setting_text
 ERRORS = {
     "InputError": (400, "invalid_request"), "ConfigError": (400, "invalid_request"), "NotReady": (503, "not_ready"),
     "ReplicaDied": (503, "replica_died"), "ClientLeft": (499, "client_left"),
-    "InternalError": (500, "internal_error"),
+    "InfeasibleError": (503, "expired"), "InternalError": (500, "internal_error"),
 }  # fmt: skip
 RETRY_AFTER_S = 1.0
 FINISH = {"stop": "stop", "length": "length", "budget": "length", "stopped": "stop"}  # OpenAI's own words

@@ -21,10 +21,12 @@ from budgetvlm.serving.toll import Worth
 
 _log = logging.getLogger(__name__)
 EXPIRY_S = 0.001  # after its moment, a job's time is surely over
+REHEARSAL_PAUSE_S = 1.0  # between two of them
 CLOSE_S = 5.0  # what a replica has to finish, once nobody waits for an answer any more
 REFUSED = {
     "queue_full": (429, "too many requests wait; ask again later"),
     "too_late": (503, "the budget cannot be kept with those who wait; ask again later, or give more time"),
+    "expired": (503, "the budget was over before its turn; ask again later, or give more time"),
     "too_small": (400, "no setting keeps this budget; give more time, or let an answer be late"),
 }  # status and message
 DOWN = Event("error", {"message": "the model's process is started anew; ask again", "type": "NotReady"})
@@ -87,6 +89,7 @@ class Dispatcher:
         self._expiry: asyncio.TimerHandle | None = None
         self.spending: Spending | None = None
         self.scheduler = Scheduler(Worth(1.0), replicas=0, max_waiting=options.max_queue, order=options.order)
+        self._rehearse_s = 0.0
         self._reloading, self.reloads = asyncio.Lock(), 0
         keepers = range(options.replicas)
         self._keepers = [Keeper(lambda: make_replica(options), self._work, self._replicas_changed) for _ in keepers]
@@ -145,6 +148,7 @@ class Dispatcher:
             raise APIError(503, DOWN.data["message"], code="not_ready", retry_after_s=self._start_s)
         refusal = self.scheduler.offer(job, self._least_ms, time.perf_counter())
         if refusal:
+            self._rehearse()
             status, message = REFUSED[refusal.reason]
             raise APIError(status, message, code=refusal.reason, retry_after_s=refusal.retry_after_s)
         ticket = self._waiting[job.id] = Ticket(job, self._forget)
@@ -193,6 +197,13 @@ class Dispatcher:
             self._changed.clear()
             await self._changed.wait()
         return None
+
+    def _rehearse(self) -> None:
+        """Have a replica that has nothing to do answer something small: refusals do not show that it is quick again."""
+        now_s, idle = time.perf_counter(), not self.scheduler.num_running + self.waiting
+        if idle and now_s >= self._rehearse_s:
+            self._rehearse_s = now_s + REHEARSAL_PAUSE_S
+            self.submit(Job(f"rehearsal-{now_s}", [], [], now_s, kind="rehearsal"))
 
     @property
     def _facts(self) -> list[dict[str, Any]]:

@@ -24,6 +24,9 @@ from budgetvlm.errors import BudgetVLMError
 from budgetvlm.serving import wire
 from budgetvlm.serving.toll import Worth
 
+SMALL = (256, 192)  # pixels of an image
+LARGE_PRICE = 100.0  # at which a request takes the fastest setting
+
 
 class ReplicaProcess:
     """Serves the jobs that come over a socket, with the model that the first message names."""
@@ -78,7 +81,7 @@ class ReplicaProcess:
 
     def _described(self) -> dict[str, Any]:
         """What the server has to know of the model: what a small request takes at least, and what time is worth."""
-        model, bounds = self.model, self.model.bounds(Image.new("RGB", (256, 192)), "what")
+        model, bounds = self.model, self.model.bounds(Image.new("RGB", SMALL), "what")
         reference_ms = float(model.controller.latency_reference_ms) * bounds.slowdown
         price = model.spending.price if model.spending else float(model.controller.default_price)
         worth = Worth.of(self._curve, reference_ms, price, model.own_ms)
@@ -89,6 +92,10 @@ class ReplicaProcess:
         try:
             if header["kind"] == "preview":
                 self._say("preview", job, preview=self._preview(header, blocks))
+            elif header["kind"] == "rehearsal":
+                image, budget_ms = Image.new("RGB", SMALL), math.inf
+                self.model.generate(image, "what", budget_ms=budget_ms, price=LARGE_PRICE, max_new_tokens=2)
+                self._say("rehearsal", job, **self._described())
             else:
                 self._say("answer", job, answer=self._answer(header, blocks), **self._described())
         except BudgetVLMError as error:

@@ -69,7 +69,7 @@ class Replica:
             await self._send(job.header(), pixels)
             while True:
                 event = await self._next()
-                if event.kind == "answer":
+                if self.facts.keys() <= event.data.keys():
                     self.facts = {name: event.data[name] for name in self.facts}
                 yield event
                 if event.is_last:

@@ -16,8 +16,9 @@ from typing import Literal, Protocol
 from budgetvlm.serving.serve_options import Order
 from budgetvlm.serving.toll import Toll, Worth
 
-Reason = Literal["queue_full", "too_late", "too_small"]
+Reason = Literal["queue_full", "too_late", "too_small", "expired"]
 LEARNING = 0.1  # share of a finished job in what jobs are known to take, and of an offer in how many are refused
+FORGETTING = 1.01  # what jobs take at least may be this much more with each offer; a machine has slow moments
 LEAST_RETRY_S, MOST_RETRY_S = 1, 60
 
 
@@ -45,7 +46,8 @@ class Refusal:
     """Why a job is not answered.
 
     Attributes:
-        reason: "queue_full"; "too_late": it cannot be in time with those who wait; "too_small": not even alone.
+        reason: "queue_full"; "too_late": it cannot be in time with those who wait; "too_small": not even alone;
+            "expired": it was to wait, and its time was over before its turn.
         retry_after_s: when another attempt makes sense; None: never.
     """
 
@@ -93,7 +95,7 @@ class Scheduler:
         self._waiting: dict[str, _Waiting] = {}
         self._running: dict[str, tuple[_Waiting, float]] = {}
         self._took_s: float | None = None
-        self._refused = 0.0
+        self._refused, self._quickest_s = 0.0, math.inf
 
     @property
     def num_waiting(self) -> int:
@@ -112,6 +114,7 @@ class Scheduler:
             least_ms: that it takes once it is started, as far as can be told.
         """
         new = _Waiting(job, least_ms / 1e3, job.arrived_s + min(job.budget_ms / 1e3, self._patience_s))
+        self._quickest_s = min(new.least_s, FORGETTING * self._quickest_s)
         refusal = self._judge(new, now_s)
         self._refused += LEARNING * ((refusal is not None) - self._refused)
         if refusal is None:
@@ -124,7 +127,7 @@ class Scheduler:
         gone = [one for one in self._waiting.values() if now_s > self._expires_s(one)]
         for one in gone:
             del self._waiting[one.job.id]
-        return [(one.job, self._refusal("too_late", now_s)) for one in gone]
+        return [(one.job, self._refusal("expired", now_s)) for one in gone]
 
     def next_expiry_s(self) -> float:
         """After which moment `expired` has somebody to tell, if nothing else happens."""
@@ -167,7 +170,7 @@ class Scheduler:
         if self._by_deadline and not self._fits(new, now_s):
             new.late = True
             if new.job.when_infeasible == "reject":
-                too_small = new.spare_s(new.job.arrived_s) < 0
+                too_small = new.due_s - new.job.arrived_s < self._quickest_s
                 return self._refusal("too_small" if too_small else "too_late", now_s)
         late = [one for one in self._waiting.values() if one.late]
         if len(self._waiting) < self._max_waiting:

@@ -171,8 +171,8 @@ class Prompt:
 def template_writer(template: str, ends: str | None = None) -> Writer:
     """Return what writes a template.
 
-    What was said before comes first; then all images, each with what stands around it, in front of the last question,
-    because that is what a model with such a prompt learnt to read.
+    A user's turn is the template, with all that stands up to its question once for each image; system and assistant say
+    what they say.
 
     Args:
         ends: text that ends what an assistant said; None: more than one question about one image is refused.
@@ -193,12 +193,13 @@ def template_writer(template: str, ends: str | None = None) -> Writer:
             raise InputError(
                 "this model takes one image and then one question: its prompt has no place for more; ask so"
             )
-        *earlier, last = ("\n".join(part["text"] for part in turn["content"] if part != IMAGE) for turn in turns)
-        texts = ["".join(said + behind[turn["role"]] for said, turn in zip(earlier, turns, strict=False))]
-        for _ in range(sum(turn["content"].count(IMAGE) for turn in turns)):
-            texts[-1] += before
-            texts.append(between)
-        return [*texts[:-1], f"{texts[-1]}{last}{after}"]
+        texts = [""]
+        for turn in turns:
+            for _ in range(turn["content"].count(IMAGE)):
+                texts[-1] += before
+                texts.append(between)
+            texts[-1] += "\n".join(part["text"] for part in turn["content"] if part != IMAGE) + behind[turn["role"]]
+        return texts
 
     return write
 
