@@ -1,9 +1,13 @@
 """The queue as clients see it: who is refused, in which order the others are answered, at which price. No model."""
 
+import time
+
 import pytest
 
 from budgetvlm.errors import ConfigError
+from budgetvlm.serving.jobs import Job
 from budgetvlm.serving.serve_options import ServeOptions
+from budgetvlm.serving.way_back import WayBack
 from tests.fake_replicas import FakeReplica, Served, in_background, served, until
 
 WORK_S = 0.3  # of a request
@@ -120,3 +124,21 @@ def test_a_mean_budget_is_kept_by_the_price(mean_ms):
 def test_a_mean_budget_and_a_price_exclude_each_other():
     with pytest.raises(ConfigError, match="another"):
         ServeOptions(mean_budget_ms=50, price=0.1)
+
+
+def test_the_way_back_is_taken_off_the_budget_and_counted():
+    way, job = WayBack(), Job("a", [], [], arrived_s=time.perf_counter() - 0.1, budget_ms=100.0)
+    answer = {"latency_ms": 0.0, "budget_ms": 98.0, "budget_met": True}
+    for _ in range(200):  # each is 100 ms on its way
+        answer["latency_ms"] = 0.0
+        job.arrived_s = time.perf_counter() - 0.1
+        way.arrived(job, answer)
+    assert answer["latency_ms"] == pytest.approx(100, abs=20)
+    assert (answer["budget_ms"], answer["budget_met"]) == (100.0, False)
+    assert 95 < way.reserve_ms < 140
+
+
+@pytest.mark.parametrize(("budget_ms", "told_ms"), [(100.0, 97.0), (2.0, 1e-3), (float("inf"), None)])
+def test_a_replica_is_told_what_is_left_without_the_way_back(budget_ms, told_ms):
+    job = Job("a", [], [], arrived_s=0.0, budget_ms=budget_ms, reserved_ms=3.0)
+    assert job.header()["budget_ms"] == told_ms

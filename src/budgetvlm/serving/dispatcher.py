@@ -18,6 +18,7 @@ from budgetvlm.serving.replicas import LEFT, Replica, ReplicaError
 from budgetvlm.serving.scheduler import Refusal, Scheduler
 from budgetvlm.serving.serve_options import ServeOptions
 from budgetvlm.serving.toll import Worth
+from budgetvlm.serving.way_back import WayBack
 
 _log = logging.getLogger(__name__)
 EXPIRY_S = 0.001  # after its moment, a job's time is surely over
@@ -89,7 +90,7 @@ class Dispatcher:
         self._expiry: asyncio.TimerHandle | None = None
         self.spending: Spending | None = None
         self.scheduler = Scheduler(Worth(1.0), replicas=0, max_waiting=options.max_queue, order=options.order)
-        self._rehearse_s = 0.0
+        self._rehearse_s, self._way_back = 0.0, WayBack()
         self._reloading, self.reloads = asyncio.Lock(), 0
         keepers = range(options.replicas)
         self._keepers = [Keeper(lambda: make_replica(options), self._work, self._replicas_changed) for _ in keepers]
@@ -181,6 +182,8 @@ class Dispatcher:
                 answered = event.kind == "answer"
                 if answered and self.spending:
                     self.spending.add(event.data["answer"]["latency_ms"])
+                if answered:
+                    self._way_back.arrived(ticket.job, event.data["answer"])
                 ticket.put(event)
             ticket.replica = None
             self.scheduler.finished(ticket.job.id, time.perf_counter(), answered=answered)
@@ -192,7 +195,7 @@ class Dispatcher:
             self._told_expired()
             if start := self.scheduler.next(time.perf_counter()):
                 ticket = self._waiting.pop(start.job.id)
-                ticket.job.price = start.price
+                ticket.job.price, ticket.job.reserved_ms = start.price, self._way_back.reserve_ms
                 return ticket
             self._changed.clear()
             await self._changed.wait()
@@ -213,7 +216,7 @@ class Dispatcher:
     @property
     def _least_ms(self) -> float:
         """What a job takes at least, by what the replicas say."""
-        return max(facts["fastest_ms"] for facts in self._facts)
+        return max(facts["fastest_ms"] for facts in self._facts) + self._way_back.reserve_ms
 
     def _learn_worth(self) -> None:
         """Take over what time is worth, which changes with the machine's speed and with the controller."""

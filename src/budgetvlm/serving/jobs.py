@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 NO_BUDGET_MS = math.inf
+LEAST_MS = 1e-3  # of a budget that a replica is told
 
 
 @dataclass
@@ -22,6 +23,7 @@ class Job:
         arrived_s: on the clock of `time.perf_counter`, which all processes of a machine share.
         budget_ms: a ceiling from the arrival to the last token; `math.inf`: none.
         price: accuracy given for one latency of the full setting; None: whatever the server pays now.
+        reserved_ms: of the budget, for what comes after the replica's work.
         stop: texts before which an answer ends.
         left: nobody waits for it any more.
         outcome, answer: what its client was told at the end of budget, times and setting, and the text.
@@ -39,6 +41,7 @@ class Job:
     cut: str = "always"
     kind: str = "answer"
     extra: dict[str, Any] = field(default_factory=dict)
+    reserved_ms: float = 0.0
     left: bool = False
     outcome: dict[str, Any] | None = None
     answer: str | None = None
@@ -53,7 +56,8 @@ class Job:
         return {
             "kind": self.kind, "id": self.id, "messages": self.messages,
             "sizes": [image.size for image in self.images], "arrived_s": self.arrived_s,
-            "budget_ms": None if math.isinf(self.budget_ms) else self.budget_ms, "price": self.price,
+            "budget_ms": None if math.isinf(self.budget_ms) else max(self.budget_ms - self.reserved_ms, LEAST_MS),
+            "price": self.price,
             "max_new_tokens": self.max_new_tokens, "stop": self.stop, "when_infeasible": self.when_infeasible,
             "cut": self.cut, **self.extra,
         }  # fmt: skip
