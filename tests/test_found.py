@@ -6,10 +6,11 @@ import pytest
 import torch
 from test_families import QUESTIONS, SIZES, picture
 from test_hybrid import reference
+from test_several_images import FIRST, chat, prompt_of
 from tiny_families import write_tiny
 from tiny_found import FOUND, FOUND_TOKENS
 
-from budgetvlm.errors import ConfigError
+from budgetvlm.errors import ConfigError, InputError
 from budgetvlm.vlm import load_vlm
 from budgetvlm.vlm.conformance import check
 from budgetvlm.vlm.families.generic import FoundInputs
@@ -102,3 +103,19 @@ def test_where_nothing_works_the_message_says_what_was_tried(directories, monkey
     monkeypatch.setattr(FoundInputs, "step", lambda self, token: {"position_ids": torch.zeros(1, 1, dtype=torch.long)})
     with pytest.raises(ConfigError, match=r"no knob .* found to work.*num_active_blocks: .*cached decoding"):
         load_vlm(str(directories("vipllava")))
+
+
+@pytest.mark.parametrize("name", FOUND)
+@torch.inference_mode()
+def test_several_turns_and_text_alone_are_read_as_by_the_models_own_forward(vlms, name):
+    vlm, crops = vlms(name), vlms(name).most_crops
+    for conversation in (chat(FIRST), chat()):
+        prompt = prompt_of(vlm, conversation, crops)
+        got = vlm.decoder.logits(prompt.embeddings[None], **vlm.decoder_inputs([prompt]).prefill())[0]
+        inputs = vlm.images.plain(FIRST, crops) if conversation.images else {}
+        wanted = vlm.family.untouched_logits(vlm.model, prompt, inputs | vlm.family.plain_arguments(prompt, vlm.model))
+        assert float((got - wanted).abs().max() / wanted.std()) < 1e-3
+        made = vlm.generate(None, conversation, vlm.knob_space.full, max_new_tokens=2)
+        assert made.token_ids[0] == int(got.argmax())
+    with pytest.raises(InputError, match="takes one image, given 2"):
+        vlm.prompt_size(None, chat(FIRST, FIRST))

@@ -180,6 +180,11 @@ def kinds_of(layout: Any, length: int, start: int = 0) -> dict[str, torch.Tensor
     return marks
 
 
+def kinds_in(prompt: EmbeddedPrompt) -> dict[str, torch.Tensor]:
+    """Return `kinds_of` a prompt's image, if it has one (`Family.one_image`)."""
+    return kinds_of(prompt.layouts[0], len(prompt), prompt.starts[0]) if prompt.layouts else {}
+
+
 def on_device(inputs: Mapping[str, Any], model: Any) -> dict[str, Any]:
     """Move tensors to the model's device, pixels to its type as well."""
     tensors = {name: value for name, value in inputs.items() if torch.is_tensor(value)}
@@ -242,11 +247,9 @@ class FoundInputs(DecoderInputs):
 
 def _told(prompt: EmbeddedPrompt, model: Any) -> dict[str, Any]:
     """Return what the decoder is told about one prompt beside its embeddings."""
-    inputs: dict[str, Any] = {"input_ids": torch.tensor([prompt.token_ids])}
-    layout: Any
-    for start, layout in zip(prompt.starts, prompt.layouts, strict=True):  # one or none, see `Family.one_image`
-        inputs |= {**layout.arguments, **kinds_of(layout, len(prompt), start)}
-    told = decoder_arguments(model, **inputs)
+    layouts: Sequence[Any] = prompt.layouts
+    given = layouts[0].arguments if layouts else {}
+    told = decoder_arguments(model, input_ids=torch.tensor([prompt.token_ids]), **given, **kinds_in(prompt))
     used = {"input_ids", "inputs_embeds", "past_key_values", "use_cache"}
     return {name: value for name, value in told.items() if name not in used and value is not None}
 
@@ -293,4 +296,4 @@ class Found(Family):
         return self._mark
 
     def plain_arguments(self, prompt: EmbeddedPrompt, model: Any) -> dict[str, Any]:
-        return kinds_of(prompt.layouts[0], len(prompt), prompt.starts[0])
+        return kinds_in(prompt)
