@@ -1,0 +1,165 @@
+"""A replica stops, closes and saves when it is told to. Its model is planted and says a word when it is let."""
+
+import socket
+import threading
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from budgetvlm.errors import InputError
+from budgetvlm.serving import wire
+from budgetvlm.serving.jobs import Job
+from budgetvlm.serving.replica_process import ReplicaProcess
+
+WORDS = 50
+
+
+class PlantedModel:
+    """Says words until it is stopped, each of them when `more` is released."""
+
+    def __init__(self):
+        self.said, self.more, self.fails = 0, threading.Semaphore(0), None
+
+    def generate(self, *, messages, on_text, **asked):
+        self.asked = messages
+        if self.fails:
+            raise self.fails
+        for _ in range(WORDS):
+            self.more.acquire()
+            self.said += 1
+            if not on_text("word "):
+                break
+        return SimpleNamespace(to_dict=lambda: {"answer": "word " * self.said})
+
+
+class Planted(ReplicaProcess):
+    """A replica without the process."""
+
+    def __init__(self, connection):
+        super().__init__(connection)
+        self.planted, self.saved = PlantedModel(), 0
+
+    def _open(self, options):
+        self.model = self.planted
+        self._state = SimpleNamespace(due_s=lambda: None, save=self._save, answered=lambda model: None)
+
+    def _save(self, model):
+        self.saved += 1
+
+    def _described(self):
+        return {"fastest_ms": 1.0}
+
+
+@pytest.fixture
+def replica():
+    """A replica under way, and the server's end of its connection."""
+    ours, theirs = socket.socketpair()
+    made = Planted(theirs)
+    ended = []
+
+    def run():
+        try:
+            made.run()
+        except (EOFError, OSError) as error:
+            ended.append(error)
+        theirs.close()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    ours.settimeout(10)
+    wire.send(ours, {})
+    assert wire.receive(ours)[0]["kind"] == "ready"
+    yield SimpleNamespace(process=made, model=made.planted, server=ours, thread=thread)
+    ours.close()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def ask(replica, name):
+    parts = [{"type": "image", "image": 0}, {"type": "text", "text": "what"}]
+    image = Image.new("RGB", (3, 2), "red")
+    job = Job(name, [{"role": "user", "content": parts}], [image], arrived_s=0.0)
+    wire.send(replica.server, job.header(), [image.tobytes()])
+
+
+def heard(replica):
+    return wire.receive(replica.server)[0]
+
+
+def test_a_job_that_nobody_waits_for_ends_within_one_token(replica):
+    ask(replica, "first")
+    for _ in range(3):
+        replica.model.more.release()
+        assert heard(replica)["kind"] == "text"
+    wire.send(replica.server, {"kind": "stop", "id": "first"})
+    replica.model.more.release(WORDS)
+    events = [heard(replica)["kind"]]
+    while events[-1] == "text":
+        events.append(heard(replica)["kind"])
+    assert events == ["text", "answer"]
+    assert replica.model.said == 4
+
+
+def test_the_model_gets_the_images_in_their_places(replica):
+    ask(replica, "first")
+    replica.model.more.release(WORDS)
+    while heard(replica)["kind"] != "answer":
+        pass
+    image, text = replica.model.asked[0]["content"]
+    assert image["image"].size == (3, 2) and image["image"].getpixel((0, 0)) == (255, 0, 0)
+    assert text == {"type": "text", "text": "what"}
+
+
+def test_a_stop_of_another_job_and_one_that_is_too_late_stop_nothing(replica):
+    ask(replica, "first")
+    wire.send(replica.server, {"kind": "stop", "id": "another"})
+    replica.model.more.release(WORDS)
+    while heard(replica)["kind"] != "answer":
+        pass
+    assert replica.model.said == WORDS
+    wire.send(replica.server, {"kind": "stop", "id": "first"})
+    ask(replica, "second")
+    replica.model.more.release(WORDS)
+    while heard(replica)["kind"] != "answer":
+        pass
+    assert replica.model.said == 2 * WORDS
+
+
+def test_a_replica_that_is_to_close_ends_its_job_and_saves(replica):
+    ask(replica, "first")
+    replica.model.more.release()
+    assert heard(replica)["kind"] == "text"
+    wire.send(replica.server, {"kind": "close", "id": None})
+    replica.model.more.release(WORDS)
+    replica.thread.join(10)
+    assert replica.model.said == 2 and replica.process.saved == 1
+
+
+def test_a_replica_whose_server_is_gone_ends_and_saves(replica):
+    ask(replica, "first")
+    replica.model.more.release()
+    assert heard(replica)["kind"] == "text"
+    replica.server.close()
+    replica.model.more.release(WORDS)
+    replica.thread.join(10)
+    assert not replica.thread.is_alive()
+    assert replica.model.said <= 3 and replica.process.saved == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "says"),
+    [
+        (InputError("the question is empty"), "InputError", "the question is empty"),
+        (ZeroDivisionError("secret"), "InternalError", "the model failed on this request"),
+    ],
+)
+def test_an_error_ends_the_job_and_not_the_replica(replica, error, kind, says):
+    replica.model.fails = error
+    ask(replica, "first")
+    told = heard(replica)
+    assert (told["kind"], told["type"], told["message"]) == ("error", kind, says)
+    replica.model.fails = None
+    ask(replica, "second")
+    replica.model.more.release(WORDS)
+    assert heard(replica)["kind"] == "text"
