@@ -107,7 +107,7 @@ class Load:
         self, server: ServerProcess, says: Sequence[tuple[str, Any]], requests: list[list[Any]]
     ) -> dict[str, Any]:
         """Have another process send requests; returns what it saw."""
-        bodies = [json.dumps(_body(sample) | dict(says)) for sample in self._samples]
+        bodies = [json.dumps(body_of(sample) | dict(says)) for sample in self._samples]
         plan = {"port": server.port, "path": PATH, "bodies": bodies, "requests": requests, "probe_s": PROBE_S}
         with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
             json.dump(plan, file)
@@ -121,7 +121,7 @@ class Load:
         """The median of what requests take that come one after the other, by the server's clock."""
         took = []
         for sample in self._samples[:NUM_ALONE]:
-            status, _, document = server.ask(_body(sample))
+            status, _, document = server.ask(body_of(sample))
             assert status == 200, document
             took.append(document["budgetvlm"]["latency_ms"])
         return float(np.median(took))
@@ -152,7 +152,8 @@ class Load:
         }
 
 
-def _body(sample: Sample) -> dict[str, Any]:
+def body_of(sample: Sample) -> dict[str, Any]:
+    """A request about a sample."""
     data = io.BytesIO()
     sample.load_image().save(data, "PNG")
     image = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
