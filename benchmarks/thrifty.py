@@ -34,12 +34,11 @@ from budgetvlm.errors import DataError
 from budgetvlm.evaluation.evaluation_data import EvaluationData
 from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 from budgetvlm.features import Features
-from budgetvlm.profiling.measure.accuracy_sweep import CHOSEN_AT_ONCE
-from budgetvlm.profiling.measure.cell_selection import CellSelection, stages_of
+from budgetvlm.knobs import Setting
+from budgetvlm.profiling.measure.cell_selection import Work, plan_cells
 from budgetvlm.table import ProfileTable
 from budgetvlm.tasks import Sample, SplitSample
 
-BATCH = 32  # as `budgetvlm profile accuracy` has it
 PRICES = np.geomspace(0.003, 3.0, 40)
 MEANS = (0.3, 0.5, 0.7)  # mean budgets, as shares of the way from the cheapest to the slowest setting
 SRC = Path(__file__).resolve().parents[1] / "src"
@@ -48,26 +47,19 @@ SRC = Path(__file__).resolve().parents[1] / "src"
 def masked(table: ProfileTable, cells: float, seed: int) -> ProfileTable:
     """Return the table with the cells that a sweep would have measured; those of test samples are all kept.
 
-    ``seed``: of the order of the samples, on which the choice depends.
+    ``seed``: becomes a part of the samples' names, which the choice depends on.
     """
     names, space = table.sample_ids, table.knob_space
     images, split = table.groups.get("image_id", names), table.split or ()
     places = [
-        SplitSample(Sample(name, image, "", (), None, {}), side)  # type: ignore[arg-type]
+        SplitSample(Sample(f"{seed} {name}", image, "", (), None, {}), side)  # type: ignore[arg-type]
         for name, image, side in zip(names, images, split, strict=True)
     ]
-    used = np.flatnonzero(np.isfinite(table.accuracy).any(axis=0))
-    columns = {setting: column for column, setting in enumerate(space.settings)}
-    stages = stages_of(space, [space.settings[k] for k in used], cells)
-    scores = np.full(table.accuracy.shape, np.nan)
-    selection = CellSelection(space, places, scores, cells, [[columns[s] for s in stage] for stage in stages])
-    size, order = BATCH * CHOSEN_AT_ONCE, np.random.default_rng(seed).permutation(len(names))
-    for stage in range(len(stages)):
-        for start in range(0, len(names), size):
-            rows = order[start : start + size]
-            chosen = selection.choose(rows.tolist(), stage)
-            scores[rows] = np.where(chosen, table.accuracy[rows], scores[rows])
-    known = np.isfinite(scores)
+    used = np.isfinite(table.accuracy).any(axis=0)
+    settings = [setting for setting, asked in zip(space.settings, used, strict=True) if asked]
+    known = np.zeros(table.accuracy.shape, dtype=bool)
+    known[:, used] = plan_cells(places, settings, cells, work_of(table, settings, used))
+    known &= np.isfinite(table.accuracy)
     # a table of others is priced by the cell; here latencies follow from token counts
     latency = table.latency_ms if "exp6_config" in table.metadata else np.where(known, table.latency_ms, np.nan)
     return replace(
@@ -75,6 +67,18 @@ def masked(table: ProfileTable, cells: float, seed: int) -> ProfileTable:
         accuracy=np.where(known, table.accuracy, np.nan).astype(np.float32),
         latency_ms=latency.astype(np.float32),
     )
+
+
+def work_of(table: ProfileTable, settings: Sequence[Setting], used: np.ndarray) -> Work:
+    """Return what measuring a sample costs: by its tokens as in the sweep, or by its latency in tables of others."""
+    if "vision" not in table.tokens:
+        times = np.nanmedian(table.latency_ms, axis=0)[used].astype(np.float64)
+        return Work(np.zeros_like(times), times)
+    visual, text = (
+        np.nanmedian(table.tokens[kind][:, used], axis=0).astype(np.float64) for kind in ("vision", "language")
+    )
+    most = settings[-1]["num_active_blocks"]
+    return Work(visual, (visual + text) * np.array([s["num_active_blocks"] / most for s in settings]))
 
 
 def faces(data: EvaluationData, policy: ControllerPolicy) -> tuple[np.ndarray, np.ndarray]:

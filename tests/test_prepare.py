@@ -346,13 +346,15 @@ def test_cells_that_were_not_timed_are_predicted_and_checked_on_some_that_were(t
         toy(force_recompute=True, latency_fill="none")
 
 
-def drop_scores(toy, keep):
+def drop_scores(toy, keep, **config):
     """Leave only the scored cells for which ``keep(number of the setting, number of the sample)`` holds."""
     for k, (crops, blocks) in enumerate([(1, 3), (1, 6), (4, 3), (4, 6)]):
 
         def cut(document, k=k):
+            for n, record in enumerate(document["all_samples"]):
+                record["groups"]["document"] = str(n // 8)
             document["all_samples"] = [s for n, s in enumerate(document["all_samples"]) if keep(k, n)]
-            document["config"]["cells"] = 0.5
+            document["config"] |= {"cells": 0.5, **config}
             document.pop("summary")
 
         edit(result(toy, "exp5", crops, blocks), cut)
@@ -392,6 +394,25 @@ def test_no_other_test_split_than_what_was_measured_in_full(toy):
     drop_scores(toy, lambda k, n: k % 2 == n % 2 or n in ASKED)
     with pytest.raises(ConfigError, match="what was measured in full is the test split"):
         toy(test_split=0.5)
+
+
+def test_whole_documents_are_the_test_split_where_the_sweep_measured_those_in_full(toy):
+    """Five documents of eight questions; the digest of "test 0" is the smallest."""
+    write_profiles(toy.root)
+    drop_scores(toy, lambda k, n: k % 2 == n % 2 or n < 8, groups="document")
+    table = toy().table
+    assert table.unit == "document"  # as the sweep was told
+    assert {label for label, side in zip(table.units, table.split, strict=True) if side == "test"} == {"0"}
+    assert len(set(zip(table.units, table.split, strict=True))) == len(set(table.units)) >= 4
+    assert np.isfinite(table.subset("test").accuracy).all()
+
+
+def test_documents_that_were_measured_in_part_are_no_test_split(toy):
+    write_profiles(toy.root)
+    drop_scores(toy, lambda k, n: k % 2 == n % 2 or n in ASKED)
+    with pytest.raises(ConfigError, match=r"no document can be held out.* --groups document: it keeps what there is"):
+        toy(groups="document")
+    assert "test" in toy().table.split  # by images it works
 
 
 def test_a_setting_that_was_never_timed_is_predicted_on_request(toy):

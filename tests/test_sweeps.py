@@ -80,6 +80,9 @@ class FakeVLM:
     def encode_overview(self, image):
         return Overview(None, None, 0.5, 1.0)
 
+    def prompt_size(self, image, question):
+        return np.array([4.0 * setting["max_crops"] for setting in SPACE.settings]), 5
+
     def generate(self, image, question, setting, *, max_new_tokens=16, overview=None):
         assert overview is not None and max_new_tokens == 3
         self._note(setting, question)
@@ -111,9 +114,11 @@ def options(directory, **changes):
     return SweepOptions(**{"splits": ("train", "test"), "output_dir": Path(directory), **changes})
 
 
-def accuracy(directory, vlm=None, settings=SPACE.settings, batch_size=4, cells=1.0, say=lambda line: None, **changes):
-    vlm, opts = vlm or FakeVLM(), options(directory, **changes)
-    return profile_accuracy(vlm, FakeTask(), settings, opts, batch_size=batch_size, cells=cells, say=say)
+def accuracy(
+    directory, vlm=None, settings=SPACE.settings, batch_size=4, cells=1.0, groups=None, say=lambda line: None, **changes
+):
+    vlm, opts, more = vlm or FakeVLM(), options(directory, **changes), {"cells": cells, "groups": groups}
+    return profile_accuracy(vlm, FakeTask(), settings, opts, batch_size=batch_size, say=say, **more)
 
 
 def latency(

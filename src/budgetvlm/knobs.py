@@ -5,7 +5,6 @@ Shapes: K settings, N knobs. Settings are numbered in row-major order: the last 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,6 @@ from budgetvlm.errors import KnobSpaceError
 
 Value = int | float
 KNOBS = ("max_crops", "top_k", "num_active_blocks")  # of the models that the project runs; a space may have others
-DRAWN = 0.03  # share of the cells that a sweep measures at random, see `is_drawn`
 
 
 @dataclass(frozen=True)
@@ -184,13 +182,3 @@ def _problems(knobs: Mapping[str, Sequence[Value]]) -> Iterator[str]:
             yield f"{name} has values that are not positive numbers: {list(values)}"
         elif any(b <= a for a, b in itertools.pairwise(numbers)):
             yield f"{name} is not strictly increasing: {list(values)}"
-
-
-def is_drawn(sample_id: str, setting: str, share: float = DRAWN) -> bool:
-    """Tell whether a cell is of the random part, which a sweep measures whatever it expects of it.
-
-    The cell's name decides, so that the part stays the same when samples or settings come later, and predictions of
-    what was not measured can be checked without bias on what was. A larger ``share`` holds a smaller one.
-    """
-    digest = hashlib.blake2b(f"{sample_id}|{setting}".encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "big") < share * 2**32

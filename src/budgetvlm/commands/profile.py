@@ -62,9 +62,15 @@ def _add_sweep_arguments(parser: argparse.ArgumentParser, kind: Kind) -> None:
         add("--batch_size", type=int, default=32, metavar="N", help="samples answered at once (default: 32)")
         add(
             "--cells", type=float, default=1.0, metavar="SHARE",
-            help="answer samples at a share of the settings, chosen where the outcome is least certain; test samples, "
-            "or a fifth of the images where there are none, at all. `budgetvlm train` predicts the rest and says how "
-            "well (default: 1, all)",
+            help="answer each sample at some settings, drawn so that they take this share of the time of all: cheap "
+            "ones more often, and several at one tiling, which share its encoding. Test samples, or a fifth of the "
+            "images where there are none, are answered at all. `budgetvlm train` predicts the rest and says how well "
+            "(default: 1, all)",
+        )  # fmt: skip
+        add(
+            "--groups", metavar="LABEL",
+            help="with --cells: samples with this label belong together, like a document's, and become test samples "
+            "together (default: the samples of an image)",
         )  # fmt: skip
         return
     add(
@@ -99,7 +105,9 @@ def run(args: argparse.Namespace) -> int:
         settings = parse_settings(space, args.settings)
     print(f"{args.kind} of {len(settings)} of {len(space)} settings of {args.model_path} on {task.name}")
     if args.kind == "accuracy":
-        paths = profile_accuracy(vlm, task, settings, options, batch_size=args.batch_size, cells=args.cells)
+        paths = profile_accuracy(
+            vlm, task, settings, options, batch_size=args.batch_size, cells=args.cells, groups=args.groups
+        )
     else:
         paths = profile_latency(
             vlm, task, settings, options,
@@ -107,10 +115,6 @@ def run(args: argparse.Namespace) -> int:
         )  # fmt: skip
     print(f"{len(paths)} result files in {paths[0].parent}")
     if args.kind == "accuracy":
-        if args.cells < 1:
-            print(
-                "accuracy of the measured cells alone, many of which were chosen because their outcome was uncertain:"
-            )
         _say_accuracies(settings, paths)
     return 0
 

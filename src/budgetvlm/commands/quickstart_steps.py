@@ -9,7 +9,7 @@ from pathlib import Path
 from budgetvlm.errors import ConfigError
 
 SPLITS = "train,validation,test"
-CELLS, TIMED_CELLS = 0.2, 0.25  # of all: the rest is predicted
+CELLS, TIMED_CELLS = 0.2, 0.25  # of all work and of all timings: the rest is predicted
 ENSEMBLE = 5  # controllers: where few samples are profiled, it is half a point better than one network
 
 
@@ -83,7 +83,7 @@ def steps(options: Options, places: Places) -> tuple[Step, ...]:
     data, controller = ("--data", str(places.data)), str(places.controller)
     return (
         Step(
-            f"Accuracy on {options.num_samples} samples, a fifth of the cells where they are not for testing (exp5)",
+            f"Accuracy on {options.num_samples} samples, a fifth of the work where they are not for testing (exp5)",
             ("profile", "accuracy", *sampled, "--num_samples", str(options.num_samples), "--cells", str(CELLS),
              "--output_dir", exp5),
         ),

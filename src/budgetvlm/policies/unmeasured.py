@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from budgetvlm.features import Features
-from budgetvlm.knobs import KnobSpace, is_drawn
+from budgetvlm.knobs import KnobSpace
 from budgetvlm.table import ProfileTable
 
 DIRECTIONS = 8  # of the features
@@ -26,6 +26,7 @@ ROUNDS = 12  # of expectation maximisation
 REACH = 1.0  # distance of two settings, in ranges of a knob, at which they are expected to have a correlation of 1/e
 OWN_NOISE = 0.005  # share of the variance by which two measurements of one cell would differ
 BLOCK = 1024  # samples at once, for the memory
+CHECKED = 0.1  # share of the measured cells that predictions are checked on
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Predicted:
     Attributes:
         measured, cells: how many were measured, and how many there are.
         held_out: how many measured ones, drawn at random, the check is on.
-        error: mean |predicted - measured| accuracy on these, predicted without them. blind_error: the same of the
-            setting's mean.
+        error: mean |predicted - measured| accuracy on these, predicted without them; each setting weighs what it lacks.
+            blind_error: the same of the setting's mean.
     """
 
     measured: int
@@ -93,10 +94,9 @@ def with_predictions(
 def _check(
     table: ProfileTable, rows: np.ndarray, measured: np.ndarray, used: np.ndarray, directions: np.ndarray
 ) -> Predicted:
-    """Predict the measured cells of the random part without them."""
-    names = [str(setting) for setting in table.knob_space.settings]
-    drawn = np.array([[is_drawn(table.sample_ids[row], name) for name in names] for row in rows])
+    """Predict some measured cells without them."""
     known = np.isfinite(measured)
+    drawn = _drawn_for_check(known, table.knob_space)
     held_out = known & drawn & (known & ~drawn).any(axis=0)
     count = (int(known[:, used].sum()), known[:, used].size, int(held_out.sum()))
     if not held_out.any():
@@ -104,8 +104,26 @@ def _check(
     rest = np.where(held_out, np.nan, measured)
     found = expected_cells(rest, used, directions, table.knob_space)
     blind = np.broadcast_to(np.nanmean(np.where(used, rest, 0.0), axis=0), rest.shape)
-    errors = (float(np.abs(values - measured)[held_out].mean()) for values in (found, blind))
+    # expensive settings are measured less often, and their outcomes are more certain
+    weights = ((~known).sum(axis=0) / np.maximum(held_out.sum(axis=0), 1) * held_out)[held_out]
+    errors = (float(np.average(np.abs(values - measured)[held_out], weights=weights)) for values in (found, blind))
     return Predicted(*count, *errors)
+
+
+def _drawn_for_check(known: np.ndarray, space: KnobSpace) -> np.ndarray:
+    """Draw cells ``[S, K]`` that know as little of their samples as those do that were not measured.
+
+    Where a sample was measured at some settings of a tiling, single ones are drawn; where not at all, all of a tiling.
+    """
+    crops = [setting.get("max_crops", place) for place, setting in enumerate(space.settings)]
+    tilings = np.unique(crops, return_inverse=True)[1]
+    drawn, rng = np.zeros_like(known), np.random.default_rng(0)
+    for tiling in range(tilings.max() + 1):
+        own = known[:, tilings == tiling]
+        alone = own[~own.any(axis=1)].size / max((~own).sum(), 1)  # share of what lacks that has no neighbour
+        together, single = rng.random((len(own), 1)), rng.random(own.shape)
+        drawn[:, tilings == tiling] = (together < CHECKED * alone) | (single < CHECKED * (1 - alone))
+    return drawn
 
 
 def expected_cells(measured: np.ndarray, used: np.ndarray, directions: np.ndarray, space: KnobSpace) -> np.ndarray:

@@ -1,6 +1,6 @@
 """The accuracy sweep (exp5): settings answer samples, in batches, and are scored by the task.
 
-Every setting answers every sample, or, with ``cells``, a share of them that is chosen as it goes
+Every setting answers every sample, or, with ``cells``, some of them, drawn so that they take that share of the work
 (`budgetvlm.profiling.measure.cell_selection`). A sample that cannot be used is left out by all settings, and named; the
 journal and the files remember it.
 
@@ -10,6 +10,7 @@ with that `max_crops`. A batch at one setting is one line of the journal, so tha
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 from budgetvlm.errors import ConfigError, InputError
 from budgetvlm.knobs import Setting
-from budgetvlm.profiling.measure.cell_selection import CellSelection, stages_of
+from budgetvlm.profiling.measure.cell_selection import Work, by_tiling, measured_in_full, plan_cells
 from budgetvlm.profiling.measure.out_of_memory import for_each_batch, in_parts
 from budgetvlm.profiling.measure.shared_cores import SharedCores
 from budgetvlm.profiling.measure.sweep import Sweep, load_image
@@ -30,11 +31,10 @@ from budgetvlm.profiling.results.measurements import TOKEN_COUNTS, AccuracyRecor
 from budgetvlm.tasks import SplitSample, Task
 from budgetvlm.vlm import VLM, Generation
 
-CHOSEN_AT_ONCE = 4  # batches that cells are chosen for together, so that a setting has about a batch of them
+TOGETHER = 4  # batches whose images are encoded together where settings answer a part of them, to fill a setting's own
 ENCODED_AT_ONCE = 8  # images; what more of them hold between layers no longer fits into a processor's cache
 
 Loaded = tuple[SplitSample, Image.Image]
-Wanted = dict[Setting, set[str]]  # setting -> ids of the samples that it is to answer
 
 
 def profile_accuracy(
@@ -45,13 +45,16 @@ def profile_accuracy(
     *,
     batch_size: int = 32,
     cells: float = 1.0,
+    groups: str | None = None,
     say: Callable[[str], None] = print,
 ) -> list[Path]:
     """Measure the accuracy of settings and write one result file each.
 
     Args:
         batch_size: samples answered at once; halved, with a message, whenever memory runs out.
-        cells: share of the settings that a sample is answered at; test samples are answered at all.
+        cells: share of the work of answering samples at all settings; test samples are answered at all.
+        groups: label, like "document", whose samples are answered at all settings together, where no split is "test"
+            and ``cells`` is below 1; None: "image_id".
 
     Returns:
         The paths of all files, also of those that were finished before.
@@ -63,7 +66,8 @@ def profile_accuracy(
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size={batch_size} cannot work; it has to be 1 at least")
-    sweep = Sweep("accuracy", vlm, task, settings, options, say, **({} if cells == 1 else {"cells": cells}))
+    more = {} if cells == 1 else {"cells": cells, "groups": groups} if groups else {"cells": cells}
+    sweep = Sweep("accuracy", vlm, task, settings, options, say, **more)
     run = _AccuracySweep(sweep, cells, batch_size)
     if sweep.todo:
         with sweep.resume() as entries:
@@ -77,104 +81,98 @@ class _AccuracySweep:
 
     Attributes:
         done: setting -> sample id -> what the model answered.
-        stages: the settings that are asked for, in the order in which they are measured.
-        selection: which cells are measured.
+        asked: setting -> ids of the samples that it is to answer.
         cores: how many threads work, which is nobody's concern but the sweep's, because no time is measured.
     """
 
     def __init__(self, sweep: Sweep, cells: float, batch_size: int) -> None:
-        space = sweep.vlm.knob_space
-        self.cores = SharedCores(sweep.say)
-        self.sweep, self.batch_size, self.together = sweep, batch_size, 1 if cells == 1 else CHOSEN_AT_ONCE
+        self.cores, self.groups = SharedCores(sweep.say), sweep.config.get("groups", "image_id")
+        self.sweep, self.batch_size, self.together = sweep, batch_size, 1 if cells == 1 else TOGETHER
         self.done = {s: {record.sample_id: record for record in sweep.kept.get(s, ())} for s in sweep.paths}
-        self.row_of = {place.sample.sample_id: row for row, place in enumerate(sweep.samples)}
-        self.column_of = {setting: space.index(setting) for setting in sweep.paths}
-        self.stages = stages_of(space, list(sweep.paths), cells)
-        columns = [[self.column_of[setting] for setting in stage] for stage in self.stages]
-        scores = np.full((len(sweep.samples), len(space)), np.nan)
-        self.selection = CellSelection(space, sweep.samples, scores, cells, columns)
-        for setting, records in self.done.items():
-            self._learn(setting, list(records.values()))
+        names, settings = np.array([place.sample.sample_id for place in sweep.samples]), list(sweep.paths)
+        plan = np.ones((len(names), len(settings)), dtype=bool)
+        if cells != 1:
+            plan = plan_cells(sweep.samples, settings, cells, _work(sweep, settings), self.groups)
+        self.asked = {s: set(names[column].tolist()) for s, column in zip(settings, plan.T, strict=True)}
 
     def measure(self, entries: Sequence[dict[str, Any]]) -> None:
         """Measure what is lacking, and write each setting's file when it is complete."""
-        sweep, total = self.sweep, self.selection.total
+        sweep = self.sweep
         for entry in entries:
             for setting in sweep.todo:
                 raw = entry["runs"].get(str(setting), ())
                 self._learn(setting, [AccuracyRecord.from_dict(one) for one in raw])
         kept = sum(len(self.done[setting]) for setting in sweep.todo)
-        finished = sum(len(records) for records in self.done.values()) - kept
+        total = sum(len(self.asked[s].union(self.done[s]).difference(sweep.skipped)) for s in sweep.todo)
         if entries:
-            sweep.say(f"going on with {kept} of {total - finished} answers of an earlier run")
+            sweep.say(f"going on with {kept} of {total} answers of an earlier run")
         if self.together > 1:
-            sweep.say(self.selection.description)
-        with (
-            self.cores,
-            tqdm(total=total - finished, initial=kept, desc="accuracy", unit="answer", mininterval=0.5) as bar,
-        ):
+            self._say_what_is_measured()
+        with self.cores, tqdm(total=total, initial=kept, desc="accuracy", unit="answer", mininterval=0.5) as bar:
             size = self.batch_size
-            for number, stage in enumerate(self.stages):
-                todo = [setting for setting in stage if setting in sweep.todo]
-                run = partial(self._measure_batch, number, todo, bar)
-                size = for_each_batch(sweep.samples, size, run, sweep.say, together=self.together) if todo else size
-                for setting in todo:
+            for group in by_tiling(sweep.todo):
+                stage = [sweep.todo[place] for place in group]
+                places = [place for place in sweep.samples if self._lacking(place, stage)]
+                run = partial(self._measure_batch, stage, bar)
+                size = for_each_batch(places, size, run, sweep.say, together=self.together)
+                for setting in stage:
                     usable = [place.sample.sample_id for place in sweep.usable_samples()]
                     sweep.write(setting, [self.done[setting][name] for name in usable if name in self.done[setting]])
 
-    def _learn(self, setting: Setting, records: Sequence[AccuracyRecord]) -> None:
-        for record in records:
-            self.done[setting][record.sample_id] = record
-            self.selection.scores[self.row_of[record.sample_id], self.column_of[setting]] = record.score
+    def _say_what_is_measured(self) -> None:
+        whole, settings = int(measured_in_full(self.sweep.samples, self.groups).sum()), len(self.asked)
+        planned = sum(map(len, self.asked.values())) - whole * settings
+        others = len(self.sweep.samples) - whole
+        self.sweep.say(
+            f"measuring all {settings} settings of {whole} test samples, because an evaluation needs them, and "
+            f"{planned:,} of {others * settings:,} cells (sample, setting) of {others} others"
+        )
 
-    def _measure_batch(
-        self, stage: int, todo: Sequence[Setting], bar: tqdm, places: Sequence[SplitSample], size: int
-    ) -> None:
-        """Choose what samples lack at one stage and answer it, without samples that cannot be used."""
-        places = [place for place in places if place.sample.sample_id not in self.sweep.skipped]
-        if not places:
-            return
-        chosen = self.selection.choose([self.row_of[place.sample.sample_id] for place in places], stage)
-        wanted: Wanted = {
-            s: {place.sample.sample_id for place, row in zip(places, chosen, strict=True) if row[self.column_of[s]]}
-            for s in todo
-        }
+    def _lacking(self, place: SplitSample, stage: Sequence[Setting]) -> list[Setting]:
+        """Return the settings that are yet to answer a sample."""
+        name = place.sample.sample_id
+        asked = (s for s in stage if name in self.asked[s] and name not in self.done[s])
+        return [] if name in self.sweep.skipped else list(asked)
+
+    def _learn(self, setting: Setting, records: Sequence[AccuracyRecord]) -> None:
+        self.done[setting].update({record.sample_id: record for record in records})
+
+    def _measure_batch(self, stage: Sequence[Setting], bar: tqdm, places: Sequence[SplitSample], size: int) -> None:
+        """Answer what samples lack at settings of one tiling, without samples that cannot be used."""
         loaded: list[Loaded] = []
         for place in places:
-            if any(place.sample.sample_id in names for names in wanted.values()):
+            if self._lacking(place, stage):
                 try:
                     loaded.append((place, load_image(place)))
                 except InputError as error:
                     self.sweep.skip(place, error)
         if loaded:
-            self._answer(wanted, bar, loaded, size)
+            self._answer(stage, bar, loaded, size)
 
-    def _answer(self, wanted: Wanted, bar: tqdm, loaded: Sequence[Loaded], size: int) -> None:
+    def _answer(self, stage: Sequence[Setting], bar: tqdm, loaded: Sequence[Loaded], size: int) -> None:
         """Answer samples; where the model refuses one, answer them one by one, which tells whom to leave out."""
         try:
-            self._answer_batch(wanted, bar, loaded, size)
+            self._answer_batch(stage, bar, loaded, size)
         except InputError as error:
             if len(loaded) == 1:
                 self.sweep.skip(loaded[0][0], error)
                 return
             for one in loaded:
-                self._answer(wanted, bar, [one], 1)
+                self._answer(stage, bar, [one], 1)
 
-    def _answer_batch(self, wanted: Wanted, bar: tqdm, loaded: Sequence[Loaded], size: int) -> None:
+    def _answer_batch(self, stage: Sequence[Setting], bar: tqdm, loaded: Sequence[Loaded], size: int) -> None:
         """Answer samples at the settings that want them, ``size`` at once; write the answers into the journal."""
         sweep, shared = self.sweep, dict[str, list[Any]]()
         encode_tiles = getattr(sweep.vlm, "encode_tiles", None)  # not every model can part encoding from answering
         if encode_tiles is not None:
-            crops = next(iter(wanted)).get("max_crops")  # the same at all settings of a stage
+            crops = stage[0].get("max_crops")  # the same at all settings of a stage
             parts = (
                 encode_tiles([image for _, image in part], crops)
                 for part in in_parts(loaded, min(size, ENCODED_AT_ONCE))
             )
             shared["visual"] = [tokens for part in parts for tokens in part]
-        for setting, names in wanted.items():
-            known = self.done[setting]
-            ids = [place.sample.sample_id for place, _ in loaded]
-            lacking = [row for row, name in enumerate(ids) if name in names and name not in known]
+        for setting in stage:
+            lacking = [row for row, (place, _) in enumerate(loaded) if self._lacking(place, [setting])]
             for rows in in_parts(lacking, size):
                 answers = sweep.vlm.generate_batch(
                     [loaded[row][1] for row in rows],
@@ -188,6 +186,25 @@ class _AccuracySweep:
                 self._learn(setting, found)
                 bar.update(len(found))
                 self.cores.check()
+
+
+def _work(sweep: Sweep, settings: Sequence[Setting]) -> Work:
+    """Return what a sample's measurement costs, by the tokens of the first sample that can be used.
+
+    The unit is one token in all blocks; encoding a visual token takes about as much. What other knobs change is left
+    out: the draw then does not depend on it, so a share of the cells is that share of their work.
+    """
+    vlm, total = sweep.vlm, sweep.vlm.num_total_blocks
+    for place in sweep.samples:
+        with contextlib.suppress(InputError):
+            visual, text = vlm.prompt_size(load_image(place), place.sample.question)
+            break
+    else:
+        visual, text = np.ones(len(vlm.knob_space)), 0
+    visual = visual[[vlm.knob_space.index(setting) for setting in settings]]
+    depth = np.array([float(setting.get("num_active_blocks", total)) / total for setting in settings])
+    encoding = visual if hasattr(vlm, "encode_tiles") else np.zeros_like(visual)
+    return Work(encoding, depth * (visual + text))
 
 
 def _record(task: Task, place: SplitSample, answer: Generation) -> AccuracyRecord:

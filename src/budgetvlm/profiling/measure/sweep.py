@@ -34,7 +34,7 @@ from budgetvlm.tasks import SplitSample, Task
 from budgetvlm.vlm import VLM
 
 # What may be more than in results that are there: they are kept, and what is new is measured.
-GROWING = ("split", "num_samples", "samples_digest", "cells", "repeats")
+GROWING = ("split", "num_samples", "samples_digest", "cells", "groups", "repeats")
 
 
 def collect(task: Task, options: SweepOptions) -> list[SplitSample]:

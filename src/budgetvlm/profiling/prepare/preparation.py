@@ -198,9 +198,10 @@ class _Preparation:
         return table
 
     def _grouped(self, table: ProfileTable) -> ProfileTable:
-        """The table without its splits, with the groups that the options name."""
+        """The table without its splits, with the groups that the options name, or else the accuracy sweep."""
         table = replace(table, split=None)
-        return table.grouped_by(self.options.groups) if self.options.groups else table
+        groups = self.options.groups or table.metadata["exp5_config"].get("groups")
+        return table.grouped_by(groups) if groups else table
 
     def _check_model(self, table: ProfileTable) -> None:
         """Check the weights against those of the results, where these say which they are of."""

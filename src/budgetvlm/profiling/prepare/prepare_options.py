@@ -24,7 +24,7 @@ class PrepareOptions:
         model_path: directory of the model, or the bundled "reference"; if not given, that which the results name.
         output_data_path: file to write; features and table go beside it.
         groups: label whose samples belong together, so that no split and no interval parts them, for example a
-            document; if not given, the samples of an image.
+            document; if not given, what `profile accuracy` was given, or else the samples of an image.
         train_split: share of the training samples among training and validation samples.
         test_split: share of the images (or groups) that are held out where the data set has no test split; if not
             given, a fifth, or half of its validation split.

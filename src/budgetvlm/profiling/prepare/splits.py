@@ -10,7 +10,7 @@ import numpy as np
 
 from budgetvlm._io import first_few
 from budgetvlm.errors import ConfigError, DataError
-from budgetvlm.profiling.measure.cell_selection import images_in_full
+from budgetvlm.profiling.measure.cell_selection import units_in_full
 from budgetvlm.table import LEAST_UNITS, SPLITS, ProfileTable, draw_splits
 
 TASK_SPLIT = "split"  # the label by which a sweep over several splits says where a sample comes from
@@ -32,10 +32,9 @@ def assign_splits(table: ProfileTable, train_split: float, test_split: float | N
         ConfigError: a share that cannot work or leaves a side empty, or a test split beside that of the task.
         DataError: a split that is unknown.
     """
-    given = table.groups.get(TASK_SPLIT, ())
-    units, whole = table.units, _measured_in_full(table)
-    if whole and "test" not in given:
-        return _with_test(table, whole, train_split, test_split, seed)
+    given, units = table.groups.get(TASK_SPLIT, ()), table.units
+    if "cells" in table.metadata.get("exp5_config", {}) and "test" not in given:
+        return _with_test(table, train_split, test_split, seed)
     if len(set(given)) < 2:
         return table.with_splits(table.shares_of_splits(train_split, test_split), seed)
     unknown = set(given) - set(SPLITS)
@@ -61,23 +60,27 @@ def assign_splits(table: ProfileTable, train_split: float, test_split: float | N
 
 
 def _measured_in_full(table: ProfileTable) -> set[str]:
-    """Return the units that a sweep of a share of the cells was to measure in full, and did; none of another sweep.
+    """Return the units that a sweep of a share of the cells was to measure in full, and did.
 
-    Where settings are few, others are complete too, but because their outcomes were uncertain: they are no fair test.
+    Where settings are few, others are complete too, by chance.
     """
-    if "cells" not in table.metadata.get("exp5_config", {}):
-        return set()
-    measured, images = np.isfinite(table.accuracy), table.groups.get("image_id", table.sample_ids)
-    asked = images_in_full(images, table.groups.get(TASK_SPLIT, ("train",) * len(images)))
+    label = table.metadata["exp5_config"].get("groups", "image_id")
+    measured, names = np.isfinite(table.accuracy), table.groups.get(label, table.sample_ids)
+    asked = units_in_full(names, table.groups.get(TASK_SPLIT, ("train",) * len(names)))
     complete = measured[:, measured.any(axis=0)].all(axis=1)
-    rows = zip(table.units, images, complete, strict=True)
-    return set(table.units) - {unit for unit, image, whole in rows if not whole or image not in asked}
+    rows = zip(table.units, names, complete, strict=True)
+    return set(table.units) - {unit for unit, name, whole in rows if not whole or name not in asked}
 
 
-def _with_test(
-    table: ProfileTable, whole: set[str], train_split: float, test_split: float | None, seed: int
-) -> ProfileTable:
+def _with_test(table: ProfileTable, train_split: float, test_split: float | None, seed: int) -> ProfileTable:
     """Make the units that were measured in full the test split, because only these can be evaluated on."""
+    whole = _measured_in_full(table)
+    if not whole:
+        raise ConfigError(
+            f"no {table.unit_name} can be held out: a share of the cells was measured (`profile accuracy --cells`), "
+            f"and none was measured at every setting. Give the same `profile accuracy` with --groups {table.unit}: it "
+            "keeps what there is, and measures some in full."
+        )
     if test_split is not None:
         raise ConfigError(
             f"test_split={test_split} cannot be drawn: a share of the cells was measured (`profile accuracy --cells`), "
