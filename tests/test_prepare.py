@@ -346,6 +346,15 @@ def test_cells_that_were_not_timed_are_predicted_and_checked_on_some_that_were(t
         toy(force_recompute=True, latency_fill="none")
 
 
+def test_cells_of_samples_that_were_not_scored_help_to_predict_the_others(toy):
+    write_profiles(toy.root)
+    drop_cells(toy, lambda k, n: n < 12)
+    drop_scores(toy, lambda k, n: n >= 8)
+    data = toy()
+    assert any("8 samples of exp6 are not in exp5" in line for line in toy.said)
+    np.testing.assert_allclose(data.table.latency_ms[:, 3], [40 + 2 * (1 + n % 3) for n in range(8, 32)], rtol=0.1)
+
+
 def drop_scores(toy, keep, **config):
     """Leave only the scored cells for which ``keep(number of the setting, number of the sample)`` holds."""
     for k, (crops, blocks) in enumerate([(1, 3), (1, 6), (4, 3), (4, 6)]):

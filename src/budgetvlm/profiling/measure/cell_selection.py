@@ -27,7 +27,6 @@ from budgetvlm.table import TEST_SHARE
 from budgetvlm.tasks import SplitSample
 
 MORE_AT_ONCE = 2.8  # sqrt((1 - r) / r), r the correlation of what settings of one tiling tell beyond the other tilings
-GOLDEN = (5**0.5 - 1) / 2  # steps of this length around a circle stay far from each other
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,19 +60,18 @@ def plan_cells(
     if not 0 < cells <= 1:
         raise ConfigError(f"cells={cells:g} is no share of the cells; give a number above 0 and up to 1, like 0.2")
     whole = measured_in_full(samples, groups)
-    shared = by_tiling(settings) if work.encoding.any() else list(np.arange(len(settings))[:, None])
+    shares = bool(work.encoding.any())
+    labels = np.array([f"{s.get('max_crops')} tiles" if shares else str(s) for s in settings])
+    shared = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    _require_enough(cells, shared, work, int((~whole).sum()))
     tilings, answers = chances(cells, shared, work)
-    _require_enough(cells, tilings * answers, int((~whole).sum()))
-    names = [place.sample.sample_id for place in samples]
-    first = _uniform(names)
-    plan = np.zeros((len(samples), len(settings)), dtype=bool)
-    for number, group in enumerate(shared):
-        second = _uniform([f"{name}|{settings[group[0]]}" for name in names])
-        of_tiling = _turned(first, number)[:, None] / tilings[group]
-        of_setting = _turned(second[:, None], np.arange(len(group))) / answers[group]
-        place = np.where(whole[:, None], np.inf, np.maximum(of_tiling, of_setting))
-        plan[:, group] = place <= np.maximum(1.0, place.min(axis=0))  # chance leaves no setting out
-    return plan | whole[:, None]
+    place = np.full((len(samples), len(settings)), np.inf)
+    for row in np.flatnonzero(~whole):
+        name = samples[int(row)].sample.sample_id
+        of_label = {label: _uniform(f"{name}|{label}") for label in set(labels)}
+        of_setting = np.array([_uniform(f"{name}|{setting}") for setting in settings])
+        place[row] = np.maximum(np.array([of_label[label] for label in labels]) / tilings, of_setting / answers)
+    return np.asarray(whole[:, None] | (place <= np.maximum(1.0, place.min(axis=0))))  # chance leaves no setting out
 
 
 def chances(cells: float, groups: Sequence[np.ndarray], work: Work) -> tuple[np.ndarray, np.ndarray]:
@@ -84,7 +82,7 @@ def chances(cells: float, groups: Sequence[np.ndarray], work: Work) -> tuple[np.
     tilings, answers = np.ones((2, len(work.answers)))
     wanted = cells * (sum(work.encoding[group[0]] for group in groups) + work.answers.sum())
     low, high = -40.0, 40.0
-    while high - low > 1e-9:
+    while high - low > 1e-6:
         middle, spent = (low + high) / 2, 0.0
         for group in groups:
             encoding, each = float(work.encoding[group[0]]), work.answers[group]
@@ -99,15 +97,9 @@ def chances(cells: float, groups: Sequence[np.ndarray], work: Work) -> tuple[np.
     return tilings, answers
 
 
-def _uniform(names: Sequence[str]) -> np.ndarray:
-    """Return a number in 0..1 for each name, which looks random and is always the same."""
-    digests = (hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names)
-    return np.array([int.from_bytes(digest, "big") for digest in digests]) / 2.0**64
-
-
-def _turned(uniform: np.ndarray, steps: int | np.ndarray) -> np.ndarray:
-    """Turn uniform numbers by steps around the circle, so that a sample has about as many cells as any other."""
-    return np.asarray((uniform + steps * GOLDEN) % 1.0)
+def _uniform(name: str) -> float:
+    """Return a number in 0..1 that looks random and is always the same for a name."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") / 2.0**64
 
 
 def measured_in_full(samples: Sequence[SplitSample], groups: str = "image_id") -> np.ndarray:
@@ -140,16 +132,16 @@ def units_in_full(units: Sequence[str | None], splits: Sequence[str]) -> set[str
     return set(order[: max(1, round(share * len(order)))])
 
 
-def _require_enough(cells: float, chances: np.ndarray, parted: int) -> None:
+def _require_enough(cells: float, groups: Sequence[np.ndarray], work: Work, parted: int) -> None:
     """Raise ConfigError where a setting is expected to be measured less than once on ``parted`` samples."""
-    least = float(chances.min()) * parted
-    if least < 1:
+
+    def enough(share: float) -> bool:
+        return float(np.multiply(*chances(share, groups, work)).min()) * parted >= 1
+
+    if not enough(cells):
+        least = next((share for share in np.arange(1, 101) / 100 if share > cells and enough(share)), None)
         raise ConfigError(
             f"cells={cells:g} of {parted} samples that are not measured in full leaves some settings without a "
             "measurement. "
-            + (
-                f"Give {min(1.0, cells / least):.2g} or more, or profile more samples."
-                if parted
-                else "Profile more splits."
-            )
+            + (f"Give {least:g} or more, or profile more samples." if least else "Profile more samples or splits.")
         )

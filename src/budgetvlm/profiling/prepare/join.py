@@ -132,6 +132,18 @@ def _with_counts(accuracy: SweepArrays, timed: SweepArrays) -> SweepArrays:
     return replace(accuracy, values=accuracy.values | known)
 
 
+def _with_others(accuracy: SweepArrays, names: Sequence[str]) -> SweepArrays:
+    """Add those of the named samples that were not scored, without a value, behind the others."""
+    known = set(accuracy.sample_ids)
+    others = tuple(name for name in names if name not in known)
+    values = {
+        name: np.pad(scored, ((0, len(others)), (0, 0)), constant_values=np.nan)
+        for name, scored in accuracy.values.items()
+    }
+    labels = (*accuracy.labels, *({} for _ in others))
+    return replace(accuracy, sample_ids=(*accuracy.sample_ids, *others), values=values, labels=labels)
+
+
 def _check_settings(accuracy: SweepArrays, timed: SweepArrays, latency_fill: str) -> None:
     remedy = ", or have them predicted with --latency_fill settings"
     for name, having, lacking, more in (
@@ -170,16 +182,21 @@ def _check_runs(accuracy: SweepArrays, timed: SweepArrays) -> None:
 def _filled_by_cell(
     space: KnobSpace, accuracy: SweepArrays, times: np.ndarray, timed: SweepArrays
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return times ``[S, M, T]`` without gaps, by one model of all settings, and its errors on cells held out."""
+    """Return times ``[S, M, T]`` without gaps, by one model of all settings, and its errors on cells held out.
+
+    Samples that were timed and not scored help to fit the model.
+    """
     gaps = np.isnan(times)
     if not gaps.any():
         return times, np.zeros(0)
     if accuracy.tokens is None:
         cells = gaps[..., 0]
         raise DataError(_no_counts(accuracy, f"exp6 timed {int((~cells).sum())} of {cells.size} cells"))
-    filled, errors = predict_cells(_table(space, accuracy, times, timed))
+    both = _with_counts(_with_others(accuracy, timed.sample_ids), timed)
+    every = timed.at(both, [name for name in TIMES if name in timed.values])
+    filled, errors = predict_cells(_table(space, both, every, timed))
     places = [space.index(setting) for setting in accuracy.settings]
-    whole = np.stack([filled.latency_ms, *(filled.stages_ms[s] for s in _stages(timed))], axis=-1)[:, places]
+    whole = np.stack([filled.latency_ms, *(filled.stages_ms[s] for s in _stages(timed))], axis=-1)[: len(times), places]
     return np.where(gaps, whole, times), errors
 
 
