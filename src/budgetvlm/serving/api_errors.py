@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import Request
@@ -68,13 +69,19 @@ async def respond(request: Request, error: Exception) -> JSONResponse:
     return response
 
 
+def _told_of_field(errors: Sequence[Any]) -> APIError:
+    """What is said of a body: where a field may have one of several types, of the type that it nearly had."""
+    nearest = max(errors, key=lambda one: (len(one["loc"]), not one["type"].endswith("_type")))
+    # the names that pydantic gives to such types hold brackets, and no field of ours does
+    where = ".".join(str(part) for part in nearest["loc"] if part != "body" and "[" not in str(part))
+    return APIError(400, f"{where}: {nearest['msg']}" if where else nearest["msg"], param=where or None)
+
+
 def _told(error: Exception) -> APIError:
     if isinstance(error, APIError):
         return error
     if isinstance(error, RequestValidationError):
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
-        return APIError(400, f"{where}: {first['msg']}" if where else first["msg"], param=where or None)
+        return _told_of_field(error.errors())
     if isinstance(error, HTTPException):
         return APIError(error.status_code, str(error.detail))
     return APIError(500, "the server failed on this request")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -22,9 +23,11 @@ from budgetvlm.serving.gate import Gate
 from budgetvlm.serving.jobs import Event
 from budgetvlm.serving.operations import operations_routes
 from budgetvlm.serving.playground import playground_routes
-from budgetvlm.serving.requests import BUDGET_HEADER, job_of
+from budgetvlm.serving.requests import BUDGET_HEADER, job_of, named_model
 from budgetvlm.serving.serve_options import ServeOptions
 from budgetvlm.serving.server_metrics import ServerMetrics
+
+AT_ONCE = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # a proxy such as nginx would keep pieces back
 
 
 def make_app(options: ServeOptions, dispatcher: Dispatcher | None = None) -> FastAPI:
@@ -54,10 +57,16 @@ def make_app(options: ServeOptions, dispatcher: Dispatcher | None = None) -> Fas
 
     app.include_router(operations_routes(jobs, gate, metrics))
 
+    model = {"id": options.served_name, "object": "model", "created": int(time.time()), "owned_by": "budgetvlm"}
+
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        model = {"id": options.served_name, "object": "model", "created": 0, "owned_by": "budgetvlm"}
         return {"object": "list", "data": [model]}
+
+    @app.get("/v1/models/{name:path}")
+    async def one_model(name: str) -> dict[str, Any]:
+        named_model(name, options)
+        return model | {"id": name}
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request, body: ChatRequest) -> Response:
@@ -74,7 +83,8 @@ def make_app(options: ServeOptions, dispatcher: Dispatcher | None = None) -> Fas
         finally:
             leaving.cancel()
         usage = bool(body.stream_options and body.stream_options.include_usage)
-        return StreamingResponse(_until_gone(ticket, body.model, first, usage), media_type="text/event-stream")
+        pieces = _until_gone(ticket, body.model, first, usage)
+        return StreamingResponse(pieces, media_type="text/event-stream", headers=AT_ONCE)
 
     if options.playground:
         app.include_router(playground_routes(options, jobs))

@@ -112,9 +112,10 @@ def _usage(answer: dict[str, Any]) -> dict[str, Any]:
     prompt, written = answer["num_vision_tokens"] + answer["num_language_tokens"], answer["num_output_tokens"]
     return {
         "prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written,
-        "prompt_tokens_details": {"image_tokens": answer["num_vision_tokens"]},
+        "prompt_tokens_details": {"image_tokens": answer["num_vision_tokens"], "cached_tokens": 0},
     }  # fmt: skip
 
 
 def _line(document: dict[str, Any]) -> str:
-    return f"data: {json.dumps(document, ensure_ascii=False)}\n\n"
+    """An event; all but ASCII is escaped, because some clients take U+2028 or U+0085 in it for the end of a line."""
+    return f"data: {json.dumps(document, separators=(',', ':'))}\n\n"

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from budgetvlm._io import shortened
 from budgetvlm.serving.api_errors import APIError
 from budgetvlm.serving.serve_options import KEY_VARIABLE, ServeOptions
 
@@ -54,8 +55,9 @@ class Gate:
         scope["arrived_s"] = time.perf_counter()
         try:
             self._check_key(scope)
-            if scope["method"] != "POST":
-                await self._app(scope, receive, send)
+            if scope["method"] != "POST":  # where GET is answered, HEAD is; the web server leaves the body out
+                method = "GET" if scope["method"] == "HEAD" else scope["method"]
+                await self._app({**scope, "method": method}, receive, send)
                 return
             self._check_room(scope)
             with self._counted():
@@ -96,6 +98,9 @@ class Gate:
         has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
         if has_body and kind != "application/json":
             raise APIError(415, f"the body is {kind or 'of no type'}; send Content-Type: application/json")
+        coding = headers.get("content-encoding", "identity")
+        if coding.lower() != "identity":
+            raise APIError(415, f"the body is encoded as {shortened(coding)!r}; send it as it is")
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         """Read a body within its limits. Raises APIError, ClientGone."""

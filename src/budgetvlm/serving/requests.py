@@ -26,12 +26,7 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 
 def job_of(body: ChatRequest, header_budget: str | None, arrived_s: float, options: ServeOptions) -> Job:
     """Make the job of a request; decoding its images takes a while. Raises APIError."""
-    name, named_ms = _model_and_budget(body.model)
-    if name != options.served_name:
-        raise APIError(
-            404, f"the model {shortened(name)!r} does not exist; this server has {options.served_name!r}",
-            code="model_not_found", param="model",
-        )  # fmt: skip
+    named_ms = named_model(body.model, options)
     max_new_tokens = _checked(body, options)
     reader = ImageReader(options)
     messages = [_message(message, reader) for message in body.messages]
@@ -66,10 +61,16 @@ def _checked(body: ChatRequest, options: ServeOptions) -> int:
     return tokens
 
 
-def _model_and_budget(name: str) -> tuple[str, float | None]:
-    """Part "reference@300ms" into the model's name and a budget. Raises APIError."""
-    found = _NAME_WITH_BUDGET.fullmatch(name)
-    return (found["name"], _budget(found["budget"], "model")) if found else (name, None)
+def named_model(text: str, options: ServeOptions) -> float | None:
+    """Check that a name such as "reference@300ms" is the model's; returns the budget in it. Raises APIError."""
+    found = _NAME_WITH_BUDGET.fullmatch(text)
+    name, budget_ms = (found["name"], _budget(found["budget"], "model")) if found else (text, None)
+    if name != options.served_name:
+        raise APIError(
+            404, f"the model {shortened(name)!r} does not exist; this server has {options.served_name!r}",
+            code="model_not_found", param="model",
+        )  # fmt: skip
+    return budget_ms
 
 
 def _budget(text: str | None, param: str) -> float | None:
