@@ -355,19 +355,27 @@ def test_requests_without_a_budget_say_nothing_about_how_wide_bounds_are():
     assert (made.margin.group_offsets, made.credit) == before[:2] and made.speed.slowdown > before[2]
 
 
+@pytest.mark.parametrize("stopped", [False, True])
 @pytest.mark.parametrize("late", [False, True])
-def test_an_answer_that_was_stopped_teaches_the_speed_and_not_how_long_answers_take(late):
-    """Half its tokens are missing: its time says nothing of a whole answer, its stages do; late is late."""
+def test_an_answer_that_is_not_whole_teaches_the_speed_and_not_how_long_answers_take(late, stopped):
+    """Some of its tokens are missing: its time says nothing of a whole answer, its stages do.
+
+    Late is late; in time counts where a stop string ended it, which is part of what was asked, and not where the caller
+    did, perhaps because it would have been late.
+    """
     made, row, k = guard(), 3, 5
     look = bounded(made, asked(row), 1e6, Spent(1.0, 1.0))
     stages = {name: 2 * times[row, k] for name, times in STAGES.items()}
     scores, level = [list(a) for a in made.margin.scores.arrived], made.margin.offsets.tolist()
-    outcome = Outcome(stages, int(TOKENS["output"][row, k]), sum(stages.values()) + 1.5, late, stopped=True)
+    outcome = Outcome(
+        stages, int(TOKENS["output"][row, k]), sum(stages.values()) + 1.5, late, whole=False, stopped=stopped
+    )
     made.update(k, [look], outcome)
     assert [list(a) for a in made.margin.scores.arrived] == scores
     assert (made.speed.log_scale[:3] > 0).all()  # its answer is one token
-    assert made.credit == pytest.approx(1 + made.alpha - 1 if late else 1.0)
-    assert (made.margin.offsets.tolist() == level) is not late
+    counts = late or not stopped
+    assert made.credit == pytest.approx(1 + made.alpha * counts - late)
+    assert (made.margin.offsets.tolist() == level) is not counts
 
 
 def test_each_image_takes_what_one_takes_and_text_alone_nothing_of_it():

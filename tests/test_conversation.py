@@ -161,7 +161,7 @@ def test_a_batch_is_answered_by_deadline_and_given_back_in_order(model, picture,
         ({"messages": []}, "request 1 .* no list of messages"),
         ({"messages": chat(), "budget_ms": -1}, "request 1 .* not a positive number"),
         ({"messages": chat(), "when_infeasible": "reject"}, "request 1 .* would lose the answers"),
-        ({"messages": chat(), "max_tokens": 3}, "request 1 .*max_tokens"),
+        ({"messages": chat(), "max_tokens": 3}, "request 1 .*max_tokens is unknown; known: budget_ms"),
     ],
 )
 def test_a_batch_with_one_that_cannot_be_answered_is_not_begun(model, picture, monkeypatch, wrong, message):  # noqa: F811

@@ -136,8 +136,9 @@ def test_what_was_stopped_teaches_no_length_and_only_that_it_was_late(model, pic
     seen = []
     monkeypatch.setattr(model.guard, "update", lambda index, bounds, outcome: seen.append(outcome))
     model.generate(picture, QUESTION, on_text=lambda piece: False)
-    model.generate(picture, QUESTION)
-    assert [outcome.stopped for outcome in seen] == [True, False]
+    model.generate(picture, QUESTION, stop="w")
+    model.generate(picture, QUESTION, stop="x")
+    assert [(outcome.whole, outcome.stopped) for outcome in seen] == [(False, True), (False, False), (True, False)]
 
 
 def test_a_slow_reader_does_not_hold_the_model_and_closing_stops_it():
@@ -184,6 +185,9 @@ def test_what_a_writer_raises_is_raised_where_it_is_read(model, picture):  # noq
         ))  # fmt: skip
     with pytest.raises(InputError, match=r"max_new_tokens=0 .* stop=\['', 3\]"):  # before anything is written
         model.generate(picture, QUESTION, stream=True, max_new_tokens=0, stop=["", 3])
+    for stop in (None, 3):
+        with pytest.raises(InputError, match=f"stop={stop} holds"):
+            model.generate(picture, QUESTION, stop=stop)
 
 
 def test_messages_of_one_question_are_that_question(model, picture):  # noqa: F811

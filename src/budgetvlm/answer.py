@@ -99,7 +99,8 @@ class Terms(NamedTuple):
     @property
     def stop_strings(self) -> tuple[str, ...]:
         """`stop` as a tuple."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        one = isinstance(self.stop, str) or not isinstance(self.stop, Sequence)
+        return (self.stop,) if one else tuple(self.stop)  # type: ignore[return-value]
 
 
 class Answer(NamedTuple):
@@ -319,13 +320,14 @@ class InFlight:
         latency_ms = (time.perf_counter() - self._start_s) * 1e3
         return make_answer(self.choice, generation, self.own_ms, latency_ms, float(self._terms.budget_ms))
 
-    def lesson(self, answer: Answer, saved_ms: dict[str, float]) -> tuple[int, list[Bounds], Outcome]:
+    def lesson(self, answer: Answer, generation: Generation) -> tuple[int, list[Bounds], Outcome]:
         """What `Guard.update` is told."""
         late, cut = not answer.budget_met, answer.finish_reason == "budget"
         outcome = Outcome(
             answer.stages_ms, answer.num_output_tokens, answer.latency_ms,
-            late=late, cut=cut, promised=self.choice.feasible, saved_ms=saved_ms,
-            limited=self._terms.budget_ms < math.inf, stopped=answer.finish_reason == "stopped",
+            late=late, cut=cut, promised=self.choice.feasible, saved_ms=generation.saved_ms,
+            limited=self._terms.budget_ms < math.inf, whole=generation.whole,
+            stopped=answer.finish_reason == "stopped",
         )  # fmt: skip
         return self.choice.index, [decision.bounds for decision in self.decisions], outcome
 

@@ -212,11 +212,13 @@ class AdaptiveVLM:
             given = dict(request)
             image, question, messages = (given.pop(name, None) for name in ("image", "question", "messages"))
             try:
+                if unknown := sorted(given.keys() - set(Terms._fields)):
+                    raise InputError(f"{', '.join(unknown)} is unknown; known: {', '.join(Terms._fields)}")
                 terms = Terms(**given)
                 if terms.when_infeasible == "reject":
                     raise InputError('"reject" would lose the answers to the others; choose fastest or best_effort')
                 opened.append((number, self._asked(image, question, messages, terms), terms))
-            except (InputError, TypeError) as error:
+            except InputError as error:
                 raise InputError(f"request {number} of the batch cannot be answered: {error}") from None
         began = [(number, asked, terms.arrived()) for number, asked, terms in opened]
         began.sort(key=lambda one: (one[2].deadline_s, one[0]))
@@ -234,7 +236,10 @@ class AdaptiveVLM:
         if image is not None or question is not None:
             raise InputError("image and question stand in the messages; give either these or the messages")
         check_request(conversation.question, terms)
-        return (conversation.images[0], conversation.question) if is_plain(conversation) else (None, conversation)
+        if is_plain(conversation):
+            return conversation.images[0], conversation.question
+        self.vlm.prompt_size(None, conversation)  # refuses at once what the model cannot take
+        return None, conversation
 
     def _answer(self, image: Image.Image | None, question: str | Conversation, terms: Terms) -> Answer:
         """Answer what was opened and checked."""
@@ -252,7 +257,7 @@ class AdaptiveVLM:
         if spending:
             spending.add(answer.latency_ms)
         with self._lock:
-            self.guard.update(*under_way.lesson(answer, generation.saved_ms))
+            self.guard.update(*under_way.lesson(answer, generation))
         return answer
 
     def save_guard(self, directory: str | Path) -> Path:

@@ -221,8 +221,8 @@ class AdaptiveGuard:
 
         # The margin: how far above its prediction the request was, and whether it missed its budget.
         missing_ms = sum(saved.values()) if saved else 0.0
-        whole = () if outcome.stopped else decided_by
-        scores = {bounds.moment: _score(bounds, index, outcome, missing_ms) for bounds in whole}
+        scored = decided_by if outcome.whole else ()  # predictions are of whole answers
+        scores = {bounds.moment: _score(bounds, index, outcome, missing_ms) for bounds in scored}
         # Of those that were stopped in time nobody knows whether they would have stayed in time: only late ones count.
         counts = outcome.limited and (outcome.late or not outcome.stopped)
         if outcome.promised and counts:

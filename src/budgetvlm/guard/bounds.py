@@ -62,7 +62,8 @@ class Outcome(NamedTuple):
         promised: a setting was allowed, so that it counts.
         limited: it had a budget of its own.
         saved_ms: how much longer what was hurried of each stage would have taken at its own setting, as predicted.
-        stopped: its caller ended it, so that how long the whole answer would have taken is not known.
+        whole: neither its caller nor a stop string ended the answer; what a whole one would take is not known else.
+        stopped: its caller ended it.
     """
 
     stages_ms: Mapping[str, float]
@@ -73,6 +74,7 @@ class Outcome(NamedTuple):
     promised: bool = True
     saved_ms: Mapping[str, float] = MappingProxyType({})
     limited: bool = True
+    whole: bool = True
     stopped: bool = False
 
 

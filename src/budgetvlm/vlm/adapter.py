@@ -320,6 +320,7 @@ class Adapter:
             stages_ms=stages,
             hurried=tuple(pace.hurried) if pace else (),
             saved_ms=pace.saved_ms if pace else {},
+            whole=not (text and text.ended),
         )
 
     def _text(self, ids: Sequence[int]) -> str:

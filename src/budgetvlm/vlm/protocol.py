@@ -149,6 +149,7 @@ class Generation:
         hurried: the settings of the tokens, the last ones of the answer, that were made at another than the answer's;
             of all tokens where already the prompt's reading was hurried.
         saved_ms: what hurrying saved, by stage, as the deadline expected it.
+        whole: neither a stop string nor ``on_text`` ended it.
     """
 
     text: str
@@ -160,6 +161,7 @@ class Generation:
     stages_ms: dict[str, float] = field(default_factory=dict)
     hurried: tuple[Setting, ...] = ()
     saved_ms: dict[str, float] = field(default_factory=dict)
+    whole: bool = True
 
     @property
     def total_ms(self) -> float:
