@@ -129,7 +129,7 @@ class Load:
     def _figures(self, found: dict[str, Any], requests: list[list[Any]]) -> dict[str, Any]:
         rows, seconds = found["rows"], self._args.seconds
         admitted = [row.get("code") not in REFUSED_AT_ONCE for row in rows]
-        met = [bool(row.get("met")) for row in rows]
+        met = [bool(row.get("budget_met")) for row in rows]
         met_here = [
             row["status"] == 200 and row["ms"] <= budget for row, (_, _, budget) in zip(rows, requests, strict=True)
         ]
@@ -137,6 +137,7 @@ class Load:
             self._task.score(row["text"], self._samples[number]) if "text" in row else 0.0
             for row, (_, number, _) in zip(rows, requests, strict=True)
         ]
+        beyond_ms = [row["ms"] - row["latency_ms"] for row in rows if row.get("latency_ms")]
         prices = [row["price"] for row in rows if row.get("price") is not None]
         codes = [str(row.get("code", row["status"])) for row in rows]
         return {
@@ -146,6 +147,7 @@ class Load:
             "right_here_per_s": float(np.dot(scores, met_here)) / seconds,
             "late": 1 - sum(met) / max(sum(admitted), 1),
             "late_here": 1 - sum(met_here) / max(sum(admitted), 1),
+            "beyond_ms": np.quantile(beyond_ms, (0.5, 0.95)).tolist() if beyond_ms else [],
             "price": float(np.mean(prices)) if prices else 0.0,
             "health_ms": [float(np.median(found["health_ms"])), max(found["health_ms"])],
             "outcomes": {code: codes.count(code) for code in sorted(set(codes))},

@@ -68,7 +68,7 @@ async def answered(connections: Connections, request: bytes, due_s: float) -> di
     if status != 200:
         return row | {"code": document["error"]["code"]}
     text, said = document["choices"][0]["message"]["content"], document.get("budgetvlm", {})
-    return row | {"text": text, "met": said.get("budget_met"), "price": said.get("price")}
+    return row | {"text": text, **{name: said.get(name) for name in ("budget_met", "price", "latency_ms")}}
 
 
 async def probe(port: int, every_s: float) -> list[float]:

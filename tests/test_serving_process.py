@@ -1,8 +1,10 @@
 """What the real server does at signals and deaths, with the bundled model."""
 
+import asyncio
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +14,8 @@ import pytest
 from budgetvlm._io import read_json, write_json
 from budgetvlm.guard.saved import load_guard
 from budgetvlm.serving.learnt_state import EVERY_REQUESTS, STATE_FILE
+from budgetvlm.serving.serve_options import ServeOptions
+from budgetvlm.serving.server import _listening
 from budgetvlm.vlm.loading import bundled_controller
 from tests.fake_replicas import in_background, until
 from tests.server_process import ServerProcess, asked, image_part
@@ -114,3 +118,21 @@ def test_what_cannot_start_ends_with_2_and_says_why(flags, says):
     ended = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
     assert ended.returncode == 2
     assert says in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_answers_are_sent_at_once():
+    """A socket that does not say it is TCP would wait for the client's acknowledgement before it sends the rest."""
+
+    async def accepted(listener):
+        writers = asyncio.Queue()
+        async with await asyncio.start_server(lambda _, writer: writers.put_nowait(writer), sock=listener):
+            _, client = await asyncio.open_connection(*listener.getsockname())
+            writer = await writers.get()
+            try:
+                return writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            finally:
+                writer.close()
+                client.close()
+
+    with _listening(ServeOptions(port=0)) as listener:
+        assert asyncio.run(accepted(listener))

@@ -46,7 +46,9 @@ def serve(options: ServeOptions) -> None:
 
 def _listening(options: ServeOptions) -> socket.socket:
     """Take the address before a model is opened. Raises ConfigError."""
-    listener = socket.socket(socket.AF_INET6 if ":" in options.host else socket.AF_INET)
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    # asyncio sends at once what is written to a socket that says it is TCP; others may hold an answer back for 40 ms
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((options.host, options.port))
