@@ -109,17 +109,17 @@ class Vision(nn.Module):
 
 
 class TinyMolmo(nn.Module):
-    def __init__(self, seed=0):
+    def __init__(self, seed=0, num_blocks=BLOCKS):
         super().__init__()
         torch.manual_seed(seed)
         self.model = nn.Module()
         self.model.transformer = nn.ModuleDict(
-            {"wte": nn.Embedding(len(VOCABULARY), WIDTH), "blocks": nn.ModuleList(Block() for _ in range(BLOCKS)),
+            {"wte": nn.Embedding(len(VOCABULARY), WIDTH), "blocks": nn.ModuleList(Block() for _ in range(num_blocks)),
              "ln_f": nn.LayerNorm(WIDTH)}
         )  # fmt: skip
         self.model.vision_backbone = Vision()
         self.lm_head = nn.Linear(WIDTH, len(VOCABULARY))
-        self.config = SimpleNamespace(n_layers=BLOCKS)
+        self.config = SimpleNamespace(n_layers=num_blocks)
         self.device, self.dtype = torch.device("cpu"), torch.float32
 
     def forward(
@@ -172,7 +172,7 @@ class Model(PreTrainedModel):
 
     def __init__(self, config):
         super().__init__(config)
-        tiny = TinyMolmo(seed=1)
+        tiny = TinyMolmo(seed=1, num_blocks=config.n_layers)
         self.model, self.lm_head = tiny.model, tiny.lm_head
 
     forward = TinyMolmo.forward

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from typing import Any, TextIO
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from budgetvlm.errors import DataError, InputError, OutputError
+from budgetvlm.errors import BudgetVLMError, DataError, InputError, OutputError
 
 ROUNDING = 1e-9  # share of a number that is rounding
 DEEP_GREYS = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
@@ -52,6 +53,37 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_directory(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary directory beside ``path``; as `atomic_path` of a whole directory, which may replace another.
+
+    Raises:
+        OutputError: it cannot be written, or the disk is full.
+    """
+    path = Path(path).absolute()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+        made, before = aside / path.name, aside / "before"
+        try:
+            made.mkdir()
+            yield made
+            if path.exists():
+                os.replace(path, before)
+            os.replace(made, path)
+        finally:
+            if before.exists() and not path.exists():
+                os.replace(before, path)
+            shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        if isinstance(error, BudgetVLMError):
+            raise
+        raise OutputError(
+            f"cannot write {path}: {error.strerror or error}; nothing was left half-written. "
+            "Free some space or choose a writable directory."
+        ) from error
 
 
 def require_writable(directory: Path, flag: str) -> None:

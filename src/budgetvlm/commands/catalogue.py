@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("budgetvlm.commands.serve", "answer OpenAI clients, each request within its budget"),
     "bench": ("budgetvlm.commands.bench", "measure this project's speed claims on your machine"),
     "check-model": ("budgetvlm.commands.check_model", "list the knobs of a model and prove that they work"),
+    "export": ("budgetvlm.commands.export", "write a model at one setting as a checkpoint for other engines"),
 }
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
@@ -88,6 +89,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "budgetvlm check-model reference",
         "budgetvlm check-model ./models/llava-v1.6-mistral-7b --device cuda --quick",
     ),
+    "export": ("budgetvlm export --model_path reference --num_active_blocks 4 --top_k 2 --output ./exported",),
 }
 
 

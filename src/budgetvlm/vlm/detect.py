@@ -16,7 +16,9 @@ from torch import nn
 from budgetvlm.vlm.attention import unknown_kinds
 from budgetvlm.vlm.families.base import COUNTS_PER_TOKEN
 
-_NOT_LANGUAGE = ("vision", "visual", "vit", "image", "audio", "encoder", "resampler", "perceiver", "projector")
+_NOT_LANGUAGE = (
+    "vision", "visual", "vit", "image", "audio", "encoder", "resampler", "perceiver", "projector", "talker",
+)  # fmt: skip
 _LIMITS = (
     "max_crops", "max_patches", "max_num_tiles", "max_dynamic_patch", "image_grid_pinpoints", "split_resolutions",
     "pan_and_scan_max_num_crops", "max_soft_tokens", "max_pixels", "max_image_size", "max_slice_nums", "size",
@@ -56,7 +58,7 @@ def find_blocks(model: nn.Module) -> str | None:
     found = [
         (len(module), name)
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) > 1 and _is_language(name) and _has_attention(module[0])
+        if isinstance(module, nn.ModuleList) and len(module) > 1 and is_language(name) and _has_attention(module[0])
     ]
     longest = max(found, key=lambda one: one[0], default=None)
     if longest is None:
@@ -72,7 +74,7 @@ def find_routers(model: nn.Module) -> dict[str, int]:
         f"{name}.{count}": int(vars(module)[count])
         for name, module in model.named_modules()
         for count in COUNTS_PER_TOKEN
-        if _is_language(name) and isinstance(vars(module).get(count), int)
+        if is_language(name) and isinstance(vars(module).get(count), int)
     }
     config: Any = getattr(model, "config", None)
     text = config and config.get_text_config()
@@ -104,7 +106,8 @@ def _attempt(problems: list[str], problem: str, call: Callable[..., Any], *args:
         return None
 
 
-def _is_language(name: str) -> bool:
+def is_language(name: str) -> bool:
+    """Tell whether a module or weight of this name is the language model's, as far as names tell."""
     return not any(word in part for part in name.lower().split(".") for word in _NOT_LANGUAGE)
 
 

@@ -37,7 +37,8 @@ def load(
     """Open "reference", a hub name, or a directory with `config.json`, `model.safetensors`, tokenizer and preprocessor.
 
     A `knobs.json` beside them may hold "knob_space", "block_order" and "prompt"; what it lacks is derived from the
-    model: powers of two of tiles, fractions of experts and blocks, blocks from early to late, the chat template.
+    model: powers of two of tiles, fractions of experts and blocks, blocks from early to late, the chat template. On the
+    device "meta" the model has no weights: it can be looked at, and not run.
 
     Raises:
         ConfigError: the directory is missing, of an unknown family, or its knobs do not fit it.
@@ -51,7 +52,7 @@ def load(
             raise ConfigError(f"num_threads={num_threads} cannot run; give at least 1")
         torch.set_num_threads(num_threads)
     _check_weights(directory)
-    model = _load_model(family, directory, _device(device))
+    model = skeleton(family, directory) if device == "meta" else _load_model(family, directory, _device(device))
     tokenizer, processor = _load_processors(family, directory)
     return _adapt(model_path, family, directory, model, tokenizer, processor)
 
@@ -145,6 +146,17 @@ def _check_weights(directory: Path) -> None:
         'once: python -c "from transformers import AutoModelForImageTextToText as Model; '
         """Model.from_pretrained('DIR').save_pretrained('DIR')", with the directory that holds it for DIR"""
     )
+
+
+def skeleton(family: Family, directory: Path) -> Any:
+    """Return a model without its weights. Raises ConfigError: its configuration does not fit its code."""
+    try:
+        with torch.device("meta"):
+            return family.build(directory)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        if isinstance(error, BudgetVLMError):
+            raise
+        raise ConfigError(f"no model can be built from {directory / 'config.json'}: {error}") from error
 
 
 def _load_model(family: Family, directory: Path, device: torch.device) -> Any:

@@ -239,11 +239,23 @@ class Family:
         """Return how many blocks are given visual features of their own."""
         return 0
 
+    def config(self, directory: Path) -> Any:
+        """Return the configuration of the model that is loaded."""
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(directory, local_files_only=True)
+
+    def build(self, directory: Path) -> Any:
+        """Return the model with random weights, on the device of the context."""
+        from transformers import AutoModelForImageTextToText
+
+        return AutoModelForImageTextToText.from_config(self.config(directory))
+
     def load(self, directory: Path, **options: Any) -> Any:
         """Return the model, as `from_pretrained` does."""
         from transformers import AutoModelForImageTextToText
 
-        return AutoModelForImageTextToText.from_pretrained(directory, **options)
+        return AutoModelForImageTextToText.from_pretrained(directory, config=self.config(directory), **options)
 
     def load_processor(self, directory: Path) -> Any:
         """Return the image processor, the one that needs Pillow alone."""

@@ -101,10 +101,18 @@ class InternVL(Family):
     crop_meaning: ClassVar = "`max_patches`: tiles beside the overview tile"
     images_type: ClassVar = InternVLImages
 
-    def load(self, directory: Path, **options: Any) -> Any:
-        from transformers.models.internvl.modeling_internvl import InternVLForConditionalGeneration
+    def config(self, directory: Path) -> Any:
+        """Return the model's configuration.
 
-        return InternVLForConditionalGeneration.from_pretrained(directory, config=read_config(directory), **options)
+        `InternVLConfig` takes any saved vision configuration for InternVL's own tower; here its `model_type` is heeded,
+        so that other towers (the bundled model has a FocalNet) come back as they were saved.
+        """
+        from transformers.models.auto.configuration_auto import AutoConfig
+        from transformers.models.internvl.configuration_internvl import InternVLConfig
+
+        fields, _ = InternVLConfig.get_config_dict(directory, local_files_only=True)
+        vision = dict(fields.pop("vision_config"))
+        return InternVLConfig(vision_config=AutoConfig.for_model(vision.pop("model_type"), **vision), **fields)
 
     def load_processor(self, directory: Path) -> Any:
         from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
@@ -118,22 +126,8 @@ class QianfanOCR(InternVL):
     name: ClassVar = "Qianfan-OCR"
     model_types: ClassVar = ("qianfan_ocr",)
 
-    def load(self, directory: Path, **options: Any) -> Any:
-        return Family.load(self, directory, **options)
+    def config(self, directory: Path) -> Any:
+        return Family.config(self, directory)
 
     def placeholder(self, model: Any, tokenizer: Any) -> str:
         return "<image>"
-
-
-def read_config(directory: Path) -> Any:
-    """Return the model's configuration.
-
-    `InternVLConfig` takes any saved vision configuration for InternVL's own tower; here its `model_type` is heeded,
-    so that other towers (the bundled model has a FocalNet) come back as they were saved.
-    """
-    from transformers.models.auto.configuration_auto import AutoConfig
-    from transformers.models.internvl.configuration_internvl import InternVLConfig
-
-    fields, _ = InternVLConfig.get_config_dict(directory, local_files_only=True)
-    vision = dict(fields.pop("vision_config"))
-    return InternVLConfig(vision_config=AutoConfig.for_model(vision.pop("model_type"), **vision), **fields)

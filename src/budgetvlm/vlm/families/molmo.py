@@ -192,20 +192,31 @@ class Molmo(Family):
     def writer(self, model: Any, tokenizer: Any) -> Writer:
         return template_writer(f"{tokenizer.bos_token or tokenizer.eos_token}{{image}} User: {{question}} Assistant:")
 
-    def load(self, directory: Path, **options: Any) -> Any:
-        """Build the model and then fill in its weights: that code knows no `from_pretrained`. Raises ConfigError."""
+    def config(self, directory: Path) -> Any:
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(directory, trust_remote_code=True, local_files_only=True)
+
+    def build(self, directory: Path, dtype: Any = "auto") -> Any:
+        """Return the model with random weights. Raises ConfigError: its code does not run here."""
         import transformers
-        from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+        from transformers import AutoModelForCausalLM
 
         try:
-            config = AutoConfig.from_pretrained(directory, trust_remote_code=True, local_files_only=True)
-            wanted = config.dtype if options["dtype"] == "auto" else options["dtype"]
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=True, dtype=wanted or torch.float32)
+            config = self.config(directory)
+            wanted = config.dtype if dtype == "auto" else dtype
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=True, dtype=wanted or torch.float32)
         except (ImportError, AttributeError) as error:
             raise ConfigError(
                 f"the code that comes with the model in {directory} does not run with Transformers "
                 f"{transformers.__version__}: {error}"
             ) from error
+
+    def load(self, directory: Path, **options: Any) -> Any:
+        """Build the model and then fill in its weights: that code knows no `from_pretrained`. Raises ConfigError."""
+        from transformers import GenerationConfig
+
+        model = self.build(directory, options["dtype"])
         saved = (directory / "generation_config.json").is_file()
         model.generation_config = GenerationConfig.from_pretrained(directory) if saved else GenerationConfig()
         return model, {"missing_keys": _fill(model, directory), "mismatched_keys": []}

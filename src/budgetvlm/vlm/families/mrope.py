@@ -178,12 +178,10 @@ class QwenOmni(QwenVL):
     )  # fmt: skip
     type_ids: ClassVar = None
 
-    def load(self, directory: Path, **options: Any) -> Any:
-        """Return the thinker; public checkpoints hold it in a model of another type."""
-        from transformers import AutoConfig
-
-        config = AutoConfig.from_pretrained(directory, local_files_only=True)
-        return super().load(directory, config=getattr(config, "thinker_config", config), **options)
+    def config(self, directory: Path) -> Any:
+        """Return the thinker's; public checkpoints hold it in a model of another type."""
+        whole = super().config(directory)
+        return getattr(whole, "thinker_config", whole)
 
     def plain_arguments(self, prompt: EmbeddedPrompt, model: Any) -> dict[str, Any]:
         """Return a mask, without which the thinker numbers its tokens in one dimension."""
