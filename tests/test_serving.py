@@ -23,6 +23,7 @@ def client(server):
 
 def test_the_official_client_completes_and_reads_compliance(client):
     assert [model.id for model in client.models.list()] == ["reference"]
+    assert client.models.retrieve("reference").owned_by == "budgetvlm"
     budget = {"latency_budget_ms": 60_000}
     answer = client.chat.completions.create(model="reference", messages=asked(image_part()), extra_body=budget)
     assert answer.choices[0].message.content == "X85"

@@ -138,7 +138,12 @@ def test_bodies_that_are_no_request(server, raw, kind, status):
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/v1/elsewhere", 404), ("GET", "/v1/chat/completions", 405), ("DELETE", "/v1/models", 405)],
+    [
+        ("GET", "/v1/elsewhere", 404),
+        ("GET", "/v1/models/other", 404),
+        ("GET", "/v1/chat/completions", 405),
+        ("DELETE", "/v1/models", 405),
+    ],
 )
 def test_paths_that_do_not_exist(server, method, path, status):
     found, headers, document = server.ask(method=method, path=path)
@@ -215,6 +220,18 @@ def test_requests_beyond_those_that_may_be_open_are_refused_unread(server):
     for connection in connections:
         connection.close()
     until(lambda: server.gate.open == 0)
+
+
+def test_bodies_beyond_what_may_be_held_are_refused():
+    with served(word_s=0.001, max_open_mb=0.1, max_body_mb=0.08) as server:
+        with head(server, "Content-Length: 75000") as first:
+            first.sendall(b"x" * 70_000)
+            until(lambda: server.gate.held == 70_000)
+            assert server.chat()[0] == 200
+            with head(server, "Content-Length: 75000") as second:
+                second.sendall(b"x" * 70_000)
+                assert status_of(second) == 503
+        until(lambda: server.gate.held == 0)
 
 
 KEY = "a-long-secret"

@@ -9,10 +9,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 def _whole_characters(text: str) -> str:
     """Raise ValueError for half of a character (a lone surrogate), which JSON can hold and no tokenizer takes."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(f"character {error.start} is half of one") from None
+    if not text.isascii():  # images are, and need no second look
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"character {error.start} is half of one") from None
     return text
 
 

@@ -30,12 +30,13 @@ class Gate:
     """An ASGI middleware that lets requests in or refuses them.
 
     Attributes:
-        draining: nothing new is let in. open: requests that were let in and are not answered yet.
+        draining: nothing new is let in. open: requests that were let in and are not answered yet. held: bytes of
+            their bodies.
     """
 
     def __init__(self, options: ServeOptions) -> None:
         self._options, self._key = options, options.key()
-        self.draining, self.open = False, 0
+        self.draining, self.open, self.held = False, 0, 0
 
     def before(self, app: ASGIApp) -> Gate:
         """Put it before an application."""
@@ -60,21 +61,24 @@ class Gate:
                 await self._app({**scope, "method": method}, receive, send)
                 return
             self._check_room(scope)
-            with self._counted():
-                body = await self._body(scope, receive)
-                await self._app(scope, _again(body, receive), send)
+            with self._counted() as body:
+                await self._read(body, scope, receive)
+                await self._app(scope, _again(b"".join(body), receive), send)
         except APIError as error:
             await _refuse(error, scope, receive, send)
         except ClientGone:
             scope["visit"].error = "client_left"
 
     @contextmanager
-    def _counted(self) -> Iterator[None]:
+    def _counted(self) -> Iterator[list[bytes]]:
+        """Count a request, and what is put into its list, until it is answered."""
         self.open += 1
+        body: list[bytes] = []
         try:
-            yield
+            yield body
         finally:
             self.open -= 1
+            self.held -= sum(map(len, body))
 
     def _check_key(self, scope: Scope) -> None:
         path, reads = scope["path"], scope["method"] in ("GET", "HEAD")
@@ -92,7 +96,7 @@ class Gate:
         if self.draining:
             raise APIError(503, "the server is shutting down", code="shutting_down", retry_after_s=1)
         if self.open >= self._options.max_open:
-            raise APIError(503, f"{self.open} requests are under way; ask later", code="overloaded", retry_after_s=1)
+            raise _overloaded()
         headers = Headers(scope=scope)
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
@@ -102,12 +106,11 @@ class Gate:
         if coding.lower() != "identity":
             raise APIError(415, f"the body is encoded as {shortened(coding)!r}; send it as it is")
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        """Read a body within its limits. Raises APIError, ClientGone."""
+    async def _read(self, body: list[bytes], scope: Scope, receive: Receive) -> None:
+        """Read a body piece by piece within its limits. Raises APIError, ClientGone."""
         most, length = self._options.max_body, Headers(scope=scope).get("content-length", "0")
         if int(length) > most:
             raise _too_large(most)
-        pieces: list[bytes] = []
         size, more = 0, True
         try:
             async with asyncio.timeout(self._options.body_timeout_s):
@@ -116,11 +119,17 @@ class Gate:
                     size += len(piece)
                     if size > most:
                         raise _too_large(most)
-                    pieces.append(piece)
+                    if self.held + len(piece) > self._options.max_open_mb * 1e6:
+                        raise _overloaded()
+                    body.append(piece)
+                    self.held += len(piece)
         except TimeoutError:
             after_s = self._options.body_timeout_s
             raise APIError(408, f"the body was not here after {after_s:g} s; send it faster or smaller") from None
-        return b"".join(pieces)
+
+
+def _overloaded() -> APIError:
+    return APIError(503, "too much is under way; ask again later", code="overloaded", retry_after_s=1)
 
 
 def _too_large(most: int) -> APIError:

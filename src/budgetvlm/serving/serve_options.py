@@ -20,7 +20,7 @@ LEAST = {
     "port": 0, "replicas": 1, "num_threads": 1, "max_new_tokens": 1, "max_tokens": 1, "max_queue": 1, "max_open": 1,
     "max_images": 0, "max_pixels": 1, "max_side": 1, "max_text": 1, "grace_s": 0,
 }  # fmt: skip
-POSITIVE = {"budget_ms", "mean_budget_ms", "max_body_mb", "body_timeout_s", "fetch_timeout_s"}
+POSITIVE = {"budget_ms", "mean_budget_ms", "max_open_mb", "max_body_mb", "body_timeout_s", "fetch_timeout_s"}
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class ServeOptions:
         order: deadline, or arrival: first in, first out, and nobody is refused before the queue is full.
         full_only: answer at the full setting alone, to compare with.
         max_open: requests that may be read, wait or be answered at once; further ones are refused unread.
+        max_open_mb: bodies of all these requests together, in millions of bytes; one beyond that is refused.
         max_body_mb: largest body of a request, in millions of bytes.
         body_timeout_s: time that a client has to send a body, in seconds.
         max_images: images in one request.
@@ -86,6 +87,7 @@ class ServeOptions:
     order: Order = "deadline"
     full_only: bool = False
     max_open: int = 256
+    max_open_mb: float = 512.0
     max_body_mb: float = 32.0
     body_timeout_s: float = 30.0
     max_images: int = 8
