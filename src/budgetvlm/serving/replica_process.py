@@ -125,8 +125,8 @@ class ReplicaProcess:
     def _preview(self, header: dict[str, Any], blocks: list[bytes]) -> dict[str, Any]:
         from budgetvlm.serving.preview import preview
 
-        parts = header["messages"][-1]["content"]
-        question = next((one["text"] for one in parts if one["type"] == "text"), "")
+        last = header["messages"][-1]["content"]
+        question = last if isinstance(last, str) else next((one["text"] for one in last if one["type"] == "text"), "")
         return preview(self.model, _images(header, blocks)[0], question, header["price"])
 
     def _stopped(self, job: str) -> bool:
