@@ -23,6 +23,7 @@ import argparse
 import base64
 import io
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -205,7 +206,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--loads", type=float, nargs="+", default=[0.5, 1.0, 2.0, 4.0], metavar="X")
     parser.add_argument("--seconds", type=float, default=180.0, metavar="S", help="of each system at each load (180)")
     parser.add_argument("--fixed_prices", type=float, nargs="*", default=[], metavar="P", help="to compare with")
-    parser.add_argument("--serve_flags", nargs="*", default=[], metavar="FLAG", help="further flags of each server")
+    parser.add_argument(
+        "--serve_flags", type=shlex.split, default=[], metavar="FLAGS", help="further flags of each server, in quotes"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON with all figures")
     args = parser.parse_args(argv)
