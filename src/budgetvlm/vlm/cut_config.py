@@ -36,8 +36,12 @@ def changes(text: Any, kept: KeptBlocks, top_k: int | None, counts: Collection[i
     changed = {name: _cut_field(name, value, kept) for name, value in fields.items()}
     changed |= _sparse_blocks(fields, kept)
     if top_k is not None:
-        changed |= {name: top_k for name in COUNTS_PER_TOKEN if fields.get(name) in counts}
+        changed |= {name: top_k for name in COUNTS_PER_TOKEN if _is_one_of(fields.get(name), counts)}
     return {name: value for name, value in changed.items() if value != fields.get(name)}
+
+
+def _is_one_of(value: Any, counts: Collection[int]) -> bool:
+    return type(value) is int and value in counts
 
 
 def _cut_field(name: str, value: Any, kept: KeptBlocks) -> Any:

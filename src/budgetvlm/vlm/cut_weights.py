@@ -61,12 +61,20 @@ class KeptBlocks:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """Return the files that hold a model's weights: one, those that the index names, or all."""
+    """Return the files that hold a model's weights: one, those that the index names, or all.
+
+    Raises CheckpointError: the index names none.
+    """
     if (directory / "model.safetensors").is_file():
         return [directory / "model.safetensors"]
-    if (directory / INDEX).is_file():
-        return [directory / name for name in sorted(set(read_json(directory / INDEX)["weight_map"].values()))]
-    return sorted(directory.glob("*.safetensors"))
+    if not (directory / INDEX).is_file():
+        return sorted(directory.glob("*.safetensors"))
+    places = read_json(directory / INDEX).get("weight_map")
+    if not places:
+        raise CheckpointError(
+            f"{directory / INDEX} says of no weight where it lies (weight_map). Copy the model again."
+        )
+    return [directory / name for name in sorted(set(places.values()))]
 
 
 def read_tensors(path: Path) -> tuple[list[StoredTensor], dict[str, str]]:

@@ -46,7 +46,8 @@ class ExportOptions:
         top_k: experts a token; the most of the knob space if not given.
         overwrite: replace an earlier export.
         copy: write the model also where the setting changes nothing of it.
-        verify: load both models and compare their logits; without, no weights are held in memory.
+        verify: load both models and compare their logits; without, no weights are held in memory. A type of model that
+            no family is written for is always verified.
         device: PyTorch device for that.
         trust_remote_code: run the Python code that comes with the model.
     """
@@ -73,29 +74,23 @@ def export(options: ExportOptions) -> dict[str, Any]:
     """
     directory = model_directory(options.model_path, trust_remote_code=options.trust_remote_code)
     _check_output(options.output, directory, options.overwrite)
-    vlm = _open(options, directory)
+    family = read_family(directory, trust_remote_code=options.trust_remote_code)
+    verify = options.verify or isinstance(family, Found)  # nothing but trying shows how that works
+    opened = partial(load, trust_remote_code=options.trust_remote_code)
+    vlm = opened(options.model_path, device=options.device if verify else "meta")
     setting, kept = _chosen(vlm, options)
     with atomic_directory(options.output) as made:
         _write_small_files(vlm, setting, kept, directory, made)
         check_parts(vlm, skeleton(vlm.family, made), kept, _experts(setting))
-        wanted = LogitsOfOneImage(vlm, setting) if options.verify else None
+        wanted = LogitsOfOneImage(vlm, setting) if verify else None
         note = _note(vlm, setting, kept, directory)
         del vlm  # one model in memory at a time
         cut_weights(directory, made, kept, partial(tqdm, desc="weights", unit="B", unit_scale=True, mininterval=0.5))
         if wanted:
-            exported = load(str(made), device=options.device, trust_remote_code=options.trust_remote_code)
-            note["apart"] = wanted.apart_from(exported)
+            note["apart"] = wanted.apart_from(opened(str(made), device=options.device))
         note["files"] = sorted({*(path.name for path in made.iterdir()), NOTE})
         write_json(made / NOTE, note)
     return note
-
-
-def _open(options: ExportOptions, directory: Path) -> Adapter:
-    """Open the model: without its weights where nothing is computed with them."""
-    family = read_family(directory, trust_remote_code=options.trust_remote_code)
-    needs_weights = options.verify or isinstance(family, Found)  # whose knobs are found by trying
-    device = options.device if needs_weights else "meta"
-    return load(options.model_path, device=device, trust_remote_code=options.trust_remote_code)
 
 
 def _chosen(vlm: Adapter, options: ExportOptions) -> tuple[Setting, KeptBlocks]:
