@@ -272,6 +272,16 @@ def test_those_who_were_there_lately_are_expected_again():
     assert toll.price([], 1, 600.0) == 0.01
 
 
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_who_comes_while_a_replica_is_free_is_not_delayed(replicas):
+    it = scheduler(replicas)
+    offer(it, Job("a", budget_ms=500 + LEAST_MS))
+    it.next(0.0)
+    it.finished("a", 3.0)  # it was alone for as long as the memory is
+    mean = (1 - math.exp(-1)) * FULL_MS / 500
+    assert it.price(3.0) == pytest.approx(0.3 * mean if replicas == 1 else 0.01)
+
+
 def test_one_that_is_nearly_late_presses_no_more_than_others():
     assert Toll(WORTH).pressing([1e-9, -1.0]) == 2 * MOST_PRESSING
 

@@ -220,7 +220,8 @@ class Scheduler:
 
     def _note(self, now_s: float) -> None:
         under_way = [one.spare_s(now_s) for one, _ in self._running.values()]
-        self.toll.note(self._spare_s(now_s) + under_way, now_s)
+        all_busy = len(under_way) >= self.replicas  # otherwise who comes is not delayed
+        self.toll.note(self._spare_s(now_s) + under_way if all_busy else [], now_s)
 
     def _refusal(self, reason: Reason, now_s: float) -> Refusal:
         """With the time in which the queue is worked off, longer where most are refused."""

@@ -7,7 +7,8 @@ each. Those who wait are known, and as many are expected to come as were there l
 
     worth * (sum over those who wait of reference / spare  +  its recent mean, with those under way) / replicas,
 
-in accuracy for one latency of the full setting. It is never below the controller's own price, and never above that at
+in accuracy for one latency of the full setting; the mean counts nobody while a replica is free, because who comes then
+is not delayed. It is never below the controller's own price, and never above that at
 which a millisecond buys the most right answers: to hurry further gains less than to serve fewer.
 """
 
