@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from budgetvlm.errors import ConfigError
+from budgetvlm.serving import image_files
 from budgetvlm.serving.serve_options import ServeOptions
 from tests.fake_replicas import CHAT, decoded, in_background, served, until
 
@@ -274,6 +275,15 @@ def test_a_key_that_cannot_be_read(tmp_path):
     for name, says in (("empty", "is empty"), ("missing", "cannot be read")):
         with pytest.raises(ConfigError, match=says):
             ServeOptions(api_key_file=tmp_path / name).key()
+
+
+def test_base64_is_decoded_in_pieces(monkeypatch):
+    monkeypatch.setattr(image_files, "ENCODED_PIECE", 8)
+    for data in (b"", b"a", b"abcde", b"abcdef", b"abcdefg", bytes(range(256))):
+        assert image_files._unpacked("head" + base64.b64encode(data).decode(), 4) == data
+    for wrong in ("YWJj" * 3 + "Y", "YWI=" * 4, "YWJjYWI=YWJj", "YWJj YWJj", "é" * 8):
+        with pytest.raises(ValueError):  # binascii.Error is one
+            image_files._unpacked(wrong, 0)
 
 
 class Host(http.server.BaseHTTPRequestHandler):

@@ -88,7 +88,7 @@ class ServeOptions:
     full_only: bool = False
     max_open: int = 256
     max_open_mb: float = 512.0
-    max_body_mb: float = 32.0
+    max_body_mb: float = 16.0
     body_timeout_s: float = 30.0
     max_images: int = 8
     max_pixels: int = 32_000_000
