@@ -24,6 +24,7 @@ class Job:
         budget_ms: a ceiling from the arrival to the last token; `math.inf`: none.
         price: accuracy given for one latency of the full setting; None: whatever the server pays now.
         reserved_ms: of the budget, for what comes after the replica's work.
+        streams: each piece of text is told as it comes.
         stop: texts before which an answer ends.
         left: nobody waits for it any more.
         outcome, answer: what its client was told at the end of budget, times and setting, and the text.
@@ -40,6 +41,7 @@ class Job:
     when_infeasible: str = "fastest"
     cut: str = "always"
     kind: str = "answer"
+    streams: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
     reserved_ms: float = 0.0
     left: bool = False
@@ -59,7 +61,7 @@ class Job:
             "budget_ms": None if math.isinf(self.budget_ms) else max(self.budget_ms - self.reserved_ms, LEAST_MS),
             "price": self.price,
             "max_new_tokens": self.max_new_tokens, "stop": self.stop, "when_infeasible": self.when_infeasible,
-            "cut": self.cut, **self.extra,
+            "cut": self.cut, "streams": self.streams, **self.extra,
         }  # fmt: skip
 
 

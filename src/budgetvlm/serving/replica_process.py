@@ -42,7 +42,8 @@ class ReplicaProcess:
         except BudgetVLMError as error:
             self._say("failed", None, message=str(error))
             return
-        self._say("ready", None, **self._described())
+        self._facts = self._described()
+        self._say("ready", None, **self._facts)
         try:
             self._serve_all()
         finally:
@@ -97,7 +98,8 @@ class ReplicaProcess:
                 self.model.generate(image, "what", budget_ms=budget_ms, price=LARGE_PRICE, max_new_tokens=2)
                 self._say("rehearsal", job, **self._described())
             else:
-                self._say("answer", job, answer=self._answer(header, blocks), **self._described())
+                self._say("answer", job, answer=self._answer(header, blocks), **self._facts)
+                self._facts = self._described()  # for the next one, so that this one does not wait for it
         except BudgetVLMError as error:
             self._say("error", job, message=str(error), type=type(error).__name__)
         except (EOFError, BrokenPipeError, ConnectionError):
@@ -110,7 +112,7 @@ class ReplicaProcess:
         job = header["id"]
 
         def on_text(piece: str) -> bool:
-            if piece:
+            if piece and header["streams"]:
                 self._say("text", job, text=piece)
             return not self._stopped(job)
 

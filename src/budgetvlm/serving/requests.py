@@ -35,7 +35,7 @@ def job_of(body: ChatRequest, header_budget: str | None, arrived_s: float, optio
     return Job(
         f"chatcmpl-{uuid.uuid4().hex}", messages, reader.decoded(), arrived_s,
         budget_ms=next(budget for budget in budgets if budget is not None), price=body.price,
-        max_new_tokens=max_new_tokens, stop=stop,
+        max_new_tokens=max_new_tokens, stop=stop, streams=bool(body.stream),
         when_infeasible=body.when_infeasible or options.when_infeasible, cut=body.cut or "always",
     )  # fmt: skip
 
