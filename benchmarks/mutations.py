@@ -89,6 +89,26 @@ MUTATIONS = [
         "kept and np.nansum(after.late - before.late) <= 0", "kept",
         "test_input_bounds.py::test_where_it_does_not_the_bounds_are_those_of_all_inputs",
     ),
+    Mutation(
+        "a body's size is looked at when all of it is there", "serving/gate.py",
+        "if size > most:", "if not more and size > most:",
+        "test_serving_limits.py::test_a_body_without_a_length_is_refused_once_it_is_too_large",
+    ),
+    Mutation(
+        "a job goes on although nobody waits for it", "serving/replica_process.py",
+        "return not self._stopped(job)", "return True",
+        "test_replica_process.py::test_a_job_that_nobody_waits_for_ends_within_one_token",
+    ),
+    Mutation(
+        "what was learnt counts for any calibration", "serving/learnt_state.py",
+        'document.get("began_as") == self._began_as', 'document.get("began_as")',
+        "test_learnt_state.py::test_a_new_calibration_starts_anew_and_is_not_written_over",
+    ),
+    Mutation(
+        "a signal to stop waits for nobody", "serving/gate.py",
+        "while self.open and time", "while not self.open and time",
+        "test_serving_limits.py::test_draining_finishes_what_was_accepted_and_refuses_the_rest",
+    ),
 ]  # fmt: skip
 
 

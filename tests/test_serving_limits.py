@@ -338,7 +338,7 @@ def test_images_of_allowed_hosts_are_fetched_within_limits(host, path, status, s
 
 
 def test_draining_finishes_what_was_accepted_and_refuses_the_rest():
-    with served(word_s=0.1) as server:
+    with served(word_s=0.3) as server:
         thread, found = in_background(server.chat)
         until(lambda: server.replicas[0].begun)
         drained, _ = in_background(lambda: server.run(server.gate.drain(10)))
@@ -347,6 +347,7 @@ def test_draining_finishes_what_was_accepted_and_refuses_the_rest():
         assert (status, document["error"]["code"], headers["connection"]) == (503, "shutting_down", "close")
         assert server.ask(method="GET", path="/ready")[0] == 503
         assert server.ask(method="GET", path="/health")[0] == 200
+        assert drained.is_alive() and not found, "it waits for what was accepted"
         thread.join(5)
         drained.join(5)
         assert found[0][0] == 200
