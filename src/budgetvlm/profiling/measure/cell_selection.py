@@ -8,7 +8,7 @@ the work: cheap ones are measured more often, expensive ones less.
 
 Names alone decide, with known probabilities. So means are unbiased, a larger share holds a smaller one, and a sweep
 that was stopped, or grows, goes on from what there is. Choosing by what was measured before, where an outcome seems
-least certain, was tried: it predicts the other cells no better and biases the means.
+least certain, was tried: the other cells and the means of settings come out no better, and mostly worse.
 
 Shapes: S samples, n settings that are asked for.
 """
