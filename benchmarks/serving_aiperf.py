@@ -6,7 +6,8 @@ AIPerf lives in an environment of its own, which is made here if it is not there
 and images of the bundled task and the tokenizer of the bundled model from files; no model hub is asked. It reads the
 server's /metrics, too. At each rate (requests a second, at random moments) it asks with streams and without. Refusals
 are those that tell a client to come back (429, and 503 with one of the scheduler's reasons); every other error is a
-failure. The exit code is 1 if something failed, if AIPerf did not complete, or if its counts are not the server's own.
+failure. The exit code is 1 if something failed, if AIPerf did not complete, or if its counts are not the server's own:
+a stream that breaks off has status 200, and is no answer.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ SHOWN = (
     ("request_latency", "p50"), ("request_latency", "p90"), ("request_latency", "p99"), ("effective_latency", "p99"),
 )  # fmt: skip
 COUNTED = re.compile(r'budgetvlm_http_requests_total\{.*path="/v1/chat/completions",status="(\d+)"\} (\S+)')
+ANSWERS = re.compile(r'budgetvlm_answers_total\{.*finish_reason="(\w+)"\} (\S+)')
 BUDGETS = re.compile(r'budgetvlm_budgets_total\{result="(\w+)"\} (\S+)')
 
 
@@ -125,7 +127,8 @@ def figures(found: dict[str, Any], counts: Counter[str]) -> dict[str, Any]:
         into = refused if status in (429, 503) and code in NO_ROOM else failed
         into[f"{status} {code}"] += one["count"]
     answered = int(found.get("request_count", {"avg": 0})["avg"])
-    agree = counts["200"] == answered and sum(counts[n] for n in counts if n.isdigit()) == answered + refused.total()
+    known = answered + refused.total() + failed.total()
+    agree = counts["answers"] == answered and sum(counts[n] for n in counts if n.isdigit()) == known
     return {
         "holds": found["is_complete"] and answered > 0 and not failed and agree, "answered": answered,
         "refused": dict(refused), "failed": dict(failed), "met": counts["met"], "missed": counts["missed"],
@@ -142,9 +145,11 @@ def error_code(message: str) -> str:
 
 
 def counted(server: ServerProcess) -> Counter[str]:
-    """The server's own counts: completions by status, and budgets met and missed."""
+    """The server's own counts: completions by status, whole answers, and budgets met and missed."""
     text = server.ask(method="GET", path="/metrics")[2]
-    return Counter({name: int(float(n)) for name, n in COUNTED.findall(text) + BUDGETS.findall(text)})
+    counts = Counter({name: int(float(n)) for name, n in COUNTED.findall(text) + BUDGETS.findall(text)})
+    counts["answers"] = sum(int(float(n)) for _, n in ANSWERS.findall(text))
+    return counts
 
 
 def _arguments() -> argparse.Namespace:

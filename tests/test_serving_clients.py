@@ -56,6 +56,16 @@ def test_the_official_helper_for_streams_puts_an_answer_together(client):
     assert said["setting"] == {"max_crops": 4, "top_k": 2}  # the helper leaves it out of what it puts together
 
 
+def test_the_official_client_raises_what_ended_a_stream():
+    with served(word_s=0.1) as server:
+        client = openai.OpenAI(base_url=f"http://{server.host}:{server.port}/v1", api_key="none", max_retries=0)
+        stream = client.chat.completions.create(**CHAT, stream=True)
+        assert next(stream).choices[0].delta.role == "assistant"
+        server.kill(server.replicas[0])
+        with pytest.raises(openai.APIError, match="ended while it worked on this request"):
+            list(stream)
+
+
 def test_the_asynchronous_client_asks_several_at_once(address):
     async def ask():
         async with openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client:

@@ -377,5 +377,5 @@ def test_a_broken_stream_says_so_in_its_last_event():
         server.kill(server.replicas[0])
         thread.join(5)
         lines = [line.removeprefix("data: ") for line in found[0][2].splitlines() if line]
-        assert lines[-1] == "[DONE]"
+        assert lines[-1] == "[DONE]" and lines[-3] == "event: error"
         assert decoded(lines[-2])["error"]["code"] == "replica_died"

@@ -54,7 +54,8 @@ async def stream(ticket: Ticket, model: str, first: Event, include_usage: bool) 
             if include_usage:
                 yield _line(_document(ticket, model, "chat.completion.chunk", []) | {"usage": _usage(answer)})
         else:
-            yield _line(error_of(event).document)
+            # clients look for "error" in the data, and load generators for the event's name
+            yield "event: error\n" + _line(error_of(event).document)
     yield "data: [DONE]\n\n"
 
 
