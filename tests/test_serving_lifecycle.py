@@ -1,13 +1,20 @@
 """Replicas die, are started anew and exchanged; clients leave. No model takes part."""
 
+import asyncio
 import json
+import os
+import signal
 import socket
 import threading
 import time
 
 import pytest
 
-from tests.fake_replicas import CHAT, WORDS, in_background, served, until
+from budgetvlm.serving import server as server_module
+from budgetvlm.serving.dispatcher import Dispatcher
+from budgetvlm.serving.replicas import Replica, ReplicaError
+from budgetvlm.serving.serve_options import ServeOptions
+from tests.fake_replicas import CHAT, WORDS, FakeReplica, in_background, served, until
 
 
 def test_a_replica_that_dies_fails_its_request_at_once_and_is_back():
@@ -129,6 +136,61 @@ def test_a_reload_drops_no_request():
         assert len(new) == 2 and all(replica.begun for replica in new)
         assert not any(replica.alive for replica in old)
         assert server.jobs.restarts == 0
+
+
+def test_a_replica_that_never_took_its_place_is_ended_by_the_next_reload():
+    with served(word_s=0.2) as server:
+        thread, found = in_background(server.chat)
+        until(lambda: server.replicas[0].begun)
+        for _ in range(2):
+            server.run(server.jobs.reload())
+        thread.join(5)
+        assert found[0][0] == 200
+        until(lambda: [replica.alive for replica in server.replicas] == [False, False, True])
+        assert server.chat()[0] == 200
+        assert server.jobs.restarts == 0
+
+
+def test_a_reload_while_the_first_replica_still_starts_replaces_it():
+    async def reloaded_early():
+        jobs = Dispatcher(ServeOptions(), kind)
+        starting = asyncio.create_task(jobs.start())
+        await asyncio.sleep(0)
+        await asyncio.gather(jobs.reload(), starting)
+        await asyncio.sleep(0.05)
+        assert [replica.alive for replica in kind.made] == [False, True] and jobs.ready
+        await jobs.close()
+
+    kind = type("Fake", (FakeReplica,), {"made": []})
+    asyncio.run(reloaded_early())
+
+
+def test_a_signal_to_reload_while_the_model_is_opened_ends_nothing(monkeypatch):
+    class Opening(Dispatcher):
+        async def start(self):
+            os.kill(os.getpid(), signal.SIGHUP)
+            await asyncio.sleep(0.01)
+            raise ReplicaError(f"{len(told)} reloads")
+
+        async def reload(self):
+            told.append(self)
+
+    told, before = [], signal.signal(signal.SIGHUP, signal.SIG_IGN)  # so that pytest lives on where nobody listens
+    monkeypatch.setattr(server_module, "Dispatcher", Opening)
+    try:
+        with pytest.raises(ReplicaError, match="1 reloads"):
+            server_module.serve(ServeOptions(port=0))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_process_that_cannot_be_started_is_no_end_of_trying(monkeypatch):
+    async def none_left(*command, **options):
+        raise OSError("Too many open files")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", none_left)
+    with pytest.raises(ReplicaError, match="cannot be started: Too many open files"):
+        asyncio.run(Replica(ServeOptions()).start())
 
 
 def test_a_controller_that_cannot_be_opened_leaves_the_one_before():

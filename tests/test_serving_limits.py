@@ -9,6 +9,7 @@ import struct
 import threading
 import time
 import zlib
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -261,6 +262,10 @@ def test_the_key(given, tmp_path, monkeypatch):
         ({"api_key": "a", "api_key_file": "b"}, "exclude each other"),
         ({"max_open": 0}, "max_open=0 is less than 1"),
         ({"max_body_mb": float("nan")}, "max_body_mb=nan"),
+        ({"max_body_mb": float("inf")}, "max_body_mb=inf is not finite"),
+        ({"grace_s": float("inf")}, "grace_s=inf is not finite"),
+        ({"api_key": " "}, "api_key is empty"),
+        ({"host": ""}, "host is empty"),
         ({"max_new_tokens": 2000}, "more than max_tokens=1024"),
         ({"allow_hosts": ("https://a.example/",)}, "is no host"),
     ],
@@ -275,6 +280,28 @@ def test_a_key_that_cannot_be_read(tmp_path):
     for name, says in (("empty", "is empty"), ("missing", "cannot be read")):
         with pytest.raises(ConfigError, match=says):
             ServeOptions(api_key_file=tmp_path / name).key()
+
+
+def test_any_key_that_is_accepted_lets_its_owner_in(monkeypatch):
+    monkeypatch.setenv("BUDGETVLM_API_KEY", " schlüssel\r\n")
+    with served(word_s=0.001) as server:
+        for key, status in (("schlüssel", 200), ("schlussel", 401)):
+            bearer = f"Bearer {key}".encode().decode("latin-1")  # http.client sends each character as one byte
+            assert server.ask(CHAT, headers={"Authorization": bearer})[0] == status
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "budget_ms"),
+    [
+        ({"model_name": "fast@300ms"}, "fast@300ms", None), ({"model_name": "fast@300ms"}, "fast@300ms@5000ms", 5000.0),
+        ({"model_path": "."}, Path.cwd().name, None), ({"model_path": "organisation/model"}, "model", None),
+    ],
+)  # fmt: skip
+def test_every_served_name_can_be_asked_for(options, name, budget_ms):
+    with served(word_s=0.001, **options) as server:
+        status, _, document = server.chat(model=name)
+        assert (status, document["budgetvlm"]["budget_ms"]) == (200, budget_ms)
+        assert server.get("/v1/models")["data"][0]["id"] == server.options.served_name
 
 
 def test_base64_is_decoded_in_pieces(monkeypatch):

@@ -8,8 +8,11 @@ import threading
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from budgetvlm.errors import ConfigError
 from budgetvlm.serving import tracing
-from tests.fake_replicas import CHAT, WORDS, in_background, served, until
+from budgetvlm.serving.app import make_app
+from budgetvlm.serving.serve_options import ServeOptions
+from tests.fake_replicas import CHAT, WORDS, FakeReplica, in_background, served, until
 
 SECRET = "what does the letter say"
 
@@ -94,6 +97,20 @@ def test_a_line_says_what_came_of_a_request_and_nothing_of_what_was_asked(server
     assert (line["id"], line["budget_ms"], line["budget_met"]) == (document["id"], 60_000, True)
     assert line["latency_ms"] == pytest.approx(document["budgetvlm"]["latency_ms"])
     assert SECRET not in server.log.read_text() and "".join(WORDS) not in server.log.read_text()
+
+
+def test_a_line_has_the_budget_that_was_given_not_what_is_left_of_it_for_the_replica(server):
+    server.kind.answered = lambda replica, job: {**FakeReplica.answered(replica, job), "latency_ms": 0.0}
+    for _ in range(2):  # the first shows how long the way back takes, which is taken off the second one's budget
+        server.chat(latency_budget_ms=60_000)
+    until(lambda: len(lines(server)) == 2)
+    assert server.replicas[0].begun[1].header()["budget_ms"] < 60_000
+    assert [line["budget_ms"] for line in lines(server)] == [60_000, 60_000]
+
+
+def test_a_log_that_cannot_be_written_is_said_before_a_model_is_opened(tmp_path):
+    with pytest.raises(ConfigError, match=r"access_log=.*No such file or directory; give a file"):
+        make_app(ServeOptions(access_log=tmp_path / "nowhere" / "log"))
 
 
 def test_probes_are_logged_only_where_they_fail(server):

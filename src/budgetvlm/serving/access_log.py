@@ -15,6 +15,7 @@ from typing import Any
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from budgetvlm.errors import ConfigError
 from budgetvlm.serving import tracing
 from budgetvlm.serving.jobs import Job, Visit
 from budgetvlm.serving.server_metrics import ServerMetrics
@@ -36,8 +37,7 @@ class AccessLog:
         self._metrics, self._texts = metrics, texts
         self._lines = logging.Logger("budgetvlm.access")
         if file is not None:
-            stream = logging.StreamHandler(sys.stdout) if file == STANDARD_OUTPUT else WatchedFileHandler(file)
-            self._lines.addHandler(stream)
+            self._lines.addHandler(_lines_to(file))
 
     def around(self, app: ASGIApp) -> AccessLog:
         """Put it around an application."""
@@ -81,6 +81,18 @@ class AccessLog:
             self._lines.info(json.dumps(line, ensure_ascii=False))
 
 
+def _lines_to(file: Path) -> logging.Handler:
+    """What writes lines into a file. Raises ConfigError."""
+    if file == STANDARD_OUTPUT:
+        return logging.StreamHandler(sys.stdout)
+    try:
+        return WatchedFileHandler(file, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"access_log={file} cannot be written: {error.strerror or error}; give a file in a directory that is there"
+        ) from None
+
+
 def _line(scope: Scope, name: str, status: int, took_s: float) -> dict[str, Any]:
     line = {
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"), "request": name,
@@ -97,6 +109,6 @@ def _of_job(job: Job, texts: bool) -> dict[str, Any]:
         "setting", "latency_ms", "predicted_ms", "queue_ms", "budget_met", "feasible", "price", "finish_reason",
         "num_vision_tokens", "num_language_tokens", "num_output_tokens",
     )  # fmt: skip
-    line = {"id": job.id, "budget_ms": job.header()["budget_ms"], "images": [image.size for image in job.images]}
+    line = {"id": job.id, "budget_ms": job.given_budget_ms, "images": [image.size for image in job.images]}
     line |= {name: outcome[name] for name in names if name in outcome} | ({"client_left": True} if job.left else {})
     return line | ({"messages": job.messages, "answer": job.answer} if texts else {})

@@ -88,7 +88,7 @@ class Gate:
         if not self._key or (reads and (path in OPEN_PATHS or path.startswith(OPEN_FOLDER))):
             return
         given = Headers(scope=scope).get("authorization", "").partition(" ")
-        right = hmac.compare_digest(given[2].strip().encode(), self._key.encode())
+        right = hmac.compare_digest(given[2].strip().encode("latin-1"), self._key.encode())
         if given[0].lower() != "bearer" or not right:
             raise APIError(401, "a key is needed: Authorization: Bearer KEY" if not given[2] else "this key is wrong")
 

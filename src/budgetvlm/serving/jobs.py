@@ -53,6 +53,11 @@ class Job:
         """When its last token has to be there."""
         return self.arrived_s + self.budget_ms / 1e3
 
+    @property
+    def given_budget_ms(self) -> float | None:
+        """The budget as clients give and read it: None is none."""
+        return None if math.isinf(self.budget_ms) else self.budget_ms
+
     def header(self) -> dict[str, Any]:
         """What a replica is told, beside the pixels."""
         return {

@@ -44,10 +44,13 @@ class Keeper:
 
     async def exchange(self) -> None:
         """Start a newer one; the old one finishes its job and ends. Raises ReplicaError: the old one stays."""
-        self._newer = await self._started()
+        newer = await self._started()
+        unused, self._newer = self._newer, newer
         if self.replica:
             self.replica.retired = True
         self._changed()
+        if unused:  # the old one still works on its job
+            await unused.close()
 
     async def close(self, grace_s: float) -> None:
         """End it once its job is done, or after a while."""

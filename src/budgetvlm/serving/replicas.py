@@ -36,6 +36,17 @@ class Replica:
 
     async def start(self) -> None:
         """Start the process and wait until its model is there. Raises ReplicaError."""
+        try:
+            await self._spawn()
+        except OSError as error:  # such as too many open files, or no memory
+            raise ReplicaError(f"a process for the model cannot be started: {error}") from None
+        event = await self._next()
+        if event.kind != "ready":
+            said = "the model's process ended while it opened the model" if event is GONE else event.data["message"]
+            raise ReplicaError(said)
+        self.facts = event.data
+
+    async def _spawn(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             command = sys.executable, "-m", "budgetvlm.serving.replica_process", str(theirs.fileno())
@@ -48,11 +59,6 @@ class Replica:
             "allow_other_model": options.allow_other_model, "state_dir": options.state_dir and str(options.state_dir),
             "full_only": options.full_only, "mean_budget_ms": options.mean_budget_ms,
         })  # fmt: skip
-        event = await self._next()
-        if event.kind != "ready":
-            said = "the model's process ended while it opened the model" if event is GONE else event.data["message"]
-            raise ReplicaError(said)
-        self.facts = event.data
 
     @property
     def alive(self) -> bool:

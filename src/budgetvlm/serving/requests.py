@@ -63,7 +63,7 @@ def _checked(body: ChatRequest, options: ServeOptions) -> int:
 
 def named_model(text: str, options: ServeOptions) -> float | None:
     """Check that a name such as "reference@300ms" is the model's; returns the budget in it. Raises APIError."""
-    found = _NAME_WITH_BUDGET.fullmatch(text)
+    found = _NAME_WITH_BUDGET.fullmatch(text) if text != options.served_name else None
     name, budget_ms = (found["name"], _budget(found["budget"], "model")) if found else (text, None)
     if name != options.served_name:
         raise APIError(

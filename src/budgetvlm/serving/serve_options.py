@@ -113,7 +113,7 @@ class ServeOptions:
     @property
     def served_name(self) -> str:
         """The model's name in requests and answers."""
-        return self.model_name or Path(self.model_path).name
+        return self.model_name or Path(self.model_path).resolve().name  # also of "."
 
     @property
     def max_body(self) -> int:
@@ -123,7 +123,7 @@ class ServeOptions:
     def key(self) -> str | None:
         """The key that clients need: from the flag, the file or the environment. Raises ConfigError."""
         if self.api_key or not self.api_key_file:
-            return self.api_key or os.environ.get(KEY_VARIABLE) or None
+            return (self.api_key or os.environ.get(KEY_VARIABLE, "")).strip() or None
         try:
             key = self.api_key_file.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
@@ -140,6 +140,8 @@ def _problems(options: ServeOptions) -> Iterator[str]:
             yield f"{one.name}={value} is less than {least}"
         if one.name in POSITIVE and value is not None and not value > 0:
             yield f"{one.name}={value} is not a positive number"
+        if isinstance(value, float) and math.isinf(value):
+            yield f"{one.name}={value} is not finite"
     for name, known in (("when_infeasible", get_args(WhenInfeasible)), ("order", get_args(Order))):
         if getattr(options, name) not in known:
             yield f"{name}={getattr(options, name)!r} is unknown; choose from {', '.join(known)}"
@@ -151,6 +153,10 @@ def _problems(options: ServeOptions) -> Iterator[str]:
         yield f"max_new_tokens={options.max_new_tokens} is more than max_tokens={options.max_tokens}"
     if options.api_key is not None and options.api_key_file is not None:
         yield "api_key and api_key_file exclude each other"
+    if options.api_key is not None and not options.api_key.strip():
+        yield "api_key is empty, and would let everybody in"
+    if not options.host:
+        yield "host is empty; give 0.0.0.0 to listen on all addresses"
     for host in options.allow_hosts:
         if not HOST.fullmatch(host):
             yield f"allow_hosts={host!r} is no host; give HOST or HOST:PORT, without http:// and paths"

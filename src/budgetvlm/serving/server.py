@@ -69,6 +69,7 @@ async def _serve(options: ServeOptions, listener: socket.socket) -> None:
     app = make_app(options, jobs)
     config = uvicorn.Config(app, access_log=False, log_level="warning", timeout_graceful_shutdown=1)
     server = _Server(config)
+    _reload_at_hangup(loop, jobs)  # already now, because a signal that nobody handles ends the process
     try:
         await jobs.start()
         _handle_signals(loop, server, jobs, app.state.gate, options.grace_s)
@@ -80,16 +81,12 @@ async def _serve(options: ServeOptions, listener: socket.socket) -> None:
 def _handle_signals(
     loop: asyncio.AbstractEventLoop, server: _Server, jobs: Dispatcher, gate: Gate, grace_s: float
 ) -> None:
-    """SIGTERM and SIGINT finish what was accepted, a second one ends at once; SIGHUP reads the controller anew."""
+    """SIGTERM and SIGINT finish what was accepted, a second one ends at once."""
     running: set[asyncio.Task[None]] = set()
 
     async def drain() -> None:
         await gate.drain(grace_s)
         server.should_exit = True
-
-    async def reload() -> None:
-        with contextlib.suppress(ReplicaError):  # it is in the log
-            await jobs.reload()
 
     def stop() -> None:
         if gate.draining:
@@ -99,4 +96,14 @@ def _handle_signals(
 
     for number in STOPPING:
         loop.add_signal_handler(number, stop)
+
+
+def _reload_at_hangup(loop: asyncio.AbstractEventLoop, jobs: Dispatcher) -> None:
+    """SIGHUP reads the controller anew."""
+    running: set[asyncio.Task[None]] = set()
+
+    async def reload() -> None:
+        with contextlib.suppress(ReplicaError):  # it is in the log
+            await jobs.reload()
+
     loop.add_signal_handler(signal.SIGHUP, lambda: running.add(loop.create_task(reload())))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 
 from budgetvlm.serving.jobs import Job
@@ -29,4 +28,4 @@ class WayBack:
         self._mean += LEARNING * off
         self._spread += LEARNING * (abs(off) - self._spread)
         answer["latency_ms"], answer["budget_met"] = latency_ms, latency_ms <= job.budget_ms
-        answer["budget_ms"] = None if math.isinf(job.budget_ms) else job.budget_ms
+        answer["budget_ms"] = job.given_budget_ms
