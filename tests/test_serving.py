@@ -6,6 +6,7 @@ import urllib.request
 import openai
 import pytest
 
+from budgetvlm.serving.server import url
 from tests.server_process import ServerProcess, asked, image_part
 
 
@@ -13,6 +14,7 @@ from tests.server_process import ServerProcess, asked, image_part
 def server():
     """Address of a server that is ready."""
     with ServerProcess("--playground") as running:
+        assert f"playground at {running.address}/playground/\n" in running.errors()
         yield running.address
 
 
@@ -33,6 +35,13 @@ def test_the_official_client_completes_and_reads_compliance(client):
     assert (said["budget_ms"], said["budget_met"]) == (60_000, True)
     assert set(said["setting"]) == {"max_crops", "top_k", "num_active_blocks"}
     assert sum(said["stages_ms"].values()) <= said["latency_ms"]
+
+
+@pytest.mark.parametrize(
+    ("host", "written"), [("127.0.0.1", "http://127.0.0.1:80"), ("fe80::1", "http://[fe80::1]:80")]
+)
+def test_an_address_is_written_as_clients_read_it(host, written):
+    assert url(host, 80) == written
 
 
 def test_the_official_client_streams(client):

@@ -1,5 +1,6 @@
 """The queue as clients see it: who is refused, in which order the others are answered, at which price. No model."""
 
+import re
 import time
 
 import pytest
@@ -64,6 +65,9 @@ def test_others_get_their_answer_late(server):
 def test_a_budget_that_nothing_keeps_is_a_mistake_of_the_request(server):
     status, headers, document = server.chat(latency_budget_ms=0.5, when_infeasible="reject")
     assert (status, document["error"]["code"]) == (400, "too_small")
+    assert re.match(
+        r"no setting is sure to keep 0\.50* ms, the fastest may take [\d.]+ ms; ", document["error"]["message"]
+    )
     assert "retry-after" not in headers
 
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
 
+from budgetvlm._io import time_text, time_text_up
 from budgetvlm.guard.spending import Spending
 from budgetvlm.serving.api_errors import APIError
 from budgetvlm.serving.jobs import Event, Job
@@ -28,7 +29,11 @@ REFUSED = {
     "queue_full": (429, "too many requests wait; ask again later"),
     "too_late": (503, "the budget cannot be kept with those who wait; ask again later, or give more time"),
     "expired": (503, "the budget was over before its turn; ask again later, or give more time"),
-    "too_small": (400, "no setting keeps this budget; give more time, or let an answer be late"),
+    "too_small": (
+        400,
+        "no setting is sure to keep {budget}, the fastest may take {least}; give more time, or let the answer be late "
+        "with when_infeasible",
+    ),
 }  # status and message
 DOWN = Event("error", {"message": "the model's process is started anew; ask again", "type": "NotReady"})
 
@@ -151,6 +156,7 @@ class Dispatcher:
         if refusal:
             self._rehearse()
             status, message = REFUSED[refusal.reason]
+            message = message.format(budget=time_text(job.budget_ms), least=time_text_up(self._least_ms))
             raise APIError(status, message, code=refusal.reason, retry_after_s=refusal.retry_after_s)
         ticket = self._waiting[job.id] = Ticket(job, self._forget)
         self._told_expired()

@@ -26,14 +26,22 @@ STOPPING = (signal.SIGTERM, signal.SIGINT)
 class _Server(uvicorn.Server):
     """One that leaves signals to us: its own way to handle them drops requests and ends by the signal."""
 
+    playground = False
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        address, port = self.servers[0].sockets[0].getsockname()[:2]
-        print(f"serving at http://{address}:{port}", file=sys.stderr, flush=True)
+        address = url(*self.servers[0].sockets[0].getsockname()[:2])
+        page = f"playground at {address}/playground/\n" if self.playground else ""
+        print(f"{page}serving at {address}", file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+def url(host: str, port: int) -> str:
+    """Write an address; one of IPv6 has its colons in brackets."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def serve(options: ServeOptions) -> None:
@@ -70,6 +78,7 @@ async def _serve(options: ServeOptions, listener: socket.socket) -> None:
     config = uvicorn.Config(app, access_log=False, log_level="warning", timeout_graceful_shutdown=1)
     server = _Server(config)
     _reload_at_hangup(loop, jobs)  # already now, because a signal that nobody handles ends the process
+    server.playground = options.playground
     try:
         await jobs.start()
         _handle_signals(loop, server, jobs, app.state.gate, options.grace_s)
