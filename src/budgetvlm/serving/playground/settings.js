@@ -102,7 +102,7 @@ export function showBudget() {
     cell.classList.toggle("lit", allowed.has(k));
     cell.classList.toggle("chosen", k === shown.choice[n]);
     cell.style.setProperty("--share", percent(shown.values[n][k]));
-    cell.querySelector(".unseen").textContent = (allowed.has(k) ? " ms, allowed" : " ms, too slow") + (k === shown.choice[n] ? ", chosen" : "");
+    cell.querySelector(".unseen").textContent = (allowed.has(k) ? " ms, allowed" : " ms, may be late") + (k === shown.choice[n] ? ", chosen" : "");
   });
   for (const mark of find("rug").children) mark.classList.toggle("lit", Number(mark.dataset.start) <= n);
   slider.style.setProperty("--filled", `${(100 * n) / (shown.budgets_ms.length - 1)}%`);
