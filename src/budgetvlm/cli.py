@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 
 from budgetvlm._version import __version__
 from budgetvlm.commands.catalogue import COMMANDS, EXAMPLES, command_parser
 from budgetvlm.commands.parser import Parser
-from budgetvlm.errors import BudgetVLMError, BudgetVLMWarning
+from budgetvlm.errors import BudgetVLMError, warnings_as_notes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,11 +69,7 @@ def _dispatch(words: list[str]) -> int:
     if name not in COMMANDS:
         top_parser().error(f"there is no command {name!r}; the commands are {', '.join(COMMANDS)}")
     args = command_parser(name).parse_args(rest)
-    with warnings.catch_warnings():
-        shown = warnings.showwarning
-        warnings.showwarning = lambda text, kind, *rest: (
-            print(f"note: {text}", file=sys.stderr) if issubclass(kind, BudgetVLMWarning) else shown(text, kind, *rest)
-        )
+    with warnings_as_notes():
         return int(args.run(args) or 0)
 
 

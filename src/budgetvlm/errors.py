@@ -13,6 +13,11 @@ BudgetVLMError
 The command line turns any of them into exit code 2 and one message without a traceback.
 """
 
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class BudgetVLMError(Exception):
     """Base of all errors that a user can cause and mend."""
@@ -54,3 +59,14 @@ class OutputError(BudgetVLMError, OSError):
 
 class BudgetVLMWarning(UserWarning):
     """Something that may be wrong and cannot be checked; the command line prints it as a note."""
+
+
+@contextmanager
+def warnings_as_notes() -> Iterator[None]:
+    """Print our warnings to standard error as notes, without the place in the code, for a ``with`` block."""
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+        warnings.showwarning = lambda text, kind, *rest: (
+            print(f"note: {text}", file=sys.stderr) if issubclass(kind, BudgetVLMWarning) else shown(text, kind, *rest)
+        )
+        yield

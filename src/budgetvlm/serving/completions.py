@@ -19,6 +19,7 @@ ERRORS = {
     "InfeasibleError": (503, "expired"), "InternalError": (500, "internal_error"),
 }  # fmt: skip
 RETRY_AFTER_S = 1.0
+PRICE_DIGITS = 6
 FINISH = {"stop": "stop", "length": "length", "budget": "length", "stopped": "stop"}  # OpenAI's own words
 
 
@@ -75,7 +76,8 @@ def compliance_of(answer: dict[str, Any], ticket: Ticket) -> dict[str, Any]:
     )  # fmt: skip
     started_s = ticket.started_s or ticket.job.arrived_s
     waited_ms = (started_s - ticket.job.arrived_s) * 1e3
-    said = {"queue_ms": waited_ms, "price": ticket.job.price, "why": why(answer, ticket.job, waited_ms)}
+    price = None if ticket.job.price is None else round(ticket.job.price, PRICE_DIGITS)
+    said = {"queue_ms": waited_ms, "price": price, "why": why(answer, ticket.job, waited_ms)}
     outcome = {name: answer[name] for name in names} | said
     ticket.job.outcome, ticket.job.answer = outcome, answer["answer"]
     return outcome

@@ -20,7 +20,7 @@ from typing import Any
 
 from PIL import Image
 
-from budgetvlm.errors import BudgetVLMError
+from budgetvlm.errors import BudgetVLMError, warnings_as_notes
 from budgetvlm.serving import wire
 from budgetvlm.serving.toll import Worth
 
@@ -167,7 +167,7 @@ def main(descriptor: int) -> None:
     """Serve over an inherited socket; signals to the terminal's whole group are the server's to handle."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionError):  # the server is gone
+    with warnings_as_notes(), contextlib.suppress(EOFError, BrokenPipeError, ConnectionError):  # the server is gone
         ReplicaProcess(socket.socket(fileno=descriptor)).run()
 
 
