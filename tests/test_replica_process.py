@@ -79,7 +79,7 @@ def replica():
 def ask(replica, name):
     parts = [{"type": "image", "image": 0}, {"type": "text", "text": "what"}]
     image = Image.new("RGB", (3, 2), "red")
-    job = Job(name, [{"role": "user", "content": parts}], [image], arrived_s=0.0)
+    job = Job(name, [{"role": "user", "content": parts}], [image], arrived_s=0.0, streams=True)
     wire.send(replica.server, job.header(), [image.tobytes()])
 
 
@@ -163,3 +163,9 @@ def test_an_error_ends_the_job_and_not_the_replica(replica, error, kind, says):
     ask(replica, "second")
     replica.model.more.release(WORDS)
     assert heard(replica)["kind"] == "text"
+
+
+def test_a_whole_answer_is_told_at_once(replica):
+    wire.send(replica.server, Job("first", [{"role": "user", "content": "what"}], [], arrived_s=0.0).header())
+    replica.model.more.release(WORDS)
+    assert heard(replica)["kind"] == "answer"
