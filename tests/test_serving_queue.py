@@ -108,16 +108,13 @@ def test_the_price_follows_the_queue_unless_it_is_fixed():
 
 
 class PricedReplica(FakeReplica):
-    """Says that it took 40 ms where time is cheap, and 10 where it is not."""
+    """Has jobs whose request came 40 ms ago where time is cheap, and 10 where it is not."""
 
     word_s = 0.0
 
     def answered(self, job):
-        return super().answered(job) | {"latency_ms": self.takes_ms(job)}
-
-    @staticmethod
-    def takes_ms(job):
-        return 40.0 if job.price < 0.1 else 10.0
+        job.arrived_s = time.perf_counter() - (0.04 if job.price < 0.1 else 0.01)
+        return super().answered(job)
 
 
 @pytest.mark.parametrize("mean_ms", [15.0, 25.0, 35.0])
@@ -125,9 +122,15 @@ def test_a_mean_budget_is_kept_by_the_price(mean_ms):
     server = Served(ServeOptions(mean_budget_ms=mean_ms))
     server.kind = type("Priced", (PricedReplica,), {"made": []})
     with server:
-        assert [server.chat()[0] for _ in range(200)] == 200 * [200]
-    took = [PricedReplica.takes_ms(job) for job in server.replicas[0].begun]
+        took = [server.chat()[2]["budgetvlm"]["latency_ms"] for _ in range(200)]
     assert sum(took) / len(took) == pytest.approx(mean_ms, rel=0.05)
+    assert min(took) < 20 and max(took) > 30
+
+
+def test_a_mean_budget_counts_what_the_client_is_told():
+    with served(word_s=0.01, mean_budget_ms=1000.0) as server:
+        told = [server.chat()[2]["budgetvlm"]["latency_ms"] for _ in range(3)]
+        assert server.jobs.spending.debt == pytest.approx(sum(ms / 1000.0 - 1 for ms in told))
 
 
 def test_a_mean_budget_and_a_price_exclude_each_other():

@@ -9,9 +9,8 @@ from typing import Any
 
 from budgetvlm.serving.api_errors import APIError
 from budgetvlm.serving.dispatcher import Ticket
-from budgetvlm.serving.jobs import Event
+from budgetvlm.serving.jobs import Event, setting_text
 from budgetvlm.serving.reasons import why
-from budgetvlm.serving.server_metrics import setting_text
 
 ERRORS = {
     "InputError": (400, "invalid_request"), "ConfigError": (400, "invalid_request"), "NotReady": (503, "not_ready"),

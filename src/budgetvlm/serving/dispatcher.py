@@ -124,7 +124,7 @@ class Dispatcher:
     @property
     def waiting(self) -> int:
         """How many jobs wait."""
-        return len(self._waiting)
+        return self.scheduler.num_waiting
 
     async def start(self) -> None:
         """Start the replicas, if they are not yet. Raises ReplicaError."""
@@ -185,15 +185,18 @@ class Dispatcher:
             ticket.replica, ticket.started_s = replica, time.perf_counter()
             answered = False
             async for event in replica.answer(ticket.job):
-                answered = event.kind == "answer"
-                if answered and self.spending:
-                    self.spending.add(event.data["answer"]["latency_ms"])
-                if answered:
-                    self._way_back.arrived(ticket.job, event.data["answer"])
+                if answered := event.kind == "answer":
+                    self._arrived(ticket.job, event.data["answer"])
                 ticket.put(event)
             ticket.replica = None
             self.scheduler.finished(ticket.job.id, time.perf_counter(), answered=answered)
             self._learn_worth()
+
+    def _arrived(self, job: Job, answer: dict[str, Any]) -> None:
+        """Count what an answer took until now."""
+        self._way_back.arrived(job, answer)
+        if self.spending:
+            self.spending.add(answer["latency_ms"])
 
     async def _take(self, replica: Replica) -> Ticket | None:
         """Wait for the next job; None: the replica is dead or to go."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
@@ -42,7 +42,6 @@ class Job:
     cut: str = "always"
     kind: str = "answer"
     streams: bool = False
-    extra: dict[str, Any] = field(default_factory=dict)
     reserved_ms: float = 0.0
     left: bool = False
     outcome: dict[str, Any] | None = None
@@ -66,7 +65,7 @@ class Job:
             "budget_ms": None if math.isinf(self.budget_ms) else max(self.budget_ms - self.reserved_ms, LEAST_MS),
             "price": self.price,
             "max_new_tokens": self.max_new_tokens, "stop": self.stop, "when_infeasible": self.when_infeasible,
-            "cut": self.cut, "streams": self.streams, **self.extra,
+            "cut": self.cut, "streams": self.streams,
         }  # fmt: skip
 
 
@@ -98,3 +97,8 @@ class Event:
     def is_last(self) -> bool:
         """Nothing comes after it."""
         return self.kind != "text"
+
+
+def setting_text(setting: dict[str, Any]) -> str:
+    """A setting in one line: "max_crops=4,top_k=2"."""
+    return ",".join(f"{name}={value}" for name, value in setting.items())

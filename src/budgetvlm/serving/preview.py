@@ -11,12 +11,12 @@ import numpy as np
 from PIL import Image
 
 from budgetvlm import decide
+from budgetvlm.answer import AMPLE_MS
 from budgetvlm.guard.bounds import Spent
 from budgetvlm.runtime import AdaptiveVLM
 
 NUM_BUDGETS = 40
 LESS, MORE = 0.8, 1.2  # of a budget: what a fifth less or more time would change
-_AMPLE_MS = 1e9
 
 
 def preview(model: AdaptiveVLM, image: Image.Image, question: str, price: float | None = None) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def preview(model: AdaptiveVLM, image: Image.Image, question: str, price: float 
         asked = request, overview.feature, budget_ms, spent, model.known, price
         return decide.choose(model.guard, model.network, *asked)
 
-    ample = decision(_AMPLE_MS).bounds
+    ample = decision(AMPLE_MS).bounds
     budgets_ms = _grid(ample.bounds_ms, ample.predicted_ms)
     made = [decision(budget_ms) for budget_ms in budgets_ms]
     pairs = list(zip(made, budgets_ms, strict=True))

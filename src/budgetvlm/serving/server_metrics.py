@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from budgetvlm._version import __version__
+from budgetvlm.serving.jobs import setting_text
 
 if TYPE_CHECKING:
     from budgetvlm.serving.dispatcher import Dispatcher
@@ -89,11 +90,6 @@ class ServerMetrics:
         self._latency.observe(outcome["latency_ms"] / 1e3)
         for stage, took_ms in {"queue": outcome["queue_ms"], **outcome["stages_ms"]}.items():
             self._stages.labels(stage).observe(took_ms / 1e3)
-
-
-def setting_text(setting: dict[str, Any]) -> str:
-    """A setting in one line: "max_crops=4,top_k=2"."""
-    return ",".join(f"{name}={value}" for name, value in setting.items())
 
 
 class _State(Collector):
