@@ -47,7 +47,7 @@ from budgetvlm.evaluation.mean_budget import MeanBudgetMetrics
 from budgetvlm.evaluation.outcomes import GROUP, Contender
 from budgetvlm.evaluation.records import Estimate
 from budgetvlm.policies import GroupLookup, LookupTable
-from budgetvlm.profiling.prepare.preparation import load_prepared
+from budgetvlm.profiling.prepare.prepared_data import load_prepared
 
 COPIES = 8  # of the one feature that knows, among hundreds that do not
 AT = 0.98  # of the full setting's accuracy

@@ -32,7 +32,7 @@ from budgetvlm.features import Features
 from budgetvlm.guard.latency_model import LatencyModel, relative_errors
 from budgetvlm.guard.static import timed_rows
 from budgetvlm.profiling.measure.setting_sampling import choose_settings
-from budgetvlm.profiling.prepare.preparation import load_prepared
+from budgetvlm.profiling.prepare.prepared_data import load_prepared
 from budgetvlm.table import ProfileTable
 
 MOST_ERROR, MOST_POINTS = 0.08, 1.0

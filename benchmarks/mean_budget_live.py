@@ -27,7 +27,7 @@ from budgetvlm.evaluation.frontier import upper_hull
 from budgetvlm.evaluation.intervals import Bootstrap
 from budgetvlm.live.fresh_samples import fresh_samples
 from budgetvlm.policies.setting_means import SettingMeans
-from budgetvlm.profiling.prepare.preparation import load_prepared
+from budgetvlm.profiling.prepare.prepared_data import load_prepared
 from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.tasks import load_task
 

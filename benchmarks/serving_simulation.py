@@ -29,7 +29,7 @@ from budgetvlm.controller.price_sweep import price_curve_of
 from budgetvlm.controller.value_network import ValueNetwork
 from budgetvlm.evaluation.evaluation_data import EvaluationData
 from budgetvlm.evaluation.evaluation_options import EvaluationOptions
-from budgetvlm.profiling.prepare.preparation import load_prepared
+from budgetvlm.profiling.prepare.prepared_data import load_prepared
 from budgetvlm.serving.scheduler import Scheduler
 from budgetvlm.serving.toll import Worth
 

@@ -138,7 +138,7 @@ def cells(args: argparse.Namespace) -> None:
 
 def _tables(args: argparse.Namespace) -> Iterator[tuple[str, Iterator[tuple[int, tuple[ProfileTable, Features]]]]]:
     if args.data:
-        from budgetvlm.profiling.prepare.preparation import load_prepared
+        from budgetvlm.profiling.prepare.prepared_data import load_prepared
 
         prepared = load_prepared(args.data)
         yield args.data.stem, ((seed, (prepared.table, prepared.features)) for seed in range(args.seeds))

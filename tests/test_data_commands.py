@@ -3,6 +3,7 @@
 import importlib
 import json
 
+import numpy as np
 import pytest
 from small_data_sets import ROWS, picture, write_parquet
 from tiny_vlm import write_tiny_model
@@ -12,7 +13,7 @@ from budgetvlm.commands import task_arguments
 from budgetvlm.controller.provenance import TrainedOn
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.live.fresh_samples import fresh_samples
-from budgetvlm.profiling.prepare.preparation import load_prepared
+from budgetvlm.profiling.prepare.prepared_data import load_prepared
 from budgetvlm.tasks import SPLITS, TaskOptions, load_task
 
 FLAGS = ["--data_files", "x.parquet", "--columns", "question=q", "--metric", "vqa", "--prompt", "{question}",
@@ -114,13 +115,17 @@ def test_fresh_samples_share_no_image_with_the_profiled_ones_and_can_be_used(pro
         fresh_samples(task, "train", 1, 0, TrainedOn.of_table(load_prepared(document).table).seen(SPLITS))
 
 
-def test_several_data_sets_go_through_the_commands(tmp_path):
+def test_several_data_sets_go_through_the_commands(tmp_path, capsys):
     model, files = write_tiny_model(tmp_path / "model"), []
     for name in ("text_vqa", "pope"):
         files.append(f"{name}:validation={write_parquet(tmp_path / f'{name}.parquet', ROWS[name] * 4)}")
     rows = [{**row, "question_id": 100 * k + n} for k in range(4) for n, row in enumerate(ROWS["text_vqa"])]
     write_parquet(tmp_path / "text_vqa.parquet", rows)
-    rows = [{**row, "question_id": f"{k}{n}"} for k in range(4) for n, row in enumerate(ROWS["pope"])]
+    rows = [
+        {**row, "question_id": f"{k}{n}", "image_source": f"i{k}"}
+        for k in range(4)
+        for n, row in enumerate(ROWS["pope"])
+    ]
     write_parquet(tmp_path / "pope.parquet", rows)
     flags = ["--model_path", model, "--dataset_name", "text_vqa,pope", "--data_files", ",".join(files)]
     flags += ["--split", "validation", "--settings", "4,2,3", "--max_new_tokens", "2"]
@@ -129,8 +134,21 @@ def test_several_data_sets_go_through_the_commands(tmp_path):
     words = ["prepare", "--exp5_dir", tmp_path / "accuracy", "--exp6_dir", tmp_path / "latency", "--dataset_name"]
     words += ["text_vqa,pope", "--model_path", model, "--output_data_path", tmp_path / "d.json"]
     assert main([str(word) for word in words]) == 0
-    table = load_prepared(tmp_path / "d.json").table
-    assert set(table.groups["dataset"]) == {"text_vqa", "pope"} and table.num_samples == 28
+    joined = load_prepared(tmp_path / "d.json")
+    table, names = joined.table, np.array(joined.table.groups["dataset"])
+    for name, count in (("text_vqa", 12), ("pope", 16)):
+        own = load_prepared(tmp_path / f"d.{name}.json")  # what is trained on alone
+        rows = np.flatnonzero(names == name)
+        assert [table.sample_ids[row] for row in rows] == [f"{name}/{one}" for one in own.table.sample_ids]
+        assert len(rows) == count and set(np.array(table.split)[rows]) >= {"train", "validation"}
+        np.testing.assert_array_equal(joined.features.image[rows], own.features.image)
+    # data set, files and answers of both are known to what is trained on it, and samples are known again
+    opened = TrainedOn.of_table(table).opened
+    assert opened["dataset_name"] == "text_vqa+pope" and opened["task"] == {"data_files": ",".join(files)}
+    alone = TrainedOn.of_table(load_prepared(tmp_path / "d.pope.json").table).seen(SPLITS)
+    assert alone and alone <= TrainedOn.of_table(table).seen(SPLITS)
+    assert main([str(word) for word in words]) == 0  # what is there is used
+    assert capsys.readouterr().out.count("using the data in") == 2
 
 
 def test_the_train_split_is_reported_only_live_and_without_what_was_profiled(capsys):

@@ -22,7 +22,7 @@ from budgetvlm.explanation.surrogate import surrogate
 from budgetvlm.features import Features
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.profiling.prepare.document import to_document
-from budgetvlm.profiling.prepare.preparation import features_path
+from budgetvlm.profiling.prepare.prepared_data import features_path
 from budgetvlm.table import ProfileTable
 
 SPACE = KnobSpace({"max_crops": [1, 4], "num_active_blocks": [2, 4]})

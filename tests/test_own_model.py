@@ -21,7 +21,7 @@ from tiny_families import BUILDERS, ID, NAMES, WORDS, write_tiny, write_tiny_fam
 
 from budgetvlm.cli import main
 from budgetvlm.controller.provenance import TrainedOn
-from budgetvlm.profiling.prepare.preparation import load_prepared
+from budgetvlm.profiling.prepare.prepared_data import load_prepared
 from budgetvlm.tasks import TaskOptions, load_task
 from budgetvlm.vlm import load_vlm
 

@@ -20,8 +20,9 @@ from budgetvlm.knobs import KnobSpace
 from budgetvlm.profiling.measure.setting_sampling import draw_cells
 from budgetvlm.profiling.prepare.feature_extraction import Backend, extract_features, in_batches
 from budgetvlm.profiling.prepare.fill import predict_times
-from budgetvlm.profiling.prepare.preparation import PreparedData, features_path, load_prepared, prepare, table_path
+from budgetvlm.profiling.prepare.preparation import prepare
 from budgetvlm.profiling.prepare.prepare_options import PrepareOptions
+from budgetvlm.profiling.prepare.prepared_data import PreparedData, features_path, load_prepared, table_path
 from budgetvlm.profiling.results.measurements import AccuracyRecord, LatencyRecord
 from budgetvlm.profiling.results.result_files import write_result
 from budgetvlm.table import ProfileTable
@@ -706,7 +707,7 @@ def test_ten_thousand_samples_of_36_settings_stay_under_2_gb(tmp_path):
         from budgetvlm.features import Features
         from budgetvlm.profiling.prepare.document import to_document
         from budgetvlm.profiling.prepare.join import join
-        from budgetvlm.profiling.prepare.preparation import load_prepared
+        from budgetvlm.profiling.prepare.prepared_data import load_prepared
 
         root = Path(sys.argv[1])
         counts = {"num_vision_tokens": 16, "num_language_tokens": 9}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from budgetvlm.errors import DataError
-from budgetvlm.profiling.prepare.preparation import load_prepared
+from budgetvlm.profiling.prepare.prepared_data import load_prepared
 from budgetvlm.profiling.prepare.task_samples import find_samples_by_index
 from budgetvlm.profiling.results.reading import iter_results
 from budgetvlm.tasks import load_task

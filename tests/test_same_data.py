@@ -10,7 +10,7 @@ from small_data_sets import png
 from tiny_vlm import write_tiny_model
 
 from budgetvlm.cli import main
-from budgetvlm.profiling.prepare.preparation import load_prepared
+from budgetvlm.profiling.prepare.prepared_data import load_prepared
 from budgetvlm.profiling.results.reading import iter_results
 
 DATA = "own.jsonl"

@@ -80,7 +80,7 @@ class Material:
     def profile(self) -> tuple[ProfileTable, Features]:
         """Profiles with features: the user's, or made-up ones of the model's knobs."""
         if self.options.data is not None:
-            from budgetvlm.profiling.prepare.preparation import load_prepared
+            from budgetvlm.profiling.prepare.prepared_data import load_prepared
 
             prepared = load_prepared(self.options.data)
             return prepared.table, prepared.features

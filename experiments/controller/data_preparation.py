@@ -15,8 +15,9 @@ from pathlib import Path
 from budgetvlm.commands import prepare as command
 from budgetvlm.commands.parser import Parser
 from budgetvlm.errors import BudgetVLMError
-from budgetvlm.profiling.prepare.preparation import PreparedData, load_prepared, prepare
+from budgetvlm.profiling.prepare.preparation import prepare
 from budgetvlm.profiling.prepare.prepare_options import PrepareOptions
+from budgetvlm.profiling.prepare.prepared_data import PreparedData, load_prepared
 from budgetvlm.tasks import TaskOptions
 
 __all__ = ["ControllerDataPreparation", "PreparedData", "load_prepared", "main", "prepare"]

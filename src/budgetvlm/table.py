@@ -25,7 +25,7 @@ from budgetvlm.knobs import KnobSpace
 SCHEMA_VERSION = 1
 SPLITS = ("train", "validation", "test")
 STAGES_AT_MOST = 1.5  # times the latency
-UNIT = "unit"  # in the metadata: the label of `ProfileTable.unit`, where it is not "image_id"
+UNIT, DATASET = "unit", "dataset"  # what names the label of `unit` in the metadata; the label of several data sets
 TEST_SHARE, LEAST_UNITS = 0.2, 10  # that is held out unasked, and of how many units at least
 _HEADER = b"budgetvlm.profile_table"
 

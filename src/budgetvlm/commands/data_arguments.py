@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,10 @@ REMEDY = "give either --table and --features, or --data alone; they say what to 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """--table, --features and --data."""
     data = parser.add_argument_group("data (either --table and --features, or --data)")
-    data.add_argument("--table", type=Path, metavar="FILE", help="profile table (.parquet)")
-    data.add_argument("--features", type=Path, metavar="FILE", help="its samples' features (.safetensors)")
+    data.add_argument(
+        "--table", type=Path, metavar="FILE", help="profile table (.parquet), or one of each data set: a,b"
+    )
+    data.add_argument("--features", type=Path, metavar="FILE", help="its samples' features (.safetensors), or a,b")
     data.add_argument("--data", type=Path, metavar="FILE", help="controller_training_data.json of `budgetvlm prepare`")
     data.add_argument(
         "--groups", metavar="LABEL",
@@ -54,13 +57,35 @@ def read_table(args: argparse.Namespace) -> tuple[ProfileTable, Features | None]
 
 def _read(args: argparse.Namespace) -> tuple[ProfileTable, Features | None]:
     if args.data is not None and args.table is None and args.features is None:
-        from budgetvlm.profiling.prepare.preparation import load_prepared
+        from budgetvlm.profiling.prepare.prepared_data import load_prepared
 
         prepared = load_prepared(args.data)
         return prepared.table, prepared.features
     if args.table is None or args.data is not None:
         raise ConfigError(REMEDY)
     from budgetvlm.features import Features
+    from budgetvlm.profiling.prepare.data_sets import join_features, join_tables
     from budgetvlm.table import ProfileTable
 
-    return ProfileTable.load(args.table), None if args.features is None else Features.load(args.features)
+    paths = _several(args.table)
+    loaded = [ProfileTable.load(path) for path in paths]
+    tables = {str(t.metadata.get("dataset_name", path.stem)): t for path, t in zip(paths, loaded, strict=True)}
+    if len(tables) < len(paths):
+        raise ConfigError(f"--table {args.table} names a data set twice; give the files other names, or each once")
+    if args.features is None:
+        return join_tables(tables, say), None
+    given = _several(args.features)
+    if len(given) != len(paths):
+        raise ConfigError(f"{len(given)} files of features for {len(paths)} tables; give one of each, in one order")
+    features = {name: Features.load(path) for name, path in zip(tables, given, strict=True)}
+    return join_tables(tables, say), join_features(features)
+
+
+def _several(path: Path) -> list[Path]:
+    """The files that a flag names, separated by commas."""
+    return [path] if path.exists() else [Path(part.strip()) for part in str(path).split(",")]
+
+
+def say(text: str) -> None:
+    """Print a line beside what the command prints."""
+    print(f"note: {text}", file=sys.stderr)

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     controller = load_controller(args.checkpoint)
     data = None
     if args.data:
-        from budgetvlm.profiling.prepare.preparation import load_prepared
+        from budgetvlm.profiling.prepare.prepared_data import load_prepared
 
         prepared = load_prepared(args.data)
         controller.knob_space.require_equal(prepared.table.knob_space, str(args.data))

@@ -1,18 +1,21 @@
 """Measure accuracy (exp5) or latency (exp6) of the settings of a model's knobs on a data set.
 
-Writes one JSON file a setting. A killed sweep goes on where it was when the same command is given again.
+Writes one JSON file a setting, of several data sets one sweep after another. A killed sweep goes on where it was when
+the same command is given again.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from budgetvlm.commands.flags import OptionFlags, add_model_flags, forget_defaults
 from budgetvlm.commands.origins import complete_from
-from budgetvlm.commands.task_arguments import add_task_arguments, open_task, task_options
+from budgetvlm.commands.task_arguments import add_task_arguments, each_data_set, open_task, task_options
 from budgetvlm.commands.verdicts import NOTHING_SCORES
 from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.profiling.measure.sweep_options import SweepOptions
@@ -22,6 +25,8 @@ from budgetvlm.tasks.options import TaskOptions
 
 if TYPE_CHECKING:
     from budgetvlm.knobs import Setting
+    from budgetvlm.tasks import Task
+    from budgetvlm.vlm import VLM
 STRATEGIES = ("full", "balanced", "stratified", "boundary", "lhs")
 SWEEP = OptionFlags(SweepOptions, "seed", "rank", "world_size", "strict", "overwrite")
 
@@ -49,7 +54,8 @@ def _add_sweep_arguments(parser: argparse.ArgumentParser, kind: Kind) -> None:
     )  # fmt: skip
     add(
         "--num_samples", metavar="N",
-        help="samples: one number for all splits together, or one for each: 800,200,400 (default: all)",
+        help="samples of each data set: one number for all splits together, or one for each: 800,200,400 (default: "
+        "all)",
     )  # fmt: skip
     add("--sampling_strategy", choices=STRATEGIES, default="full", help="which settings to measure (default: full)")
     add("--num_settings", type=int, metavar="N", help="how many settings a strategy draws (default: about a third)")
@@ -89,15 +95,29 @@ def _add_sweep_arguments(parser: argparse.ArgumentParser, kind: Kind) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run a sweep and say where its results are."""
+    """Run a sweep of each data set, one after another."""
+    from budgetvlm.vlm import load_vlm
+
+    @cache
+    def load(model_path: str) -> VLM:
+        return load_vlm(model_path, device=args.device, num_threads=args.num_threads)
+
+    parts = list(each_data_set(args))
+    for own in parts:
+        _sweep(own, load, several=len(parts) > 1)
+    return 0
+
+
+def _sweep(args: argparse.Namespace, load: Callable[[str], VLM], *, several: bool) -> None:
+    """Run the sweep of one data set, of ``several``, and say where its results are."""
     from budgetvlm.profiling.measure.accuracy_sweep import profile_accuracy
     from budgetvlm.profiling.measure.latency_sweep import profile_latency
     from budgetvlm.profiling.measure.setting_sampling import choose_settings, parse_settings
-    from budgetvlm.vlm import load_vlm
 
     _complete(args)
     options, task = sweep_options(args), open_task(args)
-    vlm = load_vlm(args.model_path, device=args.device, num_threads=args.num_threads)
+    options = _with_own_splits(options, task) if several else options
+    vlm = load(args.model_path)
     space = vlm.knob_space
     if args.settings is None:
         settings = choose_settings(space, args.sampling_strategy, args.num_settings, args.seed)
@@ -116,7 +136,26 @@ def run(args: argparse.Namespace) -> int:
     print(f"{len(paths)} result files in {paths[0].parent}")
     if args.kind == "accuracy":
         _say_accuracies(settings, paths)
-    return 0
+
+
+def _with_own_splits(options: SweepOptions, task: Task) -> SweepOptions:
+    """The options without the splits that the data set lacks; as they are where it has none."""
+
+    def has(split: str) -> bool:
+        try:
+            return task.num_samples(split) > 0
+        except ConfigError:
+            return False
+
+    kept = [place for place, split in enumerate(options.splits) if has(split)]
+    lacking = [split for split in options.splits if split not in [options.splits[place] for place in kept]]
+    if not kept or not lacking:
+        return options
+    print(f"{task.name} has no split {', '.join(lacking)}")
+    counts = options.num_samples
+    if counts is not None and len(counts) > 1:
+        counts = tuple(counts[place] for place in kept)
+    return replace(options, splits=tuple(options.splits[place] for place in kept), num_samples=counts)
 
 
 def _say_accuracies(settings: Sequence[Setting], paths: Sequence[Path]) -> None:

@@ -39,7 +39,7 @@ EXAMPLES = (
 def decisions(model_path: str, places: Places) -> Iterator[str]:
     """Ask the adaptive model about the examples; the lines to print."""
     from budgetvlm.commands.ask import describe
-    from budgetvlm.profiling.prepare.preparation import load_prepared
+    from budgetvlm.profiling.prepare.prepared_data import load_prepared
     from budgetvlm.runtime import AdaptiveVLM
     from budgetvlm.tasks import load_task
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from budgetvlm.commands.flags import OptionFlags
@@ -39,6 +41,14 @@ def add_task_arguments(parser: Any, *, answers: bool = True, scores: bool = True
 def task_options(args: argparse.Namespace) -> TaskOptions:
     """Read the flags."""
     return TaskOptions(**NAMED.read(args), **READ.read(args), **SCORED.read(args))
+
+
+def each_data_set(args: argparse.Namespace) -> Iterator[argparse.Namespace]:
+    """Yield the flags once for each data set that they name, as if it were the only one."""
+    options = task_options(args)
+    for name in options.names:
+        own = options.only(name)
+        yield argparse.Namespace(**vars(args) | {field.name: getattr(own, field.name) for field in fields(own)})
 
 
 def open_task(args: argparse.Namespace) -> Task:

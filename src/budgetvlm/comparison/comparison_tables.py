@@ -14,6 +14,7 @@ from budgetvlm.evaluation.records import Estimate
 from budgetvlm.evaluation.text_tables import (
     UNKNOWN,
     add_policy,
+    dataset_tables,
     half_width,
     mean_budget_table,
     new_table,
@@ -36,7 +37,7 @@ VARIANT_NAMES = {
 def tables(report: CompareReport) -> RenderableType:
     """All tables, one below the other."""
     parts: list[RenderableType] = [_heading(report), ranking_table(report), detail_table(report)]
-    parts.append(mean_budget_table(report.section("policies")))
+    parts += [*dataset_tables(report.section("policies")), mean_budget_table(report.section("policies"))]
     return Group(*parts, *(left_out_table(report, section) for section in TITLES if report.section(section)))
 
 

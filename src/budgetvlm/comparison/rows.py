@@ -80,6 +80,7 @@ class _Metrics:
             row,
             at_budget=self.ceiling.at_budgets(name),
             room=self.ceiling.room(name, shares),
+            on_dataset=self.ceiling.on_datasets(name, shares),
             comparable=self.ceiling.comparable(name, shares),
             regret=self.ceiling.gain(ORACLE, name, shares).value,
             at_accuracy=self.mean_budget.at_accuracy(name),

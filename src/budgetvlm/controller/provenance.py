@@ -11,7 +11,7 @@ from typing import Any
 
 from budgetvlm._io import read_json
 from budgetvlm.errors import BudgetVLMWarning, CheckpointError, DataError
-from budgetvlm.table import ProfileTable, first_few
+from budgetvlm.table import DATASET, ProfileTable, first_few
 
 CONFIG = "config.json"  # of a saved controller; its origin is readable without its weights
 FITTED = ("train", "validation")  # splits that a controller knows: it learns from one, and the other picks the best
@@ -165,5 +165,5 @@ def _digests(table: ProfileTable) -> list[frozenset[str]]:
         rows = zip(table.sample_ids, table.accuracy, table.latency_ms, strict=True)
         return [digests_of(hashlib.sha256(a.tobytes() + ms.tobytes()).hexdigest(), i, None) for i, a, ms in rows]
     unknown = (None,) * table.num_samples
-    columns = (table.groups.get(label, unknown) for label in ("image_id", "dataset"))
+    columns = (table.groups.get(label, unknown) for label in ("image_id", DATASET))
     return [digests_of(str(name), *row) for row in zip(table.sample_ids, *columns, strict=True)]

@@ -12,8 +12,9 @@ import numpy as np
 
 from budgetvlm.evaluation.evaluation_data import EvaluationData
 from budgetvlm.evaluation.intervals import ratio
-from budgetvlm.evaluation.outcomes import GROUP, LOOKUP, ORACLE, PREDICT, Outcomes
-from budgetvlm.evaluation.records import AtBudget, Estimate, Room, SettingShare
+from budgetvlm.evaluation.outcomes import GROUP, LOOKUP, ORACLE, OWN, PREDICT, Outcomes
+from budgetvlm.evaluation.records import AtBudget, Estimate, OnDataset, Room, SettingShare
+from budgetvlm.table import DATASET
 
 LEAST_ROOM = 1e-3  # a share of a room that is not clearly above a tenth of a point of accuracy means nothing
 ROOMS = {ORACLE: "hindsight", GROUP: "visible"}
@@ -64,6 +65,23 @@ class CeilingMetrics:
             violation_rate=estimate(late),
             violations_vs_lookup=estimate(late - lookup_late),
         )
+
+    def on_datasets(self, name: str, room_shares: Sequence[float]) -> tuple[OnDataset, ...]:
+        """One record for each data set; none where the table tells none apart."""
+        labels = np.array(self.data.test.groups.get(DATASET, ()))
+        names = np.unique(labels).tolist()
+        return tuple(self._on_dataset(name, one, labels == one, room_shares) for one in names if len(names) > 1)
+
+    def _on_dataset(self, name: str, dataset: str, rows: np.ndarray, room_shares: Sequence[float]) -> OnDataset:
+        mean, estimate = self.data.bootstrap.mean, self.data.bootstrap.estimate
+        budgets = [self.shares.index(share) for share in room_shares]
+
+        def accuracy(of: str) -> np.ndarray:
+            right = self.found[of].sample_accuracy[:, budgets].mean(axis=1)
+            return ratio(mean(right * rows), mean(rows.astype(np.float64)))
+
+        own = accuracy(name) - accuracy(OWN) if OWN in self.found and name != OWN else None
+        return OnDataset(dataset, int(rows.sum()), estimate(accuracy(name)), None if own is None else estimate(own))
 
     def notes(self, room_shares: Sequence[float]) -> Iterator[str]:
         """Why shares of a room are not given."""

@@ -28,6 +28,8 @@ from budgetvlm.evaluation.outcomes import (
     GROUP,
     LOOKUP,
     ORACLE,
+    OWN,
+    OWN_NOTE,
     PREDICT,
     Contender,
     Outcomes,
@@ -41,6 +43,7 @@ from budgetvlm.policies.budget_grid import grid_and_notes
 from budgetvlm.policies.predictor import PredictorConfig, fit_predictor
 from budgetvlm.table import ProfileTable
 
+SACRIFICED = 1.0  # points below a controller of its own that a data set may be
 RANDOM_RUNS = 5  # draws of the random policy that are averaged
 Progress = Callable[[str], None]
 
@@ -51,6 +54,7 @@ def evaluate(
     policies: Mapping[str, Policy] | None = None,
     options: EvaluationOptions | None = None,
     progress: Progress = lambda text: None,
+    own: Policy | None = None,
 ) -> EvaluationReport:
     """Compare policies with the simple alternatives on one split of a table.
 
@@ -61,6 +65,8 @@ def evaluate(
             "controller", and where there are several, each of them too.
         options: see `EvaluationOptions`.
         progress: called with the name of each step.
+        own: where there are several data sets: controllers of their own, to tell which one a common controller
+            sacrifices.
 
     Raises:
         DataError: a split, features or measurements are missing.
@@ -71,20 +77,23 @@ def evaluate(
     data = EvaluationData.of(table, features, options)
     options, notes = with_choice(data, options)
     contenders = list(_contenders(data, dict(policies or {}), options, progress))
+    if own is not None:
+        contenders.append(Contender(OWN, "labels", (own,), OWN_NOTE, priced=True))
     ceiling = CeilingMetrics.measure(data, options.budget_shares, under_budgets(data, contenders, options, progress))
     sweeps = sweep_prices(data, contenders, options, progress)
     progress("mean latency at equal accuracy")
     mean_budget = MeanBudgetMetrics.measure(data, options, sweeps)
     space = data.test.knob_space
+    results = tuple(_results(contenders, ceiling, mean_budget, options))
     return EvaluationReport(
         **common_fields(data, options),
-        notes=(*notes, *ceiling.notes(options.room_shares), *mean_budget.notes()),
+        notes=(*notes, *said_of_data_sets(results), *ceiling.notes(options.room_shares), *mean_budget.notes()),
         options={**asdict(options), "settings": [dict(setting) for setting in space.settings]},
         tuning_split=data.tuning_split,
         knobs=space.to_dict(),
         guard=data.guard.to_dict(),
         statics=_statics(data),
-        policies=tuple(_results(contenders, ceiling, mean_budget, options)),
+        policies=results,
     )
 
 
@@ -169,6 +178,7 @@ def _results(
             note=contender.note,
             at_budget=ceiling.at_budgets(name),
             room=ceiling.room(name, options.room_shares),
+            on_dataset=ceiling.on_datasets(name, options.room_shares),
             frontier=mean_budget.frontier(name),
             at_accuracy=mean_budget.at_accuracy(name),
             at_mean_budget=mean_budget.at_mean_budget(name),
@@ -209,6 +219,21 @@ def common_fields(data: EvaluationData, options: EvaluationOptions) -> dict[str,
         "room_budget_shares": options.room_shares,
         "versions": versions("numpy", "torch"),
     }
+
+
+def said_of_data_sets(results: Sequence[PolicyResult]) -> Iterator[str]:
+    """Yield a sentence where one data set is sacrificed to the others, or that none is; needs their own controllers."""
+    known = [on for on in results[0].on_dataset if on.vs_own is not None] if results else []
+    if not known:
+        return
+    worst = min(known, key=lambda on: on.vs_own.value if on.vs_own else 0.0)
+    assert worst.vs_own is not None
+    points, low, high = (100 * share for share in (worst.vs_own.value, worst.vs_own.low, worst.vs_own.high))
+    found = f"{worst.dataset} is {points:+z.1f} points [{low:+z.1f}, {high:+z.1f}] from a controller of its own"
+    if points < -SACRIFICED:
+        yield f"A data set is sacrificed: {found}."
+    else:
+        yield f"No data set is sacrificed: the worst of them, {found}."
 
 
 def _statics(data: EvaluationData) -> tuple[FrontierPoint, ...]:

@@ -15,8 +15,9 @@ from budgetvlm.table import ProfileTable
 
 # Names of the contenders that others are compared with.
 LOOKUP, PREDICT, GROUP, ORACLE, BLIND = "lookup table", "predict + argmax", "group lookup", "oracle", "best blind mix"
-BEST_SETTING = "best single setting"
+BEST_SETTING, OWN = "best single setting", "own controllers"
 BEST_SETTING_NOTE = "the most accurate on the training samples of those whose mean latency there is within the budget"
+OWN_NOTE = "one controller for each data set, which sees no other; no request tells which it is of"
 BLIND_NOTE = "settings drawn at random, whatever the input; picked on the training samples"
 
 

@@ -70,6 +70,19 @@ class Room:
 
 
 @dataclass(frozen=True)
+class OnDataset:
+    """One policy on the evaluated samples of one data set, mean over the room budgets.
+
+    ``vs_own``: paired difference in accuracy from a controller of the data set's own; None where there is none.
+    """
+
+    dataset: str
+    samples: int
+    accuracy: Estimate
+    vs_own: Estimate | None = None
+
+
+@dataclass(frozen=True)
 class FrontierPoint:
     """What a policy does at one price, without a budget.
 
@@ -132,7 +145,10 @@ class AtMeanBudget:
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyFigures:
-    """What any report says about one policy; see `Contender` for its role."""
+    """What any report says about one policy; see `Contender` for its role.
+
+    ``on_dataset``: of each data set, where there are several.
+    """
 
     name: str
     role: str
@@ -142,6 +158,7 @@ class PolicyFigures:
     room: Room | None = None
     at_accuracy: tuple[AtAccuracy, ...] = ()
     at_mean_budget: tuple[AtMeanBudget, ...] = ()
+    on_dataset: tuple[OnDataset, ...] = ()
 
     @property
     def full_name(self) -> str:
@@ -208,8 +225,12 @@ class HeldOutReport:
         return "the full setting's" if self.best_setting is None else "the best setting's"
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON document; NaN becomes None."""
-        document: dict[str, Any] = plain(dataclasses.asdict(self))
+        """A JSON document; NaN becomes None, and of a single data set nothing is said apart."""
+
+        def fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+            return {name: value for name, value in pairs if name != "on_dataset" or value}
+
+        document: dict[str, Any] = plain(dataclasses.asdict(self, dict_factory=fields))
         return document
 
 

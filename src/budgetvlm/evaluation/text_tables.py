@@ -77,6 +77,7 @@ def tables(report: EvaluationReport) -> RenderableType:
         latency_table(report),
         _by_budget("Requests over the budget (%)", report, lambda at: _percent(at.violation_rate)),
         room_table(report),
+        *dataset_tables(report.policies),
         mean_budget_table(report.policies),
         missed_table(report),
         equal_accuracy_table(report),
@@ -131,6 +132,22 @@ def room_table(report: EvaluationReport) -> Table:
             late = f"{100 * room.violation_rate.value:.1f}%"
             add_policy(table, result, [*gained, _points(room.vs_predict), late])
     return table
+
+
+def dataset_tables(results: Sequence[PolicyFigures]) -> list[Table]:
+    """Accuracy of each policy on each data set, in one table; none where there is one data set."""
+    results = [result for result in results if result.on_dataset]
+    if not results:
+        return []
+    compared = any(on.vs_own for on in results[0].on_dataset)
+    title = "Accuracy on each data set (%), mean over the same budgets" + (
+        "; points over its own controller" if compared else ""
+    )
+    table = new_table(title, [f"{on.dataset}\n({on.samples} samples)" for on in results[0].on_dataset])
+    for result in results:
+        cells = [_with_change(_percent(on.accuracy), on.vs_own, "{:+z.1f} ±{:.1f}") for on in result.on_dataset]
+        add_policy(table, result, cells)
+    return [table]
 
 
 def mean_budget_table(results: Sequence[PolicyFigures]) -> Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from budgetvlm.comparison.comparison_tables import detail_table, ranking_table
-from budgetvlm.evaluation.text_tables import accuracy_table, equal_accuracy_table, room_table
+from budgetvlm.evaluation.text_tables import accuracy_table, dataset_tables, equal_accuracy_table, room_table
 from budgetvlm.html_report.report_chart import ReportSection
 from budgetvlm.html_report.report_inputs import ReportInputs
 from budgetvlm.html_report.result_charts import comparison_charts, evaluation_charts
@@ -18,7 +18,12 @@ def comparison(inputs: ReportInputs) -> ReportSection:
     """All policies as tables, and the policies of `budgetvlm compare` where its result is given."""
     evaluation, compared = inputs.evaluation, inputs.comparison
     values = {
-        "tables": [accuracy_table(evaluation), room_table(evaluation), equal_accuracy_table(evaluation)],
+        "tables": [
+            accuracy_table(evaluation),
+            *dataset_tables(evaluation.policies),
+            room_table(evaluation),
+            equal_accuracy_table(evaluation),
+        ],
         "compared": [ranking_table(compared), detail_table(compared)] if compared else [],
     }
     charts = (comparison_charts(compared),) if compared else ()

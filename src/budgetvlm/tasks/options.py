@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from budgetvlm.tasks.sources import Source
 
 BUNDLED = "signs"
+SIGNS = {"data_files": ":", "columns": ":", "metric": ":", "prompt": ":", "repository": "="}  # behind a data set's name
+OF_ALL = ("metric", "prompt")  # what may be said once for several data sets
 PLACES = ("data_files", "repository")  # where the data lies; the other options say what it is
 
 
@@ -26,8 +28,10 @@ class TaskOptions:
         data_files: local files in place of the hub: a file, several, a folder, or train=FILE,test=FILE; with several
             data sets "name:split=FILE,...".
         columns: columns that have other names: question=query,answers=label.
-        metric: metric that scores an answer, in place of the data set's own.
-        prompt: how the question is asked, with {question} and {options}, in place of the data set's own.
+        metric: metric that scores an answer, in place of the data set's own; with several data sets of all, or
+            "name:METRIC,...".
+        prompt: how the question is asked, with {question} and {options}, in place of the data set's own; with several
+            data sets of all, or "name:PROMPT,...".
         repository: repository on the hub, in place of the data set's own; with several data sets "name=ID,...".
     """
 
@@ -47,6 +51,22 @@ class TaskOptions:
     def name(self) -> str:
         """The name of the task, also in the names of result files."""
         return "+".join(self.names)
+
+    def only(self, name: str) -> TaskOptions:
+        """Return what is said of one data set. Raises ConfigError: an option does not say of which it speaks."""
+        given = self.to_dict()
+        return TaskOptions(name, **{option: _part(given[option], name, self.names, option) for option in given})
+
+    @classmethod
+    def joined(cls, parts: Sequence[TaskOptions]) -> TaskOptions:
+        """Return the options of several data sets as one, the opposite of `only`."""
+        found = {}
+        for option, sign in SIGNS.items():
+            said = {part.name: getattr(part, option) for part in parts}
+            alike = option in OF_ALL and len(set(said.values())) == 1
+            texts = [f"{name}{sign}{text}" for name, text in said.items() if text is not None]
+            found[option] = next(iter(said.values())) if alike else ",".join(texts) or None
+        return cls(",".join(part.dataset_name for part in parts), **found)
 
     def to_dict(self) -> dict[str, str]:
         """Return what profiles remember; empty for a task that needs no options."""
@@ -78,7 +98,7 @@ def load_task(options: str | TaskOptions) -> Task:
     names = options.names
     if "" in names or len(set(names)) < len(names):
         raise ConfigError(f"dataset_name={options.dataset_name!r} has to name each data set once")
-    tasks = [_open(name, options) for name in names]
+    tasks = [_open(options.only(name)) for name in names]
     if len(tasks) == 1:
         return tasks[0]
     from budgetvlm.tasks.combined import CombinedTask
@@ -86,12 +106,11 @@ def load_task(options: str | TaskOptions) -> Task:
     return CombinedTask(tasks)
 
 
-def _open(name: str, options: TaskOptions) -> Task:
-    files = _part(options.data_files, name, options.names, "data_files", ":")
-    columns = parse_columns(_part(options.columns, name, options.names, "columns", ":"))
-    repository = _part(options.repository, name, options.names, "repository", "=")
+def _open(options: TaskOptions) -> Task:
+    """Open one data set."""
+    name, files, columns = options.name, options.data_files, parse_columns(options.columns)
     if name == BUNDLED:
-        if files or columns or repository or options.metric or options.prompt:
+        if options.to_dict():
             raise ConfigError(
                 f"the task {BUNDLED} is drawn, not read: {', '.join(f'--{name}' for name in options.to_dict())} cannot "
                 "be used with it. Give another --dataset_name, or leave them out."
@@ -108,7 +127,7 @@ def _open(name: str, options: TaskOptions) -> Task:
 
     layout = _layout(name, options.metric)
     prompt = options.prompt.replace("\\n", "\n") if options.prompt else None
-    splits, open_split = _local(files) if files is not None else _on_the_hub(layout, repository)
+    splits, open_split = _local(files) if files is not None else _on_the_hub(layout, options.repository)
     return DataSetTask(name, layout, open_split, splits, columns=columns, prompt=prompt)
 
 
@@ -134,15 +153,18 @@ def _on_the_hub(layout: DatasetLayout, repository: str | None) -> tuple[tuple[st
     return tuple(layout.splits), lambda split: HubSource(where, layout.splits[split], layout.folder)
 
 
-def _part(text: str | None, name: str, names: tuple[str, ...], option: str, sign: str) -> str | None:
+def _part(text: str, name: str, names: tuple[str, ...], option: str) -> str | None:
     """Return what an option says of one data set: all of it or, with several data sets, what follows "name:"."""
-    if text is None or len(names) == 1:
-        return text.removeprefix(f"{name}{sign}") if text else None
+    sign = SIGNS[option]
+    if len(names) == 1:
+        return text if option in OF_ALL else text.removeprefix(f"{name}{sign}") or None
     own: list[str] = []
     current = None
     for part in text.split(","):
-        before, found, rest = part.strip().partition(sign)
-        current, part = (before, rest) if found and before in names else (current, part)
+        before, found, rest = part.partition(sign)
+        current, part = (before.strip(), rest) if found and before.strip() in names else (current, part)
+        if current is None and option in OF_ALL:
+            return text
         if current is None:
             raise ConfigError(f"{option}={text!r} has to say of which data set it speaks: {names[0]}{sign}...")
         own += [part] if current == name else []

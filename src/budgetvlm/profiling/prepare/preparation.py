@@ -9,46 +9,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from budgetvlm._io import require_writable, write_json
-from budgetvlm._version import __version__
+from budgetvlm._io import require_writable
 from budgetvlm.errors import DataError, OutputError
 from budgetvlm.features import Features
-from budgetvlm.profiling.prepare.document import REMEDY, read_document, to_document, to_table
+from budgetvlm.profiling.prepare.data_sets import join_features, join_tables
+from budgetvlm.profiling.prepare.document import read_document
 from budgetvlm.profiling.prepare.feature_extraction import Backend, features_of_table
 from budgetvlm.profiling.prepare.holding_back import hold_back
 from budgetvlm.profiling.prepare.join import BY_INDEX, SAMPLE_IDS, join
 from budgetvlm.profiling.prepare.prepare_options import PrepareOptions
+from budgetvlm.profiling.prepare.prepared_data import PreparedData, Say, features_path, load_prepared, write_prepared
 from budgetvlm.profiling.prepare.splits import TASK_SPLIT, assign_splits
 from budgetvlm.profiling.prepare.task_samples import find_samples, sample_labels, with_task_ids
 from budgetvlm.profiling.results.places import find_results
 from budgetvlm.profiling.results.reading import read_file, result_files, split_names
+from budgetvlm.profiling.results.result_files import results_directory
 from budgetvlm.table import ProfileTable
 from budgetvlm.tasks import SPLITS, SplitSample, Task
 from budgetvlm.tasks.options import PLACES
 
 BUNDLED = "reference"
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class PreparedData:
-    """Training data and where it lies.
-
-    Attributes:
-        table: the profile table, with splits.
-        features: a row for each of the table's samples, in its order.
-        path: the JSON document; `features_path` and `table_path` tell where the rest lies.
-        reused: whether it was there already.
-    """
-
-    table: ProfileTable
-    features: Features
-    path: Path
-    reused: bool = False
+DATA_SETS = "data_sets"  # in the source of a document that joins those of several data sets
 
 
 def prepare(
@@ -65,32 +50,54 @@ def prepare(
         ConfigError, DataError, KnobSpaceError: results or a model that cannot be used.
         OutputError: data of another origin is there, or nothing can be written.
     """
-    run = _Preparation(options, backend or Backend(), say)
+    backend = backend or Backend()
+    if len(options.task.names) > 1 and not _measured_as_one(options):
+        return _prepare_each(options, force_recompute, backend, say)
+    run = _Preparation(options, backend, say)
     if options.output_data_path.exists() and not force_recompute:
         return run.reuse()
     require_writable(options.output_data_path.parent, "--output_data_path")
     return run.make(force_recompute)
 
 
-def load_prepared(path: str | Path) -> PreparedData:
-    """Read what `prepare` wrote. Raises DataError: a file is missing, damaged, or does not belong to the others."""
-    path = Path(path)
-    document = read_document(path)
-    table = to_table(document, path)
-    features = Features.load(features_path(path))
-    if features.metadata.get("key") != document.get("features_key"):
-        raise DataError(f"{features_path(path)} was made for other data than {path}. {REMEDY}")
-    return PreparedData(table, features.aligned(table.sample_ids), path, reused=True)
+def _measured_as_one(options: PrepareOptions) -> bool:
+    """Whether one sweep measured all of the data sets, which earlier versions did."""
+    place = find_results(options.exp5_dir, options.dataset_name, "accuracy", options.model_path)
+    return results_directory(place, options.dataset_name, "accuracy").is_dir()
 
 
-def features_path(path: str | Path) -> Path:
-    """Return where the features of a JSON document lie."""
-    return Path(path).with_suffix(".features.safetensors")
+def _prepare_each(options: PrepareOptions, force_recompute: bool, backend: Backend, say: Say) -> PreparedData:
+    """Make the data of each data set, in files of its own, and join it; a joined document may be replaced at any time.
 
-
-def table_path(path: str | Path) -> Path:
-    """Return where the Parquet table of a JSON document lies."""
-    return Path(path).with_suffix(".table.parquet")
+    Raises OutputError: other data is there.
+    """
+    path = options.output_data_path
+    if path.exists() and not force_recompute and DATA_SETS not in read_document(path).get("source", {}):
+        raise OutputError(
+            f"{path} exists, and is of one data set. To replace it, add --force_recompute; to keep it, give another "
+            "--output_data_path."
+        )
+    parts: dict[str, PreparedData] = {}
+    for name in options.task.names:
+        say(f"{name}:")
+        own = path.with_name(f"{path.stem}.{name}.json")
+        asked = replace(options, task=options.task.only(name), output_data_path=own)
+        parts[name] = prepare(asked, force_recompute=force_recompute, backend=backend, say=say)
+    table = join_tables({name: part.table for name, part in parts.items()}, say)
+    features = join_features({name: part.features for name, part in parts.items()})
+    documents = {name: read_document(part.path) for name, part in parts.items()}
+    key = json.dumps([document["features_key"] for document in documents.values()])
+    features = replace(features, metadata={**features.metadata, "key": key})
+    features.save(features_path(path))
+    how = {
+        "dataset_name": options.dataset_name,
+        "model_path": next(iter(documents.values()))["model_path"],
+        "source": {DATA_SETS: {name: document["source"] for name, document in documents.items()}},
+        "features_key": key,
+    }
+    return replace(
+        write_prepared(options, table, features, how, say), reused=all(part.reused for part in parts.values())
+    )
 
 
 def _digest(paths: Sequence[Path]) -> str:
@@ -259,27 +266,13 @@ class _Preparation:
         return self.backend.open_task(self.options.task.remembered(_task_of(table)))
 
     def _write(self, table: ProfileTable, features: Features) -> PreparedData:
-        """Write table and document, the document last."""
-        options, path = self.options, self.options.output_data_path
         how = {
-            "dataset_name": options.dataset_name,
+            "dataset_name": self.options.dataset_name,
             "model_path": self.model_path,
             "source": self.source,
-            "split_options": {name: getattr(options, name) for name in ("train_split", "test_split", "seed")},
             "features_key": self._features_key(table),
-            "files": {"features": features_path(path).name, "table": table_path(path).name},
-            "made_by": f"budgetvlm {__version__}: prepare --exp5_dir {options.exp5_dir} --exp6_dir {options.exp6_dir}",
         }
-        document = to_document(table, how)
-        table.save(table_path(path))
-        write_json(path, document)
-        sides = ", ".join(f"{name} {count}" for name, count in document["splits"]["samples"].items())
-        self.say(
-            f"wrote {path}: {table.num_samples} samples ({sides}; split by {document['splits']['by']}), "
-            f"{table.metadata['measured_settings']} settings, {features.image.shape[1]} image and "
-            f"{features.language.shape[1]} language features"
-        )
-        return PreparedData(table, features, path)
+        return write_prepared(self.options, table, features, how, self.say)
 
 
 def _with_task_labels(table: ProfileTable, samples: Sequence[SplitSample]) -> ProfileTable:
