@@ -172,7 +172,7 @@ def test_each_data_sets_accuracy_is_reported_apart_and_against_its_own_controlle
     assert sacrificed.notes[0].startswith("A data set is sacrificed: b is -100.0 points [-100.0, -100.0] from")
     text = " ".join(plain_text(tables(sacrificed)).split())
     assert "Accuracy on each data set (%), mean over the same budgets; points over its own controller" in text
-    assert " 0.0 ±0.0 -100.0 ±0.0" in text and "(15 samples)" in text
+    assert "a b policy (15 samples) (5 samples)" in text and "controller 100.0 ±0.0 0.0 ±0.0" in text
     document = sacrificed.to_dict()
     assert build(EvaluationReport, document).policy("controller").on_dataset == (a, b)
 
