@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "table": set(),
     "features": {"table"},
     "vlm": set(),
-    "engines": {"vlm"},
+    "engines": DATA | {"vlm"},
     "tasks": {"vlm"},
     "guard": DATA,
     "policies": DATA | {"guard"},
@@ -31,19 +31,19 @@ ALLOWED: dict[str, set[str]] = {
     "comparison": LEARNING,
     "explanation": LEARNING,
     "html_report": LEARNING | {"comparison"},
-    "profiling": DATA | {"guard", "tasks", "vlm"},
+    "profiling": DATA | {"guard", "tasks", "vlm", "engines"},
     "importing": DATA | {"profiling", "tasks"},
     "decide": {"guard", "controller"},
     "answer": {"decide", "controller", "guard", "vlm"},
-    "runtime": {"answer", "controller", "decide", "guard", "vlm"},
-    "live": LEARNING | {"answer", "decide", "runtime", "tasks", "vlm"},
-    "serving": {"answer", "controller", "decide", "guard", "runtime", "vlm"},
+    "runtime": {"answer", "controller", "decide", "guard", "vlm", "engines"},
+    "live": LEARNING | {"answer", "decide", "runtime", "tasks", "vlm", "engines"},
+    "serving": {"answer", "controller", "decide", "guard", "runtime", "vlm", "engines"},
     "integrations": {"answer", "profiling", "runtime", "vlm"},
     "commands": LEARNING
     | {"decide"}
     | {"answer", "comparison", "explanation", "html_report", "importing", "integrations", "live", "profiling"}
     | {"serving"}
-    | {"runtime", "tasks", "vlm"},
+    | {"engines", "runtime", "tasks", "vlm"},
     "cli": {"commands"},
 }
 

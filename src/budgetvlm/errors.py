@@ -8,6 +8,9 @@ BudgetVLMError
 │   └── InfeasibleError     a budget that nothing keeps, where that is to be refused
 ├── DataError          a file that is missing, truncated, foreign or inconsistent
 ├── CheckpointError    a checkpoint that does not fit or cannot be read
+├── EngineError        an engine that serves a model refuses or fails
+│   ├── EngineDownError     it cannot be reached, broke off, or is too busy: another may answer
+│   └── EngineChangedError  it is not what it was
 └── OutputError        a result that cannot be written, or that already exists
 
 The command line turns any of them into exit code 2 and one message without a traceback.
@@ -51,6 +54,18 @@ class DataError(BudgetVLMError, ValueError):
 
 class CheckpointError(BudgetVLMError, ValueError):
     """A checkpoint that cannot be read or does not fit."""
+
+
+class EngineError(BudgetVLMError):
+    """An engine that serves a model refuses or fails."""
+
+
+class EngineDownError(EngineError):
+    """An engine that cannot be reached, broke off, or is too busy; another one may answer."""
+
+
+class EngineChangedError(EngineError):
+    """An engine that shows images in another way than it did: restarted with other flags, or another model."""
 
 
 class OutputError(BudgetVLMError, OSError):

@@ -38,7 +38,7 @@ def load(
 
     A `knobs.json` beside them may hold "knob_space", "block_order" and "prompt"; what it lacks is derived from the
     model: powers of two of tiles, fractions of experts and blocks, blocks from early to late, the chat template. On the
-    device "meta" the model has no weights: it can be looked at, and not run.
+    device "meta" the model has no weights, and the directory needs none: it can be looked at, and not run.
 
     Raises:
         ConfigError: the directory is missing, of an unknown family, or its knobs do not fit it.
@@ -51,8 +51,11 @@ def load(
         if num_threads < 1:
             raise ConfigError(f"num_threads={num_threads} cannot run; give at least 1")
         torch.set_num_threads(num_threads)
-    _check_weights(directory)
-    model = skeleton(family, directory) if device == "meta" else _load_model(family, directory, _device(device))
+    if device == "meta":
+        model = skeleton(family, directory)
+    else:
+        _check_weights(directory)
+        model = _load_model(family, directory, _device(device))
     tokenizer, processor = _load_processors(family, directory)
     return _adapt(model_path, family, directory, model, tokenizer, processor)
 
@@ -240,7 +243,7 @@ def _adapt(name: str, family: Family, directory: Path, model: Any, tokenizer: An
         return Adapter(str(name), family, model, images, prompt, knob_space, order, end_ids)
 
     space = space or derive_knob_space(family, model, images)
-    if isinstance(family, Found) and "knob_space" not in knobs:
+    if isinstance(family, Found) and "knob_space" not in knobs and model.device.type != "meta":
         from budgetvlm.vlm.finding import working_knobs
 
         space = working_knobs(directory, space, adapt)

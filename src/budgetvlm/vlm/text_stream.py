@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from queue import SimpleQueue
 from threading import Event, Thread
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from budgetvlm.vlm.protocol import OnText
 
@@ -24,13 +24,13 @@ class TextStream:
         ended: "stop": at a stop string. "stopped": by who reads it. None: not yet.
 
     Args:
-        decode: ids to text, without special tokens.
+        decode: tokens to text, without special ones; tokens are ids, or pieces of text as an engine sends them.
         stop: strings that end the answer and are no part of it.
         on_text: see `budgetvlm.vlm.protocol.OnText`.
     """
 
     def __init__(
-        self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = (), on_text: OnText | None = None
+        self, decode: Callable[[Sequence[Any]], str], stop: Sequence[str] = (), on_text: OnText | None = None
     ) -> None:
         self._decode, self._stop, self._on_text = decode, stop, on_text
         self._begin = self._read = 0
@@ -38,7 +38,7 @@ class TextStream:
         self.text = ""
         self.ended: Literal["stop", "stopped"] | None = None
 
-    def __call__(self, ids: Sequence[int]) -> bool:
+    def __call__(self, ids: Sequence[Any]) -> bool:
         """Take all tokens so far, of which the last one is new; whether the answer goes on."""
         new = self._new_text(ids)
         if new.endswith(_HALF):
@@ -51,7 +51,7 @@ class TextStream:
             self.ended = self.ended or "stopped"
         return self.ended is None
 
-    def finish(self, ids: Sequence[int]) -> str:
+    def finish(self, ids: Sequence[Any]) -> str:
         """Hand on what waits, once all tokens are there; returns the whole text."""
         if self.ended is None:
             self._take(self._new_text(ids))
@@ -59,7 +59,7 @@ class TextStream:
                 self._hand_on(len(self._held))
         return self.text
 
-    def _new_text(self, ids: Sequence[int]) -> str:
+    def _new_text(self, ids: Sequence[Any]) -> str:
         """Return what the tokens since the last whole character add.
 
         Some tokenizers drop the blank in front of a text's first word, so it is decoded behind the text before it, and

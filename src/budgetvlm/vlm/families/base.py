@@ -85,6 +85,10 @@ class Images(ABC):
         """Return what the model's own image processor is told at a `max_crops`; None: it cannot do this at all."""
         return {}
 
+    def scaled(self, height: int, width: int, max_crops: int) -> tuple[int, int] | None:
+        """Return the height and width whose image untouched is as this one at a `max_crops`; None: there is none."""
+        return None
+
     def plain(self, image: Image.Image, max_crops: int) -> dict[str, Any]:
         """Return the model's own forward's arguments for an image, made by its own processor; to check against."""
         options = self.options(image.height, image.width, max_crops) or {}

@@ -53,6 +53,9 @@ class PatchImages(Images):
         least, most = self._limits(max_crops)
         return {"size": {"shortest_edge": least, "longest_edge": most}}
 
+    def scaled(self, height: int, width: int, max_crops: int) -> tuple[int, int]:
+        return self._resized(height, width, max_crops)
+
     def _limits(self, max_crops: int) -> tuple[int, int]:
         """Return the fewest and most pixels; at the most crops those of the untouched processor."""
         most = self._most if max_crops >= self.most_crops else max_crops * self._crop_pixels

@@ -1,0 +1,96 @@
+"""One engine of a fleet: what it answers, how it is steered, and what it is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from PIL import Image
+
+from budgetvlm._io import to_rgb
+from budgetvlm.engines.dialects import Dialect
+from budgetvlm.engines.engine_client import EngineClient
+from budgetvlm.engines.payload import data_url, messages_of, redrawn
+from budgetvlm.engines.sketch import Sketch
+from budgetvlm.errors import InputError
+from budgetvlm.knobs import Setting, Value
+from budgetvlm.vlm import Conversation
+
+
+class Endpoint:
+    """One engine and what is known of it.
+
+    Attributes:
+        model: the name that it serves.
+        steer: how it is told how to show an image: "kwargs" (also our own server's setting), "pixels" or "none".
+        values: of each knob, those that it answers.
+        more_text: by how many tokens its text around a question is longer than the sketch's.
+        in_flight: requests that it works on for us.
+        healthy: it may be asked.
+    """
+
+    def __init__(self, client: EngineClient, dialect: Dialect, sketch: Sketch, model: str, steer: str) -> None:
+        self.client, self.dialect, self.sketch = client, dialect, sketch
+        self.model, self.steer = model, steer
+        self.values: dict[str, tuple[Value, ...]] = {}
+        self.more_text = 0
+        self.in_flight, self.healthy = 0, True
+
+    def takes(self, knob: str) -> bool:
+        """Tell whether it takes a knob with each request."""
+        steered = self.steer != "none" if knob == "max_crops" else True
+        return knob in self.dialect.knobs and knob not in self.client.spec.knobs and steered
+
+    def serves(self, setting: Mapping[str, Value]) -> bool:
+        """Tell whether it answers a setting."""
+        return all(value in self.values[name] for name, value in setting.items())
+
+    def smallest(self, chosen: Mapping[str, Value]) -> Setting:
+        """Return a setting that it answers, with these values and every other knob at its smallest."""
+        cheapest = {name: values[0] for name, values in self.values.items()}
+        return Setting(tuple((cheapest | dict(chosen)).items()))
+
+    def max_crops(self, setting: Mapping[str, Value]) -> Value:
+        """Return the `max_crops` at which it shows images at a setting."""
+        own = self.sketch.own_value("max_crops")
+        return setting.get("max_crops", self.client.spec.knobs.get("max_crops", own or 1))
+
+    def body(
+        self, images: Sequence[Image.Image], question: str | Conversation, setting: Setting, max_new_tokens: int,
+        stop: Sequence[str], *, fresh: bool,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Return the body of a chat completion.
+
+        Args:
+            fresh: no cache of the engine is to know the images.
+        """
+        crops = self.max_crops(setting)
+        shown = [self._shown(image, crops) for image in images]
+        urls = [data_url(redrawn(image) if fresh else image) for image in shown]
+        told = {name: value for name, value in setting.items() if self.takes(name)}
+        return {
+            "model": self.model, "messages": messages_of(question, urls), "max_tokens": max_new_tokens,
+            "temperature": 0, "seed": 0, **({"stop": list(stop)} if stop else {}),
+            **self.dialect.fields(told, self._options(images, crops) if self._by_options else {}),
+        }  # fmt: skip
+
+    @property
+    def _by_options(self) -> bool:
+        return self.dialect.takes_options and self.takes("max_crops") and self.steer == "kwargs"
+
+    def _shown(self, image: Image.Image, crops: Value) -> Image.Image:
+        """Return an image as it is sent: made smaller where that steers."""
+        size = self.sketch.scaled_size(image, crops) if self.steer == "pixels" and self.takes("max_crops") else None
+        if size is None or size[0] * size[1] >= image.width * image.height:
+            return image
+        return to_rgb(image).resize(size, self.sketch.images.processor.resample)
+
+    def _options(self, images: Sequence[Image.Image], crops: Value) -> dict[str, Any]:
+        """Return what the image processor is told. Raises InputError: it would have to differ between images."""
+        told = [self.sketch.options(image, crops) or {} for image in images]
+        if any(one != told[0] for one in told):
+            raise InputError(
+                f"{len(images)} images of different shapes cannot be shown at max_crops={crops} through an engine, "
+                "which takes one set of options for all of them; ask about images of one shape, or about one"
+            )
+        return told[0] if told else {}

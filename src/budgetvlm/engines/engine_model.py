@@ -1,0 +1,213 @@
+"""A model that engines serve, behind the `VLM` protocol.
+
+Its stages: "preprocess" is features and the writing of the image, "vision" nothing, "prefill" all until the first of
+the answer's text is here, "decode" the rest. All times are this side's. Shapes: K settings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+from budgetvlm.engines.endpoint import Endpoint
+from budgetvlm.engines.engine_client import Reply
+from budgetvlm.engines.fleet_file import MODEL
+from budgetvlm.engines.router import EngineRouter
+from budgetvlm.engines.sketch import Sketch
+from budgetvlm.engines.token_counts import PROBE_SIZES
+from budgetvlm.errors import EngineChangedError, InputError, KnobSpaceError
+from budgetvlm.features.arrays import Features
+from budgetvlm.features.image_statistics import image_statistics
+from budgetvlm.knobs import KnobSpace, Setting
+from budgetvlm.vlm import Conversation, Deadline, Generation, OnText, Overview, Revise
+from budgetvlm.vlm.text_stream import TextStream
+
+NO_LANGUAGE = np.zeros(1, np.float32)
+
+
+class Extractor(Protocol):
+    """Makes features without the model, see `budgetvlm.features.cheap.CheapFeatures`."""
+
+    def __call__(self, texts: Sequence[str | None], images: Sequence[Any] | None = None) -> Features: ...
+
+
+class EngineVLM:
+    """A model that engines serve. Threads may share it; they answer side by side.
+
+    Attributes:
+        served: the settings that an engine of the fleet answers.
+        can_revise: an answer cannot be turned to another setting once it was asked for.
+        features: makes what a controller reads; None: nothing does, while profiles are measured.
+        fresh_images: no cache of an engine is to know an image, so that none is measured.
+    """
+
+    can_revise = False
+
+    def __init__(self, name: str, knob_space: KnobSpace, router: EngineRouter, sketches: Mapping[Any, Sketch]) -> None:
+        self.name, self.knob_space, self.router = name, knob_space, router
+        self._sketches = dict(sketches)
+        self._largest = self._sketches[max(self._sketches, key=lambda value: value or 0)]
+        self.num_total_blocks = self._largest.vlm.num_total_blocks
+        self.served = tuple(setting for setting in knob_space.settings if router.serving(setting))
+        self.features: Extractor | None = None
+        self.fresh_images = False
+
+    def active_blocks(self, num_active_blocks: int) -> tuple[int, ...]:
+        """Return the indices of the blocks that run at this depth, ascending."""
+        return self._largest.vlm.active_blocks(num_active_blocks)
+
+    @contextmanager
+    def apply(self, setting: Setting) -> Iterator[None]:
+        """Do nothing but check a setting: each request brings its own."""
+        self._require_served(setting)
+        yield
+
+    def fingerprint(self) -> str:
+        """Return a short digest of what answers: names of models, knobs, tokens of some images at each setting."""
+        names = sorted({(str(one.client.spec.knobs.get(MODEL)), one.model) for one in self.router.endpoints})
+        sizes = [self._image_tokens((size,)).tolist() for size in PROBE_SIZES]
+        return hashlib.sha256(repr((names, self.knob_space.to_dict(), sizes)).encode()).hexdigest()[:16]
+
+    def encode_overview(self, image: Image.Image) -> Overview:
+        """Compute an image's feature; there is nothing that the model could use again."""
+        began = time.perf_counter()
+        feature = image_statistics(image) if self.features is None else self.features([""], [image]).image[0]
+        return Overview(torch.empty(0), feature, _ms_since(began), 0.0)
+
+    def question_feature(self, question: str | Conversation) -> np.ndarray:
+        """Return a question's feature, float32 ``[Dl]``; of a conversation, the last question's."""
+        if self.features is None:
+            return NO_LANGUAGE
+        said = question.question if isinstance(question, Conversation) else question
+        return self.features([said], [_BLANK]).language[0]
+
+    def prompt_size(self, image: Image.Image | None, question: str | Conversation) -> tuple[np.ndarray, int]:
+        """Return visual tokens at each setting ``[K]`` and the prompt's other tokens, without asking an engine."""
+        sizes = tuple(one.size for one in _images(image, question))
+        return self._image_tokens(sizes), self._largest.num_text_tokens(question)
+
+    def _image_tokens(self, sizes: Sequence[tuple[int, int]]) -> np.ndarray:
+        return np.array([
+            sum(self._sketch(setting).num_image_tokens(size, setting.get("max_crops", math.inf)) for size in sizes)
+            for setting in self.knob_space.settings
+        ], dtype=np.float64)  # fmt: skip
+
+    def _sketch(self, setting: Setting) -> Sketch:
+        return self._sketches[setting[MODEL]] if MODEL in setting else self._largest
+
+    def generate(
+        self,
+        image: Image.Image | None,
+        question: str | Conversation,
+        setting: Setting,
+        *,
+        max_new_tokens: int = 16,
+        overview: Overview | Sequence[Overview] | None = None,
+        deadline: Deadline | None = None,
+        revise: Revise | None = None,
+        stop: Sequence[str] = (),
+        on_text: OnText | None = None,
+    ) -> Generation:
+        """Answer one question, greedily and as a stream, with every stage timed.
+
+        Raises:
+            EngineError: no engine that answers this setting is up, or it shows images in another way than it did.
+        """
+        if max_new_tokens < 1:
+            raise InputError(f"max_new_tokens={max_new_tokens} cannot be answered with; give at least 1")
+        self._require_served(setting)
+        overviews = [overview] if isinstance(overview, Overview) else list(overview or ())
+        images = _images(image, question)
+        begun, earlier_ms = time.perf_counter(), sum(one.preprocess_ms for one in overviews)
+        with self.router.pick(setting, None) as endpoint:
+            body = endpoint.body(images, question, setting, max_new_tokens, stop, fresh=self.fresh_images)
+            preprocess_ms = earlier_ms + _ms_since(begun)
+            sent_s = time.perf_counter()
+            text = TextStream("".join, (), on_text)
+            pieces: list[Any] = []
+
+            def take(piece: str) -> bool:
+                pieces.append(piece)
+                return text(pieces)
+
+            end_s = deadline.at_s if deadline and deadline.cut else math.inf
+            reply = endpoint.client.chat(body, end_s=end_s, on_text=take)
+            text.finish(pieces)
+            done_s = time.perf_counter()
+            vision, language = self._check(endpoint, images, question, setting, reply)
+        first_s = done_s if math.isnan(reply.first_s) else reply.first_s
+        stages = {
+            "preprocess": preprocess_ms, "vision": 0.0, "prefill": (first_s - sent_s) * 1e3,
+            "decode": (done_s - first_s) * 1e3,
+        }  # fmt: skip
+        ids = endpoint.sketch.token_ids(text.text)
+        made = (reply.usage or {}).get("completion_tokens")
+        return Generation(
+            text.text, ids, _reason(reply), vision, language, len(ids) if made is None else int(made), stages,
+            whole=reply.finish_reason != "stopped" and not (stop and reply.finish_reason == "stop"),
+        )  # fmt: skip
+
+    def generate_batch(
+        self,
+        images: Sequence[Image.Image],
+        questions: Sequence[str],
+        setting: Setting,
+        *,
+        max_new_tokens: int = 16,
+    ) -> list[Generation]:
+        """Answer a batch greedily, with as many requests in flight as the engines take; no stage is timed."""
+        self._require_served(setting)
+        places = sum(one.client.spec.concurrency for one in self.router.serving(setting))
+        with ThreadPoolExecutor(max(1, min(places, len(images)))) as threads:
+            made = [
+                threads.submit(self.generate, image, question, setting, max_new_tokens=max_new_tokens)
+                for image, question in zip(images, questions, strict=True)
+            ]
+            return [one.result() for one in made]
+
+    def _check(
+        self, endpoint: Endpoint, images: Sequence[Image.Image], question: str | Conversation, setting: Setting,
+        reply: Reply,
+    ) -> tuple[int, int]:  # fmt: skip
+        """Return the prompt's tokens of images and of text. Raises EngineChangedError: the engine counts others."""
+        crops, sketch = endpoint.max_crops(setting), endpoint.sketch
+        vision = sum(sketch.num_image_tokens(one.size, crops) for one in images)
+        language = sketch.num_text_tokens(question) + endpoint.more_text
+        counted = (reply.usage or {}).get("prompt_tokens")
+        if counted is not None and counted != vision + language:
+            raise EngineChangedError(
+                f"the engine at {endpoint.client.spec.url} read a prompt of {counted} tokens where {vision + language} "
+                f"are right at {setting}: it was restarted with other flags, or serves another model. Check it with "
+                "`budgetvlm check-model --engine`; what was measured of it before may not hold"
+            )
+        return vision, language
+
+    def _require_served(self, setting: Setting) -> None:
+        """Raise KnobSpaceError unless an engine answers this setting."""
+        self.knob_space.index(setting)
+        if not self.router.serving(setting):
+            raise KnobSpaceError(f"no engine of {self.name} answers {setting}")
+
+
+_BLANK = Image.new("RGB", (8, 8))
+
+
+def _images(image: Image.Image | None, question: str | Conversation) -> Sequence[Image.Image]:
+    return question.images if isinstance(question, Conversation) else (image,) if image is not None else ()
+
+
+def _reason(reply: Reply) -> str:
+    return reply.finish_reason if reply.finish_reason in ("length", "budget", "stopped") else "stop"
+
+
+def _ms_since(began_s: float) -> float:
+    return (time.perf_counter() - began_s) * 1e3

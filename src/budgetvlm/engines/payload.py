@@ -1,0 +1,47 @@
+"""What an engine is sent: chat messages with their images inside, lossless, at their own size or scaled."""
+
+from __future__ import annotations
+
+import base64
+import io
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from budgetvlm._io import to_rgb
+from budgetvlm.vlm import Conversation
+from budgetvlm.vlm.prompt import IMAGE, one_question
+
+REDRAWN = 8  # pixels of an image whose lowest bits are drawn anew
+QUICKEST = 1  # level of compression: others take several times as long for files a tenth smaller
+
+
+def data_url(image: Image.Image) -> str:
+    """Write an image into an address, without loss."""
+    file = io.BytesIO()
+    to_rgb(image).save(file, "PNG", compress_level=QUICKEST)
+    return f"data:image/png;base64,{base64.b64encode(file.getbuffer()).decode('ascii')}"
+
+
+def redrawn(image: Image.Image) -> Image.Image:
+    """Copy an image with the lowest bits of some pixels drawn anew, so that no cache of an engine knows it."""
+    copy = to_rgb(image).copy()
+    for _ in range(REDRAWN):
+        at = random.randrange(copy.width), random.randrange(copy.height)
+        bits = random.getrandbits(3)
+        pixel: Any = copy.getpixel(at)
+        copy.putpixel(at, tuple(shade ^ (bits >> i & 1) for i, shade in enumerate(pixel)))
+    return copy
+
+
+def messages_of(question: str | Conversation, urls: Sequence[str]) -> list[dict[str, Any]]:
+    """Return chat messages as engines read them, with the addresses of their images in order."""
+    turns = question.turns if isinstance(question, Conversation) else one_question(question)
+    left = iter(urls)
+
+    def part(one: dict[str, Any]) -> dict[str, Any]:
+        return {"type": "image_url", "image_url": {"url": next(left)}} if one == IMAGE else one
+
+    return [{"role": turn["role"], "content": [part(one) for one in turn["content"]]} for turn in turns]
