@@ -88,6 +88,14 @@ def test_one_request_alone_and_a_new_process_have_the_same_bits(tmp_path):
     assert printed == [whole.language[7].tobytes().hex(), whole.image[7].tobytes().hex()]
 
 
+@pytest.mark.parametrize("images", [None, [picture(5 * row, half=255 - row) for row in range(len(TEXTS))]])
+def test_the_sides_of_one_request_are_those_of_a_table(images):
+    extractor = CheapFeatures.fit(TEXTS, images, range(20))
+    whole = extractor(TEXTS, images)
+    np.testing.assert_array_equal(extractor.of_question(TEXTS[7]), whole.language[7])
+    np.testing.assert_array_equal(extractor.of_image(images and images[7]), whole.image[7])
+
+
 def test_fewer_distinct_questions_than_components():
     extractor = CheapFeatures.fit(["red car", "red car", "green tree"], options=CheapOptions(components=64))
     assert extractor(["red tree"]).language.shape == (1, NUM_COUNTS + 2)

@@ -25,10 +25,11 @@ from transformers import (
 
 from budgetvlm import load_controller
 from budgetvlm.cli import main
+from budgetvlm.engines import encoders
+from budgetvlm.engines.request_features import extractor_beside
 from budgetvlm.errors import DataError
 from budgetvlm.features import Features, cheap
-from budgetvlm.importing import made_features
-from budgetvlm.profiling.prepare import encoders
+from budgetvlm.profiling.prepare import made_features
 from budgetvlm.table import ProfileTable
 from budgetvlm.tasks import load_task
 
@@ -244,6 +245,9 @@ def test_an_encoder_replaces_its_sides_at_import_and_at_run_time(tmp_path, kind,
     np.testing.assert_allclose(made.language[0], features.language[0], atol=1e-5)
     np.testing.assert_allclose(made.image[0], features.image[0], atol=1e-5)
     assert not made.language[1].any()
+    one = extractor_beside(tmp_path / "c")
+    np.testing.assert_allclose(one.of_question(question), made.language[0], atol=1e-6)
+    np.testing.assert_allclose(one.of_image(tmp_path / "pictures" / "p0.png"), made.image[0], atol=1e-6)
     with pytest.raises(ValueError, match=r"encoders.load"):
         cheap.load(tmp_path / "c")
 

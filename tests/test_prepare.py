@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from planted_tables import tiny
+from test_made_features import write_encoder
 
 from budgetvlm.errors import ConfigError, DataError, KnobSpaceError, OutputError
 from budgetvlm.features import Features
@@ -575,6 +576,18 @@ def test_other_splits_need_no_new_features(toy):
     assert data.table.split.count("validation") == 14 and data.table.split.count("test") == 6
     assert load_prepared(data.path).table.split == data.table.split
     assert len(toy.vlm.encoded) == encoded
+
+
+def test_features_of_an_encoder_are_fitted_on_the_training_samples_of_the_splits(toy, tmp_path):
+    write_profiles(toy.root)
+    encoder = str(write_encoder(tmp_path / "encoder", "text"))
+    made = [toy(encoder=encoder, train_split=share).features for share in (0.8, 0.5, 0.5)]
+    assert not toy.vlm.encoded
+    assert made[0].metadata["extractor"]["encoder"]["name"] == encoder
+    arrays = [one.metadata["extractor"]["arrays"] for one in made]
+    assert arrays[0] != arrays[1] == arrays[2]
+    with pytest.raises(OutputError, match=r"made with other encoder\."):
+        toy()
 
 
 def test_data_of_another_origin_is_never_taken_silently(toy):

@@ -1,6 +1,7 @@
 """A controller knows the weights and the samples that it was trained on, and is not used for others unasked."""
 
 import json
+import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from planted_tables import tiny
 from safetensors.numpy import load_file, save_file
 from tiny_vlm import write_tiny_model
 
+from budgetvlm._io import write_json
 from budgetvlm.cli import command_parser, main
 from budgetvlm.commands.flags import forget_defaults
 from budgetvlm.commands.origins import complete_from
@@ -22,6 +24,7 @@ from budgetvlm.controller.provenance import TrainedOn, digests_of
 from budgetvlm.controller.training import train, with_splits
 from budgetvlm.controller.training_options import GRPOConfig, TrainingConfig
 from budgetvlm.errors import BudgetVLMWarning, CheckpointError, ConfigError, DataError
+from budgetvlm.features.cheap import EXTRACTOR, CheapFeatures
 from budgetvlm.guard.adaptive import AdaptiveGuard
 from budgetvlm.live.fresh_samples import fresh_samples
 from budgetvlm.profiling.results.places import default_directory, find_results, measured_dataset
@@ -279,6 +282,23 @@ def test_another_models_controller_is_refused_unless_the_user_says_so(own):
     with pytest.raises(CheckpointError, match=r"the controller was made for other weights.*--allow_other_model"):
         open_own(own, "other")
     assert open_own(own, "other", allow_other_model=True).fingerprint == model_fingerprint(own / "other")
+
+
+def test_features_that_were_made_without_the_model_are_made_so_for_a_request(own, tmp_path, monkeypatch):
+    """A controller that was trained on them is asked with them, and their time is the request's."""
+    picture = Image.linear_gradient("L").resize((96, 64)).convert("RGB")
+    extractor = CheapFeatures.fit(["what is it", "is it red"], [picture, _blank()])
+    image, language = extractor.of_image(picture), extractor.of_question("is it red")
+    vlm = load_vlm(str(own / "model"))
+    made = GRPOController(len(image), len(language), budget_dim=4, hidden_dim=8, knob_values=vlm.knob_space.to_dict())
+    made.trained_on = TrainedOn(model_fingerprint(own / "model"))
+    made.save_pretrained(tmp_path)
+    write_json(tmp_path / EXTRACTOR, extractor.to_dict())
+    model = AdaptiveVLM.from_pretrained(str(own / "model"), tmp_path, rehearsals=1, compiled=False)
+    np.testing.assert_array_equal(model.request(picture, "is it red").feature, language)
+    np.testing.assert_array_equal(model.vlm.encode_overview(picture).feature, image)
+    monkeypatch.setattr(CheapFeatures, "of_image", lambda self, one: time.sleep(0.05) or image)
+    assert model.generate(picture, "is it red", max_new_tokens=2).stages_ms["preprocess"] > 50
 
 
 def test_an_old_checkpoint_is_used_with_a_plain_warning(own, tmp_path, capsys):

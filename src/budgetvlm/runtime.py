@@ -27,6 +27,7 @@ from budgetvlm.controller.checkpoint import load_controller
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.price_curve import AtPrice, PriceCurve, load_price_curve
 from budgetvlm.controller.value_network import ValueNetwork
+from budgetvlm.engines.request_features import Extractor, extractor_beside, with_features
 from budgetvlm.errors import CheckpointError, ConfigError, InfeasibleError, InputError
 from budgetvlm.guard.adaptive import AdaptiveGuard
 from budgetvlm.guard.bounds import Bounds, Request, Spent
@@ -120,6 +121,7 @@ class AdaptiveVLM:
         controller: str | Path | GRPOController | None = None,
         *,
         guard: AdaptiveGuard | None = None,
+        extractor: Extractor | None = None,
         device: str = "cpu",
         num_threads: int | None = None,
         allow_other_model: bool = False,
@@ -130,7 +132,7 @@ class AdaptiveVLM:
         Args:
             model_path: "reference" or a model's directory.
             controller: a training directory, a checkpoint, a controller; None: the one that the model brings.
-            guard: None: the one that lies beside the controller, if there is one.
+            guard, extractor: None: those that lie beside the controller; without an extractor the model makes features.
             allow_other_model: take a controller or a guard that was made for other weights.
             options: rehearsals, compiled, mean_budget_ms and price_curve of `AdaptiveVLM`.
 
@@ -140,12 +142,13 @@ class AdaptiveVLM:
         if not isinstance(controller, GRPOController):
             path = bundled_controller(model_path) if controller is None else Path(controller)
             controller, guard = load_controller(path), guard or load_guard(path)
+            extractor = extractor or extractor_beside(path, device)
             options = {"price_curve": load_price_curve(path), **options}
         fingerprint = model_fingerprint(model_directory(model_path))
         if not allow_other_model:
             controller.trained_on.require_model(fingerprint, model_path, guard.origin if guard else {})
         vlm = load_vlm(model_path, device=device, num_threads=num_threads)
-        model = cls(vlm, controller, guard, **options)
+        model = cls(with_features(vlm, extractor), controller, guard, **options)
         model.fingerprint = fingerprint
         return model
 

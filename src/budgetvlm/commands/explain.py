@@ -93,6 +93,7 @@ def _explain(
     """Look at the request as `budgetvlm ask` would, without an answer."""
     from budgetvlm._io import open_image
     from budgetvlm.decide import seen_budget_ms
+    from budgetvlm.engines.request_features import extractor_beside
     from budgetvlm.explanation.explainer import Explainer, explain
     from budgetvlm.explanation.explanation_records import BudgetContext
     from budgetvlm.guard.saved import load_guard
@@ -100,7 +101,8 @@ def _explain(
 
     image = open_image(args.image)
     model = AdaptiveVLM.from_pretrained(
-        args.model_path, controller, guard=load_guard(args.checkpoint), device=args.device,
+        args.model_path, controller, guard=load_guard(args.checkpoint),
+        extractor=extractor_beside(args.checkpoint, args.device), device=args.device,
         num_threads=args.num_threads, allow_other_model=args.allow_other_model,
     )  # fmt: skip
 

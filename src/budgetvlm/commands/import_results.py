@@ -146,7 +146,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _finish_options(args: argparse.Namespace) -> FinishOptions:
     from budgetvlm.importing.finish import FinishOptions
-    from budgetvlm.importing.made_features import MakeOptions
+    from budgetvlm.profiling.prepare.made_features import MakeOptions
     from budgetvlm.tasks import TaskOptions
 
     reading = READ.read(args)

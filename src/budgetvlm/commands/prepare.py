@@ -17,7 +17,7 @@ from budgetvlm.profiling.prepare.prepare_options import PrepareOptions
 WHERE = OptionFlags(PrepareOptions, "exp5_dir", "exp6_dir", "model_path", "output_data_path")
 HOW = OptionFlags(
     PrepareOptions, "groups", "train_split", "test_split", "calibration_samples", "latency_fill", "feature_batch_size",
-    "device", "seed",
+    "device", "encoder", "seed",
 )  # fmt: skip
 
 

@@ -1,1 +1,1 @@
-"""The model under control where somebody else serves it: the `VLM` protocol over HTTP, for one engine or a fleet."""
+"""Models that somebody else serves, one engine or a fleet, and features of a request without its model."""

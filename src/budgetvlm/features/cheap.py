@@ -119,12 +119,26 @@ class CheapFeatures:
                 f"{'without' if images is None else 'with'}; give the same, or fit them again"
             )
         known = [_text(text, row, self.options.longest) for row, text in enumerate(texts)]
-        counts = np.array([text_counts(text) for text in known], np.float32)
-        language = np.hstack([counts, self.ngrams(known)])
         image = np.zeros((len(known), 1), np.float32)
         if images is not None and self.shades is not None:
             image = _with_directions(_taken(images, np.arange(len(known))), self.shades)
-        return Features(tuple(sample_ids or map(str, range(len(known)))), image, language, {"made_by": __name__})
+        return Features(
+            tuple(sample_ids or map(str, range(len(known)))), image, self._language(known), {"made_by": __name__}
+        )
+
+    def of_image(self, image: Any) -> np.ndarray:
+        """Make the feature of one image as in a call, float32 ``[Di]``. Raises InputError."""
+        if self.shades is None:
+            return np.zeros(1, np.float32)
+        found: np.ndarray = _with_directions(_taken([image], np.arange(1)), self.shades)[0]
+        return found
+
+    def of_question(self, text: str) -> np.ndarray:
+        """Make the feature of one question as in a call, float32 ``[Dl]``."""
+        return self._language([_text(text, 0, self.options.longest)])[0]
+
+    def _language(self, texts: Sequence[str]) -> np.ndarray:
+        return np.hstack([np.array([text_counts(text) for text in texts], np.float32), self.ngrams(texts)])
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able document; arrays as base64 of their bytes."""
@@ -160,7 +174,7 @@ def load(checkpoint: str | Path) -> CheapFeatures:
     try:
         document = read_json(path)
         if isinstance(document, dict) and "encoder" in document:
-            raise DataError("an encoder made these features; open it with budgetvlm.profiling.prepare.encoders.load")
+            raise DataError("an encoder made these features; open it with budgetvlm.engines.encoders.load")
         return CheapFeatures.from_dict(document)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None

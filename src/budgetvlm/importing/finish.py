@@ -10,8 +10,9 @@ import numpy as np
 
 from budgetvlm.errors import ConfigError, DataError, OutputError
 from budgetvlm.features import Features
-from budgetvlm.importing.made_features import MakeOptions, inputs_of, made_features
+from budgetvlm.importing.table_inputs import inputs_of
 from budgetvlm.profiling.prepare.feature_extraction import Backend, features_of_table
+from budgetvlm.profiling.prepare.made_features import MakeOptions, made_features
 from budgetvlm.profiling.prepare.splits import assign_splits
 from budgetvlm.profiling.prepare.task_samples import find_samples, sample_labels, with_task_ids
 from budgetvlm.profiling.results.reading import split_names

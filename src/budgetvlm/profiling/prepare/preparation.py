@@ -21,6 +21,7 @@ from budgetvlm.profiling.prepare.document import read_document
 from budgetvlm.profiling.prepare.feature_extraction import Backend, features_of_table
 from budgetvlm.profiling.prepare.holding_back import hold_back
 from budgetvlm.profiling.prepare.join import BY_INDEX, SAMPLE_IDS, join
+from budgetvlm.profiling.prepare.made_features import MakeOptions, inputs_of_samples, made_features
 from budgetvlm.profiling.prepare.prepare_options import PrepareOptions
 from budgetvlm.profiling.prepare.prepared_data import PreparedData, Say, features_path, load_prepared, write_prepared
 from budgetvlm.profiling.prepare.splits import TASK_SPLIT, assign_splits
@@ -140,7 +141,9 @@ class _Preparation:
             "exp6": _digest(result_files(options.exp6_dir, name, "latency")),
             "latency_fill": options.latency_fill,
             "calibration_samples": options.calibration_samples,
+            "encoder": options.encoder,
         }
+        self.makes_features = options.encoder is not None
 
     def make(self, force_recompute: bool) -> PreparedData:
         """Join the results, split the samples, extract the features and write it all."""
@@ -150,7 +153,7 @@ class _Preparation:
             self.say(note)
         self._check_model(table)
         table, samples = self._with_task_ids(table)
-        features = None if force_recompute else self._cached_features(table)
+        features = None if force_recompute or self.makes_features else self._cached_features(table)
         if features is None or not {"image_id", TASK_SPLIT} <= table.groups.keys():
             samples = samples or self._find_samples(table)
             table = _with_task_labels(table, samples)
@@ -158,10 +161,7 @@ class _Preparation:
         table = self._split(table)
         samples = [place for place in samples if place.sample.sample_id in set(table.sample_ids)]
         if features is None:
-            features = features_of_table(
-                table, samples, self.model_path, self.backend, device=options.device,
-                batch_size=options.feature_batch_size, metadata={"key": self._features_key(table)}, say=self.say,
-            )  # fmt: skip
+            features = self._features(table, samples)
             features.save(features_path(options.output_data_path))
         return self._write(table, features)
 
@@ -184,6 +184,8 @@ class _Preparation:
             self.say(f"using the data in {path} ({table.num_samples} samples); --force_recompute makes it anew")
             return prepared
         self.say(f"using the data in {path} with new splits")
+        if self.makes_features:  # they are fitted on the training samples
+            return self.make(force_recompute=True)
         return replace(self._write(table, prepared.features), reused=True)
 
     def _split(self, table: ProfileTable) -> ProfileTable:
@@ -236,6 +238,19 @@ class _Preparation:
             return None
         self.say(f"using the features in {path}")
         return features.aligned(table.sample_ids)
+
+    def _features(self, table: ProfileTable, samples: Sequence[SplitSample]) -> Features:
+        """Extract features from the model, or make them without it."""
+        options, key = self.options, {"key": self._features_key(table)}
+        if not self.makes_features:
+            return features_of_table(
+                table, samples, self.model_path, self.backend, device=options.device,
+                batch_size=options.feature_batch_size, metadata=key, say=self.say,
+            )  # fmt: skip
+        how = MakeOptions(options.encoder, batch_size=options.feature_batch_size, device=options.device)
+        inputs = inputs_of_samples(options.dataset_name, samples)
+        features = made_features(table, inputs, how, options.output_data_path, self.say)
+        return replace(features, metadata=features.metadata | key)
 
     def _features_key(self, table: ProfileTable) -> str:
         """Return what features depend on: model, processor, data set (and its prompts), not what was measured."""

@@ -35,6 +35,8 @@ class PrepareOptions:
         feature_batch_size: number of images encoded at once.
         seed: seed of the splits.
         device: PyTorch device that extracts the features.
+        encoder: text or image encoder of Transformers (a directory or hub name) whose vectors are the features of its
+            side; the other side's are then made without a model as well.
     """
 
     exp5_dir: Path = Path("results/profiling/exp5_accuracy")
@@ -50,6 +52,7 @@ class PrepareOptions:
     feature_batch_size: int = 32
     seed: int = 0
     device: str = "cpu"
+    encoder: str | None = None
 
     @property
     def dataset_name(self) -> str:

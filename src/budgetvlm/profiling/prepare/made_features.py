@@ -1,4 +1,4 @@
-"""Features made from questions and images, for a table that brings none.
+"""Features made from questions and images, for a table that brings none and for models that are served elsewhere.
 
 What is costly (an image's statistics, an encoder's vectors) is kept beside the output by a digest of what it was made
 from, so that it is computed once. Shapes: S samples, D dimensions.
@@ -7,9 +7,8 @@ from, so that it is computed once. Shapes: S samples, D dimensions.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,14 @@ import numpy as np
 
 from budgetvlm._io import open_image
 from budgetvlm._version import __version__
+from budgetvlm.engines.encoders import Encoder
 from budgetvlm.errors import ConfigError, DataError, InputError
 from budgetvlm.features import Features, cheap
-from budgetvlm.importing.flat_tables import INPUTS
-from budgetvlm.profiling.prepare.encoders import Encoder
 from budgetvlm.profiling.prepare.feature_extraction import in_batches
 from budgetvlm.table import ProfileTable
 from budgetvlm.tasks import SplitSample
 
 Say = Callable[[str], None]
-LONGEST_SHOWN = 100  # characters of a name in a message
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -72,30 +68,11 @@ class Inputs:
     images: Sequence[Picture] | None
 
 
-def inputs_of(table: ProfileTable, samples: Sequence[SplitSample], options: MakeOptions) -> tuple[ProfileTable, Inputs]:
-    """Take questions and images of a data set's samples, or out of the table's labels, where reading put them.
-
-    Files of images become the table's ``image_id``. Raises DataError: there is neither, or an image is missing.
-    """
-    if samples:
-        own = [one.sample for one in samples]
-        name = table.metadata.get("dataset_name", "")
-        images = [Picture(f"{name}/{s.content or s.image_id}", f"sample {s.sample_id}", s.load_image) for s in own]
-        return table, Inputs([sample.question for sample in own], images)
-    questions, names = (table.groups.get(label) for label in INPUTS)
-    groups = {label: held for label, held in table.groups.items() if label not in INPUTS or label == table.unit}
-    if names is not None:
-        groups.setdefault("image_id", names)
-    elif options.image_dir is not None:
-        names = groups.get("image_id", table.sample_ids)
-    if questions is None and names is None:
-        raise DataError(
-            "features are made from questions, and no column is called question. Say which one it is with --column "
-            "question=NAME (import table; images: --column image=NAME or --image_dir DIR), or name the data set with "
-            "--dataset_name"
-        )
-    pictures = None if names is None else _pictures(table.sample_ids, names, options)
-    return replace(table, groups=groups), Inputs(questions or [""] * table.num_samples, pictures)
+def inputs_of_samples(dataset_name: str, samples: Sequence[SplitSample]) -> Inputs:
+    """Return the questions and images of a data set's samples."""
+    own = [one.sample for one in samples]
+    images = [Picture(f"{dataset_name}/{s.content or s.image_id}", f"sample {s.sample_id}", s.load_image) for s in own]
+    return Inputs([sample.question for sample in own], images)
 
 
 def made_features(table: ProfileTable, inputs: Inputs, options: MakeOptions, output: Path, say: Say) -> Features:
@@ -121,39 +98,6 @@ def made_features(table: ProfileTable, inputs: Inputs, options: MakeOptions, out
         features = replace(features, image=image, language=language)
         document["encoder"] = {"name": encoder.name, "fingerprint": encoder.fingerprint}
     return replace(features, metadata={**features.metadata, "budgetvlm": __version__, "extractor": document})
-
-
-def _pictures(sample_ids: Sequence[str], names: Sequence[str], options: MakeOptions) -> list[Picture]:
-    """Find the file of each sample's image. Raises DataError: there is none; the sample and its row are named."""
-    folders = [folder for folder in (options.image_dir, options.beside) if folder is not None]
-    found: dict[str, tuple[str, Path]] = {}
-    pictures = []
-    for row, (sample_id, name) in enumerate(zip(sample_ids, names, strict=True)):
-        where = f"image of sample {sample_id} (number {row + 1})"
-        if name not in found:
-            path = next(filter(_is_file, _places(name, folders)), None)
-            if path is None:
-                shown = name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}… ({len(name)} characters)"
-                looked = " or ".join(map(str, folders)) or "the working directory"
-                raise DataError(f"{where}: there is no file {shown} in {looked}. Give its folder with --image_dir.")
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest(), path
-        key, path = found[name]
-        pictures.append(Picture(key, where, partial(Path, path)))
-    return pictures
-
-
-def _places(name: str, folders: Iterable[Path]) -> list[Path]:
-    """List where an image may lie: as it is named, or with the ending of a picture."""
-    bases = [Path(name), *(folder / name for folder in folders)]
-    return [base.with_name(base.name + ending) for base in bases if base.name for ending in ("", *PICTURES)]
-
-
-def _is_file(path: Path) -> bool:
-    """Whether there is such a file; what is too long for a name, such as an image's own bytes as text, is none."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
 
 
 def _encoded(encoder: Encoder, inputs: Inputs, kept: KeptVectors) -> dict[str, np.ndarray]:

@@ -130,6 +130,15 @@ class EncodedFeatures:
         encoders = {side: getattr(self.encoder, side) for side in self.encoder.sides if given[side] is not None}
         return replace(features, **{side: encode(given[side]) for side, encode in encoders.items()})
 
+    def of_image(self, image: Any) -> np.ndarray:
+        """Make the feature of one image, float32 ``[Di]``. Raises InputError."""
+        encodes = "image" in self.encoder.sides and self.cheap.shades is not None
+        return self.encoder.image([image])[0] if encodes else self.cheap.of_image(image)
+
+    def of_question(self, text: str) -> np.ndarray:
+        """Make the feature of one question, float32 ``[Dl]``."""
+        return self.encoder.language([text])[0] if "language" in self.encoder.sides else self.cheap.of_question(text)
+
 
 def load(checkpoint: str | Path, device: str = "cpu") -> EncodedFeatures:
     """Return what made the features that a controller was trained on with ``--encoder``.
