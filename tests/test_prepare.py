@@ -584,8 +584,8 @@ def test_features_of_an_encoder_are_fitted_on_the_training_samples_of_the_splits
     made = [toy(encoder=encoder, train_split=share).features for share in (0.8, 0.5, 0.5)]
     assert not toy.vlm.encoded
     assert made[0].metadata["extractor"]["encoder"]["name"] == encoder
-    arrays = [one.metadata["extractor"]["arrays"] for one in made]
-    assert arrays[0] != arrays[1] == arrays[2]
+    shades = [one.metadata["extractor"]["arrays"]["shades"]["data"] for one in made]
+    assert shades[0] != shades[1] == shades[2]
     with pytest.raises(OutputError, match=r"made with other encoder\."):
         toy()
 
