@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
-from budgetvlm._io import to_rgb
 from budgetvlm.engines.dialects import Dialect
-from budgetvlm.engines.engine_client import EngineClient
-from budgetvlm.engines.payload import data_url, messages_of, redrawn
+from budgetvlm.engines.engine_client import EngineClient, Reply
+from budgetvlm.engines.payload import Size, Writer, data_url, messages_of
 from budgetvlm.engines.sketch import Sketch
-from budgetvlm.errors import InputError
+from budgetvlm.errors import EngineChangedError, InputError
 from budgetvlm.knobs import Setting, Value
 from budgetvlm.vlm import Conversation
+
+
+class Ask(NamedTuple):
+    """What an engine is asked at a setting; ``write`` puts its images into the request."""
+
+    images: Sequence[Image.Image]
+    question: str | Conversation
+    setting: Setting
+    max_new_tokens: int
+    stop: Sequence[str] = ()
+    write: Writer = data_url
 
 
 class Endpoint:
@@ -55,35 +65,41 @@ class Endpoint:
         own = self.sketch.own_value("max_crops")
         return setting.get("max_crops", self.client.spec.knobs.get("max_crops", own or 1))
 
-    def body(
-        self, images: Sequence[Image.Image], question: str | Conversation, setting: Setting, max_new_tokens: int,
-        stop: Sequence[str], *, fresh: bool,
-    ) -> dict[str, Any]:  # fmt: skip
-        """Return the body of a chat completion.
-
-        Args:
-            fresh: no cache of the engine is to know the images.
-        """
-        crops = self.max_crops(setting)
-        shown = [self._shown(image, crops) for image in images]
-        urls = [data_url(redrawn(image) if fresh else image) for image in shown]
+    def body(self, ask: Ask) -> dict[str, Any]:
+        """Return the body of a chat completion."""
+        crops, setting = self.max_crops(ask.setting), ask.setting
+        urls = [ask.write(image, self._size(image, crops)) for image in ask.images]
         told = {name: value for name, value in setting.items() if self.takes(name)}
         return {
-            "model": self.model, "messages": messages_of(question, urls), "max_tokens": max_new_tokens,
-            "temperature": 0, "seed": 0, **({"stop": list(stop)} if stop else {}),
-            **self.dialect.fields(told, self._options(images, crops) if self._by_options else {}),
+            "model": self.model, "messages": messages_of(ask.question, urls), "max_tokens": ask.max_new_tokens,
+            "temperature": 0, "seed": 0, **({"stop": list(ask.stop)} if ask.stop else {}),
+            **self.dialect.fields(told, self._options(ask.images, crops) if self._by_options else {}),
         }  # fmt: skip
+
+    def prompt_size(self, ask: Ask) -> tuple[int, int]:
+        """Return the tokens of images and of text that a prompt has here. Raises InputError: nothing is asked."""
+        crops = self.max_crops(ask.setting)
+        vision = sum(self.sketch.num_image_tokens(image.size, crops) for image in ask.images)
+        return vision, self.sketch.num_text_tokens(ask.question) + self.more_text
+
+    def check(self, right: int, reply: Reply, what: str) -> None:
+        """Raise EngineChangedError where an engine counts other tokens in a prompt; ``what`` it shows."""
+        counted = (reply.usage or {}).get("prompt_tokens")
+        if counted is not None and counted != right:
+            raise EngineChangedError(
+                f"the engine at {self.client.spec.url} reads {what} as a prompt of {counted} tokens, where its model "
+                f"({self.sketch.vlm.name}) has {right}: it was started with other flags than before, or serves another "
+                "model. Look at it with `budgetvlm check-model --engine`; what was measured of it may not hold"
+            )
 
     @property
     def _by_options(self) -> bool:
         return self.dialect.takes_options and self.takes("max_crops") and self.steer == "kwargs"
 
-    def _shown(self, image: Image.Image, crops: Value) -> Image.Image:
-        """Return an image as it is sent: made smaller where that steers."""
+    def _size(self, image: Image.Image, crops: Value) -> Size | None:
+        """Return the size at which an image is sent, where it is made smaller to steer; None: its own."""
         size = self.sketch.scaled_size(image, crops) if self.steer == "pixels" and self.takes("max_crops") else None
-        if size is None or size[0] * size[1] >= image.width * image.height:
-            return image
-        return to_rgb(image).resize(size, self.sketch.images.processor.resample)
+        return size if size and size[0] * size[1] < image.width * image.height else None
 
     def _options(self, images: Sequence[Image.Image], crops: Value) -> dict[str, Any]:
         """Return what the image processor is told. Raises InputError: it would have to differ between images."""

@@ -38,6 +38,7 @@ class Reply:
         finish_reason: the engine's own, or "budget" and "stopped" as `budgetvlm.vlm.Generation` has them.
         usage: its counts of tokens; None: it told none.
         first_s: when the first of its text was there, on the clock of `time.perf_counter`; NaN: none was.
+        stop_reason: the stop string that ended it; None: none did, as vLLM says.
         more: fields of the last event that are not OpenAI's.
     """
 
@@ -45,7 +46,7 @@ class Reply:
     finish_reason: str = ""
     usage: dict[str, Any] | None = None
     first_s: float = math.nan
-    stop_reason: Any = None
+    stop_reason: Any = "not told"
     more: dict[str, Any] = field(default_factory=dict)
 
     def take(self, event: Mapping[str, Any]) -> str:

@@ -9,35 +9,32 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from budgetvlm.engines.endpoint import Endpoint
+from budgetvlm.engines.asked_once import Kept, all_at_once, digest_of
+from budgetvlm.engines.endpoint import Ask
 from budgetvlm.engines.engine_client import Reply
 from budgetvlm.engines.fleet_file import MODEL
+from budgetvlm.engines.payload import Size, data_url, fresh_data_url
 from budgetvlm.engines.router import EngineRouter
 from budgetvlm.engines.sketch import Sketch
 from budgetvlm.engines.token_counts import PROBE_SIZES
-from budgetvlm.errors import EngineChangedError, InputError, KnobSpaceError
-from budgetvlm.features.arrays import Features
+from budgetvlm.errors import InputError, KnobSpaceError
 from budgetvlm.features.image_statistics import image_statistics
 from budgetvlm.knobs import KnobSpace, Setting
 from budgetvlm.vlm import Conversation, Deadline, Generation, OnText, Overview, Revise
 from budgetvlm.vlm.text_stream import TextStream
 
+ANSWERS, URLS = 1 << 17, 1 << 27  # that are remembered: how many, and how many bytes of images
 NO_LANGUAGE = np.zeros(1, np.float32)
-
-
-class Extractor(Protocol):
-    """Makes features without the model, see `budgetvlm.features.cheap.CheapFeatures`."""
-
-    def __call__(self, texts: Sequence[str | None], images: Sequence[Any] | None = None) -> Features: ...
 
 
 class EngineVLM:
@@ -58,8 +55,10 @@ class EngineVLM:
         self._largest = self._sketches[max(self._sketches, key=lambda value: value or 0)]
         self.num_total_blocks = self._largest.vlm.num_total_blocks
         self.served = tuple(setting for setting in knob_space.settings if router.serving(setting))
-        self.features: Extractor | None = None
+        self.features: Any = None
         self.fresh_images = False
+        self._answers: Kept[Generation] = Kept(ANSWERS)
+        self._urls: Kept[str] = Kept(URLS, len)
 
     def active_blocks(self, num_active_blocks: int) -> tuple[int, ...]:
         """Return the indices of the blocks that run at this depth, ascending."""
@@ -80,7 +79,7 @@ class EngineVLM:
     def encode_overview(self, image: Image.Image) -> Overview:
         """Compute an image's feature; there is nothing that the model could use again."""
         began = time.perf_counter()
-        feature = image_statistics(image) if self.features is None else self.features([""], [image]).image[0]
+        feature = image_statistics(image) if self.features is None else self.features.of_image(image)
         return Overview(torch.empty(0), feature, _ms_since(began), 0.0)
 
     def question_feature(self, question: str | Conversation) -> np.ndarray:
@@ -88,7 +87,8 @@ class EngineVLM:
         if self.features is None:
             return NO_LANGUAGE
         said = question.question if isinstance(question, Conversation) else question
-        return self.features([said], [_BLANK]).language[0]
+        found: np.ndarray = self.features.of_question(said)
+        return found
 
     def prompt_size(self, image: Image.Image | None, question: str | Conversation) -> tuple[np.ndarray, int]:
         """Return visual tokens at each setting ``[K]`` and the prompt's other tokens, without asking an engine."""
@@ -122,39 +122,13 @@ class EngineVLM:
         Raises:
             EngineError: no engine that answers this setting is up, or it shows images in another way than it did.
         """
-        if max_new_tokens < 1:
-            raise InputError(f"max_new_tokens={max_new_tokens} cannot be answered with; give at least 1")
-        self._require_served(setting)
         overviews = [overview] if isinstance(overview, Overview) else list(overview or ())
-        images = _images(image, question)
-        begun, earlier_ms = time.perf_counter(), sum(one.preprocess_ms for one in overviews)
-        with self.router.pick(setting, None) as endpoint:
-            body = endpoint.body(images, question, setting, max_new_tokens, stop, fresh=self.fresh_images)
-            preprocess_ms = earlier_ms + _ms_since(begun)
-            sent_s = time.perf_counter()
-            text = TextStream("".join, (), on_text)
-            pieces: list[Any] = []
-
-            def take(piece: str) -> bool:
-                pieces.append(piece)
-                return text(pieces)
-
-            end_s = deadline.at_s if deadline and deadline.cut else math.inf
-            reply = endpoint.client.chat(body, end_s=end_s, on_text=take)
-            text.finish(pieces)
-            done_s = time.perf_counter()
-            vision, language = self._check(endpoint, images, question, setting, reply)
-        first_s = done_s if math.isnan(reply.first_s) else reply.first_s
-        stages = {
-            "preprocess": preprocess_ms, "vision": 0.0, "prefill": (first_s - sent_s) * 1e3,
-            "decode": (done_s - first_s) * 1e3,
-        }  # fmt: skip
-        ids = endpoint.sketch.token_ids(text.text)
-        made = (reply.usage or {}).get("completion_tokens")
-        return Generation(
-            text.text, ids, _reason(reply), vision, language, len(ids) if made is None else int(made), stages,
-            whole=reply.finish_reason != "stopped" and not (stop and reply.finish_reason == "stop"),
-        )  # fmt: skip
+        earlier_ms = sum(one.preprocess_ms for one in overviews)
+        if revise is not None:
+            setting, deadline = revise(earlier_ms)
+        write = fresh_data_url if self.fresh_images else data_url
+        ask = Ask(_images(image, question), question, setting, max_new_tokens, stop, write)
+        return self._answer(ask, earlier_ms, deadline, on_text)
 
     def generate_batch(
         self,
@@ -164,41 +138,73 @@ class EngineVLM:
         *,
         max_new_tokens: int = 16,
     ) -> list[Generation]:
-        """Answer a batch greedily, with as many requests in flight as the engines take; no stage is timed."""
-        self._require_served(setting)
-        places = sum(one.client.spec.concurrency for one in self.router.serving(setting))
-        with ThreadPoolExecutor(max(1, min(places, len(images)))) as threads:
-            made = [
-                threads.submit(self.generate, image, question, setting, max_new_tokens=max_new_tokens)
-                for image, question in zip(images, questions, strict=True)
-            ]
-            return [one.result() for one in made]
+        """Answer a batch greedily, with as many requests in flight as the engines take; no stage is timed.
 
-    def _check(
-        self, endpoint: Endpoint, images: Sequence[Image.Image], question: str | Conversation, setting: Setting,
-        reply: Reply,
-    ) -> tuple[int, int]:  # fmt: skip
-        """Return the prompt's tokens of images and of text. Raises EngineChangedError: the engine counts others."""
-        crops, sketch = endpoint.max_crops(setting), endpoint.sketch
-        vision = sum(sketch.num_image_tokens(one.size, crops) for one in images)
-        language = sketch.num_text_tokens(question) + endpoint.more_text
-        counted = (reply.usage or {}).get("prompt_tokens")
-        if counted is not None and counted != vision + language:
-            raise EngineChangedError(
-                f"the engine at {endpoint.client.spec.url} read a prompt of {counted} tokens where {vision + language} "
-                f"are right at {setting}: it was restarted with other flags, or serves another model. Check it with "
-                "`budgetvlm check-model --engine`; what was measured of it before may not hold"
-            )
-        return vision, language
+        Equal requests are sent once, also those of earlier batches: the same image, shown alike, and question.
+        """
+        digests = [digest_of(image) for image in images]
+        asks = [
+            Ask([image], question, setting, max_new_tokens, write=partial(self._written, digest))
+            for image, question, digest in zip(images, questions, digests, strict=True)
+        ]
+        keys = [(digest, *self._seen(ask)) for digest, ask in zip(digests, asks, strict=True)]
+        places = sum(one.client.spec.concurrency for one in self.router.serving(setting))
+        return all_at_once(
+            keys, lambda number: self._answers.get(keys[number], lambda: self._untimed(asks[number])), places
+        )
+
+    def _written(self, digest: bytes, image: Image.Image, size: Size | None) -> str:
+        return self._urls.get((digest, size), lambda: data_url(image, size))
+
+    def _seen(self, ask: Ask) -> tuple[Hashable, ...]:
+        """Return what an answer depends on beside the image."""
+        others = {name: value for name, value in ask.setting.items() if name != "max_crops"}
+        crops, sketch = ask.setting.get("max_crops"), self._sketch(ask.setting)
+        shown = None if crops is None else sketch.shown(ask.images[0].size, crops)
+        return ask.question, shown, tuple(others.items()), ask.max_new_tokens
+
+    def _untimed(self, ask: Ask) -> Generation:
+        return replace(self._answer(ask), stages_ms={})
+
+    def _answer(
+        self, ask: Ask, earlier_ms: float = 0.0, deadline: Deadline | None = None, on_text: OnText | None = None
+    ) -> Generation:
+        """Answer what is asked; ``earlier_ms``: of preprocessing before."""
+        if ask.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens={ask.max_new_tokens} cannot be answered with; give at least 1")
+        self._require_served(ask.setting)
+        began_s, pieces, text = time.perf_counter(), list[str](), TextStream("".join, (), on_text)
+
+        def take(piece: str) -> bool:
+            pieces.append(piece)
+            return text(pieces)
+
+        with self.router.pick(ask.setting) as endpoint:
+            body, (vision, language) = endpoint.body(ask), endpoint.prompt_size(ask)
+            sent_s = time.perf_counter()
+            end_s = deadline.at_s if deadline and deadline.cut else math.inf
+            reply = endpoint.client.chat(body, end_s=end_s, on_text=take)
+            text.finish(pieces)
+            done_s = time.perf_counter()
+        endpoint.check(vision + language, reply, f"this request at {ask.setting}")
+        first_s = done_s if math.isnan(reply.first_s) else reply.first_s
+        stages = {
+            "preprocess": earlier_ms + (sent_s - began_s) * 1e3, "vision": 0.0, "prefill": (first_s - sent_s) * 1e3,
+            "decode": (done_s - first_s) * 1e3,
+        }  # fmt: skip
+        ids = endpoint.sketch.token_ids(text.text)
+        made = (reply.usage or {}).get("completion_tokens", len(ids))
+        at_stop_string = bool(ask.stop) and reply.finish_reason == "stop" and reply.stop_reason is not None
+        return Generation(
+            text.text, ids, _reason(reply), vision, language, int(made), stages,
+            whole=reply.finish_reason != "stopped" and not at_stop_string,
+        )  # fmt: skip
 
     def _require_served(self, setting: Setting) -> None:
         """Raise KnobSpaceError unless an engine answers this setting."""
         self.knob_space.index(setting)
         if not self.router.serving(setting):
             raise KnobSpaceError(f"no engine of {self.name} answers {setting}")
-
-
-_BLANK = Image.new("RGB", (8, 8))
 
 
 def _images(image: Image.Image | None, question: str | Conversation) -> Sequence[Image.Image]:

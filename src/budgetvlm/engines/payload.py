@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from PIL import Image
@@ -18,11 +18,21 @@ REDRAWN = 8  # pixels of an image whose lowest bits are drawn anew
 QUICKEST = 1  # level of compression: others take several times as long for files a tenth smaller
 
 
-def data_url(image: Image.Image) -> str:
+Size = tuple[int, int]
+Writer = Callable[[Image.Image, Size | None], str]
+"""From an image and the width and height at which it is to be sent (None: its own) to an address that holds it."""
+
+
+def data_url(image: Image.Image, size: Size | None = None) -> str:
     """Write an image into an address, without loss."""
     file = io.BytesIO()
-    to_rgb(image).save(file, "PNG", compress_level=QUICKEST)
+    _scaled(image, size).save(file, "PNG", compress_level=QUICKEST)
     return f"data:image/png;base64,{base64.b64encode(file.getbuffer()).decode('ascii')}"
+
+
+def fresh_data_url(image: Image.Image, size: Size | None = None) -> str:
+    """Do as `data_url` for an image that no cache of an engine knows."""
+    return data_url(redrawn(_scaled(image, size)))
 
 
 def redrawn(image: Image.Image) -> Image.Image:
@@ -34,6 +44,12 @@ def redrawn(image: Image.Image) -> Image.Image:
         pixel: Any = copy.getpixel(at)
         copy.putpixel(at, tuple(shade ^ (bits >> i & 1) for i, shade in enumerate(pixel)))
     return copy
+
+
+def _scaled(image: Image.Image, size: Size | None) -> Image.Image:
+    """Scale an image as the processors of families do that are steered by its size."""
+    rgb = to_rgb(image)
+    return rgb if size is None else rgb.resize(size, Image.Resampling.BICUBIC)
 
 
 def messages_of(question: str | Conversation, urls: Sequence[str]) -> list[dict[str, Any]]:

@@ -9,11 +9,12 @@ import warnings
 
 from PIL import Image
 
-from budgetvlm.engines.endpoint import Endpoint
+from budgetvlm.engines.endpoint import Ask, Endpoint
+from budgetvlm.engines.engine_client import Reply
+from budgetvlm.engines.payload import Size
 from budgetvlm.errors import BudgetVLMWarning, ConfigError, EngineChangedError, EngineError
 from budgetvlm.knobs import Value
 
-Size = tuple[int, int]
 PROBE_SIZES: tuple[Size, ...] = (640, 480), (480, 1200), (1600, 900)  # of images whose tokens tell values apart
 QUESTION = "what is in this image"
 
@@ -29,12 +30,13 @@ def verify(endpoint: Endpoint, *, strict: bool = False) -> None:
         ConfigError: it takes no options, and they were asked for.
     """
     own, first = endpoint.max_crops({}), PROBE_SIZES[0]
-    counted = num_prompt_tokens(endpoint, first, own)
+    ask, reply = reading(endpoint, first, own)
+    counted = (reply.usage or {}).get("prompt_tokens")
     if counted is None:
         _without_counts(endpoint, own, strict)
         return
-    text = endpoint.sketch.num_text_tokens(QUESTION)
-    endpoint.more_text = counted - text - endpoint.sketch.num_image_tokens(first, own)
+    endpoint.more_text = 0
+    endpoint.more_text = counted - sum(endpoint.prompt_size(ask))
     _require_right(endpoint, PROBE_SIZES[1], own)
     kept: list[Value] = []
     for value in endpoint.values["max_crops"]:
@@ -57,23 +59,16 @@ def telling_size(endpoint: Endpoint, value: Value, own: Value) -> Size:
     return next((size for size in PROBE_SIZES if tokens(size, value) != tokens(size, own)), PROBE_SIZES[0])
 
 
-def num_prompt_tokens(endpoint: Endpoint, size: Size, max_crops: Value) -> int | None:
-    """Ask about a grey image and return the prompt's tokens that the engine counts; None: it counts none."""
-    setting = endpoint.smallest({"max_crops": max_crops})
-    body = endpoint.body([Image.new("RGB", size, "grey")], QUESTION, setting, 1, (), fresh=False)
-    counted = (endpoint.client.chat(body).usage or {}).get("prompt_tokens")
-    return None if counted is None else int(counted)
+def reading(endpoint: Endpoint, size: Size, max_crops: Value) -> tuple[Ask, Reply]:
+    """Ask an engine about a grey image, for one token."""
+    image = Image.new("RGB", size, "grey")
+    ask = Ask([image], QUESTION, endpoint.smallest({"max_crops": max_crops}), 1)
+    return ask, endpoint.client.chat(endpoint.body(ask))
 
 
 def _require_right(endpoint: Endpoint, size: Size, value: Value) -> None:
-    counted = num_prompt_tokens(endpoint, size, value)
-    sketch = endpoint.sketch
-    right = sketch.num_image_tokens(size, value) + sketch.num_text_tokens(QUESTION) + endpoint.more_text
-    if counted != right:
-        raise EngineChangedError(
-            f"the engine at {endpoint.client.spec.url} reads an image of {size[0]} x {size[1]} at max_crops={value} "
-            f"as a prompt of {counted} tokens where the model of {sketch.vlm.name} has {right}"
-        )
+    ask, reply = reading(endpoint, size, value)
+    endpoint.check(sum(endpoint.prompt_size(ask)), reply, f"an image of {size[0]} x {size[1]} at max_crops={value}")
 
 
 def _steer_otherwise(endpoint: Endpoint, own: Value, error: ConfigError) -> None:
