@@ -15,7 +15,7 @@ from budgetvlm._io import to_rgb
 T = TypeVar("T")
 
 
-class Kept(Generic[T]):
+class Remembered(Generic[T]):
     """What was made last, by a key; of what was made longest ago the room is taken. Threads may share it.
 
     Args:

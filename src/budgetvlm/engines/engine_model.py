@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from budgetvlm.engines.asked_once import Kept, all_at_once, digest_of
+from budgetvlm.engines.asked_once import Remembered, all_at_once, digest_of
 from budgetvlm.engines.endpoint import Ask
 from budgetvlm.engines.engine_client import Reply
 from budgetvlm.engines.fleet_file import MODEL
@@ -57,8 +57,8 @@ class EngineVLM:
         self.served = tuple(setting for setting in knob_space.settings if router.serving(setting))
         self.features: Any = None
         self.fresh_images = False
-        self._answers: Kept[Generation] = Kept(ANSWERS)
-        self._urls: Kept[str] = Kept(URLS, len)
+        self._answers: Remembered[Generation] = Remembered(ANSWERS)
+        self._urls: Remembered[str] = Remembered(URLS, len)
 
     def active_blocks(self, num_active_blocks: int) -> tuple[int, ...]:
         """Return the indices of the blocks that run at this depth, ascending."""
