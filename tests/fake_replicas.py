@@ -33,7 +33,9 @@ class FakeReplica:
     fails = False  # whether the next ones cannot be started
 
     def __init__(self, options):
-        self.options, self.retired, self.facts = options, False, {"fastest_ms": 1.0, "worth": asdict(Worth(60.0))}
+        self.options, self.retired = options, False
+        model = {"knob_space": {"max_crops": [1, 4], "top_k": [2]}, "fingerprint": "planted"}
+        self.facts = {"fastest_ms": 1.0, "worth": asdict(Worth(60.0)), "model": model}
         self.begun, self.said, self.stopped = [], {}, set()
         self._dead = asyncio.Event()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.fake_replicas import Asking
 
 ROOT = Path(__file__).resolve().parents[1]
-STARTING_S, ENDING_S = 90.0, 40.0
+STARTING_S, ENDING_S = 240.0, 40.0
 
 
 def image_part(path=ROOT / "examples" / "signs.png"):
@@ -43,7 +43,9 @@ class ServerProcess(Asking):
     def __enter__(self):
         end = time.monotonic() + STARTING_S
         while not (found := [line for line in self.errors().splitlines() if line.startswith("serving ")]):
-            assert self.process.poll() is None and time.monotonic() < end, self.errors()
+            if self.process.poll() is not None or time.monotonic() > end:
+                self.process.terminate()
+                raise AssertionError(self.errors())
             time.sleep(0.05)
         self.address = found[0].rpartition(" ")[2]
         self.port = int(self.address.rpartition(":")[2])

@@ -15,6 +15,8 @@ from budgetvlm.commands.ask import describe
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.price_curve import AtPrice, PriceCurve
 from budgetvlm.errors import BudgetVLMWarning, CheckpointError, ConfigError, InputError, KnobSpaceError
+from budgetvlm.guard.fixed import FixedGuard
+from budgetvlm.guard.rule import Rule
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.vlm import load_vlm
@@ -73,6 +75,50 @@ def test_ample_budget_takes_the_best_setting_and_says_what_it_cost(model, vlm, p
     assert 0 < answer.controller_ms < answer.latency_ms
     assert sum(answer.stages_ms.values()) <= answer.latency_ms
     assert answer.predicted_ms == pytest.approx(BOUNDS[-1] + model.guard.own_ms)
+
+
+class FrozenGuard(FixedGuard):
+    """One that would do everything beside the bounds, and must not be told of a setting that its caller chose."""
+
+    def __init__(self):
+        super().__init__(SPACE, np.array(BOUNDS))
+        self.rule = Rule()
+
+    def update(self, *lesson):
+        raise AssertionError("nothing is to be learnt")
+
+
+def test_a_setting_of_the_callers_is_answered_whatever_the_controller_would_choose(vlm, picture, monkeypatch):
+    model = AdaptiveVLM(vlm, controller(), rehearsals=0)
+    model.guard = FrozenGuard()
+    monkeypatch.setattr(vlm, "encode_overview", lambda image: pytest.fail("no controller reads it"))
+    for given in ({"max_crops": 1}, {"top_k": 2, "num_active_blocks": 3}, {}):
+        setting = SPACE.setting(**{**SPACE.full, **given})
+        answer = model.generate(picture, QUESTION, setting=given, max_new_tokens=4)
+        alone = vlm.generate(picture, QUESTION, setting, max_new_tokens=4)
+        assert (answer.setting, answer.answer) == (setting, alone.text)
+        assert (answer.predicted_ms, answer.controller_ms, answer.budget_met) == (None, 0.0, True)
+    short = model.generate(picture, QUESTION, setting={"max_crops": 1}, budget_ms=1e-3, max_new_tokens=4)
+    assert (short.finish_reason, short.num_output_tokens, short.feasible) == ("budget", 1, False)
+    late = model.generate(picture, QUESTION, setting={}, budget_ms=1e-3, max_new_tokens=2, cut="always")
+    assert (late.num_hurried_tokens, late.budget_met) == (0, False)
+
+
+@pytest.mark.parametrize(
+    ("setting", "error", "says"),
+    [
+        ({"max_crops": 3}, KnobSpaceError, "max_crops=3 is outside the knob space; allowed: 1, 2, 4"),
+        ({"crops": 1}, KnobSpaceError, "given: max_crops, top_k, num_active_blocks, crops"),
+        ("max_crops=1", InputError, "setting='max_crops=1' is no mapping"),
+    ],
+)
+def test_settings_that_the_model_does_not_have(model, picture, setting, error, says):
+    with pytest.raises(error, match=says):
+        model.generate(picture, QUESTION, setting=setting)
+    with pytest.raises(error, match=says):
+        model.generate(picture, QUESTION, setting=setting, stream=True)
+    with pytest.raises(InputError, match=f"request 1 of the batch cannot be answered: .*{says}"):
+        model.generate_batch([{"image": picture, "question": QUESTION, "setting": s} for s in ({}, setting)])
 
 
 def test_the_choice_keeps_its_bound_within_the_budget(model, picture):

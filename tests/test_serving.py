@@ -6,7 +6,10 @@ import urllib.request
 import openai
 import pytest
 
+from budgetvlm.knobs import KnobSpace
 from budgetvlm.serving.server import url
+from budgetvlm.vlm.fingerprint import model_fingerprint
+from budgetvlm.vlm.loading import model_directory
 from tests.server_process import ServerProcess, asked, image_part
 
 
@@ -53,6 +56,20 @@ def test_the_official_client_streams(client):
     (last,) = [chunk for chunk in chunks if chunk.choices and chunk.choices[0].finish_reason]
     assert last.budgetvlm["budget_ms"] == 60_000
     assert chunks[-1].usage.completion_tokens == last.budgetvlm["num_output_tokens"]
+
+
+def test_a_request_may_name_its_setting(client):
+    """And the server says which settings there are."""
+    asking = {"model": "reference", "messages": asked(image_part())}
+    space = KnobSpace(client.models.retrieve("reference").knob_space)
+    assert client.models.list().data[0].fingerprint == model_fingerprint(model_directory("reference"))
+    for named in ({"max_crops": 1, "top_k": 2}, dict(space.cheapest), {}):
+        said = client.chat.completions.create(**asking, extra_body={"setting": named}).budgetvlm
+        assert said["setting"] == {**space.full, **named} and said["why"] == "The setting that the request named."
+    with pytest.raises(openai.BadRequestError, match=r"top_k=3 is outside the knob space; allowed: 1, 2, 12"):
+        client.chat.completions.create(**asking, extra_body={"setting": {"top_k": 3}})
+    with pytest.raises(openai.BadRequestError, match=r"setting\.top_k"):
+        client.chat.completions.create(**asking, extra_body={"setting": {"top_k": "all"}})
 
 
 def test_an_answer_comes_piece_by_piece_and_ends_at_a_stop_string(client):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, TypedDict, get_args
+from typing import Any, Literal, NamedTuple, Protocol, TypedDict, cast, get_args
 
 import numpy as np
 from PIL import Image
@@ -19,7 +19,7 @@ from budgetvlm.errors import InputError
 from budgetvlm.guard.bounds import BOUND, READ, STEP, Bounds, Outcome, Request, Spent
 from budgetvlm.guard.fixed import Guard
 from budgetvlm.guard.rule import Infeasible
-from budgetvlm.knobs import Setting
+from budgetvlm.knobs import Setting, Value
 from budgetvlm.vlm import Conversation, Deadline, Generation, OnText, Overview, Quicker
 
 Cut = Literal["always", "needed"]
@@ -37,6 +37,7 @@ class AnswerOptions(TypedDict, total=False):
     stop: str | Sequence[str]
     when_infeasible: Infeasible
     cut: Cut
+    setting: Mapping[str, Value] | None
     arrived_s: float | None
     on_text: OnText | None
 
@@ -55,6 +56,8 @@ class Terms(NamedTuple):
             raise before the model runs. Whatever is done, the answer says so.
         cut: which answers stop before a token that the budget would not hold. "always": all of them. "needed": only
             while the late ones have used up what alpha allows; the others are finished late.
+        setting: values of some knobs, the others at their largest: the answer is made there, whatever the controller
+            would choose, and may be late. Nothing is revised, hurried or learnt.
         arrived_s: when the request arrived, on the clock of `time.perf_counter`; its waiting then counts.
         on_text: called after each token with the whole characters that it adds, maybe none; False ends the answer
             there. The model waits for it, and its time is the answer's.
@@ -66,12 +69,13 @@ class Terms(NamedTuple):
     stop: str | Sequence[str] = ()
     when_infeasible: Infeasible = "fastest"
     cut: Cut = "always"
+    setting: Mapping[str, Value] | None = None
     arrived_s: float | None = None
     on_text: OnText | None = None
 
     def problems(self) -> list[str]:
         """What of this cannot be, in words."""
-        problems = []
+        problems, setting = [], cast(Any, self.setting)
         if self.budget_ms != math.inf and (not _is_number(self.budget_ms) or self.budget_ms <= 0):
             problems.append(
                 f"budget_ms={self.budget_ms!r} is not a positive number of milliseconds; for example 40, or math.inf"
@@ -82,6 +86,8 @@ class Terms(NamedTuple):
             problems.append(f"max_new_tokens={self.max_new_tokens!r} cannot be answered with; give at least 1")
         if not all(isinstance(text, str) and text for text in self.stop_strings):
             problems.append(f"stop={self.stop!r} holds what is no text or empty; give strings that end the answer")
+        if setting is not None and not isinstance(setting, Mapping):
+            problems.append(f"setting={setting!r} is no mapping of knobs to values")
         for (name, known), value in zip(_KNOWN, (self.when_infeasible, self.cut), strict=True):
             if value not in known:
                 problems.append(f"{name}={value!r} is unknown; choose from {', '.join(known)}")
@@ -175,12 +181,12 @@ class Choice:
     setting: Setting
     index: int
     feasible: bool
-    bounds: Bounds
+    bounds: Bounds | None  # None: it was the caller's choice
 
     @property
     def predicted_ms(self) -> float | None:
-        """The bound on its latency, None where the controller has no bounds."""
-        bound: float = self.bounds.times.item(BOUND, self.index)
+        """The bound on its latency, None where there is none."""
+        bound: float = self.bounds.times.item(BOUND, self.index) if self.bounds else math.inf
         return bound if 0 < bound < math.inf else None
 
 
@@ -227,22 +233,6 @@ def check_request(question: str | None, terms: Terms) -> None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, _NUMBERS) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def make_answer(
-    choice: Choice, generation: Generation, controller_ms: float, latency_ms: float, budget_ms: float
-) -> Answer:
-    """The answer to a request from what its parts say; the controller's time is a stage beside the model's."""
-    made, took = generation, generation.stages_ms
-    stages_ms = {
-        "preprocess": took["preprocess"], "vision": took["vision"], "controller": controller_ms,
-        "prefill": took["prefill"], "decode": took["decode"],
-    }  # fmt: skip
-    return Answer(
-        made.text, choice.setting, latency_ms, stages_ms, choice.predicted_ms, budget_ms, latency_ms <= budget_ms,
-        choice.feasible, made.finish_reason, made.num_vision_tokens, made.num_language_tokens, made.num_output_tokens,
-        len(made.hurried),
-    )  # fmt: skip
 
 
 class Chooser(Protocol):
@@ -292,6 +282,10 @@ class InFlight:
         self._take(decision, decision.best >= 0, self._terms.when_infeasible)
         self.own_ms += (time.perf_counter() - began) * 1e3
 
+    def take(self, setting: Setting) -> None:
+        """Take the setting that the caller chose, of whose time nothing is known."""
+        self.choice = Choice(setting, -1, self._terms.budget_ms == math.inf, None)
+
     def generate_options(self) -> dict[str, Any]:
         """What `VLM.generate` is told: on which terms, and a deadline, or to ask once the image is encoded.
 
@@ -299,7 +293,7 @@ class InFlight:
         """
         terms = self._terms
         told = {"max_new_tokens": terms.max_new_tokens, "stop": terms.stop_strings, "on_text": terms.on_text}
-        if self._model.guard.rule.revises and self.choice.feasible:
+        if self._model.guard.rule.revises and self.choice.feasible and self.choice.bounds:
             return {**told, "revise": self.revise}
         return {**told, "deadline": self._deadline()}
 
@@ -316,9 +310,18 @@ class InFlight:
         return self.choice.setting, deadline
 
     def finished(self, generation: Generation) -> Answer:
-        """The answer, when its last token is there."""
+        """The answer, when its last token is there; the controller's time is a stage beside the model's."""
         latency_ms = (time.perf_counter() - self._start_s) * 1e3
-        return make_answer(self.choice, generation, self.own_ms, latency_ms, float(self._terms.budget_ms))
+        choice, made, took, budget_ms = self.choice, generation, generation.stages_ms, float(self._terms.budget_ms)
+        stages_ms = {
+            "preprocess": took["preprocess"], "vision": took["vision"], "controller": self.own_ms,
+            "prefill": took["prefill"], "decode": took["decode"],
+        }  # fmt: skip
+        return Answer(
+            made.text, choice.setting, latency_ms, stages_ms, choice.predicted_ms, budget_ms, latency_ms <= budget_ms,
+            choice.feasible, made.finish_reason, made.num_vision_tokens, made.num_language_tokens,
+            made.num_output_tokens, len(made.hurried),
+        )  # fmt: skip
 
     def lesson(self, answer: Answer, generation: Generation) -> tuple[int, list[Bounds], Outcome]:
         """What `Guard.update` is told."""
@@ -338,6 +341,8 @@ class InFlight:
 
     def _deadline(self) -> Deadline | None:
         guard, at_s = self._model.guard, self._start_s + self.budget_ms / 1e3
+        if self.choice.bounds is None:
+            return Deadline(at_s, 0.0) if guard.rule.cuts else None
         cut = cuts(self._terms.cut, self.choice.feasible, guard.may_be_late)
         return deadline_of(
             guard, self._model.settings.__getitem__, self.choice.bounds, self.choice.index, at_s, cut=cut

@@ -129,6 +129,10 @@ class KnobSpace:
         """
         return self.settings[self.index(values)]
 
+    def completed(self, values: Mapping[str, Any]) -> Setting:
+        """Return the setting with these values, and the largest one of each other knob. Raises KnobSpaceError."""
+        return self.settings[self.index({**self.full, **values})]
+
     def index(self, setting: Mapping[str, Any]) -> int:
         """Return the number of a setting, 0 to K - 1.
 

@@ -28,7 +28,7 @@ from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.price_curve import AtPrice, PriceCurve, load_price_curve
 from budgetvlm.controller.value_network import ValueNetwork
 from budgetvlm.engines.request_features import Extractor, extractor_beside, with_features
-from budgetvlm.errors import CheckpointError, ConfigError, InfeasibleError, InputError
+from budgetvlm.errors import CheckpointError, ConfigError, InfeasibleError, InputError, KnobSpaceError
 from budgetvlm.guard.adaptive import AdaptiveGuard
 from budgetvlm.guard.bounds import Bounds, Request, Spent
 from budgetvlm.guard.fixed import FixedGuard, Guard
@@ -174,12 +174,12 @@ class AdaptiveVLM:
                 are shown with the same number of crops.
             stream: return at once an iterator over the pieces of the answer's text, which a thread writes. Its
                 ``answer`` waits for the whole answer, and `close` ends the writing after the token that is under way.
-            terms: see `budgetvlm.answer.Terms`: budget_ms, price, max_new_tokens, stop, when_infeasible, cut,
-                arrived_s, on_text.
+            terms: see `budgetvlm.answer.Terms`.
 
         Raises:
             InputError: an image that cannot be read, an empty question, messages or terms that are not usable, a budget
                 that nothing keeps and "reject".
+            KnobSpaceError: a setting that the model does not have.
         """
         kept = Terms(**terms)
         asked = self._asked(image, question, messages, kept)
@@ -221,7 +221,7 @@ class AdaptiveVLM:
                 if terms.when_infeasible == "reject":
                     raise InputError('"reject" would lose the answers to the others; choose fastest or best_effort')
                 opened.append((number, self._asked(image, question, messages, terms), terms))
-            except InputError as error:
+            except (InputError, KnobSpaceError) as error:
                 raise InputError(f"request {number} of the batch cannot be answered: {error}") from None
         began = [(number, asked, terms.arrived()) for number, asked, terms in opened]
         began.sort(key=lambda one: (one[2].deadline_s, one[0]))
@@ -231,14 +231,15 @@ class AdaptiveVLM:
     def _asked(
         self, image: Any, question: str | None, messages: Messages | None, terms: Terms
     ) -> tuple[Image.Image | None, str | Conversation]:
-        """Open what is asked about: an image and a question, or a conversation. Raises InputError."""
-        if messages is None:
-            check_request(question, terms)
-            return open_image(image), str(question)
-        conversation = read_messages(messages)
-        if image is not None or question is not None:
+        """Open what is asked about: an image and a question, or a conversation. Raises InputError, KnobSpaceError."""
+        conversation = None if messages is None else read_messages(messages)
+        if conversation and (image is not None or question is not None):
             raise InputError("image and question stand in the messages; give either these or the messages")
-        check_request(conversation.question, terms)
+        check_request(conversation.question if conversation else question, terms)
+        if terms.setting is not None:
+            self.vlm.knob_space.completed(terms.setting)
+        if conversation is None:
+            return open_image(image), str(question)
         if is_plain(conversation):
             return conversation.images[0], conversation.question
         self.vlm.prompt_size(None, conversation)  # refuses at once what the model cannot take
@@ -246,21 +247,24 @@ class AdaptiveVLM:
 
     def _answer(self, image: Image.Image | None, question: str | Conversation, terms: Terms) -> Answer:
         """Answer what was opened and checked."""
-        spending = self.spending
-        if spending and terms.price is None:
-            terms = terms._replace(price=spending.price)
+        if self.spending and terms.price is None:
+            terms = terms._replace(price=self.spending.price)
         under_way = InFlight(self, terms)
         if terms.when_infeasible == "reject":
             self._reject(self.bounds(image, question, under_way.budget_ms, under_way.waited_ms), under_way)
-        overviews = [self.vlm.encode_overview(one) for one in _images(image, question)]
-        under_way.choose(image, question, overviews)
+        overviews = [self.vlm.encode_overview(one) for one in _images(image, question) if terms.setting is None]
+        if terms.setting is None:
+            under_way.choose(image, question, overviews)
+        else:
+            under_way.take(self.vlm.knob_space.completed(terms.setting))
         options = under_way.generate_options()
         generation = self.vlm.generate(image, question, under_way.choice.setting, overview=overviews, **options)
         answer = under_way.finished(generation)
-        if spending:
-            spending.add(answer.latency_ms)
-        with self._lock:
-            self.guard.update(*under_way.lesson(answer, generation))
+        if self.spending:
+            self.spending.add(answer.latency_ms)
+        if terms.setting is None:
+            with self._lock:
+                self.guard.update(*under_way.lesson(answer, generation))
         return answer
 
     def save_guard(self, directory: str | Path) -> Path:
@@ -304,22 +308,18 @@ class AdaptiveVLM:
         return Request(vision, float(language), self.vlm.question_feature(question), images)
 
     def image_feature(self, overviews: Sequence[Overview]) -> np.ndarray:
-        """What the controller is told of images, float32 ``[Di]``: their mean; without any, that of all it learnt on.
-
-        So text alone is chosen for by its question, its budget and its price.
-        """
+        """What the controller is told of images, float32 ``[Di]``: their mean; of text, that of all it learnt on."""
         if not overviews:
             return self._usual_image
         return np.stack([overview.feature for overview in overviews]).mean(axis=0, dtype=np.float32)
 
     def _reject(self, bounds: Bounds, under_way: InFlight) -> None:
         """Raise InfeasibleError if no setting is sure to keep the budget."""
-        waited_ms, budget_ms = under_way.waited_ms, under_way.budget_ms
-        if not bounds.allowed(budget_ms).any():
+        if not bounds.allowed(under_way.budget_ms).any():
             raise InfeasibleError(
-                f"budget_ms={budget_ms:g} cannot be kept: the fastest setting is expected to take up to "
-                f"{time_text(bounds.bounds_ms.min())}, {time_text(waited_ms)} of waiting included. Give more time, "
-                'or another when_infeasible ("fastest", "best_effort")'
+                f"budget_ms={under_way.budget_ms:g} cannot be kept: the fastest setting is expected to take up to "
+                f"{time_text(bounds.bounds_ms.min())}, {time_text(under_way.waited_ms)} of waiting included. Give more "
+                'time, or another when_infeasible ("fastest", "best_effort")'
             )
 
     def _rehearse(self, answers: int) -> float:

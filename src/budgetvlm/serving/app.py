@@ -61,12 +61,12 @@ def make_app(options: ServeOptions, dispatcher: Dispatcher | None = None) -> Fas
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [model]}
+        return {"object": "list", "data": [model | jobs.model]}
 
     @app.get("/v1/models/{name:path}")
     async def one_model(name: str) -> dict[str, Any]:
         named_model(name, options)
-        return model | {"id": name}
+        return model | jobs.model | {"id": name}
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request, body: ChatRequest) -> Response:

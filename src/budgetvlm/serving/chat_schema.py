@@ -79,6 +79,9 @@ class ChatRequest(_Open):
     )
     when_infeasible: Literal["fastest", "reject", "best_effort"] | None = None
     cut: Literal["always", "needed"] | None = None
+    setting: dict[Text, int | float] | None = Field(
+        None, description="values of some knobs, the others at their largest: answered there, whatever it takes"
+    )
 
 
 class ErrorBody(BaseModel):

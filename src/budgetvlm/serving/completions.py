@@ -13,7 +13,8 @@ from budgetvlm.serving.jobs import Event, setting_text
 from budgetvlm.serving.reasons import why
 
 ERRORS = {
-    "InputError": (400, "invalid_request"), "ConfigError": (400, "invalid_request"), "NotReady": (503, "not_ready"),
+    "InputError": (400, "invalid_request"), "ConfigError": (400, "invalid_request"),
+    "KnobSpaceError": (400, "invalid_request"), "NotReady": (503, "not_ready"),
     "ReplicaDied": (503, "replica_died"), "ClientLeft": (499, "client_left"),
     "InfeasibleError": (503, "expired"), "InternalError": (500, "internal_error"),
 }  # fmt: skip

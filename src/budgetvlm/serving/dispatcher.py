@@ -117,6 +117,11 @@ class Dispatcher:
         return sum(keeper.restarts for keeper in self._keepers)
 
     @property
+    def model(self) -> dict[str, Any]:
+        """What clients may know of the model: its knob space and its fingerprint; nothing without a replica."""
+        return next((facts["model"] for facts in self._facts), {})
+
+    @property
     def price(self) -> float:
         """What a latency of the full setting has to buy now, in accuracy."""
         return self.scheduler.price(time.perf_counter())

@@ -24,6 +24,7 @@ class Job:
         budget_ms: a ceiling from the arrival to the last token; `math.inf`: none.
         price: accuracy given for one latency of the full setting; None: whatever the server pays now.
         reserved_ms: of the budget, for what comes after the replica's work.
+        setting: values of knobs that the answer is made at; None: the controller chooses.
         streams: each piece of text is told as it comes.
         stop: texts before which an answer ends.
         left: nobody waits for it any more.
@@ -40,6 +41,7 @@ class Job:
     stop: tuple[str, ...] = ()
     when_infeasible: str = "fastest"
     cut: str = "always"
+    setting: dict[str, Any] | None = None
     kind: str = "answer"
     streams: bool = False
     reserved_ms: float = 0.0
@@ -65,7 +67,7 @@ class Job:
             "budget_ms": None if math.isinf(self.budget_ms) else max(self.budget_ms - self.reserved_ms, LEAST_MS),
             "price": self.price,
             "max_new_tokens": self.max_new_tokens, "stop": self.stop, "when_infeasible": self.when_infeasible,
-            "cut": self.cut, "streams": self.streams,
+            "cut": self.cut, "setting": self.setting, "streams": self.streams,
         }  # fmt: skip
 
 

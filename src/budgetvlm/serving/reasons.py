@@ -38,7 +38,7 @@ def _reasons(answer: dict[str, Any], job: Job, waited_ms: float) -> Iterator[str
             best = {"best_effort": "the best of those expected to, if any"}.get(job.when_infeasible, "the fastest")
             chosen = f"no setting was sure to keep {limit}, so it got {best}"
     price = f", with the time of the full setting priced at {job.price:.3g} right answers" if job.price else ""
-    yield chosen[0].upper() + chosen[1:] + price
+    yield "The setting that the request named" if job.setting is not None else chosen[0].upper() + chosen[1:] + price
     if hurried:
         yield f"{hurried} of {answer['num_output_tokens']} tokens were hurried to be in time"
     if answer["finish_reason"] == "budget":

@@ -81,12 +81,13 @@ class ReplicaProcess:
         decide.wait_for_compiled()
 
     def _described(self) -> dict[str, Any]:
-        """What the server has to know of the model: what a small request takes at least, and what time is worth."""
+        """What the server has to know: what a small request takes at least, what time is worth, which model it is."""
         model, bounds = self.model, self.model.bounds(Image.new("RGB", SMALL), "what")
         reference_ms = float(model.controller.latency_reference_ms) * bounds.slowdown
         price = model.spending.price if model.spending else float(model.controller.default_price)
         worth = Worth.of(self._curve, reference_ms, price, model.own_ms)
-        return {"fastest_ms": float(bounds.bounds_ms.min()), "worth": asdict(worth)}
+        known = {"knob_space": model.vlm.knob_space.to_dict(), "fingerprint": model.fingerprint}
+        return {"fastest_ms": float(bounds.bounds_ms.min()), "worth": asdict(worth), "model": known}
 
     def _serve(self, header: dict[str, Any], blocks: list[bytes]) -> None:
         job = header["id"]
@@ -120,7 +121,8 @@ class ReplicaProcess:
             messages=_with_images(header["messages"], _images(header, blocks)),
             budget_ms=header["budget_ms"] or math.inf, price=header["price"], arrived_s=header["arrived_s"],
             max_new_tokens=header["max_new_tokens"], stop=header["stop"],
-            when_infeasible=header["when_infeasible"], cut=header["cut"], on_text=on_text,
+            when_infeasible=header["when_infeasible"], cut=header["cut"], setting=header["setting"],
+            on_text=on_text,
         )  # fmt: skip
         return answer.to_dict()
 

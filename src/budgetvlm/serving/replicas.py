@@ -26,7 +26,8 @@ class Replica:
     """One process that holds the model.
 
     Attributes:
-        facts: what it last said of itself: "fastest_ms", the least that a small request takes, and "worth", of time.
+        facts: what it last said of itself: "fastest_ms", the least that a small request takes, "worth", of time, and
+            "model", what clients may know of it.
         retired: it gets no further job, because a newer one takes its place.
     """
 

@@ -37,6 +37,7 @@ def job_of(body: ChatRequest, header_budget: str | None, arrived_s: float, optio
         budget_ms=next(budget for budget in budgets if budget is not None), price=body.price,
         max_new_tokens=max_new_tokens, stop=stop, streams=bool(body.stream),
         when_infeasible=body.when_infeasible or options.when_infeasible, cut=body.cut or "always",
+        setting=body.setting,
     )  # fmt: skip
 
 
