@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from planted_tables import planted, tiny
 
+from budgetvlm.cli import main
 from budgetvlm.errors import ConfigError, DataError, KnobSpaceError
 from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 from budgetvlm.evaluation.evaluator import evaluate
@@ -18,7 +19,7 @@ from budgetvlm.features import Features
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.policies import States
 from budgetvlm.policies.by_label import ByLabel
-from budgetvlm.profiling.prepare.data_sets import join_features, join_tables
+from budgetvlm.profiling.prepare.joined_tables import join_features, join_tables
 from budgetvlm.table import DATASET, ProfileTable
 from budgetvlm.tasks import TaskOptions
 
@@ -188,3 +189,51 @@ def test_who_sacrifices_nothing_is_told_so(sacrificed):
     own = ByLabel(DATASET, {"a": Fixed(2), "b": Fixed(1)})
     report = evaluate(table, features, {"one": own}, replace(QUICK, budget_shares=(0.5,)), own=own)
     assert report.notes[0].startswith("No data set is sacrificed: the worst of them, a is +0.0 points")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Two tables of tiny data sets, and what is trained on both and on each."""
+    path = tmp_path_factory.mktemp("several")
+    table, features = two_data_sets(120)
+    for name in ("a", "b"):
+        rows = np.flatnonzero(np.array(table.groups[DATASET]) == name)
+        ids = tuple(table.sample_ids[row].removeprefix(f"{name}/") for row in rows)
+        replace(table.subset(rows), sample_ids=ids, groups={}).save(path / f"{name}.parquet")
+        Features(ids, features.image[rows], features.language[rows]).save(path / f"{name}.safetensors")
+    return path
+
+
+def data_of(path, *names):
+    return [
+        "--table", ",".join(str(path / f"{name}.parquet") for name in names),
+        "--features", ",".join(str(path / f"{name}.safetensors") for name in names),
+    ]  # fmt: skip
+
+
+def test_each_data_sets_own_controller_shows_what_the_common_one_costs_it(trained, capsys):
+    quick = ["--num_epochs", "1", "--teachers", "0", "--check_each", "--output_dir", str(trained / "c")]
+    assert main(["train", *data_of(trained, "a", "b"), *quick]) == 0
+    said = capsys.readouterr().out
+    assert "for a alone:" in said and "Accuracy on each data set" in said and "sacrificed" in said
+    for place in ("c", "c/each/a", "c/each/b"):
+        assert (trained / place / "best_checkpoint.pt").exists() and (trained / place / "guard.json").exists()
+    words = [*data_of(trained, "a", "b"), "--checkpoint", str(trained / "c"), "--resamples", "20", "--json"]
+    assert main(["evaluate", *words]) == 0
+    report = build(EvaluationReport, json.loads(capsys.readouterr().out))
+    assert {result.name for result in report.policies} >= {"own controllers", "controller"}
+    assert [on.dataset for on in report.policy("controller").on_dataset] == ["a", "b"]
+    assert all(on.vs_own is not None for on in report.policy("controller").on_dataset)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["a.safetensors", "--check_each"], "--check_each compares data sets, and this is one"),
+        (["a.safetensors,b.safetensors"], "2 files of features for 1 tables"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_before_anything_is_trained(trained, capsys, monkeypatch, words, message):
+    monkeypatch.chdir(trained)
+    assert main(["train", "--table", "a.parquet", "--features", *words, "--output_dir", "no"]) == 2
+    assert message in capsys.readouterr().err and not (trained / "no").exists()

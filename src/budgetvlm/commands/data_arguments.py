@@ -64,7 +64,7 @@ def _read(args: argparse.Namespace) -> tuple[ProfileTable, Features | None]:
     if args.table is None or args.data is not None:
         raise ConfigError(REMEDY)
     from budgetvlm.features import Features
-    from budgetvlm.profiling.prepare.data_sets import join_features, join_tables
+    from budgetvlm.profiling.prepare.joined_tables import join_features, join_tables
     from budgetvlm.table import ProfileTable
 
     paths = _several(args.table)

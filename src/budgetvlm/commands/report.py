@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from budgetvlm.commands.data_arguments import add_data_arguments, read_data
 from budgetvlm.commands.flags import OptionFlags
+from budgetvlm.commands.trained_policies import own_controllers, read_controllers
 from budgetvlm.errors import ConfigError, DataError, OutputError
 from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 
@@ -90,9 +91,10 @@ def _gather(args: argparse.Namespace) -> ReportInputs:
     comparison = read_comparison(args.compare) if args.compare else None
     table, features = read_data(args)
     options = options_of(given) if given else EvaluationOptions(**EVALUATION.read(args))
-    table, policies = evaluate.read_controllers(args.checkpoint, table, features, options.split)
+    table, policies = read_controllers(args.checkpoint, table, features, options.split)
     runs = tuple(read_run(path, name) for path, name in zip(args.checkpoint, policies, strict=True))
-    evaluation = given or evaluate.evaluate_with_progress(table, features, policies, options)
+    own = None if given else own_controllers(args.checkpoint, table, features, options.split)
+    evaluation = given or evaluate.evaluate_with_progress(table, features, policies, options, own)
     document = read_document(args.data) if args.data else {}
     source = {name: value for name, value in document.items() if name in ("dataset_name", "model_path")}
     inputs = ReportInputs(table, evaluation, None, runs, live, comparison, source=source)

@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from budgetvlm.commands.check_each import require_several, say_who_is_sacrificed, train_each
 from budgetvlm.commands.data_arguments import add_data_arguments, read_data
 from budgetvlm.commands.flags import OptionFlags
 from budgetvlm.commands.verdicts import choices_on_validation, useless_accuracies
@@ -50,6 +51,11 @@ def add_training_arguments(parser: argparse.ArgumentParser, *, group_size: int |
     training.add_argument(
         "--ensemble", type=int, default=1, metavar="N",
         help="train N controllers with different seeds and average them in one checkpoint (default: 1)",
+    )  # fmt: skip
+    training.add_argument(
+        "--check_each", action="store_true",
+        help="of several data sets: also train a controller for each alone, in each/ in --output_dir, and say how far "
+        "the common one is from it",
     )  # fmt: skip
     network = parser.add_argument_group("network")
     network.add_argument(
@@ -99,6 +105,8 @@ def train_and_report(
     from budgetvlm.controller.training import with_splits
     from budgetvlm.live.guarded_training import train
 
+    if args.check_each:
+        require_several(table)
     drawn = table.split is None
     table = with_splits(table, config)
     if drawn:
@@ -108,6 +116,9 @@ def train_and_report(
         members=args.ensemble, resume=args.resume, overwrite=args.overwrite, progress=sys.stderr.isatty(),
         mean_budget_ms=args.mean_budget_ms,
     )  # fmt: skip
+    if args.check_each:
+        train_each(args, config, table, features)
+        say_who_is_sacrificed(args, result.controller, table, features)
     useless = useless_accuracies(table.accuracy) or choices_on_validation(result.controller, table, features)
     if useless:
         print(f"note: {useless}")

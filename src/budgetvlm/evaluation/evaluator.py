@@ -16,6 +16,7 @@ import numpy as np
 
 from budgetvlm._version import versions
 from budgetvlm.evaluation.ceiling import CeilingMetrics
+from budgetvlm.evaluation.data_sets import said_of_data_sets
 from budgetvlm.evaluation.evaluation_data import EvaluationData, learning_part
 from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 from budgetvlm.evaluation.frontier import mixing_path
@@ -43,7 +44,6 @@ from budgetvlm.policies.budget_grid import grid_and_notes
 from budgetvlm.policies.predictor import PredictorConfig, fit_predictor
 from budgetvlm.table import ProfileTable
 
-SACRIFICED = 1.0  # points below a controller of its own that a data set may be
 RANDOM_RUNS = 5  # draws of the random policy that are averaged
 Progress = Callable[[str], None]
 
@@ -219,21 +219,6 @@ def common_fields(data: EvaluationData, options: EvaluationOptions) -> dict[str,
         "room_budget_shares": options.room_shares,
         "versions": versions("numpy", "torch"),
     }
-
-
-def said_of_data_sets(results: Sequence[PolicyResult]) -> Iterator[str]:
-    """Yield a sentence where one data set is sacrificed to the others, or that none is; needs their own controllers."""
-    known = [on for on in results[0].on_dataset if on.vs_own is not None] if results else []
-    if not known:
-        return
-    worst = min(known, key=lambda on: on.vs_own.value if on.vs_own else 0.0)
-    assert worst.vs_own is not None
-    points, low, high = (100 * share for share in (worst.vs_own.value, worst.vs_own.low, worst.vs_own.high))
-    found = f"{worst.dataset} is {points:+z.1f} points [{low:+z.1f}, {high:+z.1f}] from a controller of its own"
-    if points < -SACRIFICED:
-        yield f"A data set is sacrificed: {found}."
-    else:
-        yield f"No data set is sacrificed: the worst of them, {found}."
 
 
 def _statics(data: EvaluationData) -> tuple[FrontierPoint, ...]:

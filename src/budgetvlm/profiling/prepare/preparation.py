@@ -16,11 +16,11 @@ from pathlib import Path
 from budgetvlm._io import require_writable
 from budgetvlm.errors import DataError, OutputError
 from budgetvlm.features import Features
-from budgetvlm.profiling.prepare.data_sets import join_features, join_tables
 from budgetvlm.profiling.prepare.document import read_document
 from budgetvlm.profiling.prepare.feature_extraction import Backend, features_of_table
 from budgetvlm.profiling.prepare.holding_back import hold_back
 from budgetvlm.profiling.prepare.join import BY_INDEX, SAMPLE_IDS, join
+from budgetvlm.profiling.prepare.joined_tables import join_features, join_tables
 from budgetvlm.profiling.prepare.made_features import MakeOptions, inputs_of_samples, made_features
 from budgetvlm.profiling.prepare.prepare_options import PrepareOptions
 from budgetvlm.profiling.prepare.prepared_data import PreparedData, Say, features_path, load_prepared, write_prepared
