@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from budgetvlm._io import open_image, to_rgb
+from budgetvlm._io import file_of, open_image, to_rgb
 from budgetvlm.errors import InputError
 
 INK, GROUND = (255 // 5, 0, 0), (255, 255, 255)
@@ -137,3 +137,35 @@ def test_a_long_name_stays_out_of_the_message():
     with pytest.raises(InputError) as caught:
         open_image("x" * 5000)
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_an_image_knows_the_file_that_it_was_opened_from(form, tmp_path):
+    data = contents(Image.new("RGB", (8, 6), INK), form)
+    (tmp_path / "image").write_bytes(data)
+    for given in (data, tmp_path / "image", str(tmp_path / "image")):
+        assert file_of(open_image(given)) == (form, data)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda image: image.putpixel((1, 1), (9, 9, 9)),
+        lambda image: image.paste((9, 9, 9), (0, 0, 2, 2)),
+        lambda image: ImageDraw.Draw(image).point((1, 1), fill=(9, 9, 9)),
+    ],
+)
+def test_a_changed_image_has_no_file_any_more(change):
+    image = open_image(contents(Image.new("RGB", (8, 6), INK)))
+    change(image)
+    assert image.getpixel((1, 1)) == (9, 9, 9) and file_of(image) is None
+
+
+def test_an_image_that_its_file_shows_otherwise_has_none():
+    exif = Image.Exif()
+    exif[0x112] = 6
+    turned = contents(Image.new("RGB", (8, 6), INK), "JPEG", exif=exif)
+    others = Image.new("RGBA", (8, 6)), Image.new("L", (8, 6)), Image.new("P", (8, 6))
+    assert [file_of(open_image(data)) for data in (turned, *map(contents, others))] == [None] * 4
+    for made in (open_image(contents(Image.new("RGB", (8, 6)))).resize((4, 3)), Image.new("RGB", (8, 6))):
+        assert file_of(made) is None

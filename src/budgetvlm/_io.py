@@ -21,6 +21,7 @@ from budgetvlm.errors import BudgetVLMError, DataError, InputError, OutputError
 
 ROUNDING = 1e-9  # share of a number that is rounding
 DEEP_GREYS = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+OPENED_FILE = "opened_file"  # attribute of an image: the contents of the file that it was opened from
 PAGED = ("TIFF", "GIF", "PNG", "WEBP")  # formats of several pages or frames; what a phone's MPO has more is a preview
 
 
@@ -266,6 +267,7 @@ def open_image(image: str | Path | bytes | Image.Image) -> Image.Image:
     name = f"data of {len(image)} bytes" if isinstance(image, bytes) else shortened(str(image))
     try:
         with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+            setattr(opened, OPENED_FILE, image if isinstance(image, bytes) else Path(image).read_bytes())
             return _decoded(opened, name)
     except FileNotFoundError:
         raise InputError(f"the image {name!r} does not exist. Check the name.") from None
@@ -321,8 +323,17 @@ def time_text_up(time_ms: float) -> str:
     return time_text(math.ceil(time_ms / step - ROUNDING) * step)
 
 
+def file_of(image: Image.Image) -> tuple[str, bytes] | None:
+    """Return format and contents of the file that an image shows as it is; None: it was changed, or never was one."""
+    data = getattr(image, OPENED_FILE, None)
+    return (str(image.format), data) if data is not None and image.readonly else None
+
+
 def _decoded(image: Image.Image, name: str) -> Image.Image:
     try:
-        return to_rgb(image)
+        rgb = to_rgb(image)
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
+    if rgb is image and hasattr(image, OPENED_FILE):
+        image.readonly = 1  # Pillow takes this mark away before it changes anything
+    return rgb

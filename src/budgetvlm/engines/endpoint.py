@@ -68,7 +68,7 @@ class Endpoint:
     def body(self, ask: Ask) -> dict[str, Any]:
         """Return the body of a chat completion."""
         crops, setting = self.max_crops(ask.setting), ask.setting
-        urls = [ask.write(image, self._size(image, crops)) for image in ask.images]
+        urls = [ask.write(image, self._size(image, crops), self.dialect.lossless) for image in ask.images]
         told = {name: value for name, value in setting.items() if self.takes(name)}
         return {
             "model": self.model, "messages": messages_of(ask.question, urls), "max_tokens": ask.max_new_tokens,

@@ -153,8 +153,8 @@ class EngineVLM:
             keys, lambda number: self._answers.get(keys[number], lambda: self._untimed(asks[number])), places
         )
 
-    def _written(self, digest: bytes, image: Image.Image, size: Size | None) -> str:
-        return self._urls.get((digest, size), lambda: data_url(image, size))
+    def _written(self, digest: bytes, image: Image.Image, size: Size | None, lossless: str) -> str:
+        return self._urls.get((digest, size, lossless), lambda: data_url(image, size, lossless))
 
     def _seen(self, ask: Ask) -> tuple[Hashable, ...]:
         """Return what an answer depends on beside the image."""

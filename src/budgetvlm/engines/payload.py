@@ -1,4 +1,4 @@
-"""What an engine is sent: chat messages with their images inside, lossless, at their own size or scaled."""
+"""What an engine is sent: chat messages with their images inside, as their files are, or lossless."""
 
 from __future__ import annotations
 
@@ -10,29 +10,34 @@ from typing import Any
 
 from PIL import Image
 
-from budgetvlm._io import to_rgb
+from budgetvlm._io import file_of, to_rgb
 from budgetvlm.vlm import Conversation
 from budgetvlm.vlm.prompt import IMAGE, one_question
 
 REDRAWN = 8  # pixels of an image whose lowest bits are drawn anew
-QUICKEST = 1  # level of compression: others take several times as long for files a tenth smaller
+SENT_AS_THEY_ARE = {"JPEG", "PNG", "WEBP"}  # formats that every engine reads
 
 
 Size = tuple[int, int]
-Writer = Callable[[Image.Image, Size | None], str]
-"""From an image and the width and height at which it is to be sent (None: its own) to an address that holds it."""
+Writer = Callable[[Image.Image, Size | None, str], str]
+"""From an image, the width and height at which it is to be sent (None: its own) and a format without loss to an address
+that holds it."""
 
 
-def data_url(image: Image.Image, size: Size | None = None) -> str:
-    """Write an image into an address, without loss."""
-    file = io.BytesIO()
-    _scaled(image, size).save(file, "PNG", compress_level=QUICKEST)
-    return f"data:image/png;base64,{base64.b64encode(file.getbuffer()).decode('ascii')}"
+def data_url(image: Image.Image, size: Size | None = None, lossless: str = "PNG") -> str:
+    """Write an image into an address: its file as it is, where there is one, or else in a format without loss."""
+    kind, data = (file_of(image) if size is None else None) or ("", b"")
+    if kind not in SENT_AS_THEY_ARE:
+        file = io.BytesIO()
+        # other levels of compression take several times as long for files a tenth smaller
+        _scaled(image, size).save(file, lossless, **({"compress_level": 1} if lossless == "PNG" else {}))
+        kind, data = lossless, file.getvalue()
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def fresh_data_url(image: Image.Image, size: Size | None = None) -> str:
+def fresh_data_url(image: Image.Image, size: Size | None = None, lossless: str = "PNG") -> str:
     """Do as `data_url` for an image that no cache of an engine knows."""
-    return data_url(redrawn(_scaled(image, size)))
+    return data_url(redrawn(_scaled(image, size)), None, lossless)
 
 
 def redrawn(image: Image.Image) -> Image.Image:

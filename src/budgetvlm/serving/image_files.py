@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from PIL import Image, ImageFile
 
-from budgetvlm._io import open_image, shortened
+from budgetvlm._io import OPENED_FILE, open_image, shortened
 from budgetvlm.errors import InputError
 from budgetvlm.serving.api_errors import APIError
 from budgetvlm.serving.serve_options import ServeOptions
@@ -93,7 +93,9 @@ def _unpacked(url: str, start: int) -> bytes:
 def _opened(data: bytes) -> ImageFile.ImageFile:
     """Read an image's head. Raises APIError."""
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        head = Image.open(io.BytesIO(data), formats=FORMATS)
+        setattr(head, OPENED_FILE, data)  # an engine is sent it as it is
+        return head
     except Image.DecompressionBombError:
         raise _refused("it is far too large", "image_too_large", 413) from None
     except Exception as error:  # whatever Pillow raises on hostile bytes, it is the image's fault
