@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
@@ -92,6 +93,13 @@ def write_tokenizer(directory: Path, place: str) -> None:
     ).save_pretrained(directory)  # fmt: skip
 
 
+def name_as_published(path: Path) -> None:
+    """Give the weights of Gemma 3's vision tower the names that public checkpoints have, and engines know."""
+    weights = load_file(path)
+    named = {name.replace("vision_tower.", "vision_tower.vision_model."): held for name, held in weights.items()}
+    save_file(named, path, metadata={"format": "pt"})
+
+
 def write_model(family: str, directory: Path, *, seed: int = 0) -> Path:
     """Save one model; its weights are large enough that its answers depend on image and question."""
     config, images, place, own = FAMILIES[family]()
@@ -102,6 +110,7 @@ def write_model(family: str, directory: Path, *, seed: int = 0) -> Path:
             if weights.dim() > 1:
                 weights.normal_(0, weights[0].numel() ** -0.5)
     model.save_pretrained(directory)
+    name_as_published(directory / "model.safetensors")
     write_tokenizer(directory, place)
     images.save_pretrained(directory)
     path = directory / "processor_config.json"
