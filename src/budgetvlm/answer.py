@@ -271,6 +271,8 @@ class InFlight:
         prepared_ms = sum([overview.preprocess_ms for overview in overviews])
         overview_ms = prepared_ms + sum([overview.vision_ms for overview in overviews])
         self.own_ms = (began - self._began_s) * 1e3 - overview_ms
+        if overview_ms == prepared_ms:  # nothing was encoded, and features alone do not tell how fast the model is
+            prepared_ms = overview_ms = 0.0
         request = model.request(image, question)
         feature = overviews[0].feature if len(overviews) == 1 else model.image_feature(overviews)
         self._known = model.known if request.images else model.known_of_text

@@ -27,6 +27,7 @@ from budgetvlm.controller.checkpoint import load_controller
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.price_curve import AtPrice, PriceCurve, load_price_curve
 from budgetvlm.controller.value_network import ValueNetwork
+from budgetvlm.engines.opening import bundled_controller, fingerprint_of, open_model
 from budgetvlm.engines.request_features import Extractor, extractor_beside, with_features
 from budgetvlm.errors import CheckpointError, ConfigError, InfeasibleError, InputError, KnobSpaceError
 from budgetvlm.guard.adaptive import AdaptiveGuard
@@ -34,10 +35,8 @@ from budgetvlm.guard.bounds import Bounds, Request, Spent
 from budgetvlm.guard.fixed import FixedGuard, Guard
 from budgetvlm.guard.saved import load_guard, save_guard
 from budgetvlm.guard.spending import Spending
-from budgetvlm.vlm import VLM, Conversation, Overview, load_vlm
+from budgetvlm.vlm import VLM, Conversation, Overview
 from budgetvlm.vlm.conversation import Messages, is_plain, read_messages
-from budgetvlm.vlm.fingerprint import model_fingerprint
-from budgetvlm.vlm.loading import bundled_controller, model_directory
 from budgetvlm.vlm.protocol import STAGES
 from budgetvlm.vlm.text_stream import Pieces
 
@@ -47,7 +46,7 @@ _LOADING_S = 3.0  # that a rehearsal waits for compiled loops: long enough to lo
 
 
 class AdaptiveVLM:
-    """A vision-language model with a controller. Threads may share it; the model answers one request at a time.
+    """A vision-language model with a controller. Threads may share it; a model here answers one request at a time.
 
     Attributes:
         guard: learns from every request; one with fixed bounds where none was given.
@@ -92,6 +91,8 @@ class AdaptiveVLM:
         self.vlm, self.controller, self.network = vlm, controller.eval(), ValueNetwork(controller)
         vlm.knob_space.require_contains(controller.knob_space, f"the model {vlm.name}")
         bounds_ms = controller.bounds_ms.numpy()
+        if guard is not None and not vlm.can_revise:
+            guard = guard.replaced(rule=guard.rule.for_model(vlm.can_revise))
         self.guard: Guard = guard or FixedGuard(controller.knob_space, bounds_ms)
         controller.knob_space.require_equal(self.guard.knob_space, "the guard")
         self.known = np.isfinite(bounds_ms)
@@ -130,7 +131,7 @@ class AdaptiveVLM:
         """Open a model and its controller.
 
         Args:
-            model_path: "reference" or a model's directory.
+            model_path: "reference", a model's directory, engines.yaml or an engine's address.
             controller: a training directory, a checkpoint, a controller; None: the one that the model brings.
             guard, extractor: None: those that lie beside the controller; without an extractor the model makes features.
             allow_other_model: take a controller or a guard that was made for other weights.
@@ -144,10 +145,10 @@ class AdaptiveVLM:
             controller, guard = load_controller(path), guard or load_guard(path)
             extractor = extractor or extractor_beside(path, device)
             options = {"price_curve": load_price_curve(path), **options}
-        fingerprint = model_fingerprint(model_directory(model_path))
+        vlm = open_model(model_path, device=device, num_threads=num_threads)
+        fingerprint = fingerprint_of(model_path, vlm)
         if not allow_other_model:
             controller.trained_on.require_model(fingerprint, model_path, guard.origin if guard else {})
-        vlm = load_vlm(model_path, device=device, num_threads=num_threads)
         model = cls(with_features(vlm, extractor), controller, guard, **options)
         model.fingerprint = fingerprint
         return model
@@ -324,8 +325,7 @@ class AdaptiveVLM:
 
     def _rehearse(self, answers: int) -> float:
         """Check that the features fit, and warm up with some answers; what they took beside the model, in ms."""
-        blank, space = Image.new("RGB", _BLANK), self.vlm.knob_space
-        overview = self.vlm.encode_overview(blank)
+        overview = self.vlm.encode_overview(blank := Image.new("RGB", _BLANK))
         try:
             self.network.inputs(overview.feature, self.vlm.question_feature("what"))
         except InputError as error:
@@ -334,7 +334,7 @@ class AdaptiveVLM:
             ) from error
         if not answers:
             return 0.0
-        for setting in (space.cheapest, space.full):
+        for setting in (self.settings[k] for k in np.flatnonzero(self.known)[[0, -1]]):
             self.vlm.generate(blank, "what", setting, max_new_tokens=2, overview=overview)
         decide.wait_for_compiled(_LOADING_S)
         guard, self.guard = self.guard, self.guard.copy()  # the rehearsal is not to be learnt from

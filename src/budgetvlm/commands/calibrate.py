@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from budgetvlm.commands.flags import add_json_flag
+from budgetvlm.commands.flags import add_concurrency_flag, add_json_flag
 from budgetvlm.commands.origins import add_opened_model, complete, split_with_fresh_samples
 from budgetvlm.commands.task_arguments import add_task_arguments, open_task
 from budgetvlm.errors import CheckpointError, ConfigError
@@ -57,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="finish every answer at its own setting; by default one that would be late goes on with fewer experts and "
         "blocks",
     )  # fmt: skip
+    add_concurrency_flag(parser)
     add_json_flag(parser)
 
 
@@ -80,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
         model, task, args.samples, alpha=args.alpha,
         split=args.split or split_with_fresh_samples(known) or "validation",
         used=frozenset().union(*(origin.seen(SPLITS) for origin in known)), hurries=not args.no_hurry, seed=args.seed,
+        concurrency=args.concurrency,
     )  # fmt: skip
     scales = zip(guard.latency.stages, guard.speed.normal, strict=True)
     found = {

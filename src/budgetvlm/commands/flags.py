@@ -18,7 +18,7 @@ MODEL_FLAGS: dict[str, dict[str, Any]] = {
     "model_path": {
         "default": "reference",
         "metavar": "DIR",
-        "help": "model directory or hub name (default: reference)",
+        "help": "model directory, hub name, engines.yaml or an engine's address (default: reference)",
     },
     "num_threads": {"type": int, "metavar": "N", "help": "threads of PyTorch (default: PyTorch's own choice)"},
     "device": {"default": "cpu", "metavar": "NAME", "help": "PyTorch device (default: cpu)"},
@@ -116,6 +116,14 @@ def forget_defaults(args: argparse.Namespace, *names: str) -> None:
     """
     if hasattr(args, "given"):
         vars(args).update({name: None for name in names if name not in args.given and hasattr(args, name)})
+
+
+def add_concurrency_flag(parser: Any) -> None:
+    """Add `--concurrency`, which says how many requests are in flight at an engine."""
+    parser.add_argument(
+        "--concurrency", type=int, default=1, metavar="N",
+        help="requests in flight, of a model that engines serve; each is timed by this side's clock (default: 1)",
+    )  # fmt: skip
 
 
 def add_cut_flag(parser: Any) -> None:

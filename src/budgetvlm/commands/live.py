@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from budgetvlm.commands.calibrate import open_system
-from budgetvlm.commands.flags import add_cut_flag
+from budgetvlm.commands.flags import add_concurrency_flag, add_cut_flag
 from budgetvlm.commands.origins import add_opened_model, complete, split_with_fresh_samples
 from budgetvlm.commands.showing import check_output
 from budgetvlm.commands.task_arguments import add_task_arguments
@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_opened_model(live)
     add_task_arguments(live)
     add_cut_flag(live)
+    add_concurrency_flag(live)
     live.add_argument("--num_requests", type=int, default=1500, metavar="N", help="requests (default: 1500)")
     live.add_argument(
         "--truth", type=int, default=0, metavar="N",
@@ -65,11 +66,12 @@ def run(args: argparse.Namespace) -> int:
     reference_ms = reference_on_this_machine(model, samples)
     records = run_live(
         model, task, samples, num_requests=args.num_requests, reference_ms=reference_ms, load=args.load, cut=args.cut,
-        seed=args.seed,
+        seed=args.seed, concurrency=args.concurrency,
     )  # fmt: skip
     found = summary(records, guard.alpha) | {
         "reference_ms": reference_ms,
         "load": args.load,
+        "concurrency": args.concurrency,
         "cut": args.cut,
         "calibrated_on": guard.calibrated_on,
         "drift": guard.speed.drift,
@@ -107,7 +109,9 @@ def _prices(
     from budgetvlm.live.calibration import measure, typical
     from budgetvlm.live.live_evaluation import price_of_guarantee
 
-    runs = [measure(model, task, samples, args.seed + n) for n in range(args.truth_repeats)]
+    runs = [
+        measure(model, task, samples, args.seed + n, concurrency=args.concurrency) for n in range(args.truth_repeats)
+    ]
     times = {"price_of_guarantee": runs[0]} | ({"price_at_typical_times": typical(runs)} if len(runs) > 1 else {})
     return {name: price_of_guarantee(model, task, taken, reference_ms, cut=args.cut) for name, taken in times.items()}
 

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from budgetvlm.commands.flags import OptionFlags, add_model_flags, forget_defaults
+from budgetvlm.commands.flags import OptionFlags, add_concurrency_flag, add_model_flags, forget_defaults
 from budgetvlm.commands.origins import complete_from
 from budgetvlm.commands.task_arguments import add_task_arguments, each_data_set, open_task, task_options
 from budgetvlm.commands.verdicts import NOTHING_SCORES
@@ -84,6 +84,7 @@ def _add_sweep_arguments(parser: argparse.ArgumentParser, kind: Kind) -> None:
         help="accuracy results: model, data set and split that are not given are taken from them (default: those in "
         "the default directory, where --output_dir is not given either)",
     )  # fmt: skip
+    add_concurrency_flag(parser)
     add("--batch_size", type=int, choices=(1,), default=1, help="latency is that of one request: always 1")
     add("--warmup", type=int, default=2, metavar="N", help="untimed requests at each setting before all (default: 2)")
     add("--repeats", type=int, default=3, metavar="N", help="passes over the samples; the median counts (default: 3)")
@@ -96,11 +97,11 @@ def _add_sweep_arguments(parser: argparse.ArgumentParser, kind: Kind) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run a sweep of each data set, one after another."""
-    from budgetvlm.vlm import load_vlm
+    from budgetvlm.engines.opening import open_model
 
     @cache
     def load(model_path: str) -> VLM:
-        return load_vlm(model_path, device=args.device, num_threads=args.num_threads)
+        return open_model(model_path, device=args.device, num_threads=args.num_threads)
 
     parts = list(each_data_set(args))
     for own in parts:
@@ -110,19 +111,22 @@ def run(args: argparse.Namespace) -> int:
 
 def _sweep(args: argparse.Namespace, load: Callable[[str], VLM], *, several: bool) -> None:
     """Run the sweep of one data set, of ``several``, and say where its results are."""
+    from budgetvlm.engines.opening import fingerprint_of
     from budgetvlm.profiling.measure.accuracy_sweep import profile_accuracy
     from budgetvlm.profiling.measure.latency_sweep import profile_latency
-    from budgetvlm.profiling.measure.setting_sampling import choose_settings, parse_settings
+    from budgetvlm.profiling.measure.setting_sampling import choose_settings, parse_settings, served_settings
 
     _complete(args)
     options, task = sweep_options(args), open_task(args)
     options = _with_own_splits(options, task) if several else options
     vlm = load(args.model_path)
+    options = replace(options, model_fingerprint=fingerprint_of(args.model_path, vlm))
     space = vlm.knob_space
     if args.settings is None:
         settings = choose_settings(space, args.sampling_strategy, args.num_settings, args.seed)
     else:
         settings = parse_settings(space, args.settings)
+    settings = served_settings(vlm, settings)
     print(f"{args.kind} of {len(settings)} of {len(space)} settings of {args.model_path} on {task.name}")
     if args.kind == "accuracy":
         paths = profile_accuracy(
@@ -132,6 +136,7 @@ def _sweep(args: argparse.Namespace, load: Callable[[str], VLM], *, several: boo
         paths = profile_latency(
             vlm, task, settings, options,
             warmup=args.warmup, repeats=args.repeats, cells=args.cells, device=args.device,
+            concurrency=args.concurrency,
         )  # fmt: skip
     print(f"{len(paths)} result files in {paths[0].parent}")
     if args.kind == "accuracy":
@@ -201,15 +206,11 @@ def _of_accuracy(args: argparse.Namespace) -> dict[str, Any]:
 
 def sweep_options(args: argparse.Namespace) -> SweepOptions:
     """Return the checked options, from parsed flags."""
-    from budgetvlm.vlm.fingerprint import model_fingerprint
-    from budgetvlm.vlm.loading import model_directory
-
     return SweepOptions(
         splits=tuple(name.strip() for name in args.split.replace("+", ",").split(",")),
         output_dir=Path(args.output_dir),
         num_samples=_whole_numbers(args.num_samples),
         max_new_tokens=args.max_new_tokens,
-        model_fingerprint=model_fingerprint(model_directory(args.model_path)),
         task_options=task_options(args).to_dict(),
         **SWEEP.read(args),
     )

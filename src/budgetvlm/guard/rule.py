@@ -25,6 +25,10 @@ class Rule(NamedTuple):
     learns: bool = True
     expected_only: bool = False
 
+    def for_model(self, can_revise: bool) -> Rule:
+        """Return what of this can be done about requests to a model that may not be able to revise one under way."""
+        return self if can_revise else self._replace(revises=False, hurries=False)
+
 
 GUARDED = Rule()
 """What a guard does if nothing else is said."""

@@ -26,6 +26,7 @@ def calibrate(
     hurries: bool = True,
     seed: int = 0,
     progress: bool = True,
+    concurrency: int = 1,
 ) -> AdaptiveGuard:
     """Measure requests on this machine and give the model a guard that is fitted to them.
 
@@ -43,6 +44,7 @@ def calibrate(
         hurries: whether an answer that would be late may go on with fewer experts and blocks.
         seed: seed that draws the samples and the order of the settings.
         progress: whether to show a progress bar.
+        concurrency: requests in flight, where the model is served elsewhere.
 
     Returns:
         The new guard, which the model uses from now on. It remembers the model and the samples.
@@ -58,7 +60,8 @@ def calibrate(
     task = load_task(task) if isinstance(task, str) else task
     seen, most = model.controller.trained_on.seen(SPLITS), samples or max(USUAL_REQUESTS, needed)
     fresh = fresh_samples(task, split, most, seed, {*used, *seen}, None if samples else needed)
-    guard = calibrated(model, model.guard, measure(model, task, fresh, seed, progress), alpha, hurries=hurries)
+    measured = measure(model, task, fresh, seed, progress, concurrency)
+    guard = calibrated(model, model.guard, measured, alpha, hurries=hurries)
     known = frozenset().union(*(sample_digests(task.name, sample) for sample in fresh))
     guard.origin = {"model": model.fingerprint, "samples": sorted(known)}
     model.guard = guard

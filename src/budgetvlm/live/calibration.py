@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from tqdm import tqdm
 
+from budgetvlm._threads import side_by_side
 from budgetvlm.errors import DataError
 from budgetvlm.evaluation.evaluation_options import BUDGET_SHARES
 from budgetvlm.guard.adaptive import AdaptiveGuard
@@ -29,8 +30,8 @@ from budgetvlm.guard.speed import StageSpeed
 from budgetvlm.guard.state import IMAGE_STAGES
 from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.tasks import Sample, Task
-from budgetvlm.vlm import Deadline
-from budgetvlm.vlm.protocol import RecordingClock
+from budgetvlm.vlm import STAGES, Deadline
+from budgetvlm.vlm.protocol import RecordingClock, fresh_images, require_side_by_side
 
 SCALE_SHARE = 1 / 3  # of the requests, for the scales
 LEAST_FOR_SCALES = 5
@@ -79,38 +80,50 @@ def requests_needed(alpha: float) -> int:
 
 
 def measure(
-    model: AdaptiveVLM, task: Task, samples: Sequence[Sample], seed: int = 0, progress: bool = True
-) -> Measured:
-    """Answer each sample once at every setting of the controller's space, in an order drawn anew each time."""
-    settings, rng = model.controller.knob_space.settings, np.random.default_rng(seed)
-    shape = (len(samples), len(settings))
-    requests, images = [], []
-    accuracy, output, latency, overviews, prepared = (np.zeros(shape) for _ in range(5))
+    model: AdaptiveVLM, task: Task, samples: Sequence[Sample], seed: int = 0, progress: bool = True,
+    concurrency: int = 1,
+) -> Measured:  # fmt: skip
+    """Answer each sample once at every setting that may be chosen, in an order drawn anew each time.
+
+    ``concurrency``: samples that are asked side by side. Raises ConfigError: the model answers one at a time.
+    """
+    require_side_by_side(model.vlm, concurrency)
+    rng, shape = np.random.default_rng(seed), (len(samples), len(model.settings))
     order = np.stack([rng.permutation(shape[1]) for _ in samples])
-    stages: dict[str, np.ndarray] = {}
-    steps: list[list[np.ndarray]] = []
-    for row, sample in enumerate(tqdm(samples, desc="all settings", unit="request", disable=not progress)):
-        image = sample.load_image()
-        requests.append(model.request(image, sample.question))
-        images.append(model.vlm.encode_overview(image).feature)
-        steps.append([np.empty(0)] * shape[1])
-        for k in order[row]:
+    accuracy, output, latency, overviews, prepared = (np.zeros(shape) for _ in range(5))
+    stages = {stage: np.zeros(shape) for stage in STAGES}
+    steps = [[np.empty(0)] * shape[1] for _ in samples]
+
+    def ask(row: int) -> tuple[Request, np.ndarray]:
+        """Fill a row of the arrays; returns what is known of the request, and the image's feature."""
+        sample, image = samples[row], samples[row].load_image()
+        for k in order[row][model.known[order[row]]]:
             clock = RecordingClock()
             overview = model.vlm.encode_overview(image)
             answer = model.vlm.generate(
-                image, sample.question, settings[k],
+                image, sample.question, model.settings[k],
                 max_new_tokens=task.max_new_tokens, overview=overview, deadline=Deadline.never(clock.read),
             )  # fmt: skip
             steps[row][k] = np.diff(clock.readings) * 1e3
-            prepared[row, k] = overview.preprocess_ms
-            overviews[row, k] = prepared[row, k] + overview.vision_ms
+            if overview.vision_ms:  # features alone do not tell how fast the model is
+                prepared[row, k] = overview.preprocess_ms
+                overviews[row, k] = prepared[row, k] + overview.vision_ms
             accuracy[row, k] = task.score(answer.text, sample)
             output[row, k], latency[row, k] = answer.num_output_tokens, answer.total_ms
             for stage, ms in answer.stages_ms.items():
-                stages.setdefault(stage, np.zeros(shape))[row, k] = ms
+                stages[stage][row, k] = ms
+        return model.request(image, sample.question), overview.feature
+
+    asked: dict[int, tuple[Request, np.ndarray]] = {}
+    bar = tqdm(total=len(samples), desc="all settings", unit="request", disable=not progress)
+    with fresh_images(model.vlm), bar:
+        for row, known in side_by_side(ask, range(len(samples)), concurrency):
+            asked[row] = known
+            bar.update()
+    requests, images = zip(*(asked[row] for row in range(len(samples))), strict=True)
     return Measured(
-        tuple(samples), tuple(requests), np.stack(images), order, accuracy, output, latency, overviews, prepared,
-        stages, tuple(map(tuple, steps)),
+        tuple(samples), requests, np.stack(images), order, accuracy, output, latency, overviews, prepared,
+        stages, tuple(map(tuple, steps)) if model.vlm.can_revise else None,
     )  # fmt: skip
 
 
@@ -147,7 +160,8 @@ def calibrated(
             f"--samples {needed} or more, or a larger --alpha."
         )
     # A part of the requests tells how fast the stages are here, and how far predictions scatter.
-    count, rule = _for_scales(len(measured)), Rule(hurries=hurries)
+    count = _for_scales(len(measured))
+    rule = Rule(hurries=hurries).for_model(guard.rule.revises)
     speed = StageSpeed(guard.latency.stages, _log_scales(guard, measured, range(count)))
     fresh = AdaptiveGuard(guard.latency, guard.lengths, Margin(alpha), speed, model.own_ms, rule=rule)
     scores = _predictions(fresh, measured, range(count)).scores(model.known)
@@ -155,6 +169,7 @@ def calibrated(
     # The others give the factor, with every choice made as it will be at run time.
     found = _predictions(fresh, measured, range(count, len(measured)))
     calls = calibration_calls(model, measured, found, pairs.image_factors(FACTORS))
+    calls = calls if rule.revises else replace(calls, revising=None)
     loss = losses(calls, found.latency_ms - found.saved_ms, found.first_ms, pairs.cut_cost)
     margin = Margin.start(alpha, found.scores(model.known), math.log(choose_factor(loss, alpha)))
     speed = StageSpeed(speed.stages, speed.log_scale)

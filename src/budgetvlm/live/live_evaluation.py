@@ -21,6 +21,7 @@ import numpy as np
 from scipy.stats import binomtest
 from tqdm import tqdm
 
+from budgetvlm._threads import side_by_side
 from budgetvlm.answer import Answer, Cut
 from budgetvlm.evaluation.evaluation_options import BUDGET_SHARES
 from budgetvlm.guard.adaptive import AdaptiveGuard
@@ -29,6 +30,7 @@ from budgetvlm.live.calibration import Measured
 from budgetvlm.live.replay import replay
 from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.tasks import Sample, Task
+from budgetvlm.vlm.protocol import fresh_images, require_side_by_side
 
 System = Literal["guarded", "unguarded"]
 Phase = Literal["before", "loaded", "after"]
@@ -75,6 +77,7 @@ def run_live(
     cut: Cut = "always",
     seed: int = 0,
     progress: bool = True,
+    concurrency: int = 1,
 ) -> list[LiveRecord]:
     """Answer requests with both systems.
 
@@ -85,7 +88,11 @@ def run_live(
         reference_ms: the full setting's time on this machine; budgets are shares of it.
         load: busy processes beside the middle third.
         cut: see `AdaptiveVLM.generate`.
+        concurrency: requests in flight, where the model is served elsewhere. No cache of an engine knows their images.
+
+    Raises ConfigError: the model answers one request at a time.
     """
+    require_side_by_side(guarded.vlm, concurrency)
     assert isinstance(guarded.guard, AdaptiveGuard)
     rng = np.random.default_rng(seed)
     unguarded = guarded.guard.copy().replaced(rule=UNGUARDED)
@@ -94,27 +101,30 @@ def run_live(
         "unguarded": AdaptiveVLM(guarded.vlm, guarded.controller, unguarded),
     }
     order = np.concatenate([rng.permutation(len(samples)) for _ in range(-(-num_requests // len(samples)))])
-    records = []
-    with busy_processes(load) as busy:
-        for number in tqdm(range(num_requests), desc="live", unit="request", disable=not progress):
-            phase = _phase(number, num_requests, load)
-            (busy.set if phase == "loaded" else busy.clear)()
-            sample, share = samples[order[number]], float(rng.choice(np.asarray(budget_shares)))
-            image = sample.load_image()
-            most_tokens = int(guarded.request(image, sample.question).vision.max())
-            groups = {**sample.groups, "image tokens": str(most_tokens)}
-            for name in rng.permutation(list(systems)):
-                answer = systems[name].generate(
-                    image,
-                    sample.question,
-                    budget_ms=share * reference_ms,
-                    max_new_tokens=task.max_new_tokens,
-                    cut=cut,
-                )
-                accuracy = task.score(answer.answer, sample)
-                asked = {"system": name, "number": number, "phase": phase, "sample_id": sample.sample_id}
-                records.append(_record(answer, accuracy, **asked, groups=groups, budget_share=share))
-    return records
+    drawn = [
+        (float(rng.choice(np.asarray(budget_shares))), rng.permutation(list(systems))) for _ in range(num_requests)
+    ]
+
+    def ask(number: int) -> list[LiveRecord]:
+        """Ask all systems about one sample, one after the other."""
+        phase = _phase(number, num_requests, load)
+        (busy.set if phase == "loaded" else busy.clear)()
+        sample, (share, names) = samples[order[number]], drawn[number]
+        image, found = sample.load_image(), []
+        groups = {**sample.groups, "image tokens": str(int(guarded.request(image, sample.question).vision.max()))}
+        for name in names:
+            answer = systems[name].generate(
+                image, sample.question, budget_ms=share * reference_ms, max_new_tokens=task.max_new_tokens, cut=cut
+            )
+            accuracy = task.score(answer.answer, sample)
+            asked = {"system": name, "number": number, "phase": phase, "sample_id": sample.sample_id}
+            found.append(_record(answer, accuracy, **asked, groups=groups, budget_share=share))
+        return found
+
+    with busy_processes(load) as busy, fresh_images(guarded.vlm):
+        made = side_by_side(ask, range(num_requests), concurrency)
+        records = dict(tqdm(made, total=num_requests, desc="live", unit="request", disable=not progress))
+    return [record for number in range(num_requests) for record in records[number]]
 
 
 def _record(answer: Answer, accuracy: float, **asked: Any) -> LiveRecord:

@@ -64,6 +64,7 @@ class Adapter:
         check_knobs(knob_space, family, model, name)
         self.name, self.family, self.model, self.knob_space = name, family, model, knob_space
         self.model.eval().requires_grad_(False)
+        self.can_revise = True
         self.images, self.prompt = images, prompt
         # where the knobs live
         self.dials = family.dials(model)

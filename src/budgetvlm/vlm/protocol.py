@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from budgetvlm.errors import ConfigError
 from budgetvlm.knobs import KnobSpace, Setting
 
 STAGES = ("preprocess", "vision", "prefill", "decode")
@@ -170,11 +171,17 @@ class Generation:
 
 @runtime_checkable
 class VLM(Protocol):
-    """A frozen vision-language model with knobs."""
+    """A frozen vision-language model with knobs.
+
+    Attributes:
+        can_revise: it runs in this process, one request at a time, and a request under way can be turned to another
+            setting; one that is served elsewhere answers as it was asked, several requests side by side.
+    """
 
     name: str
     knob_space: KnobSpace
     num_total_blocks: int
+    can_revise: bool
 
     def active_blocks(self, num_active_blocks: int) -> tuple[int, ...]:
         """Return indices of the blocks that run at this depth, ascending; first and last are always among them."""
@@ -231,3 +238,27 @@ class VLM(Protocol):
         max_new_tokens: int = 16,
     ) -> list[Generation]:
         """Answer a batch greedily; the same answers as `generate` one by one."""
+
+
+def require_side_by_side(vlm: VLM, concurrency: int) -> None:
+    """Raise ConfigError where a model cannot have as many requests in flight."""
+    if concurrency < 1:
+        raise ConfigError(f"concurrency={concurrency} has to be 1 at least")
+    if concurrency > 1 and vlm.can_revise:
+        raise ConfigError(
+            f"concurrency={concurrency}: {vlm.name} runs in this process and answers one request at a time; several "
+            "are in flight at an engine alone (--model_path engines.yaml). Leave it at 1."
+        )
+
+
+@contextmanager
+def fresh_images(vlm: VLM) -> Iterator[None]:
+    """See to it that no engine knows an image from before, for a ``with`` block, so that no cache is measured."""
+    before = getattr(vlm, "fresh_images", None)
+    if before is not None:
+        vlm.fresh_images = True  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        if before is not None:
+            vlm.fresh_images = before  # type: ignore[attr-defined]

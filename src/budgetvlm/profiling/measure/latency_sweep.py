@@ -18,12 +18,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from budgetvlm._threads import side_by_side
 from budgetvlm.errors import ConfigError, InputError
 from budgetvlm.knobs import Setting
 from budgetvlm.profiling.measure.machine import hardware, median_run
@@ -34,6 +36,7 @@ from budgetvlm.profiling.measure.sweep_options import SweepOptions
 from budgetvlm.profiling.results.measurements import STAGE_FIELDS, TOKEN_COUNTS, LatencyRecord
 from budgetvlm.tasks import SplitSample, Task
 from budgetvlm.vlm import VLM, Generation
+from budgetvlm.vlm.protocol import fresh_images, require_side_by_side
 
 Plan = dict[str, set[Setting]]  # sample id -> the settings to time it at
 Runs = dict[str, dict[str, Any]]  # what one pass has measured: sample id -> str(setting) -> record, as a dictionary
@@ -48,6 +51,7 @@ def profile_latency(
     warmup: int = 2,
     repeats: int = 3,
     cells: float = 1.0,
+    concurrency: int = 1,
     device: str = "cpu",
     say: Callable[[str], None] = print,
 ) -> list[Path]:
@@ -57,6 +61,7 @@ def profile_latency(
         warmup: untimed requests at each setting before the first sample.
         repeats: requests of each sample at each setting, each in a pass over all samples.
         cells: share of the settings that each sample is timed at, see `draw_cells`.
+        concurrency: requests in flight, each timed by this side's clock, where the model is served elsewhere.
 
     Returns:
         The paths of all files, also of those that were finished before.
@@ -70,18 +75,22 @@ def profile_latency(
     problems += [f"repeats={repeats} has to be 1 at least"] if repeats < 1 else []
     if problems:
         raise ConfigError("cannot measure latency: " + "; ".join(problems))
+    require_side_by_side(vlm, concurrency)
+    more = {"cells": cells} if cells < 1 else {}
+    more |= {"concurrency": concurrency} if concurrency > 1 else {}
     sweep = Sweep(
         "latency", vlm, task, settings, options, say,
         batch_size=1, warmup=warmup, repeats=repeats,
         statistic="run with the median total of the repeats, each in a pass over all samples",
-        path="overview encoded first and reused", hardware=hardware(device), **({"cells": cells} if cells < 1 else {}),
+        path="overview encoded first and reused", hardware=hardware(device), **more,
     )  # fmt: skip
     draw_cells(len(sweep.samples), len(vlm.knob_space), cells, options.seed)  # before hours of measuring
     if sweep.todo:
         with sweep.resume() as entries:
             passes = _known(sweep, entries)
             plan = _plan(vlm, sweep.samples, cells, options.seed, passes)
-            _measure(sweep, plan, passes)
+            with fresh_images(vlm):
+                _measure(sweep, plan, passes, concurrency)
             _write(sweep, plan, passes)
         sweep.say_what_was_skipped()
     return list(sweep.paths.values())
@@ -112,8 +121,8 @@ def _plan(vlm: VLM, samples: Sequence[SplitSample], cells: float, seed: int, pas
     return {name: {settings[k] for k in np.flatnonzero(row)} for name, row in zip(names, drawn, strict=True)}
 
 
-def _measure(sweep: Sweep, plan: Plan, passes: list[Runs]) -> None:
-    """Measure what the passes lack."""
+def _measure(sweep: Sweep, plan: Plan, passes: list[Runs], concurrency: int) -> None:
+    """Measure what the passes lack, as many samples side by side."""
     left = list(_left(sweep, plan, passes))
     total = len(plan) * len(passes)
     if len(left) < total:
@@ -122,16 +131,13 @@ def _measure(sweep: Sweep, plan: Plan, passes: list[Runs]) -> None:
         _warm_up(sweep)
     watch = Interruptions()
     with tqdm(total=total, initial=total - len(left), desc="latency", unit="round") as bar:
-        for number, place, lacking in left:
+        for (number, place, _), measured in side_by_side(partial(_measure_sample, sweep), left, concurrency):
             name = place.sample.sample_id
-            if name not in sweep.skipped:
-                try:
-                    measured = _measure_sample(sweep, place, lacking)
-                except InputError as error:
-                    sweep.skip(place, error)
-                else:
-                    sweep.note([name], measured, **{"pass": number})
-                    passes[number][name].update(measured)
+            if isinstance(measured, InputError):
+                sweep.skip(place, measured)
+            elif name not in sweep.skipped:
+                sweep.note([name], measured, **{"pass": number})
+                passes[number][name].update(measured)
             bar.update()
     if warning := watch.warning():
         sweep.say(warning)
@@ -174,10 +180,18 @@ def _warm_up(sweep: Sweep) -> None:
             return
 
 
-def _measure_sample(sweep: Sweep, place: SplitSample, settings: Sequence[Setting]) -> dict[str, dict[str, Any]]:
-    """Measure one sample once at these settings; return str(setting) -> record."""
-    image, most = load_image(place), sweep.max_new_tokens
-    runs = {str(setting): request(sweep.vlm, image, place.sample.question, setting, most) for setting in settings}
+def _measure_sample(
+    sweep: Sweep, lacking: tuple[int, SplitSample, list[Setting]]
+) -> dict[str, dict[str, Any]] | InputError:
+    """Measure one sample once at the settings that it lacks; return str(setting) -> record, or why it cannot be."""
+    _, place, settings = lacking
+    if place.sample.sample_id in sweep.skipped:
+        return {}
+    try:
+        image, most = load_image(place), sweep.max_new_tokens
+        runs = {str(setting): request(sweep.vlm, image, place.sample.question, setting, most) for setting in settings}
+    except InputError as error:
+        return error
     return {name: _record(sweep.task, place, run).to_dict() for name, run in runs.items()}
 
 

@@ -7,12 +7,14 @@ is drawn with a seed. The result is in the order of the knob space.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from budgetvlm._io import first_few
 from budgetvlm.errors import ConfigError, KnobSpaceError
 from budgetvlm.knobs import KnobSpace, Setting
+from budgetvlm.vlm import VLM
 
 _LHS_ROUNDS = 50
 
@@ -42,6 +44,20 @@ def choose_settings(
         )
     chosen = STRATEGIES[strategy](space, wanted, np.random.default_rng(seed))
     return tuple(space.settings[i] for i in sorted(chosen))
+
+
+def served_settings(vlm: VLM, settings: Sequence[Setting], say: Callable[[str], None] = print) -> tuple[Setting, ...]:
+    """Leave out the settings that no engine of a fleet answers, with a word. Raises ConfigError: the full one is."""
+    served = frozenset(getattr(vlm, "served", settings))
+    left_out = [setting for setting in settings if setting not in served]
+    if vlm.knob_space.full in left_out:
+        raise ConfigError(
+            f"no engine of {vlm.name} answers the full setting ({vlm.knob_space.full}), and budgets and prices are "
+            "relative to its time. Add an engine that was started with it, or offer fewer values (knobs: in the file)"
+        )
+    if left_out:
+        say(f"{len(left_out)} settings are left out, because no engine answers them: {first_few(map(str, left_out))}")
+    return tuple(setting for setting in settings if setting in served)
 
 
 def parse_settings(space: KnobSpace, text: str) -> tuple[Setting, ...]:

@@ -15,21 +15,15 @@ import numpy as np
 from tqdm import tqdm
 
 from budgetvlm._version import __version__
+from budgetvlm.engines.opening import fingerprint_of, open_model
 from budgetvlm.errors import ConfigError, KnobSpaceError
 from budgetvlm.features import Features
 from budgetvlm.profiling.measure.out_of_memory import for_each_batch
 from budgetvlm.table import ProfileTable
 from budgetvlm.tasks import Sample, SplitSample, Task, TaskOptions, load_task
-from budgetvlm.vlm import VLM, load_vlm
+from budgetvlm.vlm import VLM
 
 T = TypeVar("T")
-
-
-def _fingerprint(model_path: str) -> str:
-    from budgetvlm.vlm.fingerprint import model_fingerprint
-    from budgetvlm.vlm.loading import model_directory
-
-    return model_fingerprint(model_directory(model_path))
 
 
 @dataclass(frozen=True)
@@ -43,8 +37,8 @@ class Backend:
     """
 
     open_task: Callable[[TaskOptions], Task] = load_task
-    open_vlm: Callable[[str, str], VLM] = field(default=lambda path, device: load_vlm(path, device=device))
-    fingerprint: Callable[[str], str] = _fingerprint
+    open_vlm: Callable[[str, str], VLM] = field(default=lambda path, device: open_model(path, device=device))
+    fingerprint: Callable[[str], str] = fingerprint_of
 
 
 def features_of_table(

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from budgetvlm._io import require_writable
+from budgetvlm.engines.opening import is_engine
 from budgetvlm.errors import DataError, OutputError
 from budgetvlm.features import Features
 from budgetvlm.profiling.prepare.document import read_document
@@ -143,7 +144,7 @@ class _Preparation:
             "calibration_samples": options.calibration_samples,
             "encoder": options.encoder,
         }
-        self.makes_features = options.encoder is not None
+        self.makes_features = options.encoder is not None or is_engine(self.model_path)
 
     def make(self, force_recompute: bool) -> PreparedData:
         """Join the results, split the samples, extract the features and write it all."""

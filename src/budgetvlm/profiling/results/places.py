@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from budgetvlm._io import read_json
@@ -15,7 +16,9 @@ BUNDLED, BUNDLED_TASK = "reference", "signs"
 
 def default_directory(kind: Kind, model_path: str = BUNDLED) -> Path:
     """Return the directory of a model's results: the bundled one's is the guide's, any other model's names it."""
-    own = () if model_path == BUNDLED else (Path(model_path).resolve().name,)
+    _, address, host = model_path.partition("://")
+    name = re.sub(r"[^\w.-]+", "_", host.strip("/")) if address else Path(model_path).resolve().name
+    own = () if model_path == BUNDLED else (name,)
     return ROOT.joinpath(*own, FORMATS[kind].experiment)
 
 

@@ -1,0 +1,128 @@
+"""Opening the model that a fleet serves: each engine shows that it takes each value that it is said to take."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from budgetvlm.engines.dialects import DIALECTS, STEERED_BY_KWARGS, Dialect, dialect_of
+from budgetvlm.engines.endpoint import Endpoint
+from budgetvlm.engines.engine_client import EngineClient
+from budgetvlm.engines.engine_model import EngineVLM
+from budgetvlm.engines.fleet_file import MODEL, NEEDS_MODEL_PATH, Fleet, ReplicaSpec
+from budgetvlm.engines.router import EngineRouter
+from budgetvlm.engines.sketch import Sketch
+from budgetvlm.engines.token_counts import PROBE_SIZES, verify
+from budgetvlm.errors import BudgetVLMWarning, ConfigError, EngineDownError
+from budgetvlm.knobs import KNOBS, KnobSpace, Value
+from budgetvlm.vlm.fingerprint import model_fingerprint
+from budgetvlm.vlm.loading import BUNDLED, model_directory
+
+
+class Met(NamedTuple):
+    """An engine of a fleet: its client, and what it says that it serves; None where it is down."""
+
+    client: EngineClient
+    serves: dict[str, Any] | None
+
+
+def open_fleet(fleet: Fleet, *, trust_remote_code: bool = False) -> EngineVLM:
+    """Open the model that a fleet serves, after each engine has shown that it takes each value. See `open_model`."""
+    met = [_meet(spec) for spec in fleet.replicas]
+    if all(one.serves is None for one in met):
+        raise EngineDownError(f"no engine of {fleet.name} is up: {', '.join(spec.url for spec in fleet.replicas)}")
+    paths = [one.client.spec.model_path or _said_by(one) for one in met]
+    sketches = {path: Sketch(path, trust_remote_code=trust_remote_code) for path in dict.fromkeys(paths)}
+    endpoints = [_endpoint(one, sketches[path], fleet) for one, path in zip(met, paths, strict=True)]
+    for endpoint, one in zip(endpoints, met, strict=True):
+        endpoint.healthy = one.serves is not None
+        if endpoint.healthy:
+            verify(endpoint, strict=fleet.steer is not None or "max_crops" in fleet.knobs)
+    space = _knob_space(endpoints)
+    models = {one.client.spec.knobs.get(MODEL): one.sketch for one in endpoints}
+    return EngineVLM(fleet.name, space, EngineRouter(endpoints), models)
+
+
+def _meet(spec: ReplicaSpec) -> Met:
+    """Ask an engine what it serves. Raises ConfigError: another model than the fleet's file says."""
+    client = EngineClient(spec)
+    try:
+        models = client.models()
+    except EngineDownError as error:
+        warnings.warn(f"{error} It is left out for now.", BudgetVLMWarning, stacklevel=2)
+        return Met(client, None)
+    named = {str(one["id"]): one for one in models}
+    if spec.model is not None and spec.model not in named:
+        raise ConfigError(f"{spec.url} serves {', '.join(named) or 'no model'}, and not {spec.model!r} (model)")
+    if spec.model is None and len(named) != 1:
+        raise ConfigError(f"{spec.url} serves {', '.join(named) or 'no model'}; say which one is meant: model")
+    return Met(client, named[spec.model] if spec.model is not None else models[0])
+
+
+def _said_by(met: Met) -> str:
+    """Return the path of the model that an engine of ours says it serves. Raises ConfigError: it is unknown here."""
+    said = (met.serves or {}).get("fingerprint")
+    if said is not None and said == model_fingerprint(model_directory(BUNDLED)):
+        return BUNDLED
+    raise ConfigError(f"{met.client.spec.url}: {NEEDS_MODEL_PATH}")
+
+
+def _endpoint(met: Met, sketch: Sketch, fleet: Fleet) -> Endpoint:
+    """Say how one engine is steered and what it may answer. Raises ConfigError: values that its model cannot take."""
+    spec = met.client.spec
+    dialect = DIALECTS[spec.engine] if spec.engine else dialect_of(met.serves or {})
+    model = spec.model or str((met.serves or {}).get("id"))
+    endpoint = Endpoint(met.client, dialect, sketch, model, _steer(fleet.steer, dialect, sketch, spec.url))
+    started = {name: [value] for name, value in spec.knobs.items() if name != MODEL}
+    if started:
+        sketch.require(started, f"{spec.url}, knobs")
+    offered = {name: values for name, values in fleet.knobs.items() if name != MODEL}
+    if offered:
+        sketch.require(offered, f"{fleet.name}, knobs")
+    for name in (MODEL, *KNOBS):
+        if name in spec.knobs:
+            endpoint.values[name] = (spec.knobs[name],)
+        elif endpoint.takes(name) and sketch.own_value(name) is not None:
+            endpoint.values[name] = tuple(fleet.knobs.get(name, sketch.values(name)))
+        elif (own := sketch.own_value(name)) is not None:
+            endpoint.values[name] = (own,)
+    return endpoint
+
+
+def _steer(wanted: str | None, dialect: Dialect, sketch: Sketch, url: str) -> str:
+    """Return how an engine is told how to show images. Raises ConfigError: not as the fleet's file wants."""
+    scales = sketch.scaled_size(Image.new("RGB", PROBE_SIZES[0]), 1) is not None
+    if dialect.takes_setting:
+        return "kwargs"
+    if wanted == "kwargs" and not dialect.takes_options:
+        raise ConfigError(f"{url}: engines of the kind {dialect.name} take no options of the image processor; steer: "
+                          f"{'pixels or ' if scales else ''}none")  # fmt: skip
+    if wanted == "pixels" and not scales:
+        raise ConfigError(f"{url}: {sketch.vlm.family.name} cuts every image into parts of its own, so that scaling it "
+                          "changes nothing; steer: kwargs or none")  # fmt: skip
+    if wanted is not None:
+        return wanted
+    if dialect.takes_options and sketch.model_type in STEERED_BY_KWARGS:
+        return "kwargs"
+    return "pixels" if scales else "none"
+
+
+def _knob_space(endpoints: Sequence[Endpoint]) -> KnobSpace:
+    """Return the values of all engines together, of knobs that have several. Raises ConfigError: there is no choice."""
+    values: dict[str, list[Value]] = {}
+    for name in (MODEL, *KNOBS):
+        found = sorted({value for one in endpoints for value in one.values.get(name, ())})
+        if len(found) > 1:
+            values[name] = found
+    if not values:
+        raise ConfigError(
+            "these engines leave no choice: images are shown at one size, and all were started alike. Start vLLM with "
+            "--trust-request-mm-kwargs, or add an engine with other experts (docs/engines.md)"
+        )
+    for one in endpoints:
+        for name, every in values.items():
+            one.values.setdefault(name, (every[-1],))  # a knob that its model does not have
+    return KnobSpace(values)
