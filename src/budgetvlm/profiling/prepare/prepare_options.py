@@ -21,7 +21,8 @@ class PrepareOptions:
         exp5_dir: directory of the accuracy results.
         exp6_dir: directory of the latency results.
         task: data set that was profiled.
-        model_path: directory of the model, engines.yaml or an engine's address, or the bundled "reference"; if not given, that which the results name.
+        model_path: directory of the model, engines.yaml, an engine's address, or the bundled "reference"; if not given,
+            that which the results name.
         output_data_path: file to write; features and table go beside it.
         groups: label whose samples belong together, so that no split and no interval parts them, for example a
             document; if not given, what `profile accuracy` was given, or else the samples of an image.
