@@ -6,7 +6,7 @@ All ask the same engine about the same images at the same settings, and score th
 
     by hand         for each setting, for each question: OpenAI's client, one request at a time
     by hand, N      the same with N requests in flight
-    ours            `budgetvlm profile accuracy --batch_size N`
+    ours            `budgetvlm profile accuracy`, its opening of the engine included
 
 The loops encode an image once, and keep their connections. They take turns in an order that is drawn; each has images
 of its own, so that none finds the other's in the engine's caches.
@@ -38,14 +38,14 @@ from budgetvlm.cli import main as budgetvlm
 from budgetvlm.engines.opening import open_model
 from budgetvlm.vlm.loading import load
 
-MAX_TOKENS = 8
 Question = dict[str, Any]
 
 
 class ByHand:
     """What somebody writes who knows the engine's arguments, and asks for each setting in turn."""
 
-    def __init__(self, engine: EngineProcess, model: Path, crops: Sequence[int]) -> None:
+    def __init__(self, engine: EngineProcess, model: Path, crops: Sequence[int], max_tokens: int) -> None:
+        self._max_tokens = max_tokens
         self._client = openai.OpenAI(base_url=engine.url, api_key="none", max_retries=0)
         self._name, self._crops, self._images = engine.name, crops, load(str(model), device="meta").images
 
@@ -66,18 +66,18 @@ class ByHand:
         image = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{encoded}"}}
         said = {"role": "user", "content": [image, {"type": "text", "text": row["question"]}]}
         answer = self._client.chat.completions.create(
-            model=self._name, messages=[said], max_tokens=MAX_TOKENS, temperature=0,
+            model=self._name, messages=[said], max_tokens=self._max_tokens, temperature=0,
             extra_body={"mm_processor_kwargs": kwargs} if kwargs else {},
         )  # fmt: skip
         return answer.choices[0].message.content in row["answers"]
 
 
-def ours(fleet: Path, folder: Path, results: Path, in_flight: int) -> None:
-    """Sweep as our command does it."""
+def ours(args: argparse.Namespace, fleet: Path, folder: Path, results: Path) -> None:
+    """Sweep as our command does it; how many requests are in flight is said in the fleet's file."""
     code = budgetvlm([
         "profile", "accuracy", "--model_path", str(fleet), "--dataset_name", "boxes", "--data_files", f"train={folder}",
-        "--metric", "exact_match", "--split", "train", "--max_new_tokens", str(MAX_TOKENS),
-        "--batch_size", str(in_flight), "--output_dir", str(results),
+        "--metric", "exact_match", "--split", "train", "--max_new_tokens", str(args.max_tokens),
+        "--batch_size", str(8 * args.in_flight), "--output_dir", str(results),
     ])  # fmt: skip
     if code:
         raise SystemExit(f"our sweep ended with exit code {code}")
@@ -94,12 +94,12 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             f"model_path: {model}\nreplicas: [{{url: {engine.url}, engine: vllm, concurrency: {args.in_flight}}}]\n"
         )
         crops = [int(value) for value in open_model(str(fleet)).knob_space.values("max_crops")]
-        by_hand = ByHand(engine, model, crops)
+        by_hand = ByHand(engine, model, crops, args.max_tokens)
         for repeat in range(-1, args.repeats):  # the first one warms up
             ways = {
                 "by hand": lambda data, _: by_hand.sweep(data, 1),
                 f"by hand, {args.in_flight}": lambda data, _: by_hand.sweep(data, args.in_flight),
-                "ours": lambda data, results: ours(fleet, data, results, args.in_flight),
+                "ours": lambda data, results: ours(args, fleet, data, results),
             }
             for number, name in enumerate(random.Random(repeat).sample(sorted(ways), len(ways))):
                 count = args.num_images if repeat >= 0 else 9
@@ -123,6 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--family", choices=FAMILIES, default="idefics3")
     parser.add_argument("--num_images", type=int, default=100, metavar="N", help="three questions each; default: 100")
     parser.add_argument("--in_flight", type=int, default=8, metavar="N", help="requests at once; default: 8")
+    parser.add_argument("--max_tokens", type=int, default=16, metavar="N", help="of an answer; default: 16")
     parser.add_argument("--repeats", type=int, default=2, metavar="N", help="of each way; default: 2")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
