@@ -9,7 +9,7 @@ from typing import Any
 from budgetvlm.knobs import KNOBS, Value
 
 # Families whose image processor takes options with each request at vLLM, as counts of tokens have shown.
-STEERED_BY_KWARGS = {"idefics3", "smolvlm", "internvl", "qwen2_vl", "qwen2_5_vl"}
+STEERED_BY_KWARGS = {"gemma3", "idefics3", "smolvlm", "internvl", "qwen2_vl", "qwen2_5_vl"}
 TRUST_FLAG = "--trust-request-mm-kwargs"
 
 
