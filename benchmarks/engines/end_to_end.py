@@ -35,7 +35,9 @@ from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.vlm.loading import load
 
 MAX_TOKENS = 8
-SPLITS = {"train": 0.6, "validation": 0.2, "test": 0.2}
+PER_IMAGE = 3  # questions
+SPLITS = {"train": 0.4, "validation": 0.3, "test": 0.3}  # shares of all images
+PROFILED = {"train": 1.0, "validation": 0.4, "test": 0.4}  # shares of their questions; the others are fresh
 WARM = 20  # requests that are not counted
 
 
@@ -54,6 +56,7 @@ class Run:
             f"model_path: {model}\nreplicas: [{{url: {engine.url}, engine: vllm, concurrency: {max(args.at_once)}}}]\n"
         )
         self.images = load(str(model), device="meta").images
+        self.counts = {name: round(share * args.num_images) for name, share in SPLITS.items()}
 
     def direct(self, url: str, question: str, kwargs: dict[str, Any] | None) -> str:
         """Ask the engine without this package."""
@@ -64,18 +67,17 @@ class Run:
         )  # fmt: skip
         return answer.choices[0].message.content or ""
 
-    def data(self) -> dict[str, Path]:
-        """Write a folder for each split and one of fresh images, with the full setting's answers."""
-        most = self.images.most_crops
-        counts = {name: round(share * self.args.num_images) for name, share in SPLITS.items()}
-        first, folders = 0, {}
-        for name, count in {**counts, "calibration": self.args.num_calibrated}.items():
-            folders[name] = write_folder(
-                self.folder / "data" / name, range(first, first + count),
+    def data(self) -> str:
+        """Write a folder for each split, with the full setting's answers; returns what `--data_files` is told."""
+        most, first, folders = self.images.most_crops, 0, []
+        for name, count in self.counts.items():
+            folder = write_folder(
+                self.folder / "data" / name, range(first, first + count), per_image=PER_IMAGE,
                 answer=lambda number, question: self.full_answer(number, question, most),
             )  # fmt: skip
+            folders.append(f"{name}={folder}")
             first += count
-        return folders
+        return ",".join(folders)
 
     def full_answer(self, number: int, question: str, most: int) -> str:
         """Return what the engine answers at the most crops."""
@@ -97,10 +99,11 @@ class Run:
         a, place = self.args, self.folder / f"at{at_once}"
         task = ("--dataset_name", "boxes", "--data_files", files, "--metric", "exact_match",
                 "--max_new_tokens", MAX_TOKENS)  # fmt: skip
+        profiled = [str(round(PER_IMAGE * self.counts[name] * share)) for name, share in PROFILED.items()]
         model, splits = ("--model_path", self.fleet), ("--split", ",".join(SPLITS))
         exp5, exp6, data = self.folder / "exp5", place / "exp6", place / "data" / "controller_training_data.json"
         if not exp5.exists():
-            self.command("profile", "accuracy", *model, *task, *splits, "--batch_size", max(a.at_once),
+            self.command("profile", "accuracy", *model, *task, *splits, "--num_samples", ",".join(profiled),
                          "--output_dir", exp5)  # fmt: skip
         self.command("profile", "latency", *model, *task, *splits, "--num_samples", a.num_timed,
                      "--concurrency", at_once, "--output_dir", exp6)  # fmt: skip
@@ -108,11 +111,11 @@ class Run:
         controller = place / "controller"
         self.command("train", "--data", data, "--output_dir", controller, "--num_epochs", a.num_epochs)
         self.command("calibrate", *model, *task, "--data", data, "--checkpoint", controller, "--samples",
-                     a.num_calibrated, "--split", "calibration", "--concurrency", at_once)  # fmt: skip
+                     a.num_calibrated, "--concurrency", at_once)  # fmt: skip
         yield "controller", controller
         said = self.command("evaluate", "--live", *model, *task, "--data", data, "--checkpoint", controller,
-                            "--split", "calibration", "--num_requests", a.num_requests, "--concurrency", at_once,
-                            "--output_dir", place, "--json")  # fmt: skip
+                            "--num_requests", a.num_requests, "--concurrency", at_once, "--output_dir", place,
+                            "--json")  # fmt: skip
         yield "live", json.loads(said)
 
     def overhead(self, controller: Path) -> dict[str, float]:
@@ -143,7 +146,7 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         one = Run(args, engine, model, folder)
         found["check"] = json.loads(one.command("check-model", "--engine", one.fleet, "--json"))
         found["knob_space"] = open_model(str(one.fleet)).knob_space.to_dict()
-        files = ",".join(f"{name}={path}" for name, path in one.data().items())
+        files = one.data()
         for at_once in args.at_once:
             made = dict(one.at(at_once, files))
             found[f"live at {at_once}"] = made["live"]
@@ -157,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--program", type=Path, required=True, help="vllm, in the environment of environment.sh")
     parser.add_argument("--family", choices=FAMILIES, default="idefics3")
-    parser.add_argument("--num_images", type=int, default=100, metavar="N", help="three questions each; default: 100")
+    parser.add_argument("--num_images", type=int, default=150, metavar="N", help="three questions each; default: 150")
     parser.add_argument("--num_timed", type=int, default=40, metavar="N", help="samples timed; default: 40")
     parser.add_argument("--num_calibrated", type=int, default=60, metavar="N", help="default: 60")
     parser.add_argument("--num_epochs", type=int, default=30, metavar="N", help="of training; default: 30")
