@@ -33,6 +33,8 @@ from budgetvlm.tasks import load_task
 from budgetvlm.vlm import Deadline, Quicker, load_vlm
 from budgetvlm.vlm.decoding import LONG_AGO_S, Pace
 
+pytestmark = pytest.mark.alone
+
 SPACE = KnobSpace({"max_crops": [1, 4], "top_k": [4], "num_active_blocks": [2, 4]})
 TASK = load_task("signs")
 REQUESTS = 30

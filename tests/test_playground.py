@@ -30,6 +30,8 @@ from budgetvlm.serving.reasons import why
 from budgetvlm.serving.serve_options import ServeOptions
 from budgetvlm.vlm import load_vlm
 
+pytestmark = pytest.mark.alone
+
 # ---- what would be chosen at any budget
 
 SPACE = KnobSpace(TINY_KNOBS)

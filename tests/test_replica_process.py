@@ -12,6 +12,8 @@ from budgetvlm.serving import wire
 from budgetvlm.serving.jobs import Job
 from budgetvlm.serving.replica_process import ReplicaProcess
 
+pytestmark = pytest.mark.alone
+
 WORDS = 50
 
 

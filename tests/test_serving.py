@@ -12,6 +12,8 @@ from budgetvlm.vlm.fingerprint import model_fingerprint
 from budgetvlm.vlm.loading import model_directory
 from tests.server_process import ServerProcess, asked, image_part
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(scope="module")
 def server():

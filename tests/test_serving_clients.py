@@ -10,6 +10,8 @@ import pytest
 from tests import fake_replicas
 from tests.fake_replicas import CHAT, served
 
+pytestmark = pytest.mark.alone
+
 SAID = "red blue green"
 
 

@@ -14,6 +14,8 @@ from budgetvlm.serving.serve_options import ServeOptions
 from tests.server_process import ServerProcess
 from tests.test_deploy import samples  # noqa: F401 (a fixture)
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"^```(python|sh)\n(.*?)^```", TEXT, flags=re.DOTALL | re.MULTILINE)

@@ -19,6 +19,8 @@ from budgetvlm.serving import image_files
 from budgetvlm.serving.serve_options import ServeOptions
 from tests.fake_replicas import CHAT, decoded, in_background, served, until
 
+pytestmark = pytest.mark.alone
+
 BODY_S = 0.4
 LIMITS = {
     "max_body_mb": 0.3, "body_timeout_s": BODY_S, "max_images": 2, "max_pixels": 5000, "max_side": 300, "max_text": 100,

@@ -20,6 +20,8 @@ from budgetvlm.vlm.loading import bundled_controller
 from tests.fake_replicas import in_background, until
 from tests.server_process import ServerProcess, asked, image_part
 
+pytestmark = pytest.mark.alone
+
 KEY = "a-long-secret"
 BEARER = {"Authorization": f"Bearer {KEY}"}
 QUESTION = {"model": "reference", "messages": asked(image_part()), "latency_budget_ms": 30_000}
