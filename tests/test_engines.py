@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import yaml
+from fake_engine import FakeEngine, Faults
 from PIL import Image
 from tiny_families import write_tiny_family
 from tiny_vlm import write_tiny_model
@@ -17,9 +18,6 @@ from budgetvlm.errors import ConfigError, EngineChangedError, EngineDownError, I
 from budgetvlm.vlm import VLM, Deadline
 from budgetvlm.vlm.conversation import read_messages
 from budgetvlm.vlm.loading import load
-
-fake_engine = pytest.importorskip("fake_engine")
-FakeEngine, Faults = fake_engine.FakeEngine, fake_engine.Faults
 
 
 def noise(width, height):

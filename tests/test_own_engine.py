@@ -1,0 +1,52 @@
+"""Our own server as an engine: through it the bundled model is what it is in this process."""
+
+import itertools
+
+import pytest
+from PIL import Image
+from server_process import ROOT, ServerProcess
+
+from budgetvlm.engines.opening import fingerprint_of, open_model
+from budgetvlm.tasks import load_task
+from budgetvlm.vlm import load_vlm
+
+QUESTIONS = "read the sign in red", "read the sign in blue"
+
+
+@pytest.fixture(scope="module")
+def server():
+    with ServerProcess() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def engine(server):
+    return open_model(f"{server.address}/v1")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_vlm("reference")
+
+
+def test_it_says_itself_what_it_serves(engine, server, model):
+    assert engine.knob_space == model.knob_space
+    assert engine.served == model.knob_space.settings
+    assert fingerprint_of(engine.name, engine) == open_model(f"{server.address}/v1").fingerprint()
+    image = Image.open(ROOT / "examples" / "signs.png")
+    for mine, its in zip(engine.prompt_size(image, QUESTIONS[0]), model.prompt_size(image, QUESTIONS[0]), strict=True):
+        assert (mine == its) if isinstance(mine, int) else mine.tolist() == its.tolist()
+
+
+def test_answers_are_the_models_at_every_kind_of_setting(engine, model):
+    samples = list(load_task("signs").samples("test", 3, seed=0))
+    settings = model.knob_space.settings[::4]
+    images, questions = [sample.load_image() for sample in samples], [sample.question for sample in samples]
+    for setting, (image, question) in itertools.product(settings, zip(images, questions, strict=True)):
+        mine, right = engine.generate(image, question, setting), model.generate(image, question, setting)
+        assert mine.text == right.text
+        for count in ("num_vision_tokens", "num_language_tokens", "num_output_tokens", "finish_reason"):
+            assert getattr(mine, count) == getattr(right, count)
+    for setting in settings:
+        right = model.generate_batch(images, questions, setting)
+        assert [a.text for a in engine.generate_batch(images, questions, setting)] == [a.text for a in right]
