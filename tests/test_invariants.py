@@ -57,9 +57,9 @@ def test_no_file_speaks_of_the_machine_it_was_written_on():
 @pytest.mark.parametrize(
     ("folder", "extra"),
     [
-        ("src", ("data", "explain", "lmms", "serve", "tracing")),
+        ("src", ("data", "engines", "explain", "lmms", "serve", "tracing")),
         ("experiments", ()),
-        ("tests", ("dev", "data", "explain", "serve")),
+        ("tests", ("dev", "data", "engines", "explain", "serve")),
     ],
 )
 def test_every_package_that_is_imported_is_declared(folder, extra):
