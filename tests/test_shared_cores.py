@@ -1,5 +1,7 @@
 """Sweeps beside other work: fewer threads where no time is measured, a warning where it is."""
 
+from contextlib import closing
+
 import pytest
 import torch
 from test_sweeps import accuracy, latency
@@ -36,7 +38,7 @@ class Machine:
 
 def test_one_thread_while_others_work_and_all_again_afterwards(monkeypatch, threads):
     machine, said = Machine(monkeypatch), []
-    with SharedCores(said.append, now=lambda: machine.time) as cores:
+    with closing(SharedCores(said.append, now=lambda: machine.time)) as cores:
         assert set(machine.run(30, 2, cores)) == {3} and said == []
         assert machine.run(5, 500, cores)[4:] == [1] * 6
         assert len(said) == 1 and "one thread" in said[0]
@@ -49,7 +51,7 @@ def test_one_thread_while_others_work_and_all_again_afterwards(monkeypatch, thre
 
 def test_where_others_stay_all_threads_are_tried_ever_more_rarely(monkeypatch, threads):
     machine = Machine(monkeypatch)
-    with SharedCores(lambda line: None, now=lambda: machine.time) as cores:
+    with closing(SharedCores(lambda line: None, now=lambda: machine.time)) as cores:
         tried = 0
         for _ in range(1200):  # others leave room for one thread, not for three
             rate = 500 if torch.get_num_threads() == 3 else 2

@@ -18,7 +18,7 @@ from benchmarks.speed.bench_data import Material
 from benchmarks.speed.figures import Figure, percentile, times_us
 from budgetvlm import decide
 from budgetvlm.answer import Answer
-from budgetvlm.profiling.measure.latency_sweep import request
+from budgetvlm.profiling.measure.timed_requests import request
 from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.tasks import Sample
 from budgetvlm.vlm import STAGES, adapter

@@ -11,7 +11,8 @@ BudgetVLMError
 ├── EngineError        an engine that serves a model refuses or fails
 │   ├── EngineDownError     it cannot be reached, broke off, or is too busy: another may answer
 │   └── EngineChangedError  it is not what it was
-└── OutputError        a result that cannot be written, or that already exists
+├── OutputError        a result that cannot be written, or that already exists
+└── WorkerError        workers on other machines or processes that cannot be had, or die again and again
 
 The command line turns any of them into exit code 2 and one message without a traceback.
 """
@@ -70,6 +71,10 @@ class EngineChangedError(EngineError):
 
 class OutputError(BudgetVLMError, OSError):
     """A result that cannot be written, or that already exists."""
+
+
+class WorkerError(BudgetVLMError, RuntimeError):
+    """Workers in other processes that cannot be had, or die again and again."""
 
 
 class BudgetVLMWarning(UserWarning):

@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from budgetvlm.commands.cluster_arguments import add_ray_flags, own_path, ray_crew_of
 from budgetvlm.commands.flags import OptionFlags, add_concurrency_flag, add_model_flags, forget_defaults
 from budgetvlm.commands.origins import complete_from
 from budgetvlm.commands.task_arguments import add_task_arguments, each_data_set, open_task, task_options
@@ -25,6 +26,7 @@ from budgetvlm.tasks.options import TaskOptions
 
 if TYPE_CHECKING:
     from budgetvlm.knobs import Setting
+    from budgetvlm.profiling.measure.elsewhere import Elsewhere
     from budgetvlm.tasks import Task
     from budgetvlm.vlm import VLM
 STRATEGIES = ("full", "balanced", "stratified", "boundary", "lhs")
@@ -64,6 +66,7 @@ def _add_sweep_arguments(parser: argparse.ArgumentParser, kind: Kind) -> None:
         help="the settings to measure, instead of a strategy: '1,8,8;12,2,4' (max_crops,top_k,blocks)",
     )  # fmt: skip
     SWEEP.add(parser)
+    add_ray_flags(parser)
     if kind == "accuracy":
         add("--batch_size", type=int, default=32, metavar="N", help="samples answered at once (default: 32)")
         add(
@@ -101,7 +104,8 @@ def run(args: argparse.Namespace) -> int:
 
     @cache
     def load(model_path: str) -> VLM:
-        return open_model(model_path, device=args.device, num_threads=args.num_threads)
+        device = "meta" if args.ray else args.device  # workers hold the model; what is asked of it here needs no weights
+        return open_model(model_path, device=device, num_threads=args.num_threads)
 
     parts = list(each_data_set(args))
     for own in parts:
@@ -111,6 +115,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _sweep(args: argparse.Namespace, load: Callable[[str], VLM], *, several: bool) -> None:
     """Run the sweep of one data set, of ``several``, and say where its results are."""
+    from tqdm import tqdm
+
     from budgetvlm.engines.opening import fingerprint_of
     from budgetvlm.profiling.measure.accuracy_sweep import profile_accuracy
     from budgetvlm.profiling.measure.latency_sweep import profile_latency
@@ -119,6 +125,7 @@ def _sweep(args: argparse.Namespace, load: Callable[[str], VLM], *, several: boo
     _complete(args)
     options, task = sweep_options(args), open_task(args)
     options = _with_own_splits(options, task) if several else options
+    elsewhere = _elsewhere(args, options)
     vlm = load(args.model_path)
     options = replace(options, model_fingerprint=fingerprint_of(args.model_path, vlm))
     space = vlm.knob_space
@@ -130,17 +137,52 @@ def _sweep(args: argparse.Namespace, load: Callable[[str], VLM], *, several: boo
     print(f"{args.kind} of {len(settings)} of {len(space)} settings of {args.model_path} on {task.name}")
     if args.kind == "accuracy":
         paths = profile_accuracy(
-            vlm, task, settings, options, batch_size=args.batch_size, cells=args.cells, groups=args.groups
-        )
+            vlm, task, settings, options, batch_size=args.batch_size, cells=args.cells, groups=args.groups,
+            say=tqdm.write, elsewhere=elsewhere,
+        )  # fmt: skip
     else:
         paths = profile_latency(
             vlm, task, settings, options,
             warmup=args.warmup, repeats=args.repeats, cells=args.cells, device=args.device,
-            concurrency=args.concurrency,
+            concurrency=args.concurrency, say=tqdm.write, elsewhere=elsewhere,
         )  # fmt: skip
     print(f"{len(paths)} result files in {paths[0].parent}")
     if args.kind == "accuracy":
         _say_accuracies(settings, paths)
+
+
+def _elsewhere(args: argparse.Namespace, options: SweepOptions) -> Elsewhere | None:
+    """The workers that the flags ask for. Raises ConfigError: flags that do not go together, or Ray is missing."""
+    from budgetvlm.profiling.measure.elsewhere import Elsewhere
+
+    crew = ray_crew_of(args, alone=args.kind == "latency")
+    if crew is None:
+        return None
+    if options.world_size > 1:
+        raise ConfigError("--world_size shares the samples among processes, and --ray does so too; give one of both")
+    threads = args.num_threads or (args.cpus_per_worker if args.kind == "accuracy" else None)
+    opening = partial(
+        _open, own_path(args.model_path), args.device, threads, options.model_fingerprint, task_options(args)
+    )
+    return Elsewhere(crew, opening)
+
+
+def _open(
+    model_path: str, device: str, num_threads: int | None, fingerprint: str | None, task: TaskOptions
+) -> tuple[VLM, Task]:
+    """Open model and data set in a worker. Raises ConfigError: another model lies there."""
+    from budgetvlm.tasks import load_task
+    from budgetvlm.vlm import load_vlm
+    from budgetvlm.vlm.fingerprint import model_fingerprint
+    from budgetvlm.vlm.loading import model_directory
+
+    found = model_fingerprint(model_directory(model_path))
+    if found != fingerprint:
+        raise ConfigError(
+            f"model_path={model_path!r} is another model on a worker's machine ({found}) than here ({fingerprint}). "
+            "Give all machines the same files."
+        )
+    return load_vlm(model_path, device=device, num_threads=num_threads), load_task(task)
 
 
 def _with_own_splits(options: SweepOptions, task: Task) -> SweepOptions:

@@ -6,35 +6,35 @@ journal and the files remember it.
 
 Settings are taken in stages, tiling by tiling: tiles are encoded once a batch and stage, and shared by all settings
 with that `max_crops`. A batch at one setting is one line of the journal, so that nothing finished is lost by a kill.
+Batches are the same wherever they are answered (`budgetvlm.profiling.measure.answering`), and so are the files.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
+from budgetvlm.cluster.hand_out import Job
 from budgetvlm.errors import ConfigError, InputError
 from budgetvlm.knobs import Setting
+from budgetvlm.profiling.measure.answering import Answerer, Answers
 from budgetvlm.profiling.measure.cell_selection import Work, by_tiling, measured_in_full, plan_cells
-from budgetvlm.profiling.measure.out_of_memory import for_each_batch, in_parts
-from budgetvlm.profiling.measure.shared_cores import SharedCores
-from budgetvlm.profiling.measure.sweep import Sweep, load_image
+from budgetvlm.profiling.measure.elsewhere import Elsewhere, do_jobs
+from budgetvlm.profiling.measure.out_of_memory import in_parts
+from budgetvlm.profiling.measure.sweep import Sweep, Unusable, load_image
 from budgetvlm.profiling.measure.sweep_options import SweepOptions
-from budgetvlm.profiling.results.measurements import TOKEN_COUNTS, AccuracyRecord
-from budgetvlm.tasks import SplitSample, Task
-from budgetvlm.vlm import VLM, Generation
+from budgetvlm.profiling.results.measurements import AccuracyRecord
+from budgetvlm.tasks import Task
+from budgetvlm.vlm import VLM
 
 TOGETHER = 4  # batches whose images are encoded together where settings answer a part of them, to fill a setting's own
-ENCODED_AT_ONCE = 8  # images; what more of them hold between layers no longer fits into a processor's cache
-
-Loaded = tuple[SplitSample, Image.Image]
+TODO, KEPT = -1, 0  # where an answer is not in the journal: there is none yet, or an earlier result file holds it
 
 
 def profile_accuracy(
@@ -47,6 +47,7 @@ def profile_accuracy(
     cells: float = 1.0,
     groups: str | None = None,
     say: Callable[[str], None] = print,
+    elsewhere: Elsewhere | None = None,
 ) -> list[Path]:
     """Measure the accuracy of settings and write one result file each.
 
@@ -55,6 +56,7 @@ def profile_accuracy(
         cells: share of the work of answering samples at all settings; test samples are answered at all.
         groups: label, like "document", whose samples are answered at all settings together, where no split is "test"
             and ``cells`` is below 1; None: "image_id".
+        elsewhere: other processes that answer; None: this one does.
 
     Returns:
         The paths of all files, also of those that were finished before.
@@ -63,6 +65,7 @@ def profile_accuracy(
         ConfigError, KnobSpaceError: options that cannot work.
         OutputError: results of another sweep are there, or nothing can be written.
         DataError: no sample can be used, or with ``options.strict`` one cannot.
+        WorkerError: processes elsewhere die again and again, or cannot be had.
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size={batch_size} cannot work; it has to be 1 at least")
@@ -71,121 +74,142 @@ def profile_accuracy(
     run = _AccuracySweep(sweep, cells, batch_size)
     if sweep.todo:
         with sweep.resume() as entries:
-            run.measure(entries)
+            run.measure(entries, elsewhere)
     sweep.say_what_was_skipped()
     return list(sweep.paths.values())
 
 
 class _AccuracySweep:
-    """One run of a sweep.
+    """One run of a sweep. Shapes: S samples, n settings.
 
     Attributes:
-        done: setting -> sample id -> what the model answered.
-        asked: setting -> ids of the samples that it is to answer.
-        cores: how many threads work, which is nobody's concern but the sweep's, because no time is measured.
+        asked: whether a setting is to answer a sample, bool ``[S, n]``.
+        place: where in the journal its answer is, or `TODO`, or `KEPT`; int64 ``[S, n]``.
+        usable: whether a sample can be used, as far as is known, bool ``[S]``.
     """
 
     def __init__(self, sweep: Sweep, cells: float, batch_size: int) -> None:
-        self.cores, self.groups = SharedCores(sweep.say), sweep.config.get("groups", "image_id")
+        self.groups = sweep.config.get("groups", "image_id")
         self.sweep, self.batch_size, self.together = sweep, batch_size, 1 if cells == 1 else TOGETHER
-        self.done = {s: {record.sample_id: record for record in sweep.kept.get(s, ())} for s in sweep.paths}
-        names, settings = np.array([place.sample.sample_id for place in sweep.samples]), list(sweep.paths)
-        plan = np.ones((len(names), len(settings)), dtype=bool)
+        self.settings = list(sweep.paths)
+        self.columns = {setting: column for column, setting in enumerate(self.settings)}
+        self.asked = np.ones((len(sweep.samples), len(self.settings)), dtype=bool)
         if cells != 1:
-            plan = plan_cells(sweep.samples, settings, cells, _work(sweep, settings), self.groups)
-        self.asked = {s: set(names[column].tolist()) for s, column in zip(settings, plan.T, strict=True)}
+            self.asked = plan_cells(sweep.samples, self.settings, cells, _work(sweep, self.settings), self.groups)
+        self.usable = np.ones(len(self.asked), dtype=bool)
+        self.place = np.full(self.asked.shape, TODO, dtype=np.int64)
+        for setting, records in sweep.kept.items():
+            self.place[[sweep.rows[record.sample_id] for record in records], self.columns[setting]] = KEPT
 
-    def measure(self, entries: Sequence[dict[str, Any]]) -> None:
+    def measure(self, entries: Iterator[tuple[int, dict[str, Any]]], elsewhere: Elsewhere | None) -> None:
         """Measure what is lacking, and write each setting's file when it is complete."""
-        sweep = self.sweep
-        for entry in entries:
-            for setting in sweep.todo:
-                raw = entry["runs"].get(str(setting), ())
-                self._learn(setting, [AccuracyRecord.from_dict(one) for one in raw])
-        kept = sum(len(self.done[setting]) for setting in sweep.todo)
-        total = sum(len(self.asked[s].union(self.done[s]).difference(sweep.skipped)) for s in sweep.todo)
-        if entries:
+        sweep, named = self.sweep, {str(setting): self.columns[setting] for setting in self.sweep.todo}
+        begun = False
+        for place, entry in entries:
+            begun = True
+            for name in entry["runs"]:
+                if name in named:
+                    self.place[[sweep.rows[sample] for sample in entry["samples"]], named[name]] = place
+        self.usable[[sweep.rows[name] for name in sweep.skipped if name in sweep.rows]] = False
+        todo = [self.columns[setting] for setting in sweep.todo]
+        done = self.place[:, todo] != TODO
+        kept, total = int(done.sum()), int(((self.asked[:, todo] | done) & self.usable[:, None]).sum())
+        if begun:
             sweep.say(f"going on with {kept} of {total} answers of an earlier run")
         if self.together > 1:
             self._say_what_is_measured()
-        with self.cores, tqdm(total=total, initial=kept, desc="accuracy", unit="answer", mininterval=0.5) as bar:
-            size = self.batch_size
-            for group in by_tiling(sweep.todo):
-                stage = [sweep.todo[place] for place in group]
-                places = [place for place in sweep.samples if self._lacking(place, stage)]
-                run = partial(self._measure_batch, stage, bar)
-                size = for_each_batch(places, size, run, sweep.say, together=self.together)
-                for setting in stage:
-                    usable = [place.sample.sample_id for place in sweep.usable_samples()]
-                    sweep.write(setting, [self.done[setting][name] for name in usable if name in self.done[setting]])
+        build = partial(
+            Answerer, max_new_tokens=sweep.max_new_tokens, batch_size=self.batch_size, together=self.together
+        )
+        with tqdm(total=total, initial=kept, desc="accuracy", unit="answer", mininterval=0.5) as self.bar:
+            do_jobs(self._jobs(), build, sweep, elsewhere)
+
+    def _jobs(self) -> Iterator[Job | None]:
+        """Yield batches, tiling by tiling, and write the files of a tiling when all of its batches are done."""
+        for group in by_tiling(self.sweep.todo):
+            stage = [self.sweep.todo[place] for place in group]
+            rows = np.flatnonzero(self.lacking(stage).any(axis=1))
+            self.under_way = 0
+            for part in in_parts(rows.tolist(), self.batch_size * self.together):
+                self.under_way += 1
+                yield _Batch(self, stage, part)
+            while self.under_way:
+                yield None
+            self.sweep.usable_samples()  # or there is nothing to write
+            for setting in stage:
+                self.sweep.write(setting, _Records(self, setting))
 
     def _say_what_is_measured(self) -> None:
-        whole, settings = int(measured_in_full(self.sweep.samples, self.groups).sum()), len(self.asked)
-        planned = sum(map(len, self.asked.values())) - whole * settings
+        whole, settings = int(measured_in_full(self.sweep.samples, self.groups).sum()), len(self.settings)
+        planned = int(self.asked.sum()) - whole * settings
         others = len(self.sweep.samples) - whole
         self.sweep.say(
             f"measuring all {settings} settings of {whole} test samples, because an evaluation needs them, and "
             f"{planned:,} of {others * settings:,} cells (sample, setting) of {others} others"
         )
 
-    def _lacking(self, place: SplitSample, stage: Sequence[Setting]) -> list[Setting]:
-        """Return the settings that are yet to answer a sample."""
-        name = place.sample.sample_id
-        asked = (s for s in stage if name in self.asked[s] and name not in self.done[s])
-        return [] if name in self.sweep.skipped else list(asked)
+    def lacking(self, stage: Sequence[Setting], rows: Any = slice(None)) -> np.ndarray:
+        """Tell which of these settings are yet to answer which of these samples, bool ``[len(rows), len(stage)]``."""
+        columns = [self.columns[setting] for setting in stage]
+        todo = self.asked[rows][:, columns] & (self.place[rows][:, columns] == TODO)
+        return np.asarray(todo & self.usable[rows, None])
 
-    def _learn(self, setting: Setting, records: Sequence[AccuracyRecord]) -> None:
-        self.done[setting].update({record.sample_id: record for record in records})
+    def take(self, piece: Answers | Unusable) -> None:
+        """Write answers into the journal, or leave a sample out."""
+        if isinstance(piece, Unusable):
+            self.usable[piece.row] = False
+            self.sweep.skip(self.sweep.samples[piece.row], InputError(piece.why))
+            return
+        raw = [record.to_dict() for record in piece.records]
+        place = self.sweep.note([record.sample_id for record in piece.records], {str(piece.setting): raw})
+        self.place[piece.rows, self.columns[piece.setting]] = place
+        self.bar.update(len(piece.rows))
 
-    def _measure_batch(self, stage: Sequence[Setting], bar: tqdm, places: Sequence[SplitSample], size: int) -> None:
-        """Answer what samples lack at settings of one tiling, without samples that cannot be used."""
-        loaded: list[Loaded] = []
-        for place in places:
-            if self._lacking(place, stage):
-                try:
-                    loaded.append((place, load_image(place)))
-                except InputError as error:
-                    self.sweep.skip(place, error)
-        if loaded:
-            self._answer(stage, bar, loaded, size)
 
-    def _answer(self, stage: Sequence[Setting], bar: tqdm, loaded: Sequence[Loaded], size: int) -> None:
-        """Answer samples; where the model refuses one, answer them one by one, which tells whom to leave out."""
-        try:
-            self._answer_batch(stage, bar, loaded, size)
-        except InputError as error:
-            if len(loaded) == 1:
-                self.sweep.skip(loaded[0][0], error)
-                return
-            for one in loaded:
-                self._answer(stage, bar, [one], 1)
+class _Batch:
+    """Samples that are answered together, at all settings of a tiling."""
 
-    def _answer_batch(self, stage: Sequence[Setting], bar: tqdm, loaded: Sequence[Loaded], size: int) -> None:
-        """Answer samples at the settings that want them, ``size`` at once; write the answers into the journal."""
-        sweep, shared = self.sweep, dict[str, list[Any]]()
-        encode_tiles = getattr(sweep.vlm, "encode_tiles", None)  # not every model can part encoding from answering
-        if encode_tiles is not None:
-            crops = stage[0].get("max_crops")  # the same at all settings of a stage
-            parts = (
-                encode_tiles([image for _, image in part], crops)
-                for part in in_parts(loaded, min(size, ENCODED_AT_ONCE))
-            )
-            shared["visual"] = [tokens for part in parts for tokens in part]
-        for setting in stage:
-            lacking = [row for row, (place, _) in enumerate(loaded) if self._lacking(place, [setting])]
-            for rows in in_parts(lacking, size):
-                answers = sweep.vlm.generate_batch(
-                    [loaded[row][1] for row in rows],
-                    [loaded[row][0].sample.question for row in rows],
-                    setting,
-                    max_new_tokens=sweep.max_new_tokens,
-                    **{name: [values[row] for row in rows] for name, values in shared.items()},
-                )
-                found = [_record(sweep.task, loaded[row][0], answer) for row, answer in zip(rows, answers, strict=True)]
-                sweep.note([r.sample_id for r in found], {str(setting): [r.to_dict() for r in found]})
-                self._learn(setting, found)
-                bar.update(len(found))
-                self.cores.check()
+    def __init__(self, run: _AccuracySweep, stage: Sequence[Setting], rows: Sequence[int]) -> None:
+        self.run, self.stage, self.rows = run, stage, np.array(rows)
+
+    def left(self) -> dict[Setting, list[int]] | None:
+        lacking = self.run.lacking(self.stage, self.rows)
+        return {s: self.rows[own].tolist() for s, own in zip(self.stage, lacking.T, strict=True) if own.any()} or None
+
+    def take(self, piece: Answers | Unusable) -> None:
+        self.run.take(piece)
+
+    def end(self) -> None:
+        self.run.under_way -= 1
+
+    def __str__(self) -> str:
+        names = [self.run.sweep.samples[row].sample.sample_id for row in self.rows]
+        return f"samples {names[0]} to {names[-1]}, {self.stage[0]}" + (" and others" if len(self.stage) > 1 else "")
+
+
+class _Records(Collection[AccuracyRecord]):
+    """The answers of a setting, read from the journal whenever they are needed, because there may be a million."""
+
+    def __init__(self, run: _AccuracySweep, setting: Setting) -> None:
+        self.run, self.setting = run, setting
+        self.place = np.where(run.usable, run.place[:, run.columns[setting]], TODO)
+
+    def __len__(self) -> int:
+        return int((self.place != TODO).sum())
+
+    def __contains__(self, record: object) -> bool:
+        return any(record == own for own in self)
+
+    def __iter__(self) -> Iterator[AccuracyRecord]:
+        sweep = self.run.sweep
+        kept = {record.sample_id: record for record in sweep.kept.get(self.setting, ())}
+        known, of_entry = KEPT, dict[str, Any]()
+        for row in np.flatnonzero(self.place != TODO):
+            name, place = sweep.samples[row].sample.sample_id, int(self.place[row])
+            if place not in (KEPT, known):
+                raw = sweep.journal.read(place)["runs"][str(self.setting)]
+                known, of_entry = place, {one["sample_id"]: one for one in raw}
+            yield kept[name] if place == KEPT else AccuracyRecord.from_dict(of_entry[name])
 
 
 def _work(sweep: Sweep, settings: Sequence[Setting]) -> Work:
@@ -205,14 +229,3 @@ def _work(sweep: Sweep, settings: Sequence[Setting]) -> Work:
     depth = np.array([float(setting.get("num_active_blocks", total)) / total for setting in settings])
     encoding = visual if hasattr(vlm, "encode_tiles") else np.zeros_like(visual)
     return Work(encoding, depth * (visual + text))
-
-
-def _record(task: Task, place: SplitSample, answer: Generation) -> AccuracyRecord:
-    return AccuracyRecord(
-        sample_id=place.sample.sample_id,
-        score=float(task.score(answer.text, place.sample)),
-        pred=answer.text,
-        answers=place.sample.answers,
-        groups=place.groups,
-        **{field: getattr(answer, field) for field in TOKEN_COUNTS},
-    )

@@ -2,14 +2,15 @@
 
 A line is whole or is dropped: what a kill leaves after the last line break is cut off when the journal is opened
 again. The first line says what is measured; another sweep cannot go on with it. While a journal is open no other
-process can open it (where the system has file locks).
+process can open it (where the system has file locks). Entries stay on the disk, so that a sweep of any length takes
+little memory; whoever needs one again remembers where it lies.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,9 +28,6 @@ REMEDY = "To measure anew and replace what is there, add --overwrite; to keep it
 class Journal:
     """An append-only file of entries.
 
-    Attributes:
-        entries: what an earlier, killed run had finished, in its order, and all that was added since.
-
     Args:
         path: where; the directory is made.
         header: what is measured, JSON-able.
@@ -41,29 +39,59 @@ class Journal:
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
         self.path = path
-        self.entries: list[Any] = []
         self._file = self._open()
         try:
+            self._end = self._cut()
+            self._reader = open(path, "rb")  # noqa: SIM115 - closed with the file
             self._recover({"journal": 1, **header})
         except BaseException:
             self._file.close()
             raise
 
-    def append(self, entry: Any) -> None:
-        """Add an entry, which is on the disk when this returns. Raises OutputError, and has then not added it."""
+    @property
+    def entries(self) -> list[Any]:
+        """All entries, in their order: those of an earlier, killed run first."""
+        return [entry for _, entry in self.placed()]
+
+    def placed(self) -> Iterator[tuple[int, Any]]:
+        """Yield each entry with its place in the file. Raises DataError: it is damaged elsewhere than at its end."""
+        place = self._start
+        while place < self._end:
+            entry, after = self.read(place), self._reader.tell()
+            yield place, entry
+            place = after
+
+    def read(self, place: int) -> Any:
+        """Return the entry at a place. Raises DataError: it is damaged."""
+        self._reader.seek(place)
+        try:
+            return json.loads(self._reader.readline())
+        except ValueError as error:
+            raise DataError(f"{self.path} is damaged ({error}). {REMEDY}") from None
+
+    def append(self, entry: Any) -> int:
+        """Add an entry, which is on the disk when this returns; return its place.
+
+        Raises OutputError, and has then not added it.
+        """
+        place = self._end
         self._write(entry)
-        self.entries.append(entry)
+        return place
 
     def remove(self) -> None:
         """Close the journal and delete it: its entries lie elsewhere now."""
         self.path.unlink(missing_ok=True)
-        self._file.close()
+        self._close()
 
     def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
         self._file.close()
+        self._reader.close()
 
     def _open(self) -> BinaryIO:
         try:
@@ -83,38 +111,36 @@ class Journal:
             ) from None
         return file
 
+    def _cut(self) -> int:
+        """Cut off a line that is not whole; return the length of the rest."""
+        with open(self.path, "rb") as file:
+            length = sum(len(line) for line in file if line.endswith(b"\n"))
+        self._file.truncate(length)
+        return length
+
     def _recover(self, header: dict[str, Any]) -> None:
-        self._file.seek(0)
-        data = self._file.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            self._file.truncate(len(whole))
-        try:
-            lines = [json.loads(line) for line in whole.splitlines()]
-        except ValueError as error:
-            raise DataError(f"{self.path} is damaged ({error}). {REMEDY}") from None
-        if not lines:
+        if not self._end:
             self._write(header)
-            return
-        differing = differences(lines[0], json.loads(json.dumps(header)))
+        found = self.read(0)
+        self._start = self._reader.tell()
+        differing = differences(found, json.loads(json.dumps(header)))
         if differing:
             raise OutputError(
                 f"an unfinished sweep lies in {self.path.parent}, made with other {', '.join(differing)}. {REMEDY}"
             )
-        self.entries = lines[1:]
 
     def _write(self, entry: Any) -> None:
         line = json.dumps(entry, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-        end = self._file.seek(0, os.SEEK_END)
         try:
             if self._file.write(line) != len(line):
                 raise OSError(28, "No space left on device")
             os.fsync(self._file.fileno())
         except OSError as error:
-            self._file.truncate(end)
+            self._file.truncate(self._end)
             raise OutputError(
                 f"cannot write {self.path}: {error.strerror}. Free some space and run again: what is finished is kept."
             ) from error
+        self._end += len(line)
 
 
 def differences(found: Any, wanted: Mapping[str, Any]) -> list[str]:

@@ -15,7 +15,6 @@ at the end.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -28,14 +27,15 @@ from tqdm import tqdm
 from budgetvlm._threads import side_by_side
 from budgetvlm.errors import ConfigError, InputError
 from budgetvlm.knobs import Setting
-from budgetvlm.profiling.measure.machine import hardware, median_run
+from budgetvlm.profiling.measure.elsewhere import Elsewhere, do_jobs
+from budgetvlm.profiling.measure.machine import hardware, median_run, this_machine
 from budgetvlm.profiling.measure.setting_sampling import draw_cells
-from budgetvlm.profiling.measure.shared_cores import Interruptions
-from budgetvlm.profiling.measure.sweep import Sweep, load_image
+from budgetvlm.profiling.measure.sweep import Sweep, Unusable
 from budgetvlm.profiling.measure.sweep_options import SweepOptions
-from budgetvlm.profiling.results.measurements import STAGE_FIELDS, TOKEN_COUNTS, LatencyRecord
+from budgetvlm.profiling.measure.timed_requests import Timed, Timekeeper
+from budgetvlm.profiling.results.measurements import LatencyRecord
 from budgetvlm.tasks import SplitSample, Task
-from budgetvlm.vlm import VLM, Generation
+from budgetvlm.vlm import VLM
 from budgetvlm.vlm.protocol import fresh_images, require_side_by_side
 
 Plan = dict[str, set[Setting]]  # sample id -> the settings to time it at
@@ -54,6 +54,7 @@ def profile_latency(
     concurrency: int = 1,
     device: str = "cpu",
     say: Callable[[str], None] = print,
+    elsewhere: Elsewhere | None = None,
 ) -> list[Path]:
     """Measure the latency of settings and write one result file each.
 
@@ -62,6 +63,7 @@ def profile_latency(
         repeats: requests of each sample at each setting, each in a pass over all samples.
         cells: share of the settings that each sample is timed at, see `draw_cells`.
         concurrency: requests in flight, each timed by this side's clock, where the model is served elsewhere.
+        elsewhere: other processes, each alone on its machine; every run says which machine it was.
 
     Returns:
         The paths of all files, also of those that were finished before.
@@ -70,6 +72,7 @@ def profile_latency(
         ConfigError, KnobSpaceError: options that cannot work.
         OutputError: results of another sweep are there, or nothing can be written.
         DataError: no sample can be used, or with ``options.strict`` one cannot.
+        WorkerError: processes elsewhere die again and again, or cannot be had.
     """
     problems = [f"warmup={warmup} has to be 0 or more"] if warmup < 0 else []
     problems += [f"repeats={repeats} has to be 1 at least"] if repeats < 1 else []
@@ -82,7 +85,7 @@ def profile_latency(
         "latency", vlm, task, settings, options, say,
         batch_size=1, warmup=warmup, repeats=repeats,
         statistic="run with the median total of the repeats, each in a pass over all samples",
-        path="overview encoded first and reused", hardware=hardware(device), **more,
+        path="overview encoded first and reused", hardware={"device": device} if elsewhere else hardware(device), **more,
     )  # fmt: skip
     draw_cells(len(sweep.samples), len(vlm.knob_space), cells, options.seed)  # before hours of measuring
     if sweep.todo:
@@ -90,13 +93,13 @@ def profile_latency(
             passes = _known(sweep, entries)
             plan = _plan(vlm, sweep.samples, cells, options.seed, passes)
             with fresh_images(vlm):
-                _measure(sweep, plan, passes, concurrency)
+                _measure(sweep, plan, passes, warmup, concurrency, elsewhere)
             _write(sweep, plan, passes)
         sweep.say_what_was_skipped()
     return list(sweep.paths.values())
 
 
-def _known(sweep: Sweep, entries: Sequence[dict[str, Any]]) -> list[Runs]:
+def _known(sweep: Sweep, entries: Iterator[tuple[int, dict[str, Any]]]) -> list[Runs]:
     """Return what each pass has measured: earlier runs from the files, and what the journal's entries add."""
     passes: list[Runs] = [
         {place.sample.sample_id: {} for place in sweep.samples} for _ in range(int(sweep.config["repeats"]))
@@ -105,7 +108,7 @@ def _known(sweep: Sweep, entries: Sequence[dict[str, Any]]) -> list[Runs]:
         for record in records:
             for done, run in zip(passes, record.runs or (), strict=False):
                 done[record.sample_id][str(setting)] = run
-    for entry in entries:
+    for _, entry in entries:
         passes[entry["pass"]][entry["samples"][0]].update(entry["runs"])
     return passes
 
@@ -121,26 +124,52 @@ def _plan(vlm: VLM, samples: Sequence[SplitSample], cells: float, seed: int, pas
     return {name: {settings[k] for k in np.flatnonzero(row)} for name, row in zip(names, drawn, strict=True)}
 
 
-def _measure(sweep: Sweep, plan: Plan, passes: list[Runs], concurrency: int) -> None:
+def _measure(
+    sweep: Sweep, plan: Plan, passes: list[Runs], warmup: int, concurrency: int, elsewhere: Elsewhere | None
+) -> None:
     """Measure what the passes lack, as many samples side by side."""
     left = list(_left(sweep, plan, passes))
     total = len(plan) * len(passes)
     if len(left) < total:
         sweep.say(f"going on with {total - len(left)} of {total} rounds (samples x repeats) of an earlier run")
-    if left:
-        _warm_up(sweep)
-    watch = Interruptions()
+    build = partial(
+        Timekeeper, max_new_tokens=sweep.max_new_tokens, warmup=warmup, settings=sweep.todo,
+        machine=partial(this_machine, sweep.config["hardware"]["device"]) if elsewhere else None,
+    )  # fmt: skip
     with tqdm(total=total, initial=total - len(left), desc="latency", unit="round") as bar:
-        for (number, place, _), measured in side_by_side(partial(_measure_sample, sweep), left, concurrency):
-            name = place.sample.sample_id
-            if isinstance(measured, InputError):
-                sweep.skip(place, measured)
-            elif name not in sweep.skipped:
-                sweep.note([name], measured, **{"pass": number})
-                passes[number][name].update(measured)
-            bar.update()
-    if warning := watch.warning():
-        sweep.say(warning)
+        if left:
+            jobs = (_Round(sweep, passes, bar, number, row, settings) for number, row, settings in left)
+            do_jobs(jobs, build, sweep, elsewhere, concurrency)
+
+
+class _Round:
+    """A sample, timed once at the settings that one pass lacks."""
+
+    def __init__(
+        self, sweep: Sweep, passes: list[Runs], bar: tqdm, number: int, row: int, settings: Sequence[Setting]
+    ) -> None:
+        self.sweep, self.done, self.bar, self.number = sweep, passes[number], bar, number
+        self.row, self.settings, self.name = row, settings, sweep.samples[row].sample.sample_id
+
+    def left(self) -> tuple[int, list[Setting]] | None:
+        lacking = [setting for setting in self.settings if str(setting) not in self.done[self.name]]
+        return (self.row, lacking) if lacking and self.name not in self.sweep.skipped else None
+
+    def take(self, piece: Timed | Unusable) -> None:
+        sweep = self.sweep
+        if isinstance(piece, Unusable):
+            sweep.skip(sweep.samples[self.row], InputError(piece.why))
+            return
+        if piece.hardware is not None:
+            sweep.note_machine(next(iter(piece.runs.values()))["machine"], piece.hardware)
+        sweep.note([self.name], piece.runs, **{"pass": self.number})
+        self.done[self.name].update(piece.runs)
+
+    def end(self) -> None:
+        self.bar.update()
+
+    def __str__(self) -> str:
+        return f"sample {self.name}"
 
 
 def _write(sweep: Sweep, plan: Plan, passes: Sequence[Runs]) -> None:
@@ -156,53 +185,13 @@ def _median(runs: list[dict[str, Any]]) -> LatencyRecord:
     return replace(median_run([LatencyRecord.from_dict(raw) for raw in runs]), runs=runs)
 
 
-def _left(sweep: Sweep, plan: Plan, passes: Sequence[Runs]) -> Iterator[tuple[int, SplitSample, list[Setting]]]:
-    """Yield what is yet to be measured, in order: number of the pass, sample, its settings."""
+def _left(sweep: Sweep, plan: Plan, passes: Sequence[Runs]) -> Iterator[tuple[int, int, list[Setting]]]:
+    """Yield what is yet to be measured, in order: number of the pass, place of the sample, its settings."""
     for number, done in enumerate(passes):
         rng = np.random.default_rng([sweep.options.seed, number])
-        for i in rng.permutation(len(sweep.samples)):
-            place = sweep.samples[i]
-            name = place.sample.sample_id
+        for row in rng.permutation(len(sweep.samples)).tolist():
+            name = sweep.samples[row].sample.sample_id
             order = [sweep.todo[k] for k in rng.permutation(len(sweep.todo))]
             lacking = [s for s in order if s in plan[name] and str(s) not in done[name]]
             if lacking:
-                yield number, place, lacking
-
-
-def _warm_up(sweep: Sweep) -> None:
-    """Run untimed requests on the first sample that can be used: the first are slower, as memory is taken."""
-    for place in sweep.samples:
-        with contextlib.suppress(InputError):
-            image = load_image(place)
-            for _ in range(int(sweep.config["warmup"])):
-                for setting in sweep.todo:
-                    request(sweep.vlm, image, place.sample.question, setting, sweep.max_new_tokens)
-            return
-
-
-def _measure_sample(
-    sweep: Sweep, lacking: tuple[int, SplitSample, list[Setting]]
-) -> dict[str, dict[str, Any]] | InputError:
-    """Measure one sample once at the settings that it lacks; return str(setting) -> record, or why it cannot be."""
-    _, place, settings = lacking
-    if place.sample.sample_id in sweep.skipped:
-        return {}
-    try:
-        image, most = load_image(place), sweep.max_new_tokens
-        runs = {str(setting): request(sweep.vlm, image, place.sample.question, setting, most) for setting in settings}
-    except InputError as error:
-        return error
-    return {name: _record(sweep.task, place, run).to_dict() for name, run in runs.items()}
-
-
-def request(vlm: VLM, image: Any, question: str, setting: Setting, max_new_tokens: int) -> Generation:
-    """Run one request as a user's: the overview first, then the answer."""
-    overview = vlm.encode_overview(image)
-    return vlm.generate(image, question, setting, max_new_tokens=max_new_tokens, overview=overview)
-
-
-def _record(task: Task, place: SplitSample, run: Generation) -> LatencyRecord:
-    stages: dict[str, Any] = {field: run.stages_ms[stage] for stage, field in STAGE_FIELDS.items()}
-    counts = {field: getattr(run, field) for field in TOKEN_COUNTS}
-    accuracy = float(task.score(run.text, place.sample))
-    return LatencyRecord(place.sample.sample_id, T_total_ms=run.total_ms, accuracy=accuracy, **stages, **counts)
+                yield number, row, lacking

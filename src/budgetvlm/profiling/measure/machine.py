@@ -30,6 +30,11 @@ def hardware(device: str = "cpu") -> dict[str, Any]:
     return found
 
 
+def this_machine(device: str = "cpu") -> tuple[str, dict[str, Any]]:
+    """Return this machine's name and its hardware."""
+    return platform.node(), hardware(device)
+
+
 def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """Return the processor's name, or its architecture where the system does not tell."""
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -10,25 +10,27 @@ import torch
 from budgetvlm.errors import ConfigError
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 def for_each_batch(
     items: Sequence[T],
     batch_size: int,
-    run: Callable[[Sequence[T], int], None],
+    run: Callable[[Sequence[T], int], Iterable[R]],
     say: Callable[[str], None],
     together: int = 1,
-) -> int:
-    """Run over all items in batches; halve them, with a message, whenever memory runs out.
+) -> Generator[R, None, int]:
+    """Yield what running over all items in batches gives; halve them, with a message, whenever memory runs out.
 
-    ``run`` gets the items of ``together`` batches and the size of one, which is how many may take memory at once.
-    Returns the batch size that fitted. Raises ConfigError: a single item did not fit.
+    ``run`` gets the items of ``together`` batches and the size of one, which is how many may take memory at once. It is
+    called again with items of which it gave some already. The generator returns the batch size that fitted. Raises
+    ConfigError: a single item did not fit.
     """
     start = 0
     while start < len(items):
         batch = items[start : start + batch_size * together]
         try:
-            run(batch, batch_size)
+            yield from run(batch, batch_size)
         except (MemoryError, RuntimeError) as error:
             # on a CPU, torch says in words only that memory ran out
             if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(

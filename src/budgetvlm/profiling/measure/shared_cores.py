@@ -31,7 +31,7 @@ def interruptions() -> int:
 class SharedCores:
     """Uses one thread while others work on the same cores, for computations whose time is not measured.
 
-    As a context it gives the number of threads back at its end. ``say`` is told once that the cores are shared.
+    ``say`` is told once that the cores are shared.
     """
 
     def __init__(self, say: Callable[[str], None], now: Callable[[], float] = time.monotonic) -> None:
@@ -55,10 +55,8 @@ class SharedCores:
         elif not busy and torch.get_num_threads() == 1 and now >= self.again_at:
             torch.set_num_threads(self.threads)
 
-    def __enter__(self) -> SharedCores:
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
+        """Give the number of threads back."""
         torch.set_num_threads(self.threads)
 
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from budgetvlm.profiling.results.measurements import Measurement
 from budgetvlm.profiling.results.reading import read_file, split_names
 from budgetvlm.profiling.results.result_files import (
     FORMATS,
+    MACHINES,
     Kind,
     SettingResult,
     result_path,
@@ -35,6 +36,14 @@ from budgetvlm.vlm import VLM
 
 # What may be more than in results that are there: they are kept, and what is new is measured.
 GROWING = ("split", "num_samples", "samples_digest", "cells", "groups", "repeats")
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """A sample, by its place among all, that cannot be used, and why."""
+
+    row: int
+    why: str
 
 
 def collect(task: Task, options: SweepOptions) -> list[SplitSample]:
@@ -91,8 +100,10 @@ class Sweep:
         paths: where the result of each setting goes.
         kept: setting -> what its result file holds already.
         todo: the settings that are not finished.
+        machines: name -> hardware of those that were timed, where there are several.
         skipped: sample id -> why it cannot be used, also those that finished results left out. All settings leave out
             the same samples.
+        rows: sample id -> its place among the samples.
         journal: what is measured but not yet in a result file, while the sweep runs.
 
     Args:
@@ -117,12 +128,15 @@ class Sweep:
     ) -> None:
         self.kind, self.vlm, self.task, self.options, self.say = kind, vlm, task, options, say
         self.samples = collect(task, options)
+        self.rows = {place.sample.sample_id: row for row, place in enumerate(self.samples)}
         self.max_new_tokens = options.max_new_tokens or task.max_new_tokens
         self.config = self._describe(more)
         self.paths = {s: result_path(options.output_dir, task.name, kind, s, options.file_rank) for s in settings}
         self.skipped: dict[str, str] = {}
+        self.machines: dict[str, Any] = {}
         self.kept: dict[Setting, Sequence[Any]] = {}
         self._earlier: dict[str, str | None] = {}
+        self._measured: set[str] = set()  # settings that an earlier run has in the journal
         self._refuse_another_models_results()
         self.todo = [setting for setting in settings if not self._is_finished(setting)]
         if len(self.todo) < len(self.paths):
@@ -134,10 +148,11 @@ class Sweep:
             _remove(self._journal_path)  # a kill may have spared it
 
     @contextlib.contextmanager
-    def resume(self) -> Iterator[list[dict[str, Any]]]:
+    def resume(self) -> Iterator[Iterator[tuple[int, dict[str, Any]]]]:
         """Open the journal and yield what an earlier run wrote into it; delete it when everything is finished.
 
-        An entry's ``runs`` hold what was measured, by setting.
+        It has to be looked at before anything is measured. An entry comes with its place in the journal, and its
+        ``runs`` hold what was measured, by setting.
 
         Raises:
             OutputError, DataError: it is of another sweep, in use, or damaged.
@@ -148,20 +163,31 @@ class Sweep:
             for path in self.paths.values():  # what a kill during the writing of a result file left beside it
                 for leftover in path.parent.glob(f".{path.name}.*.tmp"):
                     _remove(leftover)
-            for entry in self.journal.entries:
-                self.skipped.update(entry.get("skipped", {}))
-                if entry.get("digest", "") != (self._digest(entry["samples"]) if "samples" in entry else ""):
-                    raise OutputError(
-                        f"an unfinished sweep lies in {self._journal_path.parent}, made with other samples. {REMEDY}"
-                    )
-            yield [entry for entry in self.journal.entries if "runs" in entry]
-            measured = {name for entry in self.journal.entries for name in entry.get("runs", ())}
-            if measured <= set(map(str, self.paths)):  # else the rest is of settings that were not asked for this time
+            yield self._earlier_entries()
+            if self._measured <= set(map(str, self.paths)):  # else the rest is of settings that nobody asked for now
                 self.journal.remove()
 
-    def note(self, samples: Sequence[str], runs: Mapping[str, Any], **more: Any) -> None:
-        """Write into the journal what was measured of these samples, by setting."""
-        self.journal.append({"samples": list(samples), "digest": self._digest(samples), "runs": runs, **more})
+    def _earlier_entries(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        for place, entry in self.journal.placed():
+            self.skipped.update(entry.get("skipped", {}))
+            self.machines.update(entry.get(MACHINES, {}))
+            if entry.get("digest", "") != (self._digest(entry["samples"]) if "samples" in entry else ""):
+                raise OutputError(
+                    f"an unfinished sweep lies in {self.journal.path.parent}, made with other samples. {REMEDY}"
+                )
+            self._measured.update(entry.get("runs", ()))
+            if "runs" in entry:
+                yield place, entry
+
+    def note(self, samples: Sequence[str], runs: Mapping[str, Any], **more: Any) -> int:
+        """Write into the journal what was measured of these samples, by setting; return its place there."""
+        return self.journal.append({"samples": list(samples), "digest": self._digest(samples), "runs": runs, **more})
+
+    def note_machine(self, name: str, hardware: Mapping[str, Any]) -> None:
+        """Write into the journal what a machine is, once."""
+        if name not in self.machines:
+            self.machines[name] = dict(hardware)
+            self.journal.append({MACHINES: {name: self.machines[name]}})
 
     def skip(self, place: SplitSample, error: Exception) -> None:
         """Leave out a sample that cannot be used. Raises DataError with ``strict``."""
@@ -188,8 +214,9 @@ class Sweep:
             names = first_few(self.skipped)
             self.say(f"{len(self.skipped)} of {len(self.samples)} samples cannot be used and were skipped: {names}")
 
-    def write(self, setting: Setting, records: Sequence[Measurement]) -> None:
+    def write(self, setting: Setting, records: Collection[Measurement]) -> None:
         """Write the result of one setting."""
+        more = {"skipped": self.skipped, MACHINES: self.machines}
         active = self.vlm.active_blocks(int(setting.get("num_active_blocks", self.vlm.num_total_blocks)))
         write_result(
             self.kind,
@@ -198,7 +225,7 @@ class Sweep:
             setting,
             records,
             blocks={"num_total_blocks": self.vlm.num_total_blocks, "active_block_indices": list(active)},
-            config=self.config | ({"skipped": dict(sorted(self.skipped.items()))} if self.skipped else {}),
+            config=self.config | {name: dict(sorted(own.items())) for name, own in more.items() if own},
             rank=self.options.file_rank,
         )
 
@@ -215,7 +242,7 @@ class Sweep:
             "model_fingerprint": options.model_fingerprint,
             "split": "+".join(options.splits),
             "num_samples": list(options.num_samples) if options.num_samples else None,
-            "samples_digest": _digest_of(self.samples),
+            "samples_digest": digest_of(self.samples),
             "max_new_tokens": self.max_new_tokens,
             "seed": options.seed,
             "world_size": options.world_size,
@@ -263,6 +290,7 @@ class Sweep:
         if wrong:
             raise OutputError(f"{path} exists, but was made with other {', '.join(wrong)}. {REMEDY}")
         self.skipped.update(found.get("skipped", {}))
+        self.machines.update(found.get(MACHINES, {}))
         self.kept[setting] = result.records
         return not differing
 
@@ -283,8 +311,7 @@ class Sweep:
 
     def _digest(self, names: Collection[str]) -> str:
         """Return a digest of what these samples are, in the order of all."""
-        wanted = set(names)
-        return _digest_of([place for place in self.samples if place.sample.sample_id in wanted])
+        return digest_of([self.samples[row] for row in sorted(self.rows[name] for name in names if name in self.rows)])
 
     def _digest_of_earlier(self, config: Mapping[str, Any]) -> str | None:
         """Return the digest of the samples that an earlier sweep asked for, as they are now; None: there are none."""
@@ -294,11 +321,12 @@ class Sweep:
             self._earlier[asked] = None
             with contextlib.suppress(ConfigError, DataError, TypeError):
                 options = replace(self.options, splits=splits, num_samples=tuple(counts) if counts else None)
-                self._earlier[asked] = _digest_of(collect(self.task, options))
+                self._earlier[asked] = digest_of(collect(self.task, options))
         return self._earlier[asked]
 
 
-def _digest_of(places: Sequence[SplitSample]) -> str:
+def digest_of(places: Sequence[SplitSample]) -> str:
+    """Return a short digest of questions, answers and images."""
     samples = [place.sample for place in places]
     contents = [[s.sample_id, s.question, s.answers, s.content or s.image_id] for s in samples]
     return hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:16]

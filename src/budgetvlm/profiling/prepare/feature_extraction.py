@@ -115,12 +115,9 @@ def in_batches(
         raise ConfigError(f"feature_batch_size={batch_size} cannot work; it has to be 1 at least")
     parts: list[np.ndarray] = []
     with tqdm(total=len(items), desc=name, unit="sample", mininterval=0.5) as bar:
-
-        def add(batch: Sequence[T], size: int) -> None:
-            parts.append(encode(batch))
-            bar.update(len(batch))
-
-        for_each_batch(items, batch_size, add, say)
+        for part in for_each_batch(items, batch_size, lambda batch, size: [encode(batch)], say):
+            parts.append(part)
+            bar.update(len(part))
     return np.concatenate(parts)
 
 

@@ -22,6 +22,7 @@ TIMES = ("T_total_ms", *STAGE_FIELDS.values())
 _TEXTS: dict[str, Callable[[Any], Any]] = {
     "sample_id": str,
     "pred": str,
+    "machine": str,
     "answers": lambda given: tuple(map(str, given if isinstance(given, list | tuple) else [given])),
     "groups": lambda given: {str(name): str(label) for name, label in given.items()},
 }
@@ -97,6 +98,7 @@ class LatencyRecord(Measurement):
         accuracy: the task's metric on the answer that was timed, 0 to 1.
         T_preprocess_ms, T_vision_ms: stages, 0 or more; None in files of tools that do not separate them.
         runs: all repeats, as records; this one is the median of them. None in files of other tools.
+        machine: name of the machine that was timed, where a sweep used several.
     """
 
     T_total_ms: float
@@ -109,6 +111,7 @@ class LatencyRecord(Measurement):
     T_preprocess_ms: float | None = None
     T_vision_ms: float | None = None
     runs: list[dict[str, Any]] | None = None
+    machine: str | None = None
 
 
 def _problem(name: str, value: Any) -> str | None:

@@ -5,15 +5,16 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from budgetvlm._io import write_json
+from budgetvlm._io import atomic_path
 from budgetvlm.errors import ConfigError, KnobSpaceError
 from budgetvlm.knobs import KNOBS, Value
 from budgetvlm.profiling.results.measurements import STAGE_FIELDS, AccuracyRecord, LatencyRecord, Measurement
@@ -21,6 +22,7 @@ from budgetvlm.tasks.options import PLACES
 
 SCHEMA_VERSION = 1
 RESCORED = "asked_as"  # in the config of rescored results: the task by which the answers were asked for
+MACHINES = "machines"  # in the config of latencies of several machines: name -> hardware
 WORDS = ("crops", "topk", "blocks")  # of the knobs, in names of files
 REQUIRED_CONFIG = ("split", "max_new_tokens", "world_size", "versions")
 Kind = Literal["accuracy", "latency"]
@@ -98,7 +100,7 @@ def write_result(
     directory: str | Path,
     dataset_name: str,
     knobs: Mapping[str, Value],
-    records: Sequence[Measurement],
+    records: Collection[Measurement],
     *,
     blocks: Mapping[str, Any],
     config: Mapping[str, Any],
@@ -108,7 +110,7 @@ def write_result(
 
     Args:
         directory: the exp5 or exp6 directory; the file goes into its sub-directory for the data set.
-        records: of the kind that is written.
+        records: of the kind that is written; looked at several times.
         blocks: ``num_total_blocks`` and ``active_block_indices`` of the model at this setting.
         config: at least `REQUIRED_CONFIG`; data set, knobs and blocks are added here.
 
@@ -127,15 +129,20 @@ def write_result(
         raise ConfigError(f"{path.name} needs a sample at least, and each only once; given {len(records)}")
     setting = {name: int(knobs[name]) for name in KNOBS if name in knobs}
     own = setting if kind == "latency" else {}
-    document = {
-        "schema_version": SCHEMA_VERSION,
-        "summary": [setting | dict(blocks) | {"num_samples": len(records)} | _summary(kind, records)],
-        FORMATS[kind].sample_keys[0]: [record.to_dict() | own for record in records],
-        "config": {"dataset_name": dataset_name, **config, **blocks, **setting}
-        | ({} if rank is None else {"rank": rank}),
-    }
-    write_json(path, document)
+    summary = setting | dict(blocks) | {"num_samples": len(records)} | _summary(kind, records)
+    more = {} if rank is None else {"rank": rank}
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write(_text({"schema_version": SCHEMA_VERSION, "summary": [summary]})[:-1])
+        file.write(f', "{FORMATS[kind].sample_keys[0]}": ')
+        for number, record in enumerate(records):  # one at a time: there may be a million
+            file.write((", " if number else "[") + _text(record.to_dict() | own))
+        file.write("], " + _text({"config": {"dataset_name": dataset_name, **config, **blocks, **setting} | more})[1:])
+        file.write("\n")
     return path
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def identity(config: Any) -> dict[str, Any]:
@@ -154,7 +161,7 @@ def latency_statistics(times_ms: Sequence[float]) -> dict[str, float]:
     return {"mean": float(times.mean()), "std": float(times.std()), **percentiles}
 
 
-def _summary(kind: Kind, records: Sequence[Any]) -> dict[str, Any]:
+def _summary(kind: Kind, records: Collection[Any]) -> dict[str, Any]:
     if kind == "accuracy":
         scores = [record.score for record in records]
         return {"accuracy": float(np.mean(scores)), "std": float(np.std(scores))}

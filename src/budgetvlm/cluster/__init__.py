@@ -1,0 +1,1 @@
+"""Work on several machines: which worker gets what, and the one module that knows Ray."""

@@ -1,0 +1,57 @@
+"""Ends what a cluster of this machine started, once the process that started it is gone, however it went.
+
+    python watcher.py DIRECTORY      # of the cluster's sessions, a temporary one
+
+Runs as a process of its own and waits until its standard input is closed, which a kill of the other process does as
+well. It then ends all processes whose command line, output or working directory lies in the directory, and removes the
+directory. Nothing outside the standard library is imported, so that it starts at once. Linux only: elsewhere there is
+no /proc, and Ray's own ways have to do.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+CALM_S, LONGEST_S = 1.0, 30.0  # without a process of the cluster, until it is over; in all
+
+
+def processes_of(directory: str) -> Iterator[int]:
+    """Yield the processes that a directory belongs to, without this one."""
+    for place in Path("/proc").glob("[0-9]*"):
+        if int(place.name) != os.getpid() and any(directory in text for text in _traces(place)):
+            yield int(place.name)
+
+
+def _traces(place: Path) -> Iterator[str]:
+    """Yield the command line of a process and where its output goes; a process that ended has none."""
+    try:
+        yield (place / "cmdline").read_bytes().decode(errors="replace")
+        for link in ("fd/1", "fd/2", "cwd"):
+            yield os.readlink(place / link)
+    except OSError:
+        return
+
+
+def end_all(directory: str) -> None:
+    """End the processes of a directory until no more appear, and remove it."""
+    started = calm = time.monotonic()
+    while time.monotonic() - calm < CALM_S and time.monotonic() - started < LONGEST_S:
+        for process in processes_of(directory):
+            calm = time.monotonic()
+            try:
+                os.kill(process, signal.SIGKILL)
+            except OSError:
+                continue  # it ended by itself
+        time.sleep(0.1)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.stdin.read()
+    end_all(sys.argv[1])
