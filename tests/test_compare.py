@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from planted_tables import planted, tiny
+from test_hand_out import LocalCrew
 
 from benchmarks import compare_all
 from benchmarks.rivals.entries import RIVALS
@@ -157,6 +159,19 @@ def test_a_comparison_goes_on_where_it_stopped(data, tmp_path) -> None:
     undisturbed = compare(*data, FEATURE_FREE, entries=BLIND)
     for one, two in zip(resumed.rows, undisturbed.rows, strict=True):
         assert (one.key, one.room, one.at_budget) == (two.key, two.room, two.at_budget)
+
+
+def test_other_processes_fit_what_this_one_would(data, tmp_path) -> None:
+    @contextmanager
+    def crew(build, say):
+        yield LocalCrew(lambda: build(say), 3, lambda worker, message, pieces: next(deaths, False))
+
+    deaths = iter([False] * 5 + [True])
+    shared = compare(*data, FEATURE_FREE, tmp_path, entries=BLIND, crew=crew)
+    alone = compare(*data, FEATURE_FREE, entries=BLIND)
+    for one, two in zip(shared.rows, alone.rows, strict=True):
+        assert (one.key, one.room, one.at_budget) == (two.key, two.room, two.at_budget)
+    assert list(deaths) == []
 
 
 def test_more_policies_and_seeds_may_be_added_to_what_is_finished(data, tmp_path) -> None:

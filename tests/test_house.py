@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "policies": DATA | {"guard"},
     "controller": DATA | {"guard", "policies"},
     "evaluation": DATA | {"guard", "policies"},
-    "comparison": LEARNING,
+    "comparison": LEARNING | {"cluster"},
     "explanation": LEARNING,
     "html_report": LEARNING | {"comparison"},
     "cluster": set(),
@@ -42,7 +42,17 @@ ALLOWED: dict[str, set[str]] = {
     "integrations": {"answer", "profiling", "runtime", "vlm"},
     "commands": LEARNING
     | {"decide"}
-    | {"answer", "comparison", "explanation", "html_report", "importing", "integrations", "live", "profiling"}
+    | {
+        "answer",
+        "cluster",
+        "comparison",
+        "explanation",
+        "html_report",
+        "importing",
+        "integrations",
+        "live",
+        "profiling",
+    }
     | {"serving"}
     | {"engines", "runtime", "tasks", "vlm"},
     "cli": {"commands"},

@@ -8,17 +8,19 @@ up, and so is a crew whose workers die again and again before they have begun.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from budgetvlm._threads import side_by_side
 from budgetvlm.errors import WorkerError
 
 TRIES = 3  # workers that may die at one job, or in a row before they are ready
 
 
-class Job(Protocol):
-    """Something to do, of which the driver knows how much is left."""
+class Portion(Protocol):
+    """A job: something to do, of which the driver knows how much is left."""
 
     def left(self) -> Any | None:
         """Return what a worker has to be told; None: nothing is left."""
@@ -46,7 +48,7 @@ class Worker(Protocol):
 
 
 @dataclass(frozen=True)
-class Event:
+class News:
     """What was heard of a worker.
 
     Attributes:
@@ -67,7 +69,7 @@ class Crew(Protocol):
         """Send a message to a worker that has nothing to do."""
         ...
 
-    def hear(self) -> Event:
+    def hear(self) -> News:
         """Wait for the next event. What a worker's own code raised is raised here."""
         ...
 
@@ -76,20 +78,41 @@ class Crew(Protocol):
         ...
 
 
-def do_here(jobs: Iterator[Job | None], worker: Worker) -> None:
-    """Do all jobs in this process, one after the other."""
+Say = Callable[[str], None]
+Build = Callable[[Say], Worker]
+StartCrew = Callable[[Build, Say], AbstractContextManager[Crew]]
+"""Starts workers, each built by the function that is given, and ends them; it says what happens."""
+
+
+def do_jobs(
+    jobs: Iterator[Portion | None], build: Build, crew: StartCrew | None, say: Say, at_once: int = 1
+) -> None:
+    """Do all jobs in this process, or have workers do them that are built in others. Raises as `hand_out` does."""
+    if crew is None:
+        do_here(jobs, build(say), at_once)
+        return
+    with crew(build, say) as workers:
+        hand_out(jobs, workers, say)
+
+
+def do_here(jobs: Iterator[Portion | None], worker: Worker, at_once: int = 1) -> None:
+    """Do all jobs in this process, one after the other, or several in threads where a job's pieces may come at once."""
+    given = ((job, job.left()) for job in jobs if job is not None)
+
+    def pieces(one: tuple[Portion, Any]) -> Iterable[Any]:
+        work = iter(()) if one[1] is None else worker.work(one[1])
+        return work if at_once == 1 else list(work)
+
     try:
-        for job in jobs:
-            if job is not None:
-                if (message := job.left()) is not None:
-                    for piece in worker.work(message):
-                        job.take(piece)
-                job.end()
+        for (job, _), found in side_by_side(pieces, given, at_once):
+            for piece in found:
+                job.take(piece)
+            job.end()
     finally:
         worker.close()
 
 
-def hand_out(jobs: Iterator[Job | None], crew: Crew, say: Callable[[str], None]) -> None:
+def hand_out(jobs: Iterator[Portion | None], crew: Crew, say: Say) -> None:
     """Give jobs to whoever has nothing to do until all are done.
 
     Args:
@@ -99,9 +122,9 @@ def hand_out(jobs: Iterator[Job | None], crew: Crew, say: Callable[[str], None])
     Raises:
         WorkerError: workers died too often.
     """
-    idle, under_way, again = deque[int](), dict[int, Job](), deque[Job]()
-    deaths = Counter[Job | None]()  # None: before there was a job
-    job: Job | None = None
+    idle, under_way, again = deque[int](), dict[int, Portion](), deque[Portion]()
+    deaths = Counter[Portion | None]()  # None: before there was a job
+    job: Portion | None = None
     while True:
         job = job or (again.popleft() if again else next(jobs, None))
         if job is None and not under_way:
@@ -133,7 +156,7 @@ def hand_out(jobs: Iterator[Job | None], crew: Crew, say: Callable[[str], None])
                 idle.append(event.worker)
 
 
-def _given_up(lost: Job | None, why: str) -> WorkerError:
+def _given_up(lost: Portion | None, why: str) -> WorkerError:
     what = "before they had anything to do" if lost is None else f"at one and the same work ({lost})"
     return WorkerError(
         f"{TRIES} workers died {what}; the last: {why}. What is finished is kept. If memory runs out, give them more "

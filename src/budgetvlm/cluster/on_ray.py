@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from budgetvlm.cluster import watcher
 from budgetvlm.cluster.cluster_options import LOCAL, ClusterOptions
-from budgetvlm.cluster.hand_out import Event, Worker
+from budgetvlm.cluster.hand_out import News, Worker
 from budgetvlm.errors import BudgetVLMError, WorkerError
 
 Say = Callable[[str], None]
@@ -143,7 +143,7 @@ class RayCrew:
     def __init__(self, options: ClusterOptions, build: Callable[[Say], Worker], say: Say) -> None:
         self.options, self.say = options, say
         self.build = ray.put(build)
-        self.events = deque[Event]()
+        self.events = deque[News]()
         self.awaited: dict[Any, int] = {}
         self.actors: dict[int, Any] = {}
         self.places = _places(options)
@@ -160,7 +160,7 @@ class RayCrew:
         """Send a message to a worker that has nothing to do."""
         self.awaited[self.actors[worker].work.options(num_returns="streaming").remote(message)] = worker
 
-    def hear(self) -> Event:
+    def hear(self) -> News:
         """Wait for the next event. Raises what a worker's own code raised; WorkerError: no worker is left."""
         while not self.events:
             if not self.awaited:
@@ -202,19 +202,19 @@ class RayCrew:
         worker = self.awaited[one]
         try:
             if isinstance(one, ray.ObjectRef):
-                said, event = ray.get(one), Event(worker, "ready")
+                said, event = ray.get(one), News(worker, "ready")
             else:
                 said, value = ray.get(next(one))
-                event = Event(worker, "piece", value)
+                event = News(worker, "piece", value)
         except StopIteration:
-            said, event = [], Event(worker, "done")
+            said, event = [], News(worker, "done")
         except RayTaskError as error:
             if isinstance(error.cause, BudgetVLMError):
                 raise error.cause from None
             raise
         except RayError as error:
             ray.kill(self.actors.pop(worker))
-            said, event = [], Event(worker, "dead", _first_line(error))
+            said, event = [], News(worker, "dead", _first_line(error))
         if event.what != "piece":
             del self.awaited[one]
         self._repeat(said)

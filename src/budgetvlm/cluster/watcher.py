@@ -3,9 +3,10 @@
     python watcher.py DIRECTORY      # of the cluster's sessions, a temporary one
 
 Runs as a process of its own and waits until its standard input is closed, which a kill of the other process does as
-well. It then ends all processes whose command line, output or working directory lies in the directory, and removes the
-directory. Nothing outside the standard library is imported, so that it starts at once. Linux only: elsewhere there is
-no /proc, and Ray's own ways have to do.
+well. It then ends all processes that name the directory in their command line or write into it, and removes it. (Some
+of Ray's processes take another name when they run, and survive a kill of the process that started them.) Nothing
+outside the standard library is imported, so that it starts at once. Linux only: elsewhere there is no /proc, and Ray's
+own ways have to do.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -29,11 +31,12 @@ def processes_of(directory: str) -> Iterator[int]:
 
 
 def _traces(place: Path) -> Iterator[str]:
-    """Yield the command line of a process and where its output goes; a process that ended has none."""
+    """Yield the command line of a process and the files that it writes; a process that ended has none."""
     try:
         yield (place / "cmdline").read_bytes().decode(errors="replace")
-        for link in ("fd/1", "fd/2", "cwd"):
-            yield os.readlink(place / link)
+        for link in (place / "fd").iterdir():
+            if link.lstat().st_mode & stat.S_IWUSR:
+                yield os.readlink(link)
     except OSError:
         return
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +13,7 @@ from budgetvlm.commands.flags import OptionFlags
 from budgetvlm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
-    from budgetvlm.cluster.hand_out import Crew
+    from budgetvlm.cluster.hand_out import StartCrew
 
 WORKERS = OptionFlags(ClusterOptions, "cpus_per_worker", workers="ray_workers")
 
@@ -32,7 +29,7 @@ def add_ray_flags(parser: Any) -> None:
     WORKERS.add(group)
 
 
-def ray_crew_of(args: argparse.Namespace, *, alone: bool = False) -> Callable[..., AbstractContextManager[Crew]] | None:
+def ray_crew_of(args: argparse.Namespace, *, alone: bool = False) -> StartCrew | None:
     """Return what starts the workers that the flags ask for; None where they ask for none.
 
     Raises ConfigError: flags that cannot work. MissingExtraError: Ray is not installed.

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from budgetvlm.commands.cluster_arguments import add_ray_flags, ray_crew_of
 from budgetvlm.commands.data_arguments import add_data_arguments, read_table
 from budgetvlm.commands.flags import OptionFlags, add_json_flag
 from budgetvlm.commands.showing import check_output, show_report, write_report
@@ -21,6 +22,7 @@ from budgetvlm.errors import ConfigError
 from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 
 if TYPE_CHECKING:
+    from budgetvlm.cluster.hand_out import StartCrew
     from budgetvlm.comparison import CompareReport, Entry
     from budgetvlm.features import Features
     from budgetvlm.table import ProfileTable
@@ -50,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     EVALUATION.add(how)
     add_json_flag(parser)
     parser.add_argument("--output_dir", type=Path, metavar="DIR", help=f"write {REPORT}, {PICTURE} and {CELLS}/ there")
+    add_ray_flags(parser)
     parser.add_argument("--resume", action="store_true", help="use what is finished in --output_dir")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier comparison in --output_dir")
 
@@ -66,9 +69,10 @@ def run(args: argparse.Namespace, rivals: Sequence[Entry] = ()) -> int:
     keys = _chosen_keys(args, known)
     options = _options(args, tuple(key for key in keys if key in ROSTER))
     _open_output(args)
+    crew = ray_crew_of(args)
     table, features = read_table(args)
     entries = [entry for entry in rivals if entry.key in keys]
-    report = _compare(table, features, options, args.output_dir, entries)
+    report = _compare(table, features, options, args.output_dir, entries, crew)
     written = write_report(report, comparison_charts, args.output_dir, REPORT, PICTURE)
     show_report(report, tables(report), args.json, written)
     return 0
@@ -122,6 +126,7 @@ def _compare(
     options: CompareOptions,
     directory: Path | None,
     entries: Sequence[Entry],
+    crew: StartCrew | None,
 ) -> CompareReport:
     """Compare with a progress bar on a terminal's standard error."""
     from tqdm import tqdm
@@ -135,4 +140,4 @@ def _compare(
             bar.set_postfix_str(what, refresh=False)
             bar.update(done - bar.n)
 
-        return compare(table, features, options, directory and directory / CELLS, show, entries)
+        return compare(table, features, options, directory and directory / CELLS, show, entries, crew)

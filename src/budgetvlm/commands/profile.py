@@ -153,11 +153,14 @@ def _sweep(args: argparse.Namespace, load: Callable[[str], VLM], *, several: boo
 
 def _elsewhere(args: argparse.Namespace, options: SweepOptions) -> Elsewhere | None:
     """The workers that the flags ask for. Raises ConfigError: flags that do not go together, or Ray is missing."""
+    from budgetvlm.engines.opening import is_engine
     from budgetvlm.profiling.measure.elsewhere import Elsewhere
 
     crew = ray_crew_of(args, alone=args.kind == "latency")
     if crew is None:
         return None
+    if is_engine(args.model_path):
+        raise ConfigError("engines share the work already; raise --concurrency, or add replicas, instead of --ray")
     if options.world_size > 1:
         raise ConfigError("--world_size shares the samples among processes, and --ray does so too; give one of both")
     threads = args.num_threads or (args.cpus_per_worker if args.kind == "accuracy" else None)

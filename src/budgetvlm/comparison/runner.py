@@ -5,11 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from budgetvlm._io import read_json, write_json
 from budgetvlm._version import __version__
+from budgetvlm.cluster.hand_out import StartCrew, do_jobs
 from budgetvlm.comparison.compare_options import CompareOptions
 from budgetvlm.comparison.comparison_records import CompareReport
 from budgetvlm.comparison.fits import FAILED, NO_FEATURES, OK, Cell, CellSpec, make_cell
@@ -36,6 +40,7 @@ def compare(
     cells_dir: str | Path | None = None,
     progress: Progress = lambda done, total, what: None,
     entries: Sequence[Entry] = (),
+    crew: StartCrew | None = None,
 ) -> CompareReport:
     """Compare policies on one split of a table.
 
@@ -46,6 +51,7 @@ def compare(
         cells_dir: where finished cells are kept and found again; None keeps nothing.
         progress: called with the number of finished cells, the number of all and the name of the next.
         entries: further policies to compare.
+        crew: starts processes that fit the policies, several at once; None: this process does.
 
     Raises:
         DataError: a split or measurements are missing.
@@ -62,11 +68,15 @@ def compare(
     if directory is not None:
         _check_origin(directory, task, features)
     wanted = list(dict.fromkeys(_specs(task, entries)))
-    cells = []
-    for number, spec in enumerate(wanted):
-        progress(number, len(wanted), spec.name)
-        cells.append(_cell(task, spec, directory))
-    progress(len(wanted), len(wanted), "intervals")
+    made = _known(wanted, directory)
+
+    def show(what: str) -> None:
+        progress(len(made), len(wanted), what)
+
+    jobs = (_Fitting(spec, made, directory, show) for spec in wanted)
+    do_jobs(jobs, partial(_Fitter, task), crew, tqdm.write)
+    cells = [made[spec] for spec in wanted]
+    show("intervals")
     rows, reasons = comparison_rows(cells, task.data, task.options.evaluation)
     report = CompareReport(
         **common_fields(task.data, task.options.evaluation),
@@ -145,18 +155,52 @@ def _seeds(entry: Entry, options: CompareOptions, **left_out: Any) -> Iterator[C
     return (CellSpec(entry, seed, **left_out) for seed in (options.seeds if drawn else options.seeds[:1]))
 
 
-def _cell(task: ComparisonTask, spec: CellSpec, directory: Path | None) -> Cell:
-    known = None if directory is None else Cell.load(spec, directory)
-    if known is not None and known.status == OK:  # what was not installed may be by now
-        return known
-    try:
-        fitting = _changed(task, spec)
-    except BudgetVLMError as error:  # too few images for a split, for example
-        return Cell(spec, FAILED, str(error))
-    cell = make_cell(spec, fitting, task.data, task.options.evaluation)
-    if directory is not None:
-        cell.save(directory)
-    return cell
+def _known(wanted: Sequence[CellSpec], directory: Path | None) -> dict[CellSpec, Cell]:
+    """The cells that are made already; those that lacked something are made again, because it may be there by now."""
+    known = (None if directory is None else Cell.load(spec, directory) for spec in wanted)
+    return {cell.spec: cell for cell in known if cell is not None and cell.status == OK}
+
+
+class _Fitting:
+    """The job of making one cell."""
+
+    def __init__(
+        self, spec: CellSpec, made: dict[CellSpec, Cell], directory: Path | None, show: Callable[[str], None]
+    ) -> None:
+        self.spec, self.made, self.directory, self.show = spec, made, directory, show
+
+    def left(self) -> CellSpec | None:
+        self.show(self.spec.name)
+        return None if self.spec in self.made else self.spec
+
+    def take(self, piece: Cell) -> None:
+        self.made[self.spec] = replace(piece, spec=self.spec)  # not the copy that a worker was sent
+        if self.directory is not None:
+            self.made[self.spec].save(self.directory)
+
+    def end(self) -> None:
+        pass
+
+    def __str__(self) -> str:
+        return f"{self.spec.name}, seed {self.spec.seed}"
+
+
+class _Fitter:
+    """Makes cells."""
+
+    def __init__(self, task: ComparisonTask, say: Callable[[str], None]) -> None:
+        self.task = task
+
+    def work(self, message: CellSpec) -> Iterator[Cell]:
+        try:
+            fitting = _changed(self.task, message)
+        except BudgetVLMError as error:  # too few images for a split, for example
+            yield Cell(message, FAILED, str(error))
+        else:
+            yield make_cell(message, fitting, self.task.data, self.task.options.evaluation)
+
+    def close(self) -> None:
+        pass
 
 
 def _changed(task: ComparisonTask, spec: CellSpec) -> FittingData:

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from budgetvlm.cluster.hand_out import Job
+from budgetvlm.cluster.hand_out import Portion
 from budgetvlm.errors import ConfigError, InputError
 from budgetvlm.knobs import Setting
 from budgetvlm.profiling.measure.answering import Answerer, Answers
 from budgetvlm.profiling.measure.cell_selection import Work, by_tiling, measured_in_full, plan_cells
-from budgetvlm.profiling.measure.elsewhere import Elsewhere, do_jobs
+from budgetvlm.profiling.measure.elsewhere import Elsewhere, sweep_through
 from budgetvlm.profiling.measure.out_of_memory import in_parts
 from budgetvlm.profiling.measure.sweep import Sweep, Unusable, load_image
 from budgetvlm.profiling.measure.sweep_options import SweepOptions
@@ -122,9 +122,9 @@ class _AccuracySweep:
             Answerer, max_new_tokens=sweep.max_new_tokens, batch_size=self.batch_size, together=self.together
         )
         with tqdm(total=total, initial=kept, desc="accuracy", unit="answer", mininterval=0.5) as self.bar:
-            do_jobs(self._jobs(), build, sweep, elsewhere)
+            sweep_through(self._jobs(), build, sweep, elsewhere)
 
-    def _jobs(self) -> Iterator[Job | None]:
+    def _jobs(self) -> Iterator[Portion | None]:
         """Yield batches, tiling by tiling, and write the files of a tiling when all of its batches are done."""
         for group in by_tiling(self.sweep.todo):
             stage = [self.sweep.todo[place] for place in group]

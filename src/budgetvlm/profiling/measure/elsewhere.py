@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-from budgetvlm.cluster.hand_out import Crew, Job, Worker, do_here, hand_out
+from budgetvlm.cluster.hand_out import Portion, Say, StartCrew, Worker, do_jobs
 from budgetvlm.errors import DataError
 from budgetvlm.profiling.measure.sweep import Sweep, collect, digest_of
 from budgetvlm.profiling.measure.sweep_options import SweepOptions
 from budgetvlm.tasks import Task
 from budgetvlm.vlm import VLM
-
-Say = Callable[[str], None]
-Build = Callable[..., Worker]
-"""From model, task, samples and `Say` to a worker."""
 
 
 @dataclass(frozen=True)
@@ -25,26 +19,34 @@ class Elsewhere:
     """Other processes.
 
     Attributes:
-        crew: starts workers, each built by the function it is given, and ends them; it says what happens.
+        crew: starts and ends them.
         opening: opens model and task; it has to travel to other processes, and is called in each of them.
     """
 
-    crew: Callable[[Callable[[Say], Worker], Say], AbstractContextManager[Crew]]
+    crew: StartCrew
     opening: Callable[[], tuple[VLM, Task]]
 
 
-def do_jobs(jobs: Iterator[Job | None], build: Build, sweep: Sweep, elsewhere: Elsewhere | None) -> None:
-    """Do a sweep's jobs here, or have them done elsewhere."""
+def sweep_through(
+    jobs: Iterator[Portion | None],
+    build: Callable[..., Worker],
+    sweep: Sweep,
+    elsewhere: Elsewhere | None,
+    at_once: int = 1,
+) -> None:
+    """Do a sweep's jobs here, ``at_once`` in threads, or have them done elsewhere.
+
+    ``build``: from model, task, samples and what takes lines for the user to a worker.
+    """
     if elsewhere is None:
-        do_here(jobs, build(sweep.vlm, sweep.task, sweep.samples, sweep.say))
-        return
-    digest = sweep.config["samples_digest"]
-    with elsewhere.crew(partial(_build, elsewhere.opening, sweep.options, digest, build), sweep.say) as crew:
-        hand_out(jobs, crew, sweep.say)
+        do_jobs(jobs, partial(build, sweep.vlm, sweep.task, sweep.samples), None, sweep.say, at_once)
+    else:
+        digest = sweep.config["samples_digest"]
+        do_jobs(jobs, partial(_build, elsewhere.opening, sweep.options, digest, build), elsewhere.crew, sweep.say)
 
 
 def _build(
-    opening: Callable[[], tuple[VLM, Task]], options: SweepOptions, digest: str, build: Build, say: Any
+    opening: Callable[[], tuple[VLM, Task]], options: SweepOptions, digest: str, build: Callable[..., Worker], say: Say
 ) -> Worker:
     """Build a worker in its own process. Raises DataError: it finds other samples there."""
     vlm, task = opening()

@@ -24,10 +24,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from budgetvlm._threads import side_by_side
 from budgetvlm.errors import ConfigError, InputError
 from budgetvlm.knobs import Setting
-from budgetvlm.profiling.measure.elsewhere import Elsewhere, do_jobs
+from budgetvlm.profiling.measure.elsewhere import Elsewhere, sweep_through
 from budgetvlm.profiling.measure.machine import hardware, median_run, this_machine
 from budgetvlm.profiling.measure.setting_sampling import draw_cells
 from budgetvlm.profiling.measure.sweep import Sweep, Unusable
@@ -139,7 +138,7 @@ def _measure(
     with tqdm(total=total, initial=total - len(left), desc="latency", unit="round") as bar:
         if left:
             jobs = (_Round(sweep, passes, bar, number, row, settings) for number, row, settings in left)
-            do_jobs(jobs, build, sweep, elsewhere, concurrency)
+            sweep_through(jobs, build, sweep, elsewhere, concurrency)
 
 
 class _Round:

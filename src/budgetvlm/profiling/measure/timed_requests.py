@@ -47,18 +47,16 @@ class Timekeeper:
         machine: Callable[[], tuple[str, dict[str, Any]]] | None = None,
     ) -> None:
         self.vlm, self.task, self.samples, self.say = vlm, task, samples, say
-        self.max_new_tokens, self.settings, self.warmup = max_new_tokens, settings, warmup
-        self.watch: Interruptions | None = None
+        self.max_new_tokens = max_new_tokens
         self.name: str | None = None
         self.hardware: dict[str, Any] | None = None
         if machine is not None:
             self.name, self.hardware = machine()
+        self._warm_up(settings, warmup)
+        self.watch = Interruptions()
 
     def work(self, message: tuple[int, Sequence[Setting]]) -> Iterator[Timed | Unusable]:
         """Time a sample (by place) once at each of these settings, in their order."""
-        if self.watch is None:
-            self._warm_up()
-            self.watch = Interruptions()
         row, settings = message
         place = self.samples[row]
         try:
@@ -71,16 +69,16 @@ class Timekeeper:
 
     def close(self) -> None:
         """Say whether other work disturbed the times."""
-        if self.watch and (warning := self.watch.warning()):
+        if warning := self.watch.warning():
             self.say(f"{self.name}: {warning}" if self.name else warning)
 
-    def _warm_up(self) -> None:
+    def _warm_up(self, settings: Sequence[Setting], times: int) -> None:
         """Run untimed requests on the first sample that can be used: the first are slower, as memory is taken."""
         for place in self.samples:
             with contextlib.suppress(InputError):
                 image = load_image(place)
-                for _ in range(self.warmup):
-                    for setting in self.settings:
+                for _ in range(times):
+                    for setting in settings:
                         request(self.vlm, image, place.sample.question, setting, self.max_new_tokens)
                 return
 

@@ -12,9 +12,10 @@ import numpy as np
 from budgetvlm._io import first_few
 from budgetvlm.errors import DataError
 from budgetvlm.knobs import Setting
+from budgetvlm.profiling.prepare.machine_scales import machines_of, on_one_scale
 from budgetvlm.profiling.results.measurements import TIMES, TOKEN_COUNTS
 from budgetvlm.profiling.results.reading import iter_results
-from budgetvlm.profiling.results.result_files import Kind, SettingResult
+from budgetvlm.profiling.results.result_files import MACHINES, Kind, SettingResult
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,13 +115,20 @@ def read_accuracy(exp5_dir: str | Path, dataset_name: str) -> SweepArrays:
 
 
 def read_sweep(directory: str | Path, dataset_name: str, kind: Kind) -> SweepArrays:
-    """Read all files of a sweep. Raises DataError: unusable files, or labels that differ between settings."""
+    """Read all files of a sweep; times of several machines are brought onto one scale.
+
+    Raises DataError: unusable files, or labels that differ between settings.
+    """
     names = (*(("score",) if kind == "accuracy" else TIMES), *TOKEN_COUNTS)  # the first one is never missing
     rows: dict[str, int] = {}
     labels: dict[str, dict[str, str]] = {}
     columns: list[tuple[list[int], np.ndarray]] = []
     results: list[SettingResult] = []
+    machines = machines_of(iter_results(directory, dataset_name, kind)) if kind == "latency" else {}
     for result in iter_results(directory, dataset_name, kind):
+        if machines:
+            records = tuple(on_one_scale(result.records, machines))
+            result = replace(result, records=records, config=result.config | {MACHINES: machines})
         groups = {record.sample_id: getattr(record, "groups", {}) for record in result.records}
         differing = [name for name, own in groups.items() if labels.setdefault(name, own) != own]
         if differing:

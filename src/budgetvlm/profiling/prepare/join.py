@@ -18,10 +18,11 @@ from budgetvlm.errors import ConfigError, DataError
 from budgetvlm.knobs import KnobSpace, Setting
 from budgetvlm.profiling.prepare.columns import SweepArrays, read_accuracy, read_sweep
 from budgetvlm.profiling.prepare.fill import MIN_MEASURED, predict_cells, predict_times
+from budgetvlm.profiling.prepare.machine_scales import said_of_machines
 from budgetvlm.profiling.prepare.prepare_options import LATENCY_FILLS
 from budgetvlm.profiling.results.measurements import STAGE_FIELDS, TIMES, TOKEN_COUNTS, TOKEN_KINDS
 from budgetvlm.profiling.results.reading import split_names
-from budgetvlm.profiling.results.result_files import RESCORED, identity
+from budgetvlm.profiling.results.result_files import MACHINES, RESCORED, identity
 from budgetvlm.table import ProfileTable
 
 SAMPLE_IDS = "sample_ids"  # in the metadata of a table whose samples are numbers: their index in the split
@@ -262,7 +263,7 @@ def _describe_fill(
 ) -> tuple[tuple[str, ...], dict[str, Any]]:
     """Return notes for the user, and the same for the metadata."""
     count, total = int(predicted.any(axis=1).sum()), len(accuracy.sample_ids)
-    notes = []
+    notes = said_of_machines(timed.config.get(MACHINES, {}))
     fill: dict[str, Any] = {"predicted_samples": count, "predicted_cells": int(predicted.sum())}
     extra = len(set(timed.sample_ids) - set(accuracy.sample_ids))
     if accuracy.skipped:
