@@ -84,9 +84,7 @@ StartCrew = Callable[[Build, Say], AbstractContextManager[Crew]]
 """Starts workers, each built by the function that is given, and ends them; it says what happens."""
 
 
-def do_jobs(
-    jobs: Iterator[Portion | None], build: Build, crew: StartCrew | None, say: Say, at_once: int = 1
-) -> None:
+def do_jobs(jobs: Iterator[Portion | None], build: Build, crew: StartCrew | None, say: Say, at_once: int = 1) -> None:
     """Do all jobs in this process, or have workers do them that are built in others. Raises as `hand_out` does."""
     if crew is None:
         do_here(jobs, build(say), at_once)

@@ -104,7 +104,9 @@ def run(args: argparse.Namespace) -> int:
 
     @cache
     def load(model_path: str) -> VLM:
-        device = "meta" if args.ray else args.device  # workers hold the model; what is asked of it here needs no weights
+        device = (
+            "meta" if args.ray else args.device
+        )  # workers hold the model; what is asked of it here needs no weights
         return open_model(model_path, device=device, num_threads=args.num_threads)
 
     parts = list(each_data_set(args))
@@ -125,9 +127,9 @@ def _sweep(args: argparse.Namespace, load: Callable[[str], VLM], *, several: boo
     _complete(args)
     options, task = sweep_options(args), open_task(args)
     options = _with_own_splits(options, task) if several else options
-    elsewhere = _elsewhere(args, options)
     vlm = load(args.model_path)
     options = replace(options, model_fingerprint=fingerprint_of(args.model_path, vlm))
+    elsewhere = _elsewhere(args, options)
     space = vlm.knob_space
     if args.settings is None:
         settings = choose_settings(space, args.sampling_strategy, args.num_settings, args.seed)

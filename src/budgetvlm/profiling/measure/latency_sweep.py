@@ -84,7 +84,8 @@ def profile_latency(
         "latency", vlm, task, settings, options, say,
         batch_size=1, warmup=warmup, repeats=repeats,
         statistic="run with the median total of the repeats, each in a pass over all samples",
-        path="overview encoded first and reused", hardware={"device": device} if elsewhere else hardware(device), **more,
+        path="overview encoded first and reused",
+        hardware={"device": device} if elsewhere else hardware(device), **more,
     )  # fmt: skip
     draw_cells(len(sweep.samples), len(vlm.knob_space), cells, options.seed)  # before hours of measuring
     if sweep.todo:
