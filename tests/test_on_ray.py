@@ -47,6 +47,7 @@ def test_the_watcher_ends_what_belongs_to_a_directory_and_nothing_else(tmp_path)
     with open(own / "out", "w") as out, open(other / "out", "w") as elsewhere:
         by_output, by_log = subprocess.Popen(sleep, stdout=out), subprocess.Popen(sleep, pass_fds=[out.fileno()])
         spared = subprocess.Popen(sleep, stdout=elsewhere)
+    held = open(own / "log", "w")  # noqa: SIM115 - by the process that starts the watcher, which is spared
     with open(own / "out") as read:
         reader = subprocess.Popen(sleep, stdin=read)
     watch = subprocess.Popen([sys.executable, "-S", watcher.__file__, str(own)], stdin=subprocess.PIPE)
@@ -58,6 +59,7 @@ def test_the_watcher_ends_what_belongs_to_a_directory_and_nothing_else(tmp_path)
         assert [process.wait(5) for process in (by_words, by_output, by_log)] == [-signal.SIGKILL] * 3
         assert not own.exists() and other.exists() and spared.poll() is None and reader.poll() is None
     finally:
+        held.close()
         for process in (by_words, by_output, by_log, spared, reader, watch):
             process.kill()
             process.wait()

@@ -23,10 +23,10 @@ from pathlib import Path
 CALM_S, LONGEST_S = 1.0, 30.0  # without a process of the cluster, until it is over; in all
 
 
-def processes_of(directory: str) -> Iterator[int]:
-    """Yield the processes that a directory belongs to, without this one."""
+def processes_of(directory: str, spared: int = 0) -> Iterator[int]:
+    """Yield the processes that a directory belongs to, without this one and the one that is ``spared``."""
     for place in Path("/proc").glob("[0-9]*"):
-        if int(place.name) != os.getpid() and any(directory in text for text in _traces(place)):
+        if int(place.name) not in (os.getpid(), spared) and any(directory in text for text in _traces(place)):
             yield int(place.name)
 
 
@@ -41,11 +41,11 @@ def _traces(place: Path) -> Iterator[str]:
         return
 
 
-def end_all(directory: str) -> None:
-    """End the processes of a directory until no more appear, and remove it."""
+def end_all(directory: str, spared: int) -> None:
+    """End the processes of a directory until no more appear, but for one, and remove it."""
     started = calm = time.monotonic()
     while time.monotonic() - calm < CALM_S and time.monotonic() - started < LONGEST_S:
-        for process in processes_of(directory):
+        for process in processes_of(directory, spared):
             calm = time.monotonic()
             try:
                 os.kill(process, signal.SIGKILL)
@@ -56,5 +56,6 @@ def end_all(directory: str) -> None:
 
 
 if __name__ == "__main__":
+    starter = os.getppid()  # it may still live, and then it writes a log there
     sys.stdin.read()
-    end_all(sys.argv[1])
+    end_all(sys.argv[1], starter)
