@@ -257,6 +257,20 @@ def test_fresh_images_are_new_to_every_cache_and_look_the_same(opened, sketch):
         assert (np.asarray(engine.asked[-1]["images"][0]) == np.asarray(IMAGE)).all()
 
 
+def test_another_model_behind_it(opened, qwen, sketch):
+    with FakeEngine(sketch) as engine, pytest.raises(EngineChangedError, match="or serves another model"):
+        opened(engine, model_path=str(qwen))
+
+
+def test_a_question_that_names_special_tokens_tells_nothing_of_the_engine(opened, sketch):
+    with FakeEngine(sketch) as engine:
+        vlm = opened(engine)
+        engine.faults.ignores = True
+        assert vlm.generate(IMAGE, "what is <img>", vlm.knob_space.cheapest).text
+        with pytest.raises(EngineChangedError):
+            vlm.generate(IMAGE, "what is", vlm.knob_space.cheapest)
+
+
 def test_threads_are_answered_side_by_side_each_its_own(opened, sketch):
     with FakeEngine(sketch, first_ms=20.0) as engine:
         vlm = opened({"url": engine.url, "concurrency": 4})

@@ -80,12 +80,16 @@ class Endpoint:
         """Return the tokens of images and of text that a prompt has here. Raises InputError: nothing is asked."""
         crops = self.max_crops(ask.setting)
         vision = sum(self.sketch.num_image_tokens(image.size, crops) for image in ask.images)
-        return vision, self.sketch.num_text_tokens(ask.question) + self.more_text
+        return vision, self.sketch.num_text_tokens(ask.question)
 
-    def check(self, right: int, reply: Reply, what: str) -> None:
-        """Raise EngineChangedError where an engine counts other tokens in a prompt; ``what`` it shows."""
+    def check(self, ask: Ask, reply: Reply, what: str) -> None:
+        """Raise EngineChangedError where the engine counts other tokens in a prompt; ``what``: the prompt, in words.
+
+        Nothing is told by a question that names special tokens, which engines may read as such.
+        """
         counted = (reply.usage or {}).get("prompt_tokens")
-        if counted is not None and counted != right:
+        right = sum(self.prompt_size(ask)) + self.more_text
+        if counted not in (None, right) and not self.sketch.names_special_tokens(ask.question):
             raise EngineChangedError(
                 f"the engine at {self.client.spec.url} reads {what} as a prompt of {counted} tokens, where its model "
                 f"({self.sketch.vlm.name}) has {right}: it was started with other flags than before, or serves another "

@@ -24,6 +24,7 @@ from budgetvlm.engines.endpoint import Ask
 from budgetvlm.engines.engine_client import Reply
 from budgetvlm.engines.fleet_file import MODEL
 from budgetvlm.engines.payload import Size, data_url, fresh_data_url
+from budgetvlm.engines.request_features import Extractor
 from budgetvlm.engines.router import EngineRouter
 from budgetvlm.engines.sketch import Sketch
 from budgetvlm.engines.token_counts import PROBE_SIZES
@@ -55,7 +56,7 @@ class EngineVLM:
         self._largest = self._sketches[max(self._sketches, key=lambda value: value or 0)]
         self.num_total_blocks = self._largest.vlm.num_total_blocks
         self.served = tuple(setting for setting in knob_space.settings if router.serving(setting))
-        self.features: Any = None
+        self.features: Extractor | None = None
         self.fresh_images = False
         self._answers: Remembered[Generation] = Remembered(ANSWERS)
         self._urls: Remembered[str] = Remembered(URLS, len)
@@ -87,8 +88,7 @@ class EngineVLM:
         if self.features is None:
             return NO_LANGUAGE
         said = question.question if isinstance(question, Conversation) else question
-        found: np.ndarray = self.features.of_question(said)
-        return found
+        return self.features.of_question(said)
 
     def prompt_size(self, image: Image.Image | None, question: str | Conversation) -> tuple[np.ndarray, int]:
         """Return visual tokens at each setting ``[K]`` and the prompt's other tokens, without asking an engine."""
@@ -186,7 +186,7 @@ class EngineVLM:
             reply = endpoint.client.chat(body, end_s=end_s, on_text=take)
             text.finish(pieces)
             done_s = time.perf_counter()
-        endpoint.check(vision + language, reply, f"this request at {ask.setting}")
+        endpoint.check(ask, reply, f"this request at {ask.setting}")
         first_s = done_s if math.isnan(reply.first_s) else reply.first_s
         stages = {
             "preprocess": earlier_ms + (sent_s - began_s) * 1e3, "vision": 0.0, "prefill": (first_s - sent_s) * 1e3,

@@ -13,6 +13,7 @@ from budgetvlm.knobs import KnobSpace, Value
 from budgetvlm.vlm import Conversation
 from budgetvlm.vlm.knob_limits import check_knobs
 from budgetvlm.vlm.loading import load
+from budgetvlm.vlm.prompt import one_question
 
 
 class Sketch:
@@ -73,6 +74,12 @@ class Sketch:
             if not isinstance(question, Conversation):
                 self.prompt.question_ids(question)  # refuses an empty question
             return self.prompt.num_text_tokens(question)
+
+    def names_special_tokens(self, question: str | Conversation) -> bool:
+        """Tell whether the text holds the name of a special token, such as an image's place."""
+        turns = question.turns if isinstance(question, Conversation) else one_question(question)
+        texts = (part.get("text", "") for turn in turns for part in turn["content"])
+        return any(self.prompt.special.search(text) for text in texts)
 
     def token_ids(self, text: str) -> tuple[int, ...]:
         """Return the tokens of an answer."""

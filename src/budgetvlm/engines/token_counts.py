@@ -16,6 +16,7 @@ from budgetvlm.errors import BudgetVLMWarning, ConfigError, EngineChangedError, 
 from budgetvlm.knobs import Value
 
 PROBE_SIZES: tuple[Size, ...] = (640, 480), (480, 1200), (1600, 900)  # of images whose tokens tell values apart
+MORE_TEXT = 64  # tokens around a question, more than the model's own, that an engine's chat template may have
 QUESTION = "what is in this image"
 
 
@@ -36,7 +37,10 @@ def verify(endpoint: Endpoint, *, strict: bool = False) -> None:
         _without_counts(endpoint, own, strict)
         return
     endpoint.more_text = 0
-    endpoint.more_text = counted - sum(endpoint.prompt_size(ask))
+    more_text = counted - sum(endpoint.prompt_size(ask))
+    if abs(more_text) > MORE_TEXT:
+        endpoint.check(ask, reply, f"an image of {first[0]} x {first[1]}")
+    endpoint.more_text = more_text
     _require_right(endpoint, PROBE_SIZES[1], own)
     kept: list[Value] = []
     for value in endpoint.values["max_crops"]:
@@ -68,7 +72,7 @@ def reading(endpoint: Endpoint, size: Size, max_crops: Value) -> tuple[Ask, Repl
 
 def _require_right(endpoint: Endpoint, size: Size, value: Value) -> None:
     ask, reply = reading(endpoint, size, value)
-    endpoint.check(sum(endpoint.prompt_size(ask)), reply, f"an image of {size[0]} x {size[1]} at max_crops={value}")
+    endpoint.check(ask, reply, f"an image of {size[0]} x {size[1]} at max_crops={value}")
 
 
 def _steer_otherwise(endpoint: Endpoint, own: Value, error: ConfigError) -> None:

@@ -49,6 +49,7 @@ class Prompt:
         before: token ids in front of the image.
         between: those behind the image, to the last special token before the question.
         after: those from the first special token behind the question on.
+        special: matches names of special tokens.
 
     Args:
         tokenizer: a tokenizer of Transformers.
@@ -62,7 +63,7 @@ class Prompt:
     def __init__(self, tokenizer: Any, write: Writer, edges: Sequence[int], *, is_own: bool = False) -> None:
         self.tokenizer, self.is_own, self._write, self._edges = tokenizer, is_own, write, list(edges)
         self._edge_text = "".join(tokenizer.convert_ids_to_tokens(self._edges))
-        self._special = special_names(tokenizer, edges)
+        self.special = special_names(tokenizer, edges)
         self._tokenized = lru_cache(_QUESTION_CACHE_LIMIT)(self._tokenize)
         self._tokenized_turns = lru_cache(_QUESTION_CACHE_LIMIT)(self._tokenize_turns)
         self.before_image = cache(self._tokenize_before)
@@ -70,8 +71,8 @@ class Prompt:
         self._wrap = wrapping(tokenizer, self._text_before)
         text_between, _, text_after = behind.partition(MARK)
         # the special tokens around the question: the last one before it, which may be the image's, and the next
-        last = list(self._special.finditer(f"{self._edge_text}{text_between}"))[-1]
-        following = self._special.search(text_after)
+        last = list(self.special.finditer(f"{self._edge_text}{text_between}"))[-1]
+        following = self.special.search(text_after)
         self._borders = last[0], following[0] if following else ""
         fixed = text_between[: last.end() - len(self._edge_text)]
         rest = text_after[following.start() :] if following else ""
@@ -141,7 +142,7 @@ class Prompt:
 
         def marked(part: dict[str, str]) -> dict[str, str]:
             said = part["text"].replace(BEGIN, "").replace(END, "")
-            return {**part, "text": self._special.sub(f"{BEGIN}\\g<0>{END}", said)}
+            return {**part, "text": self.special.sub(f"{BEGIN}\\g<0>{END}", said)}
 
         return {**turn, "content": [part if part == IMAGE else marked(part) for part in turn["content"]]}
 
