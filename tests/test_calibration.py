@@ -17,6 +17,7 @@ from budgetvlm.guard.bounds import Bounds, Outcome, Spent
 from budgetvlm.guard.conformal import FACTORS
 from budgetvlm.guard.margin import Margin
 from budgetvlm.guard.recourse import SameImage
+from budgetvlm.guard.rule import GUARDED, Rule
 from budgetvlm.live.calibration import Measured, _predictions, calibrated, calibration_calls
 
 OWN_MS = 0.5
@@ -62,15 +63,17 @@ def with_equal_images(runs: Measured) -> Measured:
 
 
 @pytest.mark.parametrize("known", [ALL, KNOWN], ids=["all", "some"])
-@pytest.mark.parametrize("hurries", [True, False])
-def test_the_calibrated_procedure_is_the_one_that_runs(monkeypatch, known, hurries):
+@pytest.mark.parametrize(("hurries", "revises"), [(True, True), (False, True), (False, False)])
+def test_the_calibrated_procedure_is_the_one_that_runs(monkeypatch, known, hurries, revises):
     """Every choice that calibration counted at a factor is what a request decides with the margin of that factor."""
     monkeypatch.setattr(AdaptiveGuard, "follow", lambda *args: False)  # the machine is as fast in all runs
     here, runs = model(known), with_equal_images(measured(12, noise=0.0, slow=1.1))
     made = guard(hurries=hurries)
+    made = made.replaced(rule=made.rule.for_model(revises))
     found = _predictions(made, runs, range(len(runs)))
     image_factors = FACTORS**0.8
     calls = calibration_calls(here, runs, found, image_factors)
+    calls = calls if revises else replace(calls, revising=None)
     seen = set()
     for f in range(120, 300, 15):
         chosen, allowed = calls.chosen(f)
@@ -92,6 +95,8 @@ def decided(here, made, runs, row, budget_ms):
     first = decide.specified_choice(made, here.network, request, image, budget_ms, spent, here.known)
     if not first.feasible:
         return None
+    if not made.rule.revises:
+        return first.best
     image_ms = float(runs.image_ms[row, first.best])
     later = Spent(OWN_MS + image_ms, image_ms)
     return decide.specified_revision(made, first, first.best, budget_ms, later, here.known).settled(budget_ms)
@@ -108,6 +113,11 @@ def test_a_calibrated_guard_keeps_its_promise_from_the_first_request_on(alpha, c
     assert violation_rate(results[:200]) <= alpha + 2 * math.sqrt(alpha * (1 - alpha) / 200)
     assert violation_rate(results) <= 1.1 * alpha
     assert np.mean([promised for _, _, promised in results]) > 0.7
+
+
+def test_a_guard_for_a_model_that_cannot_revise_is_calibrated_for_choices_that_stay():
+    made = guard().replaced(rule=GUARDED.for_model(False))
+    assert calibrated(model(), made, measured(30, noise=0.1), 0.05).rule == Rule(revises=False, hurries=False)
 
 
 def test_too_few_requests_calibrate_nothing():
