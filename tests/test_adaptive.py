@@ -173,6 +173,24 @@ def test_what_is_learnt_under_a_load_stays_with_it():
     assert np.mean([promised for *_, promised in after]) > 0.8
 
 
+def test_what_requests_in_flight_add_to_each_other_is_foreseen():
+    """Every other request is one of four, which take twice as long; nothing else is learnt from that."""
+    made = guard().replaced(rule=Rule().for_model(False))
+    for row in range(80):
+        among, slow = (4, 2.0) if row % 2 else (1, 1.0)
+        looks = [bounded(made.among(among), asked(row), 1e4)]
+        stages = {name: slow * times[row, -1] for name, times in STAGES.items()}
+        outcome = Outcome(stages, TOKENS["output"][row, -1], sum(stages.values()) + 0.5, late=False, among=among)
+        made.update(len(SPACE) - 1, looks, outcome)
+    assert made.speed.drift == {}
+    again = AdaptiveGuard.from_dict(made.to_dict())
+    again.speed.pace[:] = made.speed.pace  # which is over before it could be read
+    for one in (made, again):
+        alone = bounded(one, asked(0), 1e4).slowdown
+        slower = [bounded(one.among(n), asked(0), 1e4).slowdown / alone for n in (1, 2, 3, 4, 5, 99)]
+        assert slower == pytest.approx([1, 1, 1, 2, 2, 2], rel=0.05)
+
+
 def test_a_slower_machine_is_seen_as_one():
     made = guard()
     list(requests(made, lambda row: 1.5))

@@ -20,7 +20,7 @@ from budgetvlm.guard.bounds import BOUND, READ, STEP, Bounds, Outcome, Request, 
 from budgetvlm.guard.fixed import Guard
 from budgetvlm.guard.rule import Infeasible
 from budgetvlm.knobs import Setting, Value
-from budgetvlm.vlm import Conversation, Deadline, Generation, OnText, Overview, Quicker
+from budgetvlm.vlm import VLM, Conversation, Deadline, Generation, OnText, Overview, Quicker
 
 Cut = Literal["always", "needed"]
 AMPLE_MS = 1e9  # a budget that holds any setting
@@ -238,6 +238,7 @@ def _is_number(value: Any) -> bool:
 class Chooser(Protocol):
     """What chooses the setting of a request; see `budgetvlm.runtime.AdaptiveVLM`."""
 
+    vlm: VLM
     guard: Guard
     network: ValueNetwork
     known: np.ndarray
@@ -251,14 +252,16 @@ class Chooser(Protocol):
 class InFlight:
     """One request under way: how its setting is chosen, revised once the image is encoded, and what came of it."""
 
-    __slots__ = ("_began_s", "_known", "_model", "_start_s", "_terms", "budget_ms", "choice", "decisions", "own_ms")
+    __slots__ = (
+        "_among", "_began_s", "_known", "_model", "_start_s", "_terms", "budget_ms", "choice", "decisions", "own_ms"
+    )  # fmt: skip
 
     def __init__(self, model: Chooser, terms: Terms) -> None:
         self._began_s = time.perf_counter()
         self._start_s = self._began_s if terms.arrived_s is None else terms.arrived_s
         self._model, self._terms, self.budget_ms = model, terms, float(min(terms.budget_ms, AMPLE_MS))
         self.decisions: list[Decision] = []
-        self.own_ms = 0.0
+        self.own_ms, self._among = 0.0, 1 + getattr(model.vlm, "in_flight", 0)  # requests, this one among them
 
     @property
     def waited_ms(self) -> float:
@@ -278,9 +281,8 @@ class InFlight:
         self._known = model.known if request.images else model.known_of_text
         now_ms = (time.perf_counter() - self._start_s) * 1e3
         spent = Spent(now_ms, overview_ms, prepared_ms, self.waited_ms)
-        decision = decide.choose(
-            model.guard, model.network, request, feature, self.budget_ms, spent, self._known, self._terms.price
-        )
+        asked = request, feature, self.budget_ms, spent, self._known, self._terms.price
+        decision = decide.choose(model.guard.among(self._among), model.network, *asked)
         self._take(decision, decision.best >= 0, self._terms.when_infeasible)
         self.own_ms += (time.perf_counter() - began) * 1e3
 
@@ -303,9 +305,8 @@ class InFlight:
         """Choose anew among the settings with the encoded image."""
         began, model = time.perf_counter(), self._model
         spent = Spent((began - self._start_s) * 1e3, image_ms)
-        decision = decide.choose_again(
-            model.guard, self.decisions[0], self.choice.index, self.budget_ms, spent, self._known
-        )
+        asked = self.decisions[0], self.choice.index, self.budget_ms, spent, self._known
+        decision = decide.choose_again(model.guard, *asked)
         self._take(decision, feasible=True)
         deadline = self._deadline()
         self.own_ms += (time.perf_counter() - began) * 1e3
@@ -327,11 +328,10 @@ class InFlight:
 
     def lesson(self, answer: Answer, generation: Generation) -> tuple[int, list[Bounds], Outcome]:
         """What `Guard.update` is told."""
-        late, cut = not answer.budget_met, answer.finish_reason == "budget"
         outcome = Outcome(
-            answer.stages_ms, answer.num_output_tokens, answer.latency_ms,
-            late=late, cut=cut, promised=self.choice.feasible, saved_ms=generation.saved_ms,
-            limited=self._terms.budget_ms < math.inf, whole=generation.whole,
+            answer.stages_ms, answer.num_output_tokens, answer.latency_ms, late=not answer.budget_met,
+            cut=answer.finish_reason == "budget", promised=self.choice.feasible, saved_ms=generation.saved_ms,
+            limited=self._terms.budget_ms < math.inf, whole=generation.whole, among=self._among,
             stopped=answer.finish_reason == "stopped",
         )  # fmt: skip
         return self.choice.index, [decision.bounds for decision in self.decisions], outcome
@@ -346,6 +346,5 @@ class InFlight:
         if self.choice.bounds is None:
             return Deadline(at_s, 0.0) if guard.rule.cuts else None
         cut = cuts(self._terms.cut, self.choice.feasible, guard.may_be_late)
-        return deadline_of(
-            guard, self._model.settings.__getitem__, self.choice.bounds, self.choice.index, at_s, cut=cut
-        )
+        setting_of = self._model.settings.__getitem__
+        return deadline_of(guard, setting_of, self.choice.bounds, self.choice.index, at_s, cut=cut)

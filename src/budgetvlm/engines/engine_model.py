@@ -35,6 +35,7 @@ from budgetvlm.vlm import Conversation, Deadline, Generation, OnText, Overview, 
 from budgetvlm.vlm.text_stream import TextStream
 
 ANSWERS, URLS = 1 << 17, 1 << 27  # that are remembered: how many, and how many bytes of images
+ENDING_S = 5e-3  # what ending an answer before its deadline takes: to wake up, to close, to tell
 NO_LANGUAGE = np.zeros(1, np.float32)
 
 
@@ -60,6 +61,12 @@ class EngineVLM:
         self.fresh_images = False
         self._answers: Remembered[Generation] = Remembered(ANSWERS)
         self._urls: Remembered[str] = Remembered(URLS, len)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that one of its engines works on for us now, on average."""
+        up = [one.in_flight for one in self.router.endpoints if one.healthy]
+        return round(sum(up) / len(up)) if up else 0
 
     def active_blocks(self, num_active_blocks: int) -> tuple[int, ...]:
         """Return the indices of the blocks that run at this depth, ascending."""
@@ -182,7 +189,7 @@ class EngineVLM:
         with self.router.pick(ask.setting) as endpoint:
             body, (vision, language) = endpoint.body(ask), endpoint.prompt_size(ask)
             sent_s = time.perf_counter()
-            end_s = deadline.at_s if deadline and deadline.cut else math.inf
+            end_s = deadline.at_s - ENDING_S if deadline and deadline.cut else math.inf
             reply = endpoint.client.chat(body, end_s=end_s, on_text=take)
             text.finish(pieces)
             done_s = time.perf_counter()

@@ -9,6 +9,7 @@ Shapes: K settings. Times in ms.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,7 +25,7 @@ from budgetvlm.guard.bounds import REST, STEP, Bounds, Outcome, Request, Spent
 from budgetvlm.guard.conformal import samples_needed
 from budgetvlm.guard.groups import Groups
 from budgetvlm.guard.latency_model import LatencyModel, Sizes
-from budgetvlm.guard.learning import NUM_AGREEING, follow_speed, forget_scores, learn_margin
+from budgetvlm.guard.learning import NUM_AGREEING, follow_load, follow_speed, forget_scores, learn_margin
 from budgetvlm.guard.margin import Margin
 from budgetvlm.guard.recourse import Hurry
 from budgetvlm.guard.rule import GUARDED, Rule
@@ -177,6 +178,15 @@ class AdaptiveGuard:
             found = self._image_groups[key] = self.groups.of_image(key, request.images)
         return found
 
+    def among(self, in_flight: int) -> AdaptiveGuard:
+        """The guard as it judges one of so many requests in flight; it is for choosing alone."""
+        if in_flight <= 1:
+            return self
+        made = copy.copy(self)
+        made.state = self.state._replace(pace=self.speed.pace_among(in_flight))
+        made.state_tuple = tuple(made.state)
+        return made
+
     def bounds_at_choice(self, request: Request, budget_ms: float, spent: Spent, known: np.ndarray) -> Bounds:
         """Bounds on the time of every setting, for a request with this budget.
 
@@ -240,14 +250,17 @@ class AdaptiveGuard:
         # How fast the machine runs each stage.
         if saved:
             took_ms = [ms + saved.get(stage, 0.0) for stage, ms in zip(stages, took_ms, strict=True)]
-        self.follow(chosen, index, took_ms, outcome.output_tokens)
+        self.follow(chosen, index, took_ms, outcome.output_tokens, outcome.among)
 
-    def follow(self, chosen: Bounds, index: int, took_ms: Sequence[float], output_tokens: float) -> bool:
+    def follow(
+        self, chosen: Bounds, index: int, took_ms: Sequence[float], output_tokens: float, among: int = 1
+    ) -> bool:
         """Learn this machine's speed from a request, and nothing else; whether a stage's speed has jumped.
 
         Args:
             chosen: the bounds that its setting was chosen by.
             took_ms: by stage, ``[G]``.
+            among: requests in flight, this one among them.
         """
         forecast = chosen.forecast
         if forecast.large:  # preparing such an image says nothing about the machine
@@ -255,6 +268,7 @@ class AdaptiveGuard:
         first_ms, step_ms = forecast.profiled_ms[:, :, index].tolist()
         more = max(output_tokens - 1, 0)
         predicted_ms = [first + more * step for first, step in zip(first_ms, step_ms, strict=True)]
+        took_ms = follow_load(self.speed, predicted_ms, took_ms, among)
         jumped = follow_speed(self.speed, predicted_ms, took_ms)
         if jumped:
             forget_scores(self.margin.scores, NUM_AGREEING)

@@ -64,6 +64,7 @@ class Outcome(NamedTuple):
         saved_ms: how much longer what was hurried of each stage would have taken at its own setting, as predicted.
         whole: neither its caller nor a stop string ended the answer; what a whole one would take is not known else.
         stopped: its caller ended it.
+        among: how many requests were in flight when its setting was chosen, itself one of them.
     """
 
     stages_ms: Mapping[str, float]
@@ -76,6 +77,7 @@ class Outcome(NamedTuple):
     limited: bool = True
     whole: bool = True
     stopped: bool = False
+    among: int = 1
 
 
 class Forecast(NamedTuple):

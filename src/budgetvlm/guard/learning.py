@@ -13,10 +13,11 @@ from operator import mul
 from budgetvlm.guard.bounds import MOMENTS, Moment
 from budgetvlm.guard.kernels import HIGHEST_LOG_MARGIN, LARGEST_STEP
 from budgetvlm.guard.margin import Margin, Scores
-from budgetvlm.guard.speed import StageSpeed
+from budgetvlm.guard.speed import MOST_IN_FLIGHT, StageSpeed
 
 SCALE_RATE = 0.05  # share of the way that a scale goes towards one request's ratio
 SLOWDOWN_RATE = 0.3  # the same of the recent slowdown
+LOAD_RATE = 0.1  # the same of what a number of requests in flight adds
 NUM_AGREEING = 4  # requests in a row that tell of a jump
 JUMP = math.log(1.35)  # the smallest change of a log ratio that is a jump
 
@@ -74,6 +75,26 @@ def _take_out(scores: Scores, place: int, score: float) -> None:
     at = bisect_left(row, score, 0, count + 1)
     row[at:count] = row[at + 1 : count + 1]
     scores.counts[place] = count
+
+
+def follow_load(
+    speed: StageSpeed, predicted_ms: Sequence[float], took_ms: Sequence[float], among: int
+) -> Sequence[float]:
+    """Learn how much longer a request takes among so many in flight; returns what its stages would take alone, ``[G]``.
+
+    The mean of the first ratios, and from then on `LOAD_RATE` of the way towards each.
+    """
+    number = min(among, MOST_IN_FLIGHT)
+    scaled_ms = sum(map(mul, predicted_ms, speed.scale.tolist()))
+    if number <= 1 or not (scaled_ms > 0 and sum(took_ms) > 0):
+        return took_ms
+    log_load, counts = speed.load
+    before = speed.log_load(number)
+    counts[number] += 1
+    beyond = math.log(sum(took_ms) / scaled_ms) - float(speed.pace[0]) - before
+    rate = max(LOAD_RATE, 1 / float(counts[number]))
+    log_load[number] = before + rate * max(-LARGEST_STEP, min(beyond, LARGEST_STEP))
+    return [ms / math.exp(log_load[number]) for ms in took_ms]
 
 
 def follow_speed(speed: StageSpeed, predicted_ms: Sequence[float], took_ms: Sequence[float]) -> bool:

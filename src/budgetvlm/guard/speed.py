@@ -7,6 +7,9 @@ some requests (on 2 shared cores the error of a prediction correlates by 0.7 fro
 far towards the last request's ratio, and, within a request, towards that of the overview's encoding, which is over
 before a setting has to be chosen (`budgetvlm.guard.kernels.pace_after`).
 
+Where a model is served elsewhere, several requests are in flight and slow each other down. How much so is learnt for
+each number of them, so that a burst is foreseen and not only followed.
+
 Shapes: G stages. Times in ms.
 """
 
@@ -20,6 +23,7 @@ import numpy as np
 
 from budgetvlm.errors import DataError
 
+MOST_IN_FLIGHT = 32  # that are told apart
 DRIFTED = math.log(1.2)  # a scale this far from that of the calibration is reported
 
 
@@ -40,6 +44,8 @@ class StageSpeed:
         pace: log of the recent slowdown, and how many times as long as when it was calibrated the last request was to
             be expected to take, ``[2]``; the array stays where it is.
         normal: log scales of this machine when the guard was calibrated; drift is reported against them.
+        load: log of what a number of requests in flight lengthens each by, and how often it was seen,
+            ``[2, MOST_IN_FLIGHT + 1]``.
         normal_scale: exp(normal). recent: log ratios of the last requests of each stage, the last first.
     """
 
@@ -51,6 +57,7 @@ class StageSpeed:
         self.log_scale = self.normal.copy() if log_scale is None else np.array(log_scale, dtype=np.float64)
         self.scale = np.exp(self.log_scale)
         self.pace = np.array([0.0, 1.0])
+        self.load = np.zeros((2, MOST_IN_FLIGHT + 1))
         self.normal_scale: list[float] = np.exp(self.normal).tolist()
         self.recent: list[list[float]] = [[] for _ in self.stages]  # log ratios of the last requests, the last first
 
@@ -58,6 +65,15 @@ class StageSpeed:
     def slowdown(self) -> float:
         """How many times as long as when it was calibrated the last request was to be expected to take."""
         return float(self.pace[1])
+
+    def log_load(self, in_flight: int) -> float:
+        """What so many requests in flight, or the next smaller number that was seen, lengthen each by, as a log."""
+        seen = np.flatnonzero(self.load[1, : in_flight + 1])
+        return float(self.load[0, seen[-1]]) if len(seen) else 0.0
+
+    def pace_among(self, in_flight: int) -> np.ndarray:
+        """The pace of one of so many requests in flight, ``[2]``."""
+        return self.pace + np.array([self.log_load(in_flight), 0.0])
 
     def by_stage(self, times_ms: Mapping[str, float]) -> list[float]:
         """What a request took in each stage, ``[G]``; 0 where it is not known."""
@@ -81,7 +97,7 @@ class StageSpeed:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able document; `from_dict` takes it back. The recent slowdown is over before it could be read."""
-        return {"log_scale": self.log_scale.tolist(), "normal": self.normal.tolist()}
+        return {"log_scale": self.log_scale.tolist(), "normal": self.normal.tolist(), "load": self.load.tolist()}
 
     @classmethod
     def from_dict(cls, stages: Sequence[str], document: Mapping[str, Any]) -> StageSpeed:
@@ -90,4 +106,7 @@ class StageSpeed:
         for name, values in scales.items():
             if values.shape != (len(stages),) or not np.isfinite(values).all():
                 raise DataError(f"the guard's scales {name} {values} do not fit its latency model; calibrate again")
-        return cls(stages, scales["normal"], scales["log_scale"])
+        made = cls(stages, scales["normal"], scales["log_scale"])
+        if "load" in document:
+            made.load[:] = document["load"]
+        return made
