@@ -146,7 +146,7 @@ def _sweep(args: argparse.Namespace, load: Callable[[str], VLM], *, several: boo
         paths = profile_latency(
             vlm, task, settings, options,
             warmup=args.warmup, repeats=args.repeats, cells=args.cells, device=args.device,
-            concurrency=args.concurrency, say=tqdm.write, elsewhere=elsewhere,
+            say=tqdm.write, elsewhere=elsewhere,
         )  # fmt: skip
     print(f"{len(paths)} result files in {paths[0].parent}")
     if args.kind == "accuracy":
@@ -259,6 +259,7 @@ def sweep_options(args: argparse.Namespace) -> SweepOptions:
         num_samples=_whole_numbers(args.num_samples),
         max_new_tokens=args.max_new_tokens,
         task_options=task_options(args).to_dict(),
+        concurrency=getattr(args, "concurrency", 1),
         **SWEEP.read(args),
     )
 

@@ -179,7 +179,7 @@ class AdaptiveGuard:
         return found
 
     def among(self, in_flight: int) -> AdaptiveGuard:
-        """The guard as it judges one of so many requests in flight; it is for choosing alone."""
+        """The guard as it judges one of this number of requests in flight; it is for choosing alone."""
         if in_flight <= 1:
             return self
         made = copy.copy(self)

@@ -80,7 +80,7 @@ def _take_out(scores: Scores, place: int, score: float) -> None:
 def follow_load(
     speed: StageSpeed, predicted_ms: Sequence[float], took_ms: Sequence[float], among: int
 ) -> Sequence[float]:
-    """Learn how much longer a request takes among so many in flight; returns what its stages would take alone, ``[G]``.
+    """Learn how much others in flight lengthen a request; returns what its stages would take alone, ``[G]``.
 
     The mean of the first ratios, and from then on `LOAD_RATE` of the way towards each.
     """

@@ -67,12 +67,12 @@ class StageSpeed:
         return float(self.pace[1])
 
     def log_load(self, in_flight: int) -> float:
-        """What so many requests in flight, or the next smaller number that was seen, lengthen each by, as a log."""
+        """What a number of requests in flight, or the next smaller one that was seen, lengthens each by, as a log."""
         seen = np.flatnonzero(self.load[1, : in_flight + 1])
         return float(self.load[0, seen[-1]]) if len(seen) else 0.0
 
     def pace_among(self, in_flight: int) -> np.ndarray:
-        """The pace of one of so many requests in flight, ``[2]``."""
+        """The pace of one of this number of requests in flight, ``[2]``."""
         return self.pace + np.array([self.log_load(in_flight), 0.0])
 
     def by_stage(self, times_ms: Mapping[str, float]) -> list[float]:

@@ -72,7 +72,6 @@ def run_live(
     *,
     num_requests: int,
     reference_ms: float,
-    budget_shares: Sequence[float] = BUDGET_SHARES,
     load: int = 0,
     cut: Cut = "always",
     seed: int = 0,
@@ -85,7 +84,7 @@ def run_live(
         guarded: its guard learns on.
         samples: drawn from at random, without replacement while they last.
         num_requests: of each system.
-        reference_ms: the full setting's time on this machine; budgets are shares of it.
+        reference_ms: the full setting's time on this machine; budgets are `BUDGET_SHARES` of it.
         load: busy processes beside the middle third.
         cut: see `AdaptiveVLM.generate`.
         concurrency: requests in flight, where the model is served elsewhere. No cache of an engine knows their images.
@@ -102,7 +101,7 @@ def run_live(
     }
     order = np.concatenate([rng.permutation(len(samples)) for _ in range(-(-num_requests // len(samples)))])
     drawn = [
-        (float(rng.choice(np.asarray(budget_shares))), rng.permutation(list(systems))) for _ in range(num_requests)
+        (float(rng.choice(np.asarray(BUDGET_SHARES))), rng.permutation(list(systems))) for _ in range(num_requests)
     ]
 
     def ask(number: int) -> list[LiveRecord]:

@@ -50,7 +50,6 @@ def profile_latency(
     warmup: int = 2,
     repeats: int = 3,
     cells: float = 1.0,
-    concurrency: int = 1,
     device: str = "cpu",
     say: Callable[[str], None] = print,
     elsewhere: Elsewhere | None = None,
@@ -61,7 +60,6 @@ def profile_latency(
         warmup: untimed requests at each setting before the first sample.
         repeats: requests of each sample at each setting, each in a pass over all samples.
         cells: share of the settings that each sample is timed at, see `draw_cells`.
-        concurrency: requests in flight, each timed by this side's clock, where the model is served elsewhere.
         elsewhere: other processes, each alone on its machine; every run says which machine it was.
 
     Returns:
@@ -77,9 +75,9 @@ def profile_latency(
     problems += [f"repeats={repeats} has to be 1 at least"] if repeats < 1 else []
     if problems:
         raise ConfigError("cannot measure latency: " + "; ".join(problems))
-    require_side_by_side(vlm, concurrency)
+    require_side_by_side(vlm, options.concurrency)
     more = {"cells": cells} if cells < 1 else {}
-    more |= {"concurrency": concurrency} if concurrency > 1 else {}
+    more |= {"concurrency": options.concurrency} if options.concurrency > 1 else {}
     sweep = Sweep(
         "latency", vlm, task, settings, options, say,
         batch_size=1, warmup=warmup, repeats=repeats,
@@ -93,7 +91,7 @@ def profile_latency(
             passes = _known(sweep, entries)
             plan = _plan(vlm, sweep.samples, cells, options.seed, passes)
             with fresh_images(vlm):
-                _measure(sweep, plan, passes, warmup, concurrency, elsewhere)
+                _measure(sweep, plan, passes, warmup, elsewhere)
             _write(sweep, plan, passes)
         sweep.say_what_was_skipped()
     return list(sweep.paths.values())
@@ -124,9 +122,7 @@ def _plan(vlm: VLM, samples: Sequence[SplitSample], cells: float, seed: int, pas
     return {name: {settings[k] for k in np.flatnonzero(row)} for name, row in zip(names, drawn, strict=True)}
 
 
-def _measure(
-    sweep: Sweep, plan: Plan, passes: list[Runs], warmup: int, concurrency: int, elsewhere: Elsewhere | None
-) -> None:
+def _measure(sweep: Sweep, plan: Plan, passes: list[Runs], warmup: int, elsewhere: Elsewhere | None) -> None:
     """Measure what the passes lack, as many samples side by side."""
     left = list(_left(sweep, plan, passes))
     total = len(plan) * len(passes)
@@ -139,7 +135,7 @@ def _measure(
     with tqdm(total=total, initial=total - len(left), desc="latency", unit="round") as bar:
         if left:
             jobs = (_Round(sweep, passes, bar, number, row, settings) for number, row, settings in left)
-            sweep_through(jobs, build, sweep, elsewhere, concurrency)
+            sweep_through(jobs, build, sweep, elsewhere, sweep.options.concurrency)
 
 
 class _Round:

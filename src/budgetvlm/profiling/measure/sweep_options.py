@@ -26,6 +26,8 @@ class SweepOptions:
         task_options: how the task was opened, for later steps; they cannot go on with another.
         rank: number of this process, where several share the samples; it takes every ``world_size``-th sample.
         world_size: number of processes that share the samples.
+        concurrency: requests in flight of a latency sweep, each timed by this side's clock, where the model is served
+            elsewhere.
     """
 
     splits: tuple[str, ...]
@@ -39,6 +41,7 @@ class SweepOptions:
     task_options: Mapping[str, str] = field(default_factory=dict)
     rank: int = 0
     world_size: int = 1
+    concurrency: int = 1
 
     def __post_init__(self) -> None:
         problems = []
