@@ -17,6 +17,7 @@ import numpy as np
 from budgetvlm.errors import KnobSpaceError
 
 Value = int | float
+MODEL = "model"  # which of several models answers: a number for each, say its billions of parameters
 KNOBS = ("max_crops", "top_k", "num_active_blocks")  # of the models that the project runs; a space may have others
 
 

@@ -67,21 +67,21 @@ def _read(args: argparse.Namespace) -> tuple[ProfileTable, Features | None]:
     from budgetvlm.profiling.prepare.joined_tables import join_features, join_tables
     from budgetvlm.table import ProfileTable
 
-    paths = _several(args.table)
+    paths = several_files(args.table)
     loaded = [ProfileTable.load(path) for path in paths]
     tables = {str(t.metadata.get("dataset_name", path.stem)): t for path, t in zip(paths, loaded, strict=True)}
     if len(tables) < len(paths):
         raise ConfigError(f"--table {args.table} names a data set twice; give the files other names, or each once")
     if args.features is None:
         return join_tables(tables, say), None
-    given = _several(args.features)
+    given = several_files(args.features)
     if len(given) != len(paths):
         raise ConfigError(f"{len(given)} files of features for {len(paths)} tables; give one of each, in one order")
     features = {name: Features.load(path) for name, path in zip(tables, given, strict=True)}
     return join_tables(tables, say), join_features(features)
 
 
-def _several(path: Path) -> list[Path]:
+def several_files(path: Path) -> list[Path]:
     """The files that a flag names, separated by commas."""
     return [path] if path.exists() else [Path(part.strip()) for part in str(path).split(",")]
 

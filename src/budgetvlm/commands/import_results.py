@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from budgetvlm.commands.data_arguments import several_files
 from budgetvlm.commands.flags import OptionFlags, add_json_flag, forget_defaults
 from budgetvlm.commands.task_arguments import READ, add_task_arguments
 from budgetvlm.errors import ConfigError, DataError
@@ -53,7 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--latencies", type=Path, metavar="FILE", help="table of latencies, by setting or by sample and setting")
     _values(lmms)
     flat = _kind(kinds, "table", "a file with a row for each sample at each setting")
-    flat.add_argument("--input", required=True, metavar="FILE", help=".csv, .tsv, .parquet or .jsonl")
+    flat.add_argument(
+        "--input", required=True, metavar="FILE", help=".csv, .tsv, .parquet or .jsonl; a,b of several data sets"
+    )
     flat.add_argument("--knobs", default=KNOBS, metavar="a,b", help=f"columns that are knobs (default: {KNOBS})")
     flat.add_argument(
         "--column", action="append", default=[], metavar="WHAT=NAME",
@@ -159,7 +162,7 @@ def _finish_options(args: argparse.Namespace) -> FinishOptions:
     make = None
     if _made(args):
         given["features"] = None if args.features == AUTO else args.features
-        beside = Path(args.input).parent if args.kind == "table" else None
+        beside = several_files(Path(args.input))[0].parent if args.kind == "table" else None
         make = MakeOptions(args.encoder, args.image_dir, beside, given["feature_batch_size"], given["device"])
     elif args.image_dir is not None:
         raise ConfigError("cannot import: --image_dir is of --features auto or --encoder; give one of them")
@@ -209,6 +212,7 @@ def _from_lmms(args: argparse.Namespace, say: Say) -> tuple[ProfileTable, bool]:
 def _from_flat(args: argparse.Namespace, say: Say) -> tuple[ProfileTable, bool]:
     from budgetvlm.importing.flat_tables import read_flat
     from budgetvlm.importing.measured_rows import to_table
+    from budgetvlm.profiling.prepare.joined_tables import join_tables
     from budgetvlm.tasks.options import named_once
 
     words = [word.partition("=") for word in args.column]
@@ -217,14 +221,16 @@ def _from_flat(args: argparse.Namespace, say: Say) -> tuple[ProfileTable, bool]:
     columns = named_once("--column", ((role, name) for role, _, name in words))
     if args.groups and args.groups not in ("sample_id", "image_id"):
         columns = {f"group.{args.groups}": args.groups} | columns
-    cells = read_flat(
-        Path(args.input), knobs=tuple(name.strip() for name in args.knobs.split(",")), columns=columns,
-        score_scale=args.score_scale, latency_unit=args.latency_unit,
-        inputs=_made(args),
-    )  # fmt: skip
-    table = to_table(cells, duplicates=args.duplicates, metadata={"imported_from": args.input})
-    by_index = cells.by_index if args.sample_ids == "auto" else args.sample_ids == "index"
-    return _without_gaps(args, table, say), by_index
+    tables, by_index = dict[str, ProfileTable](), False
+    for path in several_files(Path(args.input)):
+        cells = read_flat(
+            path, knobs=tuple(name.strip() for name in args.knobs.split(",")), columns=columns,
+            score_scale=args.score_scale, latency_unit=args.latency_unit, inputs=_made(args),
+        )  # fmt: skip
+        by_index = cells.by_index if args.sample_ids == "auto" else args.sample_ids == "index"
+        tables[path.stem] = to_table(cells, duplicates=args.duplicates, metadata={"imported_from": str(path)})
+    table = _without_gaps(args, join_tables(tables, say), say)
+    return table, by_index and len(tables) == 1
 
 
 def _without_gaps(args: argparse.Namespace, table: ProfileTable, say: Say) -> ProfileTable:

@@ -22,7 +22,6 @@ from PIL import Image
 from budgetvlm.engines.asked_once import Remembered, all_at_once, digest_of
 from budgetvlm.engines.endpoint import Ask
 from budgetvlm.engines.engine_client import Reply
-from budgetvlm.engines.fleet_file import MODEL
 from budgetvlm.engines.payload import Size, data_url, fresh_data_url
 from budgetvlm.engines.request_features import Extractor
 from budgetvlm.engines.router import EngineRouter
@@ -30,7 +29,7 @@ from budgetvlm.engines.sketch import Sketch
 from budgetvlm.engines.token_counts import PROBE_SIZES
 from budgetvlm.errors import InputError, KnobSpaceError
 from budgetvlm.features.image_statistics import image_statistics
-from budgetvlm.knobs import KnobSpace, Setting
+from budgetvlm.knobs import MODEL, KnobSpace, Setting
 from budgetvlm.vlm import Conversation, Deadline, Generation, OnText, Overview, Revise
 from budgetvlm.vlm.text_stream import TextStream
 

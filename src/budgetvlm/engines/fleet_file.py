@@ -20,11 +20,10 @@ from urllib.parse import urlsplit
 
 from budgetvlm import _extras
 from budgetvlm.errors import ConfigError
-from budgetvlm.knobs import Value
+from budgetvlm.knobs import MODEL, Value
 
 ENGINES = ("vllm", "budgetvlm", "openai")
 STEERS = ("kwargs", "pixels", "none")
-MODEL = "model"  # the knob of a fleet that mixes models
 NEEDS_MODEL_PATH = (
     "model_path is missing: it names a directory with the served model's config.json, tokenizer and image processor "
     "(weights are not needed), from which the tokens of a request are known; give it in the file or by --model_path"

@@ -12,12 +12,12 @@ from budgetvlm.engines.dialects import DIALECTS, STEERED_BY_KWARGS, Dialect, dia
 from budgetvlm.engines.endpoint import Endpoint
 from budgetvlm.engines.engine_client import EngineClient
 from budgetvlm.engines.engine_model import EngineVLM
-from budgetvlm.engines.fleet_file import MODEL, NEEDS_MODEL_PATH, Fleet, ReplicaSpec
+from budgetvlm.engines.fleet_file import NEEDS_MODEL_PATH, Fleet, ReplicaSpec
 from budgetvlm.engines.router import EngineRouter
 from budgetvlm.engines.sketch import Sketch
 from budgetvlm.engines.token_counts import PROBE_SIZES, verify
 from budgetvlm.errors import BudgetVLMWarning, ConfigError, EngineDownError
-from budgetvlm.knobs import KNOBS, KnobSpace, Value
+from budgetvlm.knobs import KNOBS, MODEL, KnobSpace, Value
 from budgetvlm.vlm.fingerprint import model_fingerprint
 from budgetvlm.vlm.loading import BUNDLED, model_directory
 

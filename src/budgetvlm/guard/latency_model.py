@@ -12,7 +12,8 @@ A term is (a product of some knobs' values, each as a share of the largest) x (a
     context, context^2      all prompt tokens t = v + l, l being the language tokens
     steps, steps x context  decoding steps n - 1 after the first of n output tokens, and the context each attends to
 
-A knob that only changes the number of visual tokens acts through them and is in no product.
+A knob that only changes the number of visual tokens acts through them and is in no product. The knob `model` is in all
+of them, also of stages to which other knobs do nothing: a larger model has a larger vision tower as well.
 
 Shapes: S samples, K settings, M functions of size, P products of knobs, R rows. Times in ms.
 """
@@ -28,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from budgetvlm.errors import DataError, KnobSpaceError
-from budgetvlm.knobs import KnobSpace
+from budgetvlm.knobs import MODEL, KnobSpace
 from budgetvlm.table import ProfileTable
 
 SCHEMA_VERSION = 2
@@ -114,7 +115,13 @@ class LatencyModel:
         allowed = np.array([DEPTH not in compute or WIDTH not in names or DEPTH in names for names in subsets])
         total = table.latency_ms[rows, columns].astype(np.float64)
         stages = dict(_stage_times(table, rows, columns, total))
-        weights = np.stack([_fit_stage(name, ms, total, functions, products, allowed) for name, ms in stages.items()])
+        everywhere = np.array([set(names) <= {MODEL} for names in subsets])
+        weights = np.stack(
+            [
+                _fit_stage(name, ms, total, functions, products, allowed if _acted_on(name) else everywhere)
+                for name, ms in stages.items()
+            ]
+        )
         model = cls(table.knob_space, compute, tuple(stages), weights, np.ones(table.num_settings))
         predicted = np.einsum("spm,pr,mr->r", weights, products, functions)
         return model._corrected(_corrections(total / predicted, columns, table.num_settings))
@@ -230,9 +237,10 @@ def relative_errors(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
 
 
 def _compute_knobs(space: KnobSpace, vision: np.ndarray) -> tuple[str, ...]:
-    """The knobs that visual tokens do not tell; all of them where no tokens are known."""
+    """The knobs that visual tokens do not tell, and `model`; all of them where no tokens are known."""
     counts = vision.mean(axis=0).reshape(space.sizes)
-    return tuple(n for axis, n in enumerate(space.names) if not np.ptp(counts, axis=axis).max() > 0)
+    told = [n for axis, n in enumerate(space.names) if np.ptp(counts, axis=axis).max() > 0]
+    return tuple(n for n in space.names if n == MODEL or n not in told)
 
 
 def _stage_times(
@@ -249,6 +257,11 @@ def _stage_times(
         yield _REST, np.maximum(rest, 0.0)
 
 
+def _acted_on(stage: str) -> bool:
+    """Whether knobs do more to a stage than change the tokens."""
+    return _SHAPES.get(stage, (SIZES, True))[1]
+
+
 def _fit_stage(
     name: str, times: np.ndarray, total: np.ndarray, functions: np.ndarray, products: np.ndarray, allowed: np.ndarray
 ) -> np.ndarray:
@@ -256,9 +269,8 @@ def _fit_stage(
 
     ``allowed``: the products that may have a weight, bool ``[P]``.
     """
-    sizes, knobs_matter = _SHAPES.get(name, (SIZES, True))
-    of_size = np.flatnonzero([size in sizes for size in SIZES])
-    of_knobs = np.flatnonzero(allowed) if knobs_matter else np.zeros(1, dtype=int)
+    sizes, _ = _SHAPES.get(name, (SIZES, True))
+    of_size, of_knobs = np.flatnonzero([size in sizes for size in SIZES]), np.flatnonzero(allowed)
     design = np.stack([products[p] * functions[m] for p in of_knobs for m in of_size], axis=1)
     solution = _robust_nnls(design / total[:, None], times / total)
     weights = np.zeros((len(products), len(SIZES)))

@@ -86,7 +86,10 @@ def _prepare_each(options: PrepareOptions, force_recompute: bool, backend: Backe
         asked = replace(options, task=options.task.only(name), output_data_path=own)
         parts[name] = prepare(asked, force_recompute=force_recompute, backend=backend, say=say)
     table = join_tables({name: part.table for name, part in parts.items()}, say)
-    features = join_features({name: part.features for name, part in parts.items()})
+    if any("extractor" in part.features.metadata for part in parts.values()):
+        features = _made_together(options, table, backend, say)
+    else:
+        features = join_features({name: part.features for name, part in parts.items()})
     documents = {name: read_document(part.path) for name, part in parts.items()}
     key = json.dumps([document["features_key"] for document in documents.values()])
     features = replace(features, metadata={**features.metadata, "key": key})
@@ -100,6 +103,14 @@ def _prepare_each(options: PrepareOptions, force_recompute: bool, backend: Backe
     return replace(
         write_prepared(options, table, features, how, say), reused=all(part.reused for part in parts.values())
     )
+
+
+def _made_together(options: PrepareOptions, table: ProfileTable, backend: Backend, say: Say) -> Features:
+    """Make features without the model for the samples of several data sets, fitted to all of them."""
+    task = backend.open_task(options.task.remembered(_task_of(table)))
+    samples = find_samples(task, table.sample_ids, split_names(table.metadata["exp5_config"]) or SPLITS)
+    how = MakeOptions(options.encoder, batch_size=options.feature_batch_size, device=options.device)
+    return made_features(table, inputs_of_samples(task.name, samples), how, options.output_data_path, say)
 
 
 def _digest(paths: Sequence[Path]) -> str:

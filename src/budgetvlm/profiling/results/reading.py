@@ -18,7 +18,14 @@ from budgetvlm._io import first_few, read_json
 from budgetvlm.errors import DataError
 from budgetvlm.knobs import KNOBS, Value
 from budgetvlm.profiling.results.numbering import number_by_split
-from budgetvlm.profiling.results.result_files import FORMATS, SCHEMA_VERSION, Kind, SettingResult, results_directory
+from budgetvlm.profiling.results.result_files import (
+    FILE_KNOBS,
+    FORMATS,
+    SCHEMA_VERSION,
+    Kind,
+    SettingResult,
+    results_directory,
+)
 
 
 def iter_results(directory: str | Path, dataset_name: str, kind: Kind) -> Iterator[SettingResult]:
@@ -45,10 +52,10 @@ def read_file(path: Path, dataset_name: str, kind: Kind) -> SettingResult:
     """Read a file as it is: samples may occur twice, or be numbered by rank or batch. Raises DataError."""
     document = read_json(path)
     match = FORMATS[kind].pattern.fullmatch(path.name)
-    *setting, rank = match.groups() if match else (None,) * (len(KNOBS) + 1)
+    *setting, rank = match.groups() if match else (None,) * (len(FILE_KNOBS) + 1)
     try:
         config, summary, samples = _sections(document, FORMATS[kind].sample_keys, dataset_name)
-        named = {knob: int(value) for knob, value in zip(KNOBS, setting, strict=True) if value}
+        named = {knob: int(value) for knob, value in zip(FILE_KNOBS, setting, strict=True) if value}
         knobs = _knobs(samples, {"config": config, "summary": summary, "the file's name": named})
         records = tuple(FORMATS[kind].record.from_dict(raw) for raw in samples)
     except DataError as error:
@@ -129,15 +136,17 @@ def _knobs(samples: Sequence[Any], others: Mapping[str, Mapping[str, Any]]) -> d
     """Find the setting in samples, config, summary or file name; where several tell it, they have to agree."""
     named = ((f"sample {number}", sample) for number, sample in enumerate(samples) if isinstance(sample, dict))
     found: dict[str, tuple[str, Value]] = {}
+    # a field "model" is a knob only where the file's name says so: other tools name their model by it
+    possible = [knob for knob in FILE_KNOBS if knob in KNOBS or knob in others["the file's name"]]
     for source, fields in chain(named, others.items()):
-        for knob in KNOBS:
+        for knob in possible:
             if knob in fields:
                 where, value = found.setdefault(knob, (source, fields[knob]))
                 if value != fields[knob]:
                     raise DataError(f"field {knob} is {value!r} in {where} but {fields[knob]!r} in {source}")
     if not found:
         raise DataError(f"missing field {' or '.join(KNOBS)}: neither samples, config, summary nor the name has one")
-    knobs = {knob: found[knob][1] for knob in KNOBS if knob in found}
+    knobs = {knob: found[knob][1] for knob in FILE_KNOBS if knob in found}
     for knob, value in knobs.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise DataError(f"field {knob} is {value!r}; it has to be a whole number above 0")

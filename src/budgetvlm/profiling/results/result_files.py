@@ -16,14 +16,15 @@ import numpy as np
 
 from budgetvlm._io import atomic_path
 from budgetvlm.errors import ConfigError, KnobSpaceError
-from budgetvlm.knobs import KNOBS, Value
+from budgetvlm.knobs import KNOBS, MODEL, Value
 from budgetvlm.profiling.results.measurements import STAGE_FIELDS, AccuracyRecord, LatencyRecord, Measurement
 from budgetvlm.tasks.options import PLACES
 
 SCHEMA_VERSION = 1
 RESCORED = "asked_as"  # in the config of rescored results: the task by which the answers were asked for
 MACHINES = "machines"  # in the config of latencies of several machines: name -> hardware
-WORDS = ("crops", "topk", "blocks")  # of the knobs, in names of files
+FILE_KNOBS = (MODEL, *KNOBS)  # that results may be of, in the order of their settings
+WORDS = ("model", "crops", "topk", "blocks")  # of these, in names of files
 REQUIRED_CONFIG = ("split", "max_new_tokens", "world_size", "versions")
 Kind = Literal["accuracy", "latency"]
 
@@ -33,7 +34,7 @@ class SettingResult:
     """All samples of one setting.
 
     Attributes:
-        knobs: the setting, in the order of `KNOBS`; those that the model has.
+        knobs: the setting, in the order of `FILE_KNOBS`; those that the model has.
         records: one `AccuracyRecord` or `LatencyRecord` a sample, ids unique.
         config: as stored in the (first) file: dataset_name, split, max_new_tokens, versions and so on.
         paths: the files it was read from.
@@ -67,8 +68,8 @@ class Format:
 
     @property
     def pattern(self) -> re.Pattern[str]:
-        """Matches a file name; groups: the three knobs (None where the model lacks one) and the rank."""
-        knobs = r"(?=_(?:crops|topk|blocks)\d)(?:_crops(\d+))?(?:_topk(\d+))?(?:_blocks(\d+))?"
+        """Matches a file name; groups: the knobs (None where there is none) and the rank."""
+        knobs = f"(?=_(?:{'|'.join(WORDS)})\\d)" + "".join(rf"(?:_{word}(\d+))?" for word in WORDS)
         return re.compile(re.escape(self.stem) + knobs + r"(?:_rank(\d+))?\.json")
 
 
@@ -86,11 +87,11 @@ def results_directory(directory: str | Path, dataset_name: str, kind: Kind) -> P
 def result_path(
     directory: str | Path, dataset_name: str, kind: Kind, knobs: Mapping[str, Value], rank: int | None = None
 ) -> Path:
-    """Return the file of a setting (of one rank, if given). Raises KnobSpaceError: other knobs than `KNOBS`."""
-    if not knobs or set(knobs) - set(KNOBS) or any(int(value) != value for value in knobs.values()):
+    """Return the file of a setting (of one rank, if given). Raises KnobSpaceError: other knobs than `FILE_KNOBS`."""
+    if not knobs or set(knobs) - set(FILE_KNOBS) or any(int(value) != value for value in knobs.values()):
         given = ", ".join(f"{name}={value}" for name, value in knobs.items()) or "none"
-        raise KnobSpaceError(f"result files are named by whole numbers of {', '.join(KNOBS)}; given: {given}")
-    words = "".join(f"_{word}{int(knobs[name])}" for name, word in zip(KNOBS, WORDS, strict=True) if name in knobs)
+        raise KnobSpaceError(f"result files are named by whole numbers of {', '.join(FILE_KNOBS)}; given: {given}")
+    words = "".join(f"_{word}{int(knobs[name])}" for name, word in zip(FILE_KNOBS, WORDS, strict=True) if name in knobs)
     suffix = "" if rank is None else f"_rank{rank}"
     return results_directory(directory, dataset_name, kind) / f"{FORMATS[kind].stem}{words}{suffix}.json"
 
@@ -127,7 +128,7 @@ def write_result(
         raise ConfigError(f"a result file's config needs {', '.join(REQUIRED_CONFIG)}; missing: {', '.join(missing)}")
     if not records or len({record.sample_id for record in records}) != len(records):
         raise ConfigError(f"{path.name} needs a sample at least, and each only once; given {len(records)}")
-    setting = {name: int(knobs[name]) for name in KNOBS if name in knobs}
+    setting = {name: int(knobs[name]) for name in FILE_KNOBS if name in knobs}
     own = setting if kind == "latency" else {}
     summary = setting | dict(blocks) | {"num_samples": len(records)} | _summary(kind, records)
     more = {} if rank is None else {"rank": rank}
