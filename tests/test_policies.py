@@ -58,8 +58,8 @@ def test_expected_averages_leave_out_what_was_not_measured() -> None:
 def test_without_the_full_setting_there_is_no_reference() -> None:
     table = two_kinds()
     latency = table.latency_ms.copy()
-    latency[:, -1] = np.nan
-    with pytest.raises(DataError, match="full setting"):
+    latency[:, :] = np.nan
+    with pytest.raises(DataError, match="no latency was measured"):
         SettingMeans.fit(replace(table, latency_ms=latency))
 
 
@@ -72,7 +72,7 @@ def test_ties_go_to_the_cheapest_and_unknown_scores_are_never_chosen() -> None:
 
 def test_full_and_cheapest_ignore_the_budget() -> None:
     table = two_kinds()
-    assert set(Full().choose(states(table, 1.0))) == {3}
+    assert set(Full(SettingMeans.fit(table)).choose(states(table, 1.0))) == {3}
     assert set(Cheapest(SettingMeans.fit(table)).choose(states(table, 1000.0))) == {0}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +11,13 @@ import torch
 
 from budgetvlm.cli import main
 from budgetvlm.controller.checkpoint import load_controller
+from budgetvlm.evaluation.evaluation_options import EvaluationOptions
+from budgetvlm.evaluation.evaluator import evaluate
 from budgetvlm.features import Features
 from budgetvlm.guard.adaptive import AdaptiveGuard
 from budgetvlm.guard.latency_model import LatencyModel, Sizes
 from budgetvlm.knobs import KnobSpace
+from budgetvlm.policies.setting_means import SettingMeans
 from budgetvlm.profiling.prepare.join import join
 from budgetvlm.profiling.results.measurements import AccuracyRecord, LatencyRecord
 from budgetvlm.profiling.results.reading import read_file
@@ -135,3 +139,16 @@ def test_a_field_that_names_the_model_is_no_knob(tmp_path):
         blocks={"num_total_blocks": 1, "active_block_indices": [0]}, config=config,
     )  # fmt: skip
     assert read_file(path, "own", "accuracy").knobs == {"top_k": 2}
+
+
+def test_where_no_model_has_the_full_setting_the_largest_measured_one_takes_its_place():
+    table, features = mixed()
+    accuracy, latency = table.accuracy.copy(), table.latency_ms.copy()
+    accuracy[:, -1] = latency[:, -1] = np.nan
+    table = replace(table, accuracy=accuracy, latency_ms=latency, stages_ms={})
+    means = SettingMeans.fit(table)
+    assert means.full == 6 and means.reference_ms == pytest.approx(float(np.median(latency[:, 6])))
+    report = evaluate(table, features, {}, EvaluationOptions(resamples=5, prices=(0.1,), labels=()))
+    assert report.full_accuracy == 1.0 and report.counts["settings"] == 5
+    full = report.policy("full setting").at_budget[-1]
+    assert [dict(one.setting) for one in full.settings] == [dict(SPACE.settings[6])]

@@ -91,7 +91,7 @@ _ENTRIES = (
     Entry("grpo_ensemble", "GRPO, ensemble", _ensemble, "several small controllers averaged in one", "controller"),
     Entry("lookup", LOOKUP, lambda data, seed: LookupTable(data.means), "best single setting for each budget",
           features=False, drawn=False, priced=False, quick=True),
-    Entry("full", "full setting", lambda data, seed: Full(), "ignores the budget",
+    Entry("full", "full setting", lambda data, seed: Full(data.means), "ignores the budget",
           features=False, drawn=False, priced=False, quick=True),
     Entry("knn", "kNN", _nearest, "accuracy of the nearest samples", drawn=False, quick=True),
     Entry("predict", PREDICT, _predictor, "a network predicts each setting's accuracy", quick=True),

@@ -49,6 +49,6 @@ def said_of_data_sets(results: Sequence[PolicyFigures]) -> Iterator[str]:
     points, low, high = (100 * share for share in (worst.vs_own.value, worst.vs_own.low, worst.vs_own.high))
     found = f"{worst.dataset} is {points:+z.1f} points [{low:+z.1f}, {high:+z.1f}] from a controller of its own"
     if points < -SACRIFICED:
-        yield f"A data set is sacrificed: {found}."
+        yield f"A data set is sacrificed: {found}. Profile more of its samples, or give it that controller."
     else:
         yield f"No data set is sacrificed: the worst of them, {found}."

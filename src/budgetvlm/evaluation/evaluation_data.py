@@ -104,7 +104,7 @@ class EvaluationData:
     @property
     def full_accuracy(self) -> float:
         """Accuracy of the full setting on the evaluated samples."""
-        return float(self.test_means.accuracy[-1])
+        return float(self.test_means.accuracy[self.means.full])
 
     @cached_property
     def timed(self) -> np.ndarray:

@@ -141,7 +141,7 @@ def _contenders(
     predictors = tuple(_predictor(data, options.seed + run) for run in range(max(1, len(policies))))
     yield Contender(PREDICT, "baseline", predictors, "a network predicts each setting's accuracy", priced=True)
     yield Contender(LOOKUP, "baseline", (LookupTable(data.means),), "best single setting for each budget")
-    yield Contender("full setting", "baseline", (Full(),), "ignores the budget")
+    yield Contender("full setting", "baseline", (Full(data.means),), "ignores the budget")
     yield Contender("cheapest", "baseline", (Cheapest(data.means),), "always the cheapest setting")
     random = tuple(RandomFeasible(options.seed + run) for run in range(RANDOM_RUNS))
     yield Contender("random feasible", "baseline", random, "any setting within the budget")
@@ -214,7 +214,7 @@ def common_fields(data: EvaluationData, options: EvaluationOptions) -> dict[str,
         "counts": data.counts,
         "latency_reference_ms": data.means.reference_ms,
         "full_accuracy": data.full_accuracy,
-        "best_setting": None if data.best == data.test.num_settings - 1 else dict(settings[data.best]),
+        "best_setting": None if data.best == data.means.full else dict(settings[data.best]),
         "best_accuracy": float(data.test_means.accuracy[data.best]),
         "room_budget_shares": options.room_shares,
         "versions": versions("numpy", "torch"),

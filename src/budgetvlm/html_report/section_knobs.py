@@ -87,6 +87,8 @@ def _interactions(
     for first, second in pairs:
         low = [{name: space.values(name)[0]} for name in (first, second)]
         columns = [space.index(full | change) for change in (low[0], low[1], low[0] | low[1])]
+        if np.isnan(accuracy[[*columns, -1]]).any() or np.isnan(latency[[*columns, -1]]).any():
+            continue  # settings that one of several models lacks
         loss = accuracy[columns] - accuracy[-1]
         time = latency[columns] / latency[-1]
         losses = [*loss.tolist(), float(loss[2] - loss[0] - loss[1])]

@@ -57,7 +57,8 @@ def overhead(inputs: ReportInputs) -> ReportSection:
     latency = column_means(inputs.table.latency_ms)
     rows = list(_overhead_rows(inputs))
     chart = _histogram(inputs.live) if inputs.live is not None else None
-    values = {"overheads": rows, "cheapest_ms": float(np.nanmin(latency)), "full_ms": float(latency[-1])}
+    full_ms = float(latency[np.isfinite(latency)][-1])
+    values = {"overheads": rows, "cheapest_ms": float(np.nanmin(latency)), "full_ms": full_ms}
     return ReportSection("overhead", "What deciding costs", ((chart,),) if chart is not None else (), values)
 
 

@@ -35,22 +35,26 @@ class SettingMeans:
     def fit(cls, table: ProfileTable) -> SettingMeans:
         """Averages over the samples of a table, usually its training split.
 
+        The reference is the full setting's or, where no model has that, the largest one's that was measured.
+
         Raises:
-            DataError: the full setting has no measured latency.
+            DataError: no latency was measured.
         """
-        full_ms = table.latency_ms[:, -1]
-        if np.isnan(full_ms).all():
-            raise DataError(
-                f"the full setting ({table.knob_space.full}) was not measured on these samples; budgets and prices are "
-                "relative to its latency. Profile it too."
-            )
-        reference_ms = float(np.nanmedian(full_ms))
+        timed = np.flatnonzero(np.isfinite(table.latency_ms).any(axis=0))
+        if not len(timed):
+            raise DataError("no latency was measured on these samples; budgets and prices are relative to it")
+        reference_ms = float(np.nanmedian(table.latency_ms[:, timed[-1]]))
         return cls(column_means(table.accuracy), column_means(table.latency_ms), reference_ms)
 
     @property
     def measured(self) -> np.ndarray:
         """Settings with both averages known, bool ``[K]``."""
         return np.isfinite(self.accuracy) & np.isfinite(self.latency_ms)
+
+    @property
+    def full(self) -> int:
+        """The full setting, or the largest measured one where it was not measured."""
+        return len(self.accuracy) - 1 - int(self.measured[::-1].argmax())
 
     @property
     def best(self) -> int:
@@ -60,14 +64,13 @@ class SettingMeans:
 
     def said_of_best(self, space: KnobSpace) -> str | None:
         """A sentence where the largest setting is not the most accurate one; None where it is."""
-        best, full = self.best, len(self.accuracy) - 1
+        best, full = self.best, self.full
         if best == full:
             return None
         name, largest = (", ".join(f"{n}={v:g}" for n, v in space.settings[k].items()) for k in (best, full))
-        known = "never measured" if np.isnan(self.accuracy[full]) else f"{self.accuracy[full]:.1%}"
         return (
-            f"The largest setting ({largest}: {known}) is not the most accurate on the training samples: {name} is "
-            f"({self.accuracy[best]:.1%})."
+            f"The largest setting ({largest}: {self.accuracy[full]:.1%}) is not the most accurate on the training "
+            f"samples: {name} is ({self.accuracy[best]:.1%})."
         )
 
     @property

@@ -14,12 +14,13 @@ from budgetvlm.policies.states import Policy, States
 
 @dataclass(frozen=True)
 class Full:
-    """Chooses the full setting whatever the budget, as is done without a controller."""
+    """Chooses the full setting (or the largest one that there is) whatever the budget, as without a controller."""
 
+    means: SettingMeans
     name: str = "full setting"
 
     def choose(self, states: States) -> np.ndarray:
-        return np.full(len(states.budget_ms), states.feasible.shape[1] - 1, dtype=np.int64)
+        return np.full(len(states.budget_ms), self.means.full, dtype=np.int64)
 
 
 @dataclass(frozen=True, eq=False)
