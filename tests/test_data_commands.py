@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 from small_data_sets import ROWS, picture, write_parquet
+from test_made_features import write_encoder
 from tiny_vlm import write_tiny_model
 
 from budgetvlm.cli import command_parser, main
@@ -149,6 +150,10 @@ def test_several_data_sets_go_through_the_commands(tmp_path, capsys):
     assert alone and alone <= TrainedOn.of_table(table).seen(SPLITS)
     assert main([str(word) for word in words]) == 0  # what is there is used
     assert capsys.readouterr().out.count("using the data in") == 2
+    words[words.index(tmp_path / "d.json")] = tmp_path / "e.json"
+    assert main([str(word) for word in (*words, "--encoder", write_encoder(tmp_path / "encoder", "text"))]) == 0
+    made = load_prepared(tmp_path / "e.json").features  # what makes them is fitted to the samples of both
+    assert "encoder" in made.metadata["extractor"] and made.num_samples == table.num_samples
 
 
 def test_the_train_split_is_reported_only_live_and_without_what_was_profiled(capsys):

@@ -237,3 +237,19 @@ def test_what_cannot_be_compared_is_said_before_anything_is_trained(trained, cap
     monkeypatch.chdir(trained)
     assert main(["train", "--table", "a.parquet", "--features", *words, "--output_dir", "no"]) == 2
     assert message in capsys.readouterr().err and not (trained / "no").exists()
+
+
+def test_features_made_from_the_questions_of_several_tables_are_fitted_to_all(tmp_path):
+    for name, colour in (("a", "red"), ("b", "blue")):
+        lines = [
+            f"{i},{k},{(i + k) % 2},{10 * k},what {colour} thing is number {i},p{i}" for i in range(20) for k in (1, 2)
+        ]
+        (tmp_path / f"{name}.csv").write_text("sample_id,size,score,latency_ms,question,image_id\n" + "\n".join(lines))
+    words = ["--input", f"{tmp_path}/a.csv,{tmp_path}/b.csv", "--knobs", "size", "--features", "auto"]
+    assert main(["import", "table", *words, "--latency_unit", "ms", "--output", str(tmp_path / "t.parquet")]) == 0
+    table, features = ProfileTable.load(tmp_path / "t.parquet"), Features.load(tmp_path / "t.features.safetensors")
+    assert table.num_samples == 40 and table.groups[DATASET] == ("a",) * 20 + ("b",) * 20
+    assert table.sample_ids[:2] == ("a/0", "a/1") and table.unit == "image_id"
+    sides = dict(zip(table.sample_ids, table.split, strict=True))
+    assert all(sides[f"a/{i}"] == sides[f"b/{i}"] for i in range(20))  # they share their images
+    assert features.aligned(table.sample_ids).num_samples == 40 and "extractor" in features.metadata

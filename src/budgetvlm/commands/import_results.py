@@ -221,7 +221,8 @@ def _from_flat(args: argparse.Namespace, say: Say) -> tuple[ProfileTable, bool]:
     columns = named_once("--column", ((role, name) for role, _, name in words))
     if args.groups and args.groups not in ("sample_id", "image_id"):
         columns = {f"group.{args.groups}": args.groups} | columns
-    tables, by_index = dict[str, ProfileTable](), False
+    tables: dict[str, ProfileTable] = {}
+    by_index = False
     for path in several_files(Path(args.input)):
         cells = read_flat(
             path, knobs=tuple(name.strip() for name in args.knobs.split(",")), columns=columns,
