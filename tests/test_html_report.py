@@ -381,7 +381,7 @@ def test_every_plot_is_a_png_and_an_svg_too(tmp_path, capsys):
 
 def test_a_table_without_any_latency_is_refused():
     table, features = small(SPACE, np.ones(27), np.full(27, np.nan))
-    with pytest.raises(DataError, match="was not measured"):
+    with pytest.raises(DataError, match="no latency was measured"):
         evaluate(table, features, {}, OPTIONS)
 
 
