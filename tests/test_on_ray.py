@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from test_sweeps import contents
 
+from benchmarks import house
 from benchmarks.sleeping_model import SPACE, NumberedTask, SleepingVLM, opening
 from budgetvlm._extras import installed
 from budgetvlm.cli import main
@@ -112,11 +113,16 @@ def another_data_set():
 @needs_ray
 def test_a_sweep_on_ray(tmp_path, in_short_directory):
     """One cluster for several checks, because it takes seconds to start."""
-    from budgetvlm.cluster.on_ray import connected, ray_crew
+    from budgetvlm.cluster.on_ray import RayCrew, connected
+
+    @contextmanager
+    def crew(build, say):
+        own = RayCrew(ClusterOptions(workers=2), build, say)
+        yield own
+        own.close()
 
     sweep(tmp_path / "here")
     with connected(ClusterOptions(workers=2)):
-        crew = partial(ray_crew, ClusterOptions("connected", workers=2))
         sweep(tmp_path / "there", Elsewhere(crew, opening(0.05, tmp_path / "log", 40)))
         assert contents(tmp_path / "here") == contents(tmp_path / "there")
         processes = {line.split("|")[0] for line in (tmp_path / "log").read_text().splitlines()}
@@ -133,3 +139,8 @@ def test_an_address_without_a_cluster(tmp_path):
 
     with pytest.raises(WorkerError, match=r"no Ray cluster at '127.0.0.1:9'"), connected(ClusterOptions("127.0.0.1:9")):
         pass
+
+
+def test_one_module_imports_ray():
+    importing = [house.module_name(path) for path in house.source_files() if "ray" in house.top_level_names(path)]
+    assert importing == ["budgetvlm.cluster.on_ray"]

@@ -10,11 +10,11 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from budgetvlm.cluster import watcher
@@ -25,7 +25,8 @@ from budgetvlm.errors import BudgetVLMError, WorkerError
 Say = Callable[[str], None]
 PATIENCE_S = 60.0  # without a word of any worker, before the user hears what is waited for
 LAST_WORDS_S = 10.0
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_DEDUP_LOGS": "0"}
+PRINTS = "print_to_stdstream"  # the function of Ray's that prints what its threads hear
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 
 @contextmanager
@@ -34,33 +35,34 @@ def connected(options: ClusterOptions) -> Iterator[None]:
 
     Raises WorkerError: there is none at that address, or it cannot be started.
     """
-    quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
-    if options.address != LOCAL:
+    local = {"num_cpus": options.local_cpus, "_node_ip_address": "127.0.0.1", "include_dashboard": False}
+    with _silence(), ExitStack() as own:
+        if options.address == LOCAL:
+            local |= {"_temp_dir": own.enter_context(_own_directory()), "object_store_memory": 100 * 2**20}
         try:
-            ray.init(address=options.address, **quiet)
+            ray.init(
+                address=options.address, log_to_driver=False, logging_level=logging.CRITICAL,
+                **(local if options.address == LOCAL else {}),
+            )  # fmt: skip
         except (ConnectionError, RuntimeError, ValueError, RayError) as error:
             raise WorkerError(
                 f"there is no Ray cluster at {options.address!r}: {_first_line(error)}. Give the address of its head, "
-                "HOST:6379, or `auto` on one of its machines; `--ray local` uses this machine alone."
+                "HOST:6379, or `auto` on one of its machines; `--ray local` starts one on this machine."
             ) from error
-        try:
-            yield
-        finally:
-            ray.shutdown()
-        return
-    with _own_directory() as directory:
-        try:
-            ray.init(
-                address="local", num_cpus=options.local_cpus, _node_ip_address="127.0.0.1", include_dashboard=False,
-                _temp_dir=directory, object_store_memory=100 * 2**20, **quiet,
-            )  # fmt: skip
-        except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-            raise WorkerError(f"Ray cannot be started on this machine: {_first_line(error)}") from error
-        try:
-            yield
-        finally:
-            ray.shutdown()
+        own.callback(ray.shutdown)
+        yield
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep Ray from printing each worker's death, at length, into a progress bar; no setting of its own does."""
+    printing = getattr(ray._private.worker, PRINTS, None)
+    setattr(ray._private.worker, PRINTS, lambda *given, **more: None)
+    try:
+        yield
+    finally:
+        setattr(ray._private.worker, PRINTS, printing)
 
 
 @contextmanager
@@ -146,13 +148,13 @@ class RayCrew:
         self.events = deque[News]()
         self.awaited: dict[Any, int] = {}
         self.actors: dict[int, Any] = {}
+        self.told = False
         self.places = _places(options)
         if not self.places:
             raise WorkerError(
                 f"no machine of the cluster has {options.needs} for a worker. Give other --cpus_per_worker or --device."
             )
-        machines = len({name for name in self.places if name}) or len(_machines())
-        say(f"{len(self.places)} workers on {machines} machine{'s' if machines > 1 else ''}, {options.needs} each")
+        say(f"workers: {len(self.places)}, {options.needs} each, on a cluster of machines: {len(_machines())}")
         for worker in range(len(self.places)):
             self._start(worker)
 
@@ -169,8 +171,10 @@ class RayCrew:
             ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
             if not ready:
                 ready, _ = ray.wait(waiting, num_returns=1, timeout=PATIENCE_S)
-            if not ready and len(self.actors) > len({*self.awaited.values()}):
-                self.say("waiting for workers")
+            starting = sum(isinstance(one, ray.ObjectRef) for one in waiting)
+            if not ready and starting and not self.told:
+                self.say(f"workers that still open the model, or wait for room in the cluster: {starting}")
+                self.told = True
             for one in ready:
                 self._hear(one)
         return self.events.popleft()
@@ -184,9 +188,9 @@ class RayCrew:
 
     def close(self) -> None:
         """Let the workers say their last words."""
-        with suppress(RayError, GetTimeoutError):
-            for said in ray.get([actor.close.remote() for actor in self.actors.values()], timeout=LAST_WORDS_S):
-                self._repeat(said)
+        for words in [actor.close.remote() for actor in self.actors.values()]:
+            with suppress(RayError):  # it may be gone, or not there yet
+                self._repeat(ray.get(words, timeout=LAST_WORDS_S))
 
     def _start(self, worker: int) -> None:
         place = self.places[worker]
