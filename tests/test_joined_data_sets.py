@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass, replace
 
@@ -201,6 +202,9 @@ def trained(tmp_path_factory):
         ids = tuple(table.sample_ids[row].removeprefix(f"{name}/") for row in rows)
         replace(table.subset(rows), sample_ids=ids, groups={}).save(path / f"{name}.parquet")
         Features(ids, features.image[rows], features.language[rows]).save(path / f"{name}.safetensors")
+    quick = ["--num_epochs", "1", "--teachers", "0", "--check_each", "--output_dir", str(path / "c")]
+    with (path / "said").open("w") as file, contextlib.redirect_stdout(file):
+        assert main(["train", *data_of(path, "a", "b"), *quick]) == 0
     return path
 
 
@@ -212,9 +216,7 @@ def data_of(path, *names):
 
 
 def test_each_data_sets_own_controller_shows_what_the_common_one_costs_it(trained, capsys):
-    quick = ["--num_epochs", "1", "--teachers", "0", "--check_each", "--output_dir", str(trained / "c")]
-    assert main(["train", *data_of(trained, "a", "b"), *quick]) == 0
-    said = capsys.readouterr().out
+    said = (trained / "said").read_text()
     assert "for a alone:" in said and "Accuracy on each data set" in said and "sacrificed" in said
     for place in ("c", "c/each/a", "c/each/b"):
         assert (trained / place / "best_checkpoint.pt").exists() and (trained / place / "guard.json").exists()
@@ -224,6 +226,15 @@ def test_each_data_sets_own_controller_shows_what_the_common_one_costs_it(traine
     assert {result.name for result in report.policies} >= {"own controllers", "controller"}
     assert [on.dataset for on in report.policy("controller").on_dataset] == ["a", "b"]
     assert all(on.vs_own is not None for on in report.policy("controller").on_dataset)
+
+
+def test_what_was_trained_on_together_is_known_again_alone(trained, capsys):
+    table = ProfileTable.load(trained / "a.parquet")
+    sides = tuple("test" if side == "train" else "train" for side in table.split)
+    words = ["--table", str(trained / "other.parquet"), "--features", str(trained / "a.safetensors")]
+    replace(table, split=sides).save(trained / "other.parquet")
+    assert main(["evaluate", *words, "--checkpoint", str(trained / "c")]) == 2
+    assert "were used to train" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,8 @@ def found_live(calibrated_on):
         "violation_rate": 0.0, "interval": [0.0, 0.1], "accuracy": 0.5, "latency_ms": 10.0, "used_median": 0.5,
         "hurried": 0, "cut": 0, "infeasible": 0, "controller_ms": 1.0,
     }  # fmt: skip
-    system = {"all": figures, "by_phase": {}, "by_budget": {}, "worst_group": None}
+    by_group = {"dataset": {"pope": figures | {"accuracy": 0.25}}, "kind": {"read": figures}}
+    system = {"all": figures, "by_phase": {}, "by_budget": {}, "by_group": by_group, "worst_group": None}
     return {
         "requests": 3, "reference_ms": 20.0, "alpha": 0.05, "calibrated_on": calibrated_on, "drift": {},
         "systems": {"guarded": system},
@@ -130,6 +131,11 @@ def test_a_guard_that_was_never_calibrated_promises_nothing_live():
     assert "at most 5.0% may be late" in live.describe(found_live(40))
     text = live.describe(found_live(0))
     assert "at most" not in text and "never calibrated, so nothing is promised" in text
+
+
+def test_each_data_set_has_a_line_of_its_own_live():
+    (line,) = [line for line in live.describe(found_live(40)).splitlines() if line.startswith("  pope")]
+    assert "25.0%" in line and "read" not in live.describe(found_live(40))
 
 
 def test_a_calibration_says_its_spread_and_what_is_usual():

@@ -161,6 +161,7 @@ def describe(found: dict[str, Any]) -> str:
         phases = figures["by_phase"] if len(figures["by_phase"]) > 1 else {}
         parts = {name: figures["all"]} | {f"  {phase}": part for phase, part in phases.items()}
         parts |= {f"  budget {share}": part for share, part in figures["by_budget"].items()}
+        parts |= {f"  {dataset}": part for dataset, part in figures["by_group"].get("dataset", {}).items()}
         if worst := figures["worst_group"]:
             parts[f"  worst: {worst['label']} {worst['name']}"] = worst
         lines += [_row(label, part) for label, part in parts.items()]

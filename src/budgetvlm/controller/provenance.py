@@ -155,14 +155,20 @@ def _digest(name: str) -> str:
 
 def _ids(table: ProfileTable) -> list[list[str]]:
     """Digests of the bare ids, ``[S]``; none where the data set's name tells samples from those of others."""
-    return [[] if "dataset_name" in table.metadata else [_digest(f"id {name}")] for name in table.sample_ids]
+    return [[] if "dataset_name" in table.metadata else [_digest(f"id {name}")] for name in _own_ids(table)]
+
+
+def _own_ids(table: ProfileTable) -> list[str]:
+    """The samples' ids in the tables of their own data sets, ``[S]``."""
+    labels = table.groups.get(DATASET, ("",) * table.num_samples)
+    return [name.removeprefix(f"{label}/") for name, label in zip(table.sample_ids, labels, strict=True)]
 
 
 def _digests(table: ProfileTable) -> list[frozenset[str]]:
     """Of each sample, ``[S]``. Without a data set's name equal ids may be of others, so the measurements count too."""
     name = table.metadata.get("dataset_name")
     if name is None:
-        rows = zip(table.sample_ids, table.accuracy, table.latency_ms, strict=True)
+        rows = zip(_own_ids(table), table.accuracy, table.latency_ms, strict=True)
         return [digests_of(hashlib.sha256(a.tobytes() + ms.tobytes()).hexdigest(), i, None) for i, a, ms in rows]
     unknown = (None,) * table.num_samples
     columns = (table.groups.get(label, unknown) for label in ("image_id", DATASET))
