@@ -13,7 +13,7 @@ import uvicorn
 from budgetvlm.serving.app import make_app
 from budgetvlm.serving.dispatcher import Dispatcher
 from budgetvlm.serving.jobs import Event
-from budgetvlm.serving.replicas import GONE, ReplicaError
+from budgetvlm.serving.replicas import GONE, Replica, ReplicaError
 from budgetvlm.serving.serve_options import ServeOptions
 from budgetvlm.serving.toll import Worth
 
@@ -21,7 +21,7 @@ WORDS = ("red ", "blue ", "green")
 WORD_S = 0.02
 
 
-class FakeReplica:
+class FakeReplica(Replica):
     """Answers a job with some words, one each `word_s`.
 
     Attributes:
@@ -33,9 +33,9 @@ class FakeReplica:
     fails = False  # whether the next ones cannot be started
 
     def __init__(self, options):
-        self.options, self.retired = options, False
+        super().__init__(options)
         model = {"knob_space": {"max_crops": [1, 4], "top_k": [2]}, "fingerprint": "planted"}
-        self.facts = {"fastest_ms": 1.0, "worth": asdict(Worth(60.0)), "model": model}
+        self.options, self.facts = options, {"fastest_ms": 1.0, "worth": asdict(Worth(60.0)), "model": model}
         self.begun, self.said, self.stopped = [], {}, set()
         self._dead = asyncio.Event()
 
@@ -52,8 +52,9 @@ class FakeReplica:
     def die(self):
         self._dead.set()
 
-    async def ended(self):
+    async def changed(self):
         await self._dead.wait()
+        return False
 
     async def close(self, grace_s=None):
         self.die()
@@ -61,7 +62,7 @@ class FakeReplica:
     async def stop_job(self, job):
         self.stopped.add(job.id)
 
-    async def answer(self, job):
+    async def _events(self, job):
         self.begun.append(job)
         self.said[job.id] = []
         for word in WORDS:
@@ -91,6 +92,12 @@ class FakeReplica:
 class Asking:
     """Something at an address that can be asked."""
 
+    def leaving(self, body):
+        """Ask and hear nothing of it; returns the connection."""
+        connection = HTTPConnection(self.host, self.port, timeout=20)
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+        return connection
+
     def ask(self, body=None, method="POST", path="/v1/chat/completions", headers=(), raw=None, timeout=20):
         """One request; returns status, headers and the body's document."""
         connection = HTTPConnection(self.host, self.port, timeout=timeout)
@@ -116,8 +123,8 @@ class Asking:
 class Served(Asking):
     """A running server, its dispatcher and its replicas."""
 
-    def __init__(self, options, **words):
-        self.kind = type("Fake", (FakeReplica,), {"made": [], **words})
+    def __init__(self, options, kind=None, **words):
+        self.kind = kind or type("Fake", (FakeReplica,), {"made": [], **words})
         self.options = options
         self.host, self.port = "127.0.0.1", 0
 

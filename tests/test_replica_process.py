@@ -11,6 +11,7 @@ from budgetvlm.errors import InputError
 from budgetvlm.serving import wire
 from budgetvlm.serving.jobs import Job
 from budgetvlm.serving.replica_process import ReplicaProcess
+from budgetvlm.serving.served_model import ServedModel
 
 pytestmark = pytest.mark.alone
 
@@ -35,22 +36,26 @@ class PlantedModel:
         return SimpleNamespace(to_dict=lambda: {"answer": "word " * self.said})
 
 
+class PlantedServed(ServedModel):
+    """A served model without controller, guard and files."""
+
+    def __init__(self, options):
+        self.model, self.facts, self.saved = PlantedModel(), self.described(), 0
+        self.state = SimpleNamespace(due_s=lambda: None, answered=lambda model: None)
+        self._keeping = threading.Lock()
+
+    def save(self):
+        self.saved += 1
+
+    def described(self):
+        return {"fastest_ms": 1.0}
+
+
 class Planted(ReplicaProcess):
     """A replica without the process."""
 
-    def __init__(self, connection):
-        super().__init__(connection)
-        self.planted, self.saved = PlantedModel(), 0
-
     def _open(self, options):
-        self.model = self.planted
-        self._state = SimpleNamespace(due_s=lambda: None, save=self._save, answered=lambda model: None)
-
-    def _save(self, model):
-        self.saved += 1
-
-    def _described(self):
-        return {"fastest_ms": 1.0}
+        return PlantedServed(options)
 
 
 @pytest.fixture
@@ -72,7 +77,7 @@ def replica():
     ours.settimeout(10)
     wire.send(ours, {})
     assert wire.receive(ours)[0]["kind"] == "ready"
-    yield SimpleNamespace(process=made, model=made.planted, server=ours, thread=thread)
+    yield SimpleNamespace(served=made._served, model=made._served.model, server=ours, thread=thread)
     ours.close()
     thread.join(10)
     assert not thread.is_alive()
@@ -135,7 +140,7 @@ def test_a_replica_that_is_to_close_ends_its_job_and_saves(replica):
     wire.send(replica.server, {"kind": "close", "id": None})
     replica.model.more.release(WORDS)
     replica.thread.join(10)
-    assert replica.model.said == 2 and replica.process.saved == 1
+    assert replica.model.said == 2 and replica.served.saved == 1
 
 
 def test_a_replica_whose_server_is_gone_ends_and_saves(replica):
@@ -146,7 +151,7 @@ def test_a_replica_whose_server_is_gone_ends_and_saves(replica):
     replica.model.more.release(WORDS)
     replica.thread.join(10)
     assert not replica.thread.is_alive()
-    assert replica.model.said <= 3 and replica.process.saved == 1
+    assert replica.model.said <= 3 and replica.served.saved == 1
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 from budgetvlm.serving import server as server_module
 from budgetvlm.serving.dispatcher import Dispatcher
-from budgetvlm.serving.replicas import Replica, ReplicaError
+from budgetvlm.serving.replicas import ProcessReplica, ReplicaError
 from budgetvlm.serving.serve_options import ServeOptions
 from tests.fake_replicas import CHAT, WORDS, FakeReplica, in_background, served, until
 
@@ -190,7 +190,7 @@ def test_a_process_that_cannot_be_started_is_no_end_of_trying(monkeypatch):
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", none_left)
     with pytest.raises(ReplicaError, match="cannot be started: Too many open files"):
-        asyncio.run(Replica(ServeOptions()).start())
+        asyncio.run(ProcessReplica(ServeOptions()).start())
 
 
 def test_a_controller_that_cannot_be_opened_leaves_the_one_before():

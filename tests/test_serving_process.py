@@ -73,7 +73,7 @@ def test_a_controller_is_swapped_in_by_request_and_by_signal(server, directory):
     (first,) = server.replicas()
     assert server.ask(method="POST", path="/admin/reload")[0] == 401
     assert server.ask(method="POST", path="/admin/reload", headers=BEARER)[:3:2] == (
-        200, {"status": "reloaded", "replicas": 1},
+        200, {"status": "reloaded", "replicas": 1, "replicas_up": 1},
     )  # fmt: skip
     until(lambda: len(server.replicas()) == 1, 60)
     (second,) = server.replicas()

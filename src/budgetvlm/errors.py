@@ -10,6 +10,7 @@ BudgetVLMError
 ├── CheckpointError    a checkpoint that does not fit or cannot be read
 ├── EngineError        an engine that serves a model refuses or fails
 │   ├── EngineDownError     it cannot be reached, broke off, or is too busy: another may answer
+│   │   └── EngineFailedError   it answered this request with an error of its own
 │   └── EngineChangedError  it is not what it was
 ├── OutputError        a result that cannot be written, or that already exists
 └── WorkerError        workers on other machines or processes that cannot be had, or die again and again
@@ -63,6 +64,10 @@ class EngineError(BudgetVLMError):
 
 class EngineDownError(EngineError):
     """An engine that cannot be reached, broke off, or is too busy; another one may answer."""
+
+
+class EngineFailedError(EngineDownError):
+    """An engine that answers this request with an error of its own, and perhaps no other."""
 
 
 class EngineChangedError(EngineError):

@@ -24,6 +24,7 @@ class Dialect:
         load_metrics: names of its figures of requests that run and that wait.
         lossless: format of images that have no file. Writing and reading PNG takes 45 ms for 640 x 480 pixels on a CPU
             and BMP 2 ms; sending the larger file takes a few more.
+        health: where it says whether it is well, below its host or, without a slash, below its API.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Dialect:
     takes_setting: bool = False
     load_metrics: tuple[str, ...] = ()
     lossless: str = "BMP"
+    health: str = "models"
 
     def fields(self, setting: Mapping[str, Value], options: Mapping[str, Any]) -> dict[str, Any]:
         """Return the body's fields of a setting.
@@ -48,8 +50,13 @@ class Dialect:
 DIALECTS = {
     one.name: one
     for one in (
-        Dialect("vllm", takes_options=True, load_metrics=("vllm:num_requests_running", "vllm:num_requests_waiting")),
-        Dialect("budgetvlm", KNOBS, takes_setting=True),
+        Dialect(
+            "vllm",
+            takes_options=True,
+            load_metrics=("vllm:num_requests_running", "vllm:num_requests_waiting"),
+            health="/health",
+        ),
+        Dialect("budgetvlm", KNOBS, takes_setting=True, health="/ready"),
         Dialect("openai", lossless="PNG"),
     )
 }

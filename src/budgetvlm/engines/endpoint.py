@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from PIL import Image
 
@@ -11,6 +12,7 @@ from budgetvlm.engines.dialects import Dialect
 from budgetvlm.engines.engine_client import EngineClient, Reply
 from budgetvlm.engines.payload import Size, Writer, data_url, messages_of
 from budgetvlm.engines.sketch import Sketch
+from budgetvlm.engines.standing import Standing
 from budgetvlm.errors import EngineChangedError, InputError
 from budgetvlm.knobs import Setting, Value
 from budgetvlm.vlm import Conversation
@@ -27,7 +29,7 @@ class Ask(NamedTuple):
     write: Writer = data_url
 
 
-class Endpoint:
+class Endpoint(Standing):
     """One engine and what is known of it.
 
     Attributes:
@@ -35,16 +37,16 @@ class Endpoint:
         steer: how it is told how to show an image: "kwargs" (also our own server's setting), "pixels" or "none".
         values: of each knob, those that it answers.
         more_text: by how many tokens its text around a question is longer than the sketch's.
-        in_flight: requests that it works on for us.
-        healthy: it may be asked.
+        name: its host and port.
     """
 
     def __init__(self, client: EngineClient, dialect: Dialect, sketch: Sketch, model: str, steer: str) -> None:
+        super().__init__(client.spec.concurrency)
         self.client, self.dialect, self.sketch = client, dialect, sketch
         self.model, self.steer = model, steer
         self.values: dict[str, tuple[Value, ...]] = {}
         self.more_text = 0
-        self.in_flight, self.healthy = 0, True
+        self.name = urlsplit(client.spec.url).netloc.rpartition("@")[2]
 
     def takes(self, knob: str) -> bool:
         """Tell whether it takes a knob with each request."""

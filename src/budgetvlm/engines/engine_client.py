@@ -6,10 +6,9 @@ import json
 import math
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from threading import Timer
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,13 +16,14 @@ from budgetvlm import _extras
 from budgetvlm._io import shortened
 from budgetvlm.engines.dialects import TRUST_FLAG, Dialect
 from budgetvlm.engines.fleet_file import ReplicaSpec
-from budgetvlm.errors import ConfigError, EngineDownError, EngineError, InputError
+from budgetvlm.engines.limit import Limit, cut
+from budgetvlm.errors import ConfigError, EngineDownError, EngineError, EngineFailedError, InputError
 from budgetvlm.vlm import OnText
 
 _extras.require("httpx2", "engines", "engine over HTTP")
 import httpx2 as httpx  # noqa: E402 (what is missing is named first)
 
-CONNECTING_S, SILENT_S = 5.0, 300.0  # without a deadline, how long an engine may say nothing
+CHECKING_S, CONNECTING_S, SILENT_S = 2.0, 5.0, 300.0  # without a deadline, how long an engine may say nothing
 LEAST_S = 1e-3  # of a timeout
 KEPT_S = 4.0  # that an idle connection is kept: uvicorn, under most engines, closes it after 5
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
@@ -68,7 +68,7 @@ class EngineClient:
 
     def __init__(self, spec: ReplicaSpec) -> None:
         key, local = spec.api_key(), urlsplit(spec.url).hostname in LOOPBACK
-        self.spec = spec
+        self.spec, self._streams = spec, set[socket.socket]()
         self._http = httpx.Client(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             limits=httpx.Limits(max_keepalive_connections=spec.concurrency, keepalive_expiry=KEPT_S),
@@ -77,8 +77,30 @@ class EngineClient:
         )
 
     def close(self) -> None:
-        """Close its connections."""
+        """Break off what is under way and close its connections."""
+        self.break_off()
         self._http.close()
+
+    def break_off(self) -> None:
+        """End all answers that are under way, as if the engine had."""
+        for connection in tuple(self._streams):
+            cut(connection)
+
+    def check(self, health: str) -> bool:
+        """Ask whether it is well; False: it says nothing for a while. Raises EngineDownError: it is not.
+
+        Args:
+            health: see `Dialect`.
+        """
+        root = self.spec.url.rpartition("/")[0] if health.startswith("/") else f"{self.spec.url}/"
+        with self._failures():
+            try:
+                response = self._http.get(root + health, timeout=CHECKING_S)
+            except httpx.TimeoutException:
+                return False
+            if response.status_code >= 500:
+                raise self._refusal(response.status_code, response.text, {})
+        return True
 
     def models(self) -> list[dict[str, Any]]:
         """Return what it serves. Raises EngineError: no engine is there, or it says nothing of the kind."""
@@ -103,18 +125,23 @@ class EngineClient:
                     found[name] = found.get(name, 0.0) + float(line.rpartition(" ")[2])
         return tuple(found.values())
 
-    def chat(self, body: Mapping[str, Any], *, end_s: float = math.inf, on_text: OnText | None = None) -> Reply:
+    def chat(
+        self, body: Mapping[str, Any], *, end_s: float = math.inf, on_text: OnText | None = None,
+        left: Callable[[], bool] | None = None,
+    ) -> Reply:  # fmt: skip
         """Stream a chat completion.
 
         Args:
             end_s: when to break it off, on the clock of `time.perf_counter`; the engine then stops working on it.
             on_text: called with each piece of text; False breaks it off.
+            left: asked now and then by another thread whether nobody waits any more, which breaks it off, too.
 
         Raises:
             InputError: the engine refuses the request as its author's fault.
             ConfigError: it refuses the model's name, the key, or options of the image processor.
             EngineDownError: it cannot be reached, failed, or broke off.
         """
+        limit = Limit(end_s, left)
         reply, told = Reply(), {**body, "stream": True, "stream_options": {"include_usage": True}}
         left_s = SILENT_S if math.isinf(end_s) else max(end_s - time.perf_counter(), LEAST_S)
         request = self._http.build_request(
@@ -123,7 +150,7 @@ class EngineClient:
             timeout=httpx.Timeout(left_s, connect=min(left_s, CONNECTING_S)),
         )  # fmt: skip
         try:
-            with self._failures(), self._sent(request, end_s) as response:
+            with self._failures(), self._sent(request, limit) as response:
                 self._require_ok(response, body)
                 for event in events(response.iter_bytes()):
                     self._require_no_error(event, body)
@@ -135,28 +162,24 @@ class EngineClient:
                         reply.finish_reason = "stopped"
                         break
         except EngineDownError:
-            if time.perf_counter() < end_s:
+            if not (ended := limit.reached()):
                 raise
-            reply.finish_reason = reply.finish_reason or "budget"
+            reply.finish_reason = reply.finish_reason or ended
         if not reply.finish_reason:
             raise EngineDownError(f"the engine at {self.spec.url} broke off in the middle of an answer")
         return reply
 
     @contextmanager
-    def _sent(self, request: Any, end_s: float) -> Iterator[Any]:
-        """Send a request; its connection is cut at a time, whatever is being waited for."""
+    def _sent(self, request: Any, limit: Limit) -> Iterator[Any]:
+        """Send a request; its connection is cut at its limit, whatever is being waited for."""
         response = self._http.send(request, stream=True)
-        timer = None
+        connection = response.extensions["network_stream"].get_extra_info("socket")
+        self._streams.add(connection)
         try:
-            if not math.isinf(end_s):
-                stream = response.extensions["network_stream"]
-                timer = Timer(end_s - time.perf_counter(), _cut, [stream.get_extra_info("socket")])
-                timer.daemon = True
-                timer.start()
-            yield response
+            with limit.cutting(connection):
+                yield response
         finally:
-            if timer:
-                timer.cancel()
+            self._streams.discard(connection)
             response.close()
 
     @contextmanager
@@ -202,13 +225,7 @@ class EngineClient:
             return ConfigError(f"{where} does not know the model {body.get('model')!r} ({said}); give its name: model")
         if status < 500 and status not in (408, 429):
             return InputError(f"{where} refuses the request ({status}: {said})")
-        return EngineDownError(f"{where} failed ({status}: {said})")
-
-
-def _cut(connection: Any) -> None:
-    """End what waits for a connection."""
-    with suppress(OSError):
-        connection.shutdown(socket.SHUT_RDWR)
+        return EngineFailedError(f"{where} failed ({status}: {said})")
 
 
 def events(pieces: Iterator[bytes]) -> Iterator[dict[str, Any]]:

@@ -20,11 +20,11 @@ import torch
 from PIL import Image
 
 from budgetvlm.engines.asked_once import Remembered, all_at_once, digest_of
-from budgetvlm.engines.endpoint import Ask
+from budgetvlm.engines.endpoint import Ask, Endpoint
 from budgetvlm.engines.engine_client import Reply
 from budgetvlm.engines.payload import Size, data_url, fresh_data_url
 from budgetvlm.engines.request_features import Extractor
-from budgetvlm.engines.router import EngineRouter
+from budgetvlm.engines.router import EngineRouter, key_of
 from budgetvlm.engines.sketch import Sketch
 from budgetvlm.engines.token_counts import PROBE_SIZES
 from budgetvlm.errors import InputError, KnobSpaceError
@@ -179,31 +179,12 @@ class EngineVLM:
         if ask.max_new_tokens < 1:
             raise InputError(f"max_new_tokens={ask.max_new_tokens} cannot be answered with; give at least 1")
         self._require_served(ask.setting)
-        began_s, pieces, text = time.perf_counter(), list[str](), TextStream("".join, (), on_text)
-
-        def take(piece: str) -> bool:
-            pieces.append(piece)
-            return text(pieces)
-
-        with self.router.pick(ask.setting) as endpoint:
-            body, (vision, language) = endpoint.body(ask), endpoint.prompt_size(ask)
-            sent_s = time.perf_counter()
-            end_s = deadline.at_s - ENDING_S if deadline and deadline.cut else math.inf
-            reply = endpoint.client.chat(body, end_s=end_s, on_text=take)
-            text.finish(pieces)
-            done_s = time.perf_counter()
-        endpoint.check(ask, reply, f"this request at {ask.setting}")
-        first_s = done_s if math.isnan(reply.first_s) else reply.first_s
-        stages = {
-            "preprocess": earlier_ms + (sent_s - began_s) * 1e3, "vision": 0.0, "prefill": (first_s - sent_s) * 1e3,
-            "decode": (done_s - first_s) * 1e3,
-        }  # fmt: skip
-        ids = endpoint.sketch.token_ids(text.text)
-        made = (reply.usage or {}).get("completion_tokens", len(ids))
-        at_stop_string = bool(ask.stop) and reply.finish_reason == "stop" and reply.stop_reason is not None
-        return Generation(
-            text.text, ids, _reason(reply), vision, language, int(made), stages,
-            whole=reply.finish_reason != "stopped" and not at_stop_string,
+        began_s, pieces = time.perf_counter() - earlier_ms / 1e3, list[str]()
+        end_s = deadline.at_s - ENDING_S if deadline and deadline.cut else math.inf
+        key = None if self.fresh_images else key_of(ask.images)
+        return self.router.ask(
+            ask.setting, lambda endpoint: _generation(endpoint, ask, pieces, on_text, began_s, end_s), key=key,
+            end_s=end_s, again=lambda: not pieces,
         )  # fmt: skip
 
     def _require_served(self, setting: Setting) -> None:
@@ -211,6 +192,37 @@ class EngineVLM:
         self.knob_space.index(setting)
         if not self.router.serving(setting):
             raise KnobSpaceError(f"no engine of {self.name} answers {setting}")
+
+
+def _generation(
+    endpoint: Endpoint, ask: Ask, pieces: list[str], on_text: OnText | None, began_s: float, end_s: float
+) -> Generation:
+    """Have an engine answer what was begun at a time; ``pieces`` takes what it says as it comes."""
+    text = TextStream("".join, (), on_text)
+
+    def take(piece: str) -> bool:
+        pieces.append(piece)
+        return text(pieces)
+
+    left = None if on_text is None else lambda: on_text("") is False
+    body, (vision, language) = endpoint.body(ask), endpoint.prompt_size(ask)
+    sent_s = time.perf_counter()
+    reply = endpoint.client.chat(body, end_s=end_s, on_text=take, left=left)
+    text.finish(pieces)
+    done_s = time.perf_counter()
+    endpoint.check(ask, reply, f"this request at {ask.setting}")
+    first_s = done_s if math.isnan(reply.first_s) else reply.first_s
+    stages = {
+        "preprocess": (sent_s - began_s) * 1e3, "vision": 0.0, "prefill": (first_s - sent_s) * 1e3,
+        "decode": (done_s - first_s) * 1e3,
+    }  # fmt: skip
+    ids = endpoint.sketch.token_ids(text.text)
+    made = (reply.usage or {}).get("completion_tokens", len(ids))
+    at_stop_string = bool(ask.stop) and reply.finish_reason == "stop" and reply.stop_reason is not None
+    return Generation(
+        text.text, ids, _reason(reply), vision, language, int(made), stages,
+        whole=reply.finish_reason != "stopped" and not at_stop_string,
+    )  # fmt: skip
 
 
 def _images(image: Image.Image | None, question: str | Conversation) -> Sequence[Image.Image]:

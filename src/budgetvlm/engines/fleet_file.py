@@ -84,6 +84,11 @@ def is_address(path: str) -> bool:
     return path.startswith(("http://", "https://"))
 
 
+def is_engine(path: str | Path) -> bool:
+    """Tell whether this names an engine or a fleet's file, and not a model's directory."""
+    return is_address(str(path)) or str(path).endswith((".yaml", ".yml"))
+
+
 def read_fleet(source: str, model_path: str | None = None) -> Fleet:
     """Read a fleet's file, or make the fleet of one address.
 

@@ -8,18 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from budgetvlm.engines.fleet_file import is_address, read_fleet
+from budgetvlm.engines.fleet_file import is_engine, read_fleet
 from budgetvlm.errors import ConfigError
 from budgetvlm.vlm import VLM, load_vlm, loading
 from budgetvlm.vlm.fingerprint import model_fingerprint
 
 if TYPE_CHECKING:
     from budgetvlm.engines.engine_model import EngineVLM
-
-
-def is_engine(path: str | Path) -> bool:
-    """Tell whether this names an engine or a fleet's file, and not a model's directory."""
-    return is_address(str(path)) or str(path).endswith((".yaml", ".yml"))
 
 
 def open_model(

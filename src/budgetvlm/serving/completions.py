@@ -16,6 +16,7 @@ ERRORS = {
     "InputError": (400, "invalid_request"), "ConfigError": (400, "invalid_request"),
     "KnobSpaceError": (400, "invalid_request"), "NotReady": (503, "not_ready"),
     "ReplicaDied": (503, "replica_died"), "ClientLeft": (499, "client_left"),
+    "EngineError": (503, "engine_failed"),
     "InfeasibleError": (503, "expired"), "InternalError": (500, "internal_error"),
 }  # fmt: skip
 RETRY_AFTER_S = 1.0

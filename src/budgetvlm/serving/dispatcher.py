@@ -15,7 +15,7 @@ from budgetvlm.guard.spending import Spending
 from budgetvlm.serving.api_errors import APIError
 from budgetvlm.serving.jobs import Event, Job
 from budgetvlm.serving.lifecycle import Keeper
-from budgetvlm.serving.replicas import LEFT, Replica, ReplicaError
+from budgetvlm.serving.replicas import LEFT, Health, ProcessReplica, Replica, ReplicaError
 from budgetvlm.serving.scheduler import Refusal, Scheduler
 from budgetvlm.serving.serve_options import ServeOptions
 from budgetvlm.serving.toll import Worth
@@ -35,7 +35,8 @@ REFUSED = {
         "with when_infeasible",
     ),
 }  # status and message
-DOWN = Event("error", {"message": "the model's process is started anew; ask again", "type": "NotReady"})
+DOWN = Event("error", {"message": "the model is not there now; ask again", "type": "NotReady"})
+DEAD = Health("", up=False, in_flight=0, failures=0)
 
 
 class Ticket:
@@ -88,8 +89,8 @@ class Dispatcher:
         make_replica: makes other replicas, for tests.
     """
 
-    def __init__(self, options: ServeOptions, make_replica: Callable[[ServeOptions], Replica] = Replica) -> None:
-        self._options = options
+    def __init__(self, options: ServeOptions, make_replica: Callable[[ServeOptions], Replica] | None = None) -> None:
+        self._options, make = options, make_replica or _kind_of(options)
         self._waiting: dict[str, Ticket] = {}
         self._changed = asyncio.Event()
         self._expiry: asyncio.TimerHandle | None = None
@@ -98,18 +99,27 @@ class Dispatcher:
         self._rehearse_s, self._way_back = 0.0, WayBack()
         self._reloading, self.reloads = asyncio.Lock(), 0
         keepers = range(options.replicas)
-        self._keepers = [Keeper(lambda: make_replica(options), self._work, self._replicas_changed) for _ in keepers]
+        self._keepers = [Keeper(lambda: make(options), self._work, self._replicas_changed) for _ in keepers]
         self._started = False
 
     @property
     def ready(self) -> bool:
         """Whether a replica could take a job."""
-        return self.replicas > 0
+        return self.capacity > 0
 
     @property
-    def replicas(self) -> int:
-        """How many replicas could take a job."""
-        return sum(keeper.replica is not None and keeper.replica.alive for keeper in self._keepers)
+    def capacity(self) -> int:
+        """How many jobs could be worked on at once."""
+        return sum(keeper.replica.capacity for keeper in self._keepers if keeper.replica)
+
+    @property
+    def replicas(self) -> list[Health]:
+        """How each copy of the model is."""
+        return [
+            one._replace(name=one.name or str(place), failures=one.failures + keeper.restarts)
+            for place, keeper in enumerate(self._keepers)
+            for one in (keeper.replica.health() if keeper.replica else [DEAD])
+        ]
 
     @property
     def restarts(self) -> int:
@@ -175,17 +185,18 @@ class Dispatcher:
 
     def _replicas_changed(self) -> None:
         """Wake those who wait for jobs; without a replica, tell the jobs that cannot wait for one."""
-        self.scheduler.replicas = self.replicas
+        self.scheduler.replicas = self.capacity
         self._learn_worth()
         if not self.ready:
             until_s = time.perf_counter() + self._start_s
             for ticket in [ticket for ticket in self._waiting.values() if ticket.job.deadline_s <= until_s]:
                 self._forget(ticket.job)
                 ticket.put(DOWN)
+        self._told_expired()
         self._changed.set()
 
     async def _work(self, replica: Replica) -> None:
-        """Give one replica job after job, until it is dead or to go."""
+        """Give one slot of a replica job after job, until it is dead or to go."""
         while ticket := await self._take(replica):
             ticket.replica, ticket.started_s = replica, time.perf_counter()
             answered = False
@@ -257,6 +268,15 @@ class Dispatcher:
         delay_s = self.scheduler.next_expiry_s() - now_s
         loop = asyncio.get_running_loop()
         self._expiry = loop.call_later(delay_s + EXPIRY_S, self._told_expired) if delay_s < math.inf else None
+
+
+def _kind_of(options: ServeOptions) -> Callable[[ServeOptions], Replica]:
+    """Which kind of replica serves such a model."""
+    if not options.has_engines:
+        return ProcessReplica
+    from budgetvlm.serving.engine_slots import EngineSlots  # brings PyTorch into the server's process
+
+    return EngineSlots
 
 
 def _refused(refusal: Refusal) -> Event:

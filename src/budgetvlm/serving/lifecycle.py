@@ -23,8 +23,8 @@ class Keeper:
 
     Args:
         make: makes a replica that is not started yet.
-        work: gives one jobs until it is dead or retired.
-        changed: called when a replica died, is to go, or is there.
+        work: gives one jobs, one after another, until it is dead or retired.
+        changed: called when a replica died, is to go, is there, or can do more or less than before.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Keeper:
                 self.replica.retired |= self._newer is not None
                 watching = asyncio.create_task(self._watch(self.replica))
                 try:
-                    await self._work(self.replica)
+                    await asyncio.gather(*[self._work(self.replica) for _ in range(self.replica.slots)])
                 except Exception:  # ours; without a replica that is known to work, nobody would be answered any more
                     _log.exception("a replica is replaced after a mistake of the server")
                     await self.replica.close(0)
@@ -74,8 +74,9 @@ class Keeper:
             self._changed()
 
     async def _watch(self, replica: Replica) -> None:
-        """Say when it dies, also while it has nothing to do."""
-        await replica.ended()
+        """Say when it can do more or less, or dies, also while it has nothing to do."""
+        while await replica.changed():
+            self._changed()
         self._changed()
 
     async def _replace(self) -> None:

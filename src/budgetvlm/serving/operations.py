@@ -19,14 +19,17 @@ def operations_routes(jobs: Dispatcher, gate: Gate, metrics: ServerMetrics) -> A
     """Make the routes."""
     router = APIRouter()
 
+    def replicas() -> dict[str, int]:
+        return {"replicas": len(jobs.replicas), "replicas_up": sum(one.up for one in jobs.replicas)}
+
     @router.get("/health")
-    async def health() -> dict[str, str]:
-        return {"status": "ok"}
+    async def health() -> dict[str, Any]:
+        return {"status": "ok", **replicas()}
 
     @router.get("/ready")
     async def ready() -> JSONResponse:
         is_ready = jobs.ready and not gate.draining
-        return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
+        return JSONResponse({"ready": is_ready, **replicas()}, 200 if is_ready else 503)
 
     @router.get("/metrics")
     async def prometheus() -> Response:
@@ -41,6 +44,6 @@ def operations_routes(jobs: Dispatcher, gate: Gate, metrics: ServerMetrics) -> A
                 409, "the controller cannot be opened, and the one before goes on; the server's log says why",
                 code="reload_failed",
             ) from None  # fmt: skip
-        return {"status": "reloaded", "replicas": jobs.replicas}
+        return {"status": "reloaded", **replicas()}
 
     return router

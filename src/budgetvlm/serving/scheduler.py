@@ -77,7 +77,8 @@ class Scheduler:
     """See the module. Not for several threads at once.
 
     Attributes:
-        replicas: that can work; may change.
+        replicas: that can work, or jobs that can be worked on at once; may change. Without any, nobody waits longer
+            than its deadline.
         toll: says the price.
 
     Args:
@@ -211,7 +212,7 @@ class Scheduler:
 
     def _expires_s(self, one: _Waiting) -> float:
         """After which moment a job is not answered any more."""
-        patience_s = self._patience_s if one.job.when_infeasible != "reject" else 0.0
+        patience_s = self._patience_s if self.replicas and one.job.when_infeasible != "reject" else 0.0
         return one.due_s - one.least_s + patience_s if self._by_deadline else math.inf
 
     def _spare_s(self, now_s: float) -> list[float]:

@@ -8,8 +8,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+from budgetvlm.engines.fleet_file import is_engine
 from budgetvlm.errors import ConfigError
 
 WhenInfeasible = Literal["fastest", "reject", "best_effort"]
@@ -29,6 +30,8 @@ class ServeOptions:
 
     Attributes:
         model_path: model directory or hub name.
+        engine: file that lists engines (engines.yaml) or the address of one, whose model is served in place of one that
+            this machine holds.
         checkpoint: directory of the controller; the one that comes with the model if not given.
         device: PyTorch device of the replicas.
         num_threads: threads of PyTorch in each replica; PyTorch's own choice if not given.
@@ -70,6 +73,7 @@ class ServeOptions:
     """
 
     model_path: str = "reference"
+    engine: str | None = None
     checkpoint: Path | None = None
     device: str = "cpu"
     num_threads: int | None = None
@@ -111,9 +115,30 @@ class ServeOptions:
             raise ConfigError("these options cannot work: " + "; ".join(problems))
 
     @property
+    def opened(self) -> str:
+        """What is opened: a model, or the engines that hold it."""
+        return self.engine or self.model_path
+
+    @property
+    def has_engines(self) -> bool:
+        """Whether engines hold the model."""
+        return is_engine(self.opened)
+
+    def for_replicas(self) -> dict[str, Any]:
+        """What those need that open the model, as JSON takes it."""
+        return {
+            "model_path": self.opened, "checkpoint": self.checkpoint and str(self.checkpoint),
+            "device": self.device, "num_threads": self.num_threads, "allow_other_model": self.allow_other_model,
+            "state_dir": self.state_dir and str(self.state_dir), "full_only": self.full_only,
+            "mean_budget_ms": self.mean_budget_ms,
+        }  # fmt: skip
+
+    @property
     def served_name(self) -> str:
         """The model's name in requests and answers."""
-        return self.model_name or Path(self.model_path).resolve().name  # also of "."
+        if self.model_name or not self.has_engines:
+            return self.model_name or Path(self.model_path).resolve().name  # also of "."
+        return Path(self.opened).stem
 
     @property
     def max_body(self) -> int:

@@ -104,8 +104,16 @@ class _State(Collector):
             ("queue_length", "Requests that wait for a replica.", jobs.waiting),
             ("requests_open", "Requests that are read, wait or are answered.", self._gate.open),
             ("price", "Accuracy that one latency of the full setting has to buy now.", jobs.price),
-            ("replicas", "Replicas that could take a request.", jobs.replicas),
+            ("replicas", "Replicas that could take a request.", sum(one.up for one in jobs.replicas)),
+            ("capacity", "Requests that could be answered at once.", jobs.capacity),
         ):
             yield GaugeMetricFamily(f"budgetvlm_{name}", text, value)
+        up = GaugeMetricFamily("budgetvlm_replica_up", "Whether a replica answers.", labels=["replica"])
+        in_flight = GaugeMetricFamily("budgetvlm_replica_requests", "Requests at a replica.", labels=["replica"])
+        failed = CounterMetricFamily("budgetvlm_replica_failures", "Failures of a replica.", labels=["replica"])
+        for one in jobs.replicas:
+            for metric, value in ((up, one.up), (in_flight, one.in_flight), (failed, one.failures)):
+                metric.add_metric([one.name], value)
+        yield from (up, in_flight, failed)
         yield CounterMetricFamily("budgetvlm_replica_restarts", "Replicas that died and were replaced.", jobs.restarts)
         yield CounterMetricFamily("budgetvlm_reloads", "Times that the controller was read anew.", jobs.reloads)

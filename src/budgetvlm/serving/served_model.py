@@ -1,0 +1,139 @@
+"""A model as a replica serves it: opened with its controller, asked for answers and previews, and its guard kept."""
+
+from __future__ import annotations
+
+import math
+import threading
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+
+from budgetvlm import decide
+from budgetvlm.controller.price_curve import load_price_curve
+from budgetvlm.errors import BudgetVLMError
+from budgetvlm.runtime import AdaptiveVLM, bundled_controller
+from budgetvlm.serving.learnt_state import LearntState
+from budgetvlm.serving.preview import preview
+from budgetvlm.serving.toll import Worth
+
+SMALL = (256, 192)  # pixels of an image
+LARGE_PRICE = 100.0  # at which a request takes the fastest setting
+
+
+class Client(Protocol):
+    """The one who waits for a job; ``told``: an event of it already."""
+
+    told: bool
+
+    def say(self, kind: str, **data: Any) -> None:
+        """Tell an event."""
+
+    def left(self) -> bool:
+        """Whether nobody waits any more."""
+
+
+class ServedModel:
+    """See the module. Threads may share it.
+
+    Attributes:
+        model: with its controller and its guard.
+        state: where what the guard learns is kept.
+        facts: what the server has to know: "fastest_ms", the least that a small request takes, "worth", of time, and
+            "model", what clients may know of it.
+
+    Args:
+        options: those of `ServeOptions` that a replica is told.
+
+    Raises:
+        BudgetVLMError: the model or its controller cannot be opened.
+    """
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        controller = Path(options["checkpoint"] or bundled_controller(options["model_path"]))
+        self._curve, self._keeping = load_price_curve(controller), threading.Lock()
+        self.state = LearntState(controller, options["state_dir"] and Path(options["state_dir"]))
+        self.model = AdaptiveVLM.from_pretrained(
+            options["model_path"], controller, guard=self.state.restored(), device=options["device"],
+            num_threads=options["num_threads"], allow_other_model=options["allow_other_model"],
+            mean_budget_ms=options["mean_budget_ms"],
+        )  # fmt: skip
+        if options["full_only"]:
+            self.model.known[:-1] = False
+            self.model.guard.rule = self.model.guard.rule._replace(revises=False, cuts=False, hurries=False)
+        decide.wait_for_compiled()
+        self.facts = self.described()
+
+    def save(self) -> None:
+        """Keep what the guard has learnt, if that is new."""
+        with self._keeping:
+            self.state.save(self.model)
+
+    def described(self) -> dict[str, Any]:
+        """What `facts` are now."""
+        model, bounds = self.model, self.model.bounds(Image.new("RGB", SMALL), "what")
+        reference_ms = float(model.controller.latency_reference_ms) * bounds.slowdown
+        price = model.spending.price if model.spending else float(model.controller.default_price)
+        worth = Worth.of(self._curve, reference_ms, price, model.own_ms)
+        known = {"knob_space": model.vlm.knob_space.to_dict(), "fingerprint": model.fingerprint}
+        return {"fastest_ms": float(bounds.bounds_ms.min()), "worth": asdict(worth), "model": known}
+
+    def work(self, header: Mapping[str, Any], images: Sequence[Image.Image], client: Client) -> None:
+        """Work on a job until its client was told the last event; ``header``: see `Job.header`."""
+        try:
+            self._work(header, images, client)
+        except BudgetVLMError as error:
+            client.say("error", message=str(error), type=type(error).__name__)
+        except (EOFError, ConnectionError):
+            raise
+        except Exception:  # what is wrong with one request ends no replica, and clients see no trace
+            traceback.print_exc()
+            client.say("error", message="the model failed on this request", type="InternalError")
+        with self._keeping:
+            self.state.answered(self.model)
+
+    def _work(self, header: Mapping[str, Any], images: Sequence[Image.Image], client: Client) -> None:
+        if header["kind"] == "preview":
+            question = _question(header["messages"][-1]["content"])
+            client.say("preview", preview=preview(self.model, images[0], question, header["price"]))
+        elif header["kind"] == "rehearsal":
+            image = Image.new("RGB", SMALL)
+            self.model.generate(image, "what", price=LARGE_PRICE, max_new_tokens=2)
+            client.say("rehearsal", **self.described())
+        else:
+            client.say("answer", answer=self._answer(header, images, client), **self.facts)
+            self.facts = self.described()  # for the next one, so that this one does not wait for it
+
+    def _answer(self, header: Mapping[str, Any], images: Sequence[Image.Image], client: Client) -> dict[str, Any]:
+        def on_text(piece: str) -> bool:
+            if piece and header["streams"]:
+                client.say("text", text=piece)
+            return not client.left()
+
+        answer = self.model.generate(
+            messages=_with_images(header["messages"], images),
+            budget_ms=header["budget_ms"] or math.inf, price=header["price"], arrived_s=header["arrived_s"],
+            max_new_tokens=header["max_new_tokens"], stop=header["stop"],
+            when_infeasible=header["when_infeasible"], cut=header["cut"], setting=header["setting"],
+            on_text=on_text,
+        )  # fmt: skip
+        return answer.to_dict()
+
+
+def _question(content: Any) -> str:
+    """The text of a message, or the first one in it."""
+    return content if isinstance(content, str) else next((one["text"] for one in content if one["type"] == "text"), "")
+
+
+def _with_images(messages: Sequence[dict[str, Any]], images: Sequence[Image.Image]) -> list[dict[str, Any]]:
+    """Put images in the place of their numbers."""
+
+    def filled(content: Any) -> Any:
+        if isinstance(content, str):
+            return content
+        return [{**part, "image": images[part["image"]]} if part["type"] == "image" else part for part in content]
+
+    return [{**message, "content": filled(message["content"])} for message in messages]
