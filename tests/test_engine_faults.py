@@ -14,16 +14,18 @@ from tiny_vlm import write_tiny_model
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.engines.opening import open_model
 from budgetvlm.engines.router import key_of
-from budgetvlm.errors import EngineDownError
+from budgetvlm.errors import EngineDownError, EngineError, InfeasibleError, InputError
 from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.serving.engine_slots import EngineSlots, ServedEngines
+from budgetvlm.serving.library import Router
 from budgetvlm.serving.serve_options import ServeOptions
 from budgetvlm.vlm.loading import load
 from tests.fake_replicas import Served, in_background, until
-from tests.server_process import asked, image_part
+from tests.server_process import ROOT, asked, image_part
 
 FEW_MS, MANY_MS = 50.0, 500.0  # bounds of settings with few experts and with many
 CHAT = {"messages": asked(image_part())}
+SIGNS = ROOT / "examples" / "signs.png"
 GRACE_S = 1.0  # after its budget, in which a request has its answer or an error
 
 
@@ -171,15 +173,14 @@ def test_a_slow_one_gets_less_to_do(front, sketch):
         assert len(quick.asked) - before[1] >= len(slow.asked) - before[0]
 
 
-def test_a_client_that_leaves_frees_its_engine_before_the_first_token(front, sketch):
-    with FakeEngine(sketch, first_ms=5000) as engine:
-        engine.first_ms = 1.0
+def test_a_client_that_leaves_frees_its_engine_between_two_tokens(front, sketch):
+    with FakeEngine(sketch) as engine:
         server = front(engine)
-        engine.first_ms = 5000
+        engine.token_ms = 20_000
         connection = server.leaving({"model": "engines", **CHAT, "stream": True})
         until(lambda: engine.running == 1)
         connection.close()
-        until(lambda: engine.running == 0, 1.0)
+        until(lambda: engine.running == 0, 2.0)
         until(lambda: not any(one.in_flight for one in server.jobs.replicas))
 
 
@@ -224,3 +225,30 @@ def test_keys_keep_their_engine_when_others_come_and_go(tiny, tmp_path, sketch):
             endpoint.watched = True
         with pytest.raises(EngineDownError, match="no engine that answers"):
             placed()
+
+
+def test_the_same_from_python(tiny, tmp_path, sketch, monkeypatch):
+    monkeypatch.setattr(EngineSlots, "_open", lambda slots: Planted(slots._options.engine))
+    fleet = tmp_path / "engines.yaml"
+    with EngineProcess(FakeEngine(sketch, knobs={"top_k": 1})) as few, FakeEngine(sketch, knobs={"top_k": 4}) as many:
+        listed = [started(few.url, 1), started(many.url, 4)]
+        fleet.write_text(yaml.safe_dump({"model_path": str(tiny), "replicas": listed}))
+        with Router(fleet) as router:
+            said = []
+            answer = router.generate(SIGNS, "read the sign", budget_ms=10 * MANY_MS, on_text=said.append)
+            assert answer.setting["top_k"] == 4 and answer.budget_met and "".join(said) == answer.answer
+            messages = [
+                {"role": "user", "content": [{"type": "image", "image": SIGNS}, {"type": "text", "text": "what"}]}
+            ]
+            answer = router.generate(messages=messages, budget_ms=MANY_MS - 50)
+            assert answer.setting["top_k"] == 1
+            assert router.generate(SIGNS, "what", setting={"top_k": 4}).setting["top_k"] == 4
+            few.kill()
+            assert router.generate(SIGNS, "what", budget_ms=MANY_MS - 50).setting["top_k"] == 4
+            with pytest.raises(InputError, match="the question is empty"):
+                router.generate(SIGNS, " ")
+            with pytest.raises(InfeasibleError):
+                router.generate(SIGNS, "what", budget_ms=1, when_infeasible="reject")
+            many.die()
+            with pytest.raises(EngineError):
+                router.generate(SIGNS, "what", budget_ms=300)

@@ -18,7 +18,7 @@ FACE = {
     "VLM", "load_vlm", "Sample", "Task", "TaskOptions", "load_task",
     "GRPOController", "load_controller", "ControllerPolicy", "GRPOConfig", "RewardWeights", "TrainingConfig",
     "TrainingResult", "train", "EvaluationOptions", "EvaluationReport", "evaluate",
-    "CompareOptions", "CompareReport", "compare", "calibrate",
+    "Router", "CompareOptions", "CompareReport", "compare", "calibrate",
     "BudgetVLMError", "CheckpointError", "ConfigError", "DataError", "InputError", "KnobSpaceError",
     "MissingExtraError", "OutputError",
 }  # fmt: skip

@@ -37,6 +37,7 @@ _HOMES = {
     "comparison.runner": ("compare",),
     "live.calibrate_here": ("calibrate",),
     "live.guarded_training": ("train",),
+    "serving.library": ("Router",),
     "errors": (
         "BudgetVLMError",
         "CheckpointError",

@@ -7,7 +7,7 @@ import time
 
 from budgetvlm.errors import EngineChangedError, EngineError, EngineFailedError
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 30.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S, GROWTH = 0.25, 5.0, 1.5
 REFUSALS = 3  # in a row, after which an engine that still speaks is taken for down
 
 
@@ -57,5 +57,5 @@ class Standing:
     def down(self) -> None:
         """Ask it nothing for a while, each time for longer."""
         self.healthy, self._refusals = False, 0
-        self.pause_s = min(max(2 * self.pause_s, FIRST_PAUSE_S), LONGEST_PAUSE_S)
+        self.pause_s = min(max(GROWTH * self.pause_s, FIRST_PAUSE_S), LONGEST_PAUSE_S)
         self._again_s = time.perf_counter() + self.pause_s

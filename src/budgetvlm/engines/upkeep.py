@@ -34,9 +34,11 @@ class Upkeep:
         self._endpoint.woken.set()
 
     def _run(self) -> None:
-        while not self._closed:
+        while True:
             self._endpoint.woken.wait(CHECK_S if self._endpoint.healthy else self._endpoint.pause_s)
             self._endpoint.woken.clear()
+            if self._closed:
+                return
             self._look()
             if self._was_up != self._endpoint.healthy:
                 self._was_up = self._endpoint.healthy
@@ -57,6 +59,9 @@ class Upkeep:
             endpoint.suspect = True  # when it is back it may have been started with other flags
             endpoint.down()
             endpoint.client.break_off()
+        except RuntimeError:  # the connections were closed meanwhile
+            if not self._closed:
+                raise
         except BudgetVLMError as error:
             _log.error("the engine at %s stays out: %s", endpoint.name, error)
             endpoint.down()
