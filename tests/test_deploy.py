@@ -5,11 +5,14 @@ import json
 import re
 import shlex
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 
 from budgetvlm.cli import command_parser
+from budgetvlm.engines.dialects import TRUST_FLAG
+from budgetvlm.engines.fleet_file import read_fleet
 from budgetvlm.serving.app import make_app
 from budgetvlm.serving.dispatcher import Dispatcher
 from budgetvlm.serving.gate import Gate
@@ -61,6 +64,24 @@ def test_the_compose_file_gives_flags_that_exist_and_time_to_finish():
         assert all((DEPLOY / path).exists() for path in mounted)
     targets = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"][0]["static_configs"]
     assert targets == [{"targets": [f"server:{ServeOptions.port}"]}]
+
+
+def test_the_compose_file_in_front_of_an_engine_fits_its_fleet():
+    services = yaml.safe_load((DEPLOY / "vllm" / "compose.yaml").read_text())["services"]
+    server, engine = services["server"], services["vllm"]
+    given = flags_of([*entry_point(), *server["command"]])
+    assert ((DEPLOY / "vllm" / server["build"]["context"]).resolve(), given.budget_ms) == (ROOT, 2000)
+    assert (ROOT / server["build"]["dockerfile"]).is_file()
+    mounts = dict(volume.rpartition(":ro")[0].rpartition(":")[::2] for volume in server["volumes"] if ":ro" in volume)
+    assert mounts["./engines.yaml"] == given.engine and str(given.checkpoint) in mounts.values()
+    fleet = read_fleet(str(DEPLOY / "vllm" / "engines.yaml"))
+    (replica,) = fleet.replicas
+    assert urlsplit(replica.url).hostname in services and replica.model_path in mounts.values()
+    command = engine["command"]
+    assert command[command.index("--served-model-name") + 1] == replica.model
+    assert TRUST_FLAG in command and "ports" not in engine
+    assert all(port.startswith("127.0.0.1:") for port in server["ports"])
+    assert int(server["stop_grace_period"].removesuffix("s")) > GRACE_S
 
 
 def test_the_unit_gives_flags_that_exist_and_time_to_finish():

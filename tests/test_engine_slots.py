@@ -1,5 +1,6 @@
 """Slots answer several jobs at once in threads of the server's process. Their model is planted."""
 
+import asyncio
 import threading
 import time
 from types import SimpleNamespace
@@ -8,6 +9,8 @@ import pytest
 
 from budgetvlm.errors import ConfigError, InputError
 from budgetvlm.serving.engine_slots import EngineSlots
+from budgetvlm.serving.jobs import Job
+from budgetvlm.serving.replicas import GONE, Health
 from budgetvlm.serving.serve_options import ServeOptions
 from tests.fake_replicas import CHAT, WORDS, FakeReplica, Served, in_background, until
 from tests.test_replica_process import PlantedServed
@@ -29,8 +32,10 @@ class PlantedRouter:
     def close(self):
         self.closed = True
 
-    def health(self):
-        return [("one:8000", True, 1, 0), ("two:8000", self.capacity == NUM_SLOTS, 0, 4)]
+    @property
+    def endpoints(self):
+        told = ("one:8000", True, 1, 0), ("two:8000", self.capacity == NUM_SLOTS, 0, 4)
+        return [SimpleNamespace(**dict(zip(Health._fields, one, strict=True)), healthy=one[1]) for one in told]
 
 
 class PlantedEngines:
@@ -61,9 +66,13 @@ class PlantedServedEngines(PlantedServed):
     def __init__(self, options):
         super().__init__(options)
         self.model = PlantedEngines()
+        self.router = self.model.vlm.router
 
     def described(self):
         return FakeReplica(None).facts
+
+    def follow(self):
+        """All settings stay."""
 
 
 class Slots(EngineSlots):
@@ -191,16 +200,21 @@ def test_a_reload_drops_no_request(server, model):
     assert server.jobs.restarts == 0
 
 
-def test_a_server_that_ends_waits_for_its_jobs_no_longer_than_it_may(monkeypatch):
-    monkeypatch.setattr("budgetvlm.serving.dispatcher.CLOSE_S", 0.1)
-    kind = type("PlantedSlots", (Slots,), {"made": []})
-    with Served(ServeOptions(), kind=kind) as running:
-        asking = asked(running, 1)
-        model = running.replicas[0].model
-        running.run(running.jobs.close())
-        assert ended(asking) == [503]
-        assert model.vlm.router.closed
-        model.more.release(len(WORDS))
+def test_slots_that_are_closed_wait_for_their_jobs_no_longer_than_they_may():
+    async def closed():
+        slots = type("PlantedSlots", (Slots,), {"made": []})(ServeOptions())
+        await slots.start()
+        job = Job("job", [{"role": "user", "content": "what"}], [], arrived_s=0.0)
+        events = slots.answer(job)
+        telling = asyncio.ensure_future(anext(events))
+        await asyncio.sleep(0.05)
+        await slots.close(0.1)
+        slots.model.more.release(len(WORDS))
+        return slots, await telling
+
+    slots, event = asyncio.run(closed())
+    assert event is GONE and not slots.alive and not slots.capacity
+    assert slots.model.vlm.router.closed and slots._served.saved == 1
 
 
 def test_what_cannot_be_opened_is_said(server):

@@ -15,6 +15,7 @@ from tiny_vlm import write_tiny_model
 
 from budgetvlm.engines.engine_client import events
 from budgetvlm.engines.opening import is_engine, open_model
+from budgetvlm.engines.router import TRIES
 from budgetvlm.errors import ConfigError, EngineChangedError, EngineDownError, InputError, KnobSpaceError
 from budgetvlm.vlm import VLM, Deadline
 from budgetvlm.vlm.conversation import read_messages
@@ -304,11 +305,12 @@ def test_a_conversation_goes_as_it_is(opened, sketch):
 def test_what_an_engine_may_do(opened, sketch, fault, error, said):
     with FakeEngine(sketch) as engine:
         vlm = opened(engine)
-        engine.faults.next.append(fault)
+        vlm.router.patience_s = 0.0
+        engine.faults.next.extend([fault] * TRIES)
         with pytest.raises(error, match=said):
             vlm.generate(IMAGE, QUESTION, vlm.knob_space.full)
         with pytest.raises(EngineDownError):
-            vlm.generate(IMAGE, QUESTION, vlm.knob_space.full)  # it is left out from then on
+            vlm.generate(IMAGE, QUESTION, vlm.knob_space.full)  # it is left out for a while
 
 
 def test_nothing_is_asked_that_is_no_question(opened, sketch):

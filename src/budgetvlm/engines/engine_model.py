@@ -204,10 +204,9 @@ def _generation(
         pieces.append(piece)
         return text(pieces)
 
-    left = None if on_text is None else lambda: on_text("") is False
     body, (vision, language) = endpoint.body(ask), endpoint.prompt_size(ask)
     sent_s = time.perf_counter()
-    reply = endpoint.client.chat(body, end_s=end_s, on_text=take, left=left)
+    reply = endpoint.client.chat(body, end_s=end_s, on_text=take, left=getattr(on_text, "left", None))
     text.finish(pieces)
     done_s = time.perf_counter()
     endpoint.check(ask, reply, f"this request at {ask.setting}")

@@ -90,7 +90,8 @@ class EngineRouter:
                 except (EngineDownError, EngineChangedError) as error:
                     endpoint.failed(error)
                     failed.append(endpoint)
-                    if not again() or time.perf_counter() >= end_s or not self._may_try(error, len(failed)):
+                    in_time = time.perf_counter() < end_s and (self.patience_s or self.is_up(setting))
+                    if not (again() and in_time and self._may_try(error, len(failed))):
                         raise
 
     def _may_try(self, error: EngineError, tries: int) -> bool:

@@ -37,9 +37,14 @@ class Standing:
         """The share of its places that are taken."""
         return self.in_flight / self.concurrency
 
+    @property
+    def out_for_s(self) -> float:
+        """How long it is not to be tried."""
+        return max(0.0, self._again_s - time.perf_counter())
+
     def may_be_asked(self) -> bool:
         """Tell whether it is up, or its pause is over and only a request can show whether it is back."""
-        return self.healthy or not (self.watched or time.perf_counter() < self._again_s)
+        return self.healthy or not (self.watched or self.out_for_s)
 
     def answered(self) -> None:
         """Note a whole answer."""

@@ -34,15 +34,17 @@ class Upkeep:
         self._endpoint.woken.set()
 
     def _run(self) -> None:
+        endpoint = self._endpoint
         while True:
-            self._endpoint.woken.wait(CHECK_S if self._endpoint.healthy else self._endpoint.pause_s)
-            self._endpoint.woken.clear()
+            endpoint.woken.wait(CHECK_S if endpoint.healthy else endpoint.out_for_s)
+            endpoint.woken.clear()
             if self._closed:
                 return
-            self._look()
-            if self._was_up != self._endpoint.healthy:
-                self._was_up = self._endpoint.healthy
-                _log.warning("the engine at %s is %s", self._endpoint.name, "back" if self._was_up else "down")
+            if endpoint.healthy or not endpoint.out_for_s:
+                self._look()
+            if self._was_up != endpoint.healthy:
+                self._was_up = endpoint.healthy
+                _log.warning("the engine at %s is %s", endpoint.name, "back" if self._was_up else "down")
                 self._changed()
 
     def _look(self) -> None:

@@ -113,6 +113,7 @@ class ServedModel:
                 client.say("text", text=piece)
             return not client.left()
 
+        setattr(on_text, "left", client.left)  # noqa: B010 (a function has no such attribute of its own)
         answer = self.model.generate(
             messages=_with_images(header["messages"], images),
             budget_ms=header["budget_ms"] or math.inf, price=header["price"], arrived_s=header["arrived_s"],

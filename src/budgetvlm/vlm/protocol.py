@@ -128,7 +128,11 @@ class RecordingClock:
 
 
 OnText = Callable[[str], bool | None]
-"""Called after each token with the whole characters that it adds, maybe none; False ends the answer there."""
+"""Called after each token with the whole characters that it adds, maybe none; False ends the answer there.
+
+It may have an attribute ``left``, which a model that waits for others asks from another thread now and then: whether
+nobody waits for the answer any more.
+"""
 
 Revise = Callable[[float], tuple[Setting, Deadline | None]]
 """From the time in ms that preprocessing and encoding the image took (an overview's included) to the setting that the
