@@ -95,9 +95,14 @@ MUTATIONS = [
         "test_serving_limits.py::test_a_body_without_a_length_is_refused_once_it_is_too_large",
     ),
     Mutation(
-        "a job goes on although nobody waits for it", "serving/replica_process.py",
-        "return not self._stopped(job)", "return True",
+        "a job goes on although nobody waits for it", "serving/served_model.py",
+        "return not client.left()", "return True",
         "test_replica_process.py::test_a_job_that_nobody_waits_for_ends_within_one_token",
+    ),
+    Mutation(
+        "a request is lost with its engine", "engines/router.py",
+        "if not (again() and in_time", "if True or not (again() and in_time",
+        "test_engine_faults.py::test_who_gets_an_error_is_answered_by_another",
     ),
     Mutation(
         "what was learnt counts for any calibration", "serving/learnt_state.py",

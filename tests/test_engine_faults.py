@@ -138,7 +138,7 @@ def test_one_is_killed_and_the_other_takes_over(front, sketch):
 
 
 def test_all_are_killed(front, sketch):
-    with EngineProcess(FakeEngine(sketch, first_ms=300)) as only:
+    with EngineProcess(FakeEngine(sketch, first_ms=150)) as only:
         server = front(only)
         found = asks(server, 3, latency_budget_ms=1000)
         until(lambda: sum(one.in_flight for one in server.jobs.replicas) == 3)
@@ -150,6 +150,21 @@ def test_all_are_killed(front, sketch):
         only.revive()
         until(lambda: server.jobs.ready)
         assert ask(server)[0] == 200
+
+
+def test_one_that_is_back_with_other_flags_stays_out(front, sketch):
+    with FakeEngine(sketch) as changed, FakeEngine(sketch) as same:
+        server = front(changed, same)
+        changed.die()
+        until(lambda: server.get("/health")["replicas_up"] == 1)
+        changed.faults.ignores = True
+        before = len(changed.asked)
+        changed.revive()
+        until(lambda: len(changed.asked) > before, 10)
+        time.sleep(0.3)
+        assert server.get("/health")["replicas_up"] == 1
+        changed.faults.ignores = False
+        until(lambda: server.get("/health")["replicas_up"] == 2, 10)
 
 
 @pytest.mark.parametrize("fault", ["500", "503", "disconnect"])
