@@ -83,7 +83,7 @@ def controller(tmp_path_factory):
     table.save(path / "t.parquet")
     features.save(path / "f.safetensors")
     words = ["--table", path / "t.parquet", "--features", path / "f.safetensors"]
-    words += ["--output_dir", path / "c", "--num_epochs", "2"]
+    words += ["--output_dir", path / "c", "--num_epochs", "1", "--teachers", "0"]
     assert main(["train", *map(str, words)]) == 0
     return path
 
