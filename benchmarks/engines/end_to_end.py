@@ -71,8 +71,10 @@ class Run:
         """Write a folder for each split, with the full setting's answers; returns what `--data_files` is told."""
         most, first, folders = self.images.most_crops, 0, []
         for name, count in self.counts.items():
-            folder = write_folder(
-                self.folder / "data" / name, range(first, first + count), per_image=PER_IMAGE,
+            folder = self.folder / "data" / name
+            if not folder.exists():
+                write_folder(
+                folder, range(first, first + count), per_image=PER_IMAGE,
                 answer=lambda number, question: self.full_answer(number, question, most),
             )  # fmt: skip
             folders.append(f"{name}={folder}")
@@ -97,8 +99,8 @@ class Run:
     def at(self, at_once: int, files: str) -> Iterator[tuple[str, Any]]:
         """Train and calibrate for a number of requests in flight, and answer live."""
         a, place = self.args, self.folder / f"at{at_once}"
-        task = ("--dataset_name", "boxes", "--data_files", files, "--metric", "exact_match",
-                "--max_new_tokens", MAX_TOKENS)  # fmt: skip
+        data_set = ("--dataset_name", "boxes", "--data_files", files, "--metric", "exact_match")
+        task = (*data_set, "--max_new_tokens", MAX_TOKENS)
         profiled = [str(round(PER_IMAGE * self.counts[name] * share)) for name, share in PROFILED.items()]
         model, splits = ("--model_path", self.fleet), ("--split", ",".join(SPLITS))
         exp5, exp6, data = self.folder / "exp5", place / "exp6", place / "data" / "controller_training_data.json"
@@ -107,9 +109,9 @@ class Run:
                          "--output_dir", exp5)  # fmt: skip
         self.command("profile", "latency", *model, *task, *splits, "--num_samples", a.num_timed,
                      "--concurrency", at_once, "--output_dir", exp6)  # fmt: skip
-        self.command("prepare", *model, *task, "--exp5_dir", exp5, "--exp6_dir", exp6, "--output_data_path", data)
+        self.command("prepare", *model, *data_set, "--exp5_dir", exp5, "--exp6_dir", exp6, "--output_data_path", data)
         controller = place / "controller"
-        self.command("train", "--data", data, "--output_dir", controller, "--num_epochs", a.num_epochs)
+        self.command("train", "--data", data, "--output_dir", controller, "--num_epochs", a.num_epochs, "--overwrite")
         self.command("calibrate", *model, *task, "--data", data, "--checkpoint", controller, "--samples",
                      a.num_calibrated, "--concurrency", at_once)  # fmt: skip
         yield "controller", controller
@@ -141,7 +143,10 @@ class Run:
 
 def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Return all figures of one run."""
-    model, found = write_model(args.family, folder / args.family), {}
+    folder.mkdir(parents=True, exist_ok=True)
+    model, found = folder / args.family, {}
+    if not model.exists():
+        write_model(args.family, model)
     with EngineProcess(args.program, model, args.log or folder / "log", *STEERED) as engine:
         one = Run(args, engine, model, folder)
         found["check"] = json.loads(one.command("check-model", "--engine", one.fleet, "--json"))
@@ -168,10 +173,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--num_overhead", type=int, default=200, metavar="N", help="pairs; default: 200")
     parser.add_argument("--at_once", type=int, nargs="+", default=[1, 4], metavar="N", help="in flight; default: 1 4")
     parser.add_argument("--log", type=Path, help="file for what the engine says; default: dropped")
+    parser.add_argument("--folder", type=Path, help="keep all that is made there, and go on with what is there already")
     parser.add_argument("--out", type=Path, help="file for the figures; default: standard output")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        said = json.dumps(run(args, Path(folder)), indent=1)
+        said = json.dumps(run(args, args.folder or Path(folder)), indent=1)
     args.out.write_text(said) if args.out else print(said)
     return 0
 
