@@ -6,6 +6,7 @@ those of the full setting, the accuracy of a setting is the share of questions a
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ SIZES = (640, 480), (480, 640), (800, 600), (512, 512), (448, 224), (224, 448), 
 ABOUT = "code total date name price shop street title colour number".split()
 WHERE = ("in red", "at the top", "on the left", "of the largest box")
 
-Answer = Callable[[int, str], str]
+Answer = Callable[[Path, str], str]
 
 
 def size_of(number: int) -> tuple[int, int]:
@@ -29,6 +30,13 @@ def picture(number: int) -> Image.Image:
     """Return an image of coarse random colours."""
     coarse = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize(size_of(number), Image.Resampling.BICUBIC)
+
+
+def jpeg(number: int) -> bytes:
+    """Return an image as the contents of a file."""
+    file = io.BytesIO()
+    picture(number).save(file, "JPEG", quality=90)
+    return file.getvalue()
 
 
 def questions(number: int, per_image: int) -> Iterator[str]:
@@ -46,8 +54,8 @@ def write_folder(
     with (directory / "metadata.jsonl").open("w") as lines:
         for number in numbers:
             path = directory / f"{number:05d}.jpg"
-            picture(number).save(path, quality=90)
+            path.write_bytes(jpeg(number))
             for question in questions(number, per_image):
-                row = {"file_name": path.name, "question": question, "answers": [answer(number, question)]}
+                row = {"file_name": path.name, "question": question, "answers": [answer(path, question)]}
                 lines.write(json.dumps(row) + "\n")
     return directory
