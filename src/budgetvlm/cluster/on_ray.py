@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,7 @@ from budgetvlm.errors import BudgetVLMError, WorkerError
 
 Say = Callable[[str], None]
 PATIENCE_S = 60.0  # without a word of any worker, before the user hears what is waited for
-LAST_WORDS_S = 10.0
+LAST_WORDS_S, CONNECT_S = 10.0, 10.0
 PRINTS = "print_to_stdstream"  # the function of Ray's that prints what its threads hear
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
@@ -41,17 +42,25 @@ def connected(options: ClusterOptions) -> Iterator[None]:
         if options.address == LOCAL:
             local |= {"_temp_dir": own.enter_context(_own_directory()), "object_store_memory": 100 * 2**20}
         try:
+            _require_listener(options.address)
             ray.init(
                 address=options.address, log_to_driver=False, logging_level=logging.CRITICAL,
                 **(local if options.address == LOCAL else {}),
             )  # fmt: skip
-        except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        except (OSError, RuntimeError, ValueError, RayError) as error:
             raise WorkerError(
                 f"there is no Ray cluster at {options.address!r}: {_first_line(error)}. Give the address of its head, "
                 "HOST:6379, or `auto` on one of its machines; `--ray local` starts one on this machine."
             ) from error
         own.callback(ray.shutdown)
         yield
+
+
+def _require_listener(address: str) -> None:
+    """Raise OSError where nobody listens at HOST:PORT: Ray itself tries for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
 
 
 @contextmanager
