@@ -222,3 +222,22 @@ def test_what_cannot_be_opened_is_said(server):
     with pytest.raises(Exception, match="cannot be read"):
         server.run(server.jobs.reload())
     assert server.jobs.ready
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"engine": "./model"}, "is no file such as engines.yaml and no address"),
+        ({"engine": "http://127.0.0.1:8000/v1", "model_path": "./model"}, "exclude each other"),
+        ({"engine": "engines.yaml", "replicas": 2}, "those of engines stand in the fleet's file"),
+        ({"model_path": "engines.yaml", "replicas": 2}, "those of engines stand in the fleet's file"),
+    ],
+)
+def test_flags_that_do_not_fit_engines(options, says):
+    with pytest.raises(ConfigError, match=says):
+        ServeOptions(**options)
+
+
+def test_engines_are_served_by_the_name_of_their_file():
+    assert ServeOptions(engine="fleets/small.yaml").served_name == "small"
+    assert ServeOptions(model_path="engines.yaml").has_engines

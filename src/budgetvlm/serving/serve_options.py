@@ -180,6 +180,12 @@ def _problems(options: ServeOptions) -> Iterator[str]:
         yield "api_key and api_key_file exclude each other"
     if options.api_key is not None and not options.api_key.strip():
         yield "api_key is empty, and would let everybody in"
+    if options.engine is not None and not options.has_engines:
+        yield f"engine={options.engine!r} is no file such as engines.yaml and no address; --model_path serves a model"
+    if options.engine is not None and options.model_path != ServeOptions.model_path:
+        yield "engine and model_path exclude each other: the fleet's file names the model's directory (model_path)"
+    if options.has_engines and options.replicas != 1:
+        yield f"replicas={options.replicas} are of a model that is held here; those of engines stand in the fleet's file"
     if not options.host:
         yield "host is empty; give 0.0.0.0 to listen on all addresses"
     for host in options.allow_hosts:
