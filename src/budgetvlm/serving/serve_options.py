@@ -185,7 +185,7 @@ def _problems(options: ServeOptions) -> Iterator[str]:
     if options.engine is not None and options.model_path != ServeOptions.model_path:
         yield "engine and model_path exclude each other: the fleet's file names the model's directory (model_path)"
     if options.has_engines and options.replicas != 1:
-        yield f"replicas={options.replicas} are of a model that is held here; those of engines stand in the fleet's file"
+        yield f"replicas={options.replicas} hold a model here; those of engines stand in the fleet's file"
     if not options.host:
         yield "host is empty; give 0.0.0.0 to listen on all addresses"
     for host in options.allow_hosts:
