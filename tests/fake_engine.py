@@ -45,6 +45,7 @@ class Faults:
         slowness: times all times.
         confuses_caches: an image that was seen before is answered with the tokens of the first time.
         deaf: goes on with a request whose client has left.
+        counts: streams say how many tokens there were. pieces: they come token by token, not at once.
     """
 
     next: deque[str] = field(default_factory=deque)
@@ -55,6 +56,8 @@ class Faults:
     slowness: float = 1.0
     confuses_caches: bool = False
     deaf: bool = False
+    counts: bool = True
+    pieces: bool = True
 
 
 class FakeEngine:
@@ -64,7 +67,7 @@ class FakeEngine:
         url: of its API. faults: see `Faults`.
         asked: bodies of all chat completions, with the images decoded under "images".
         left: how many clients went before their answer was complete.
-        running, waiting: requests now.
+        running, waiting: requests now. most_running: the most there were.
 
     Args:
         sketch: the model that it serves, an adapter on the device "meta".
@@ -88,6 +91,7 @@ class FakeEngine:
         self.first_ms, self.token_ms, self.image_token_ms, self.growth = first_ms, token_ms, image_token_ms, growth
         self.faults, self.answer = faults or Faults(), answer or self.right
         self.asked, self.left, self.running, self.waiting = [], 0, 0, 0
+        self.most_running = 0
         self._seen, self._told, self._slots, self._lock = {}, {}, threading.Semaphore(slots), threading.Lock()
         self._connections, self.dead = set(), False
         self.port = 0
@@ -184,6 +188,7 @@ class FakeEngine:
         self._slots.acquire()
         with self._lock:
             self.waiting, self.running = self.waiting - 1, self.running + 1
+            self.most_running = max(self.most_running, self.running)
         try:
             yield
         finally:
@@ -422,7 +427,8 @@ class _Told:
             if not self.tokens:
                 self._begin()
                 self._line({"role": "assistant", "content": ""})
-            self._line({"content": text})
+            if self.handler.engine.faults.pieces:
+                self._line({"content": text})
         self.said, self.tokens = self.said + text, self.tokens + 1
 
     def end(self):
@@ -430,8 +436,8 @@ class _Told:
             choice = {"index": 0, "message": {"role": "assistant", "content": self.said}, "finish_reason": self.finish}
             document = self._document("chat.completion", [choice]) | {"usage": self._usage()}
             return self.handler._send(200, document | {"metrics": self._metrics()})
-        self._line({}, self.finish)
-        if (self.body.get("stream_options") or {}).get("include_usage"):
+        self._line({} if self.handler.engine.faults.pieces else {"content": self.said}, self.finish)
+        if (self.body.get("stream_options") or {}).get("include_usage") and self.handler.engine.faults.counts:
             last = self._document("chat.completion.chunk", []) | {"usage": self._usage()}
             self._chunk(f"data: {json.dumps(last | ({'metrics': m} if (m := self._metrics()) else {}))}\n\n")
         self._chunk("data: [DONE]\n\n")
@@ -449,7 +455,8 @@ class _Told:
 
     def _chunk(self, text):
         data = text.encode()
-        self.handler.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+        with contextlib.suppress(OSError if self.handler.engine.faults.deaf else ()):
+            self.handler.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
 
     def _document(self, kind, choices):
         return {"id": f"chatcmpl-{id(self):x}", "object": kind, "created": 1, "model": self.body["model"],

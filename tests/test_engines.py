@@ -13,7 +13,6 @@ from PIL import Image
 from tiny_families import write_tiny_family
 from tiny_vlm import write_tiny_model
 
-from budgetvlm.engines.engine_client import events
 from budgetvlm.engines.opening import is_engine, open_model
 from budgetvlm.engines.router import TRIES
 from budgetvlm.errors import ConfigError, EngineChangedError, EngineDownError, InputError, KnobSpaceError
@@ -321,26 +320,6 @@ def test_nothing_is_asked_that_is_no_question(opened, sketch):
         with pytest.raises(InputError, match="max_new_tokens=0"):
             vlm.generate(IMAGE, QUESTION, vlm.knob_space.full, max_new_tokens=0)
         assert len(engine.asked) == before
-
-
-def test_lines_of_a_stream_end_at_newlines_alone():
-    raw = 'data: {"a":"x\u2028y\u0085"}\r\n\n: nothing\nevent: b\ndata:{"a":"ü"}\n\ndata: [DONE]\n\n'.encode()
-    for size in (1, 7, len(raw)):
-        pieces = (raw[at : at + size] for at in range(0, len(raw), size))
-        assert list(events(pieces)) == [{"a": "x\u2028y\u0085"}, {"a": "ü"}]
-
-
-def test_an_engine_says_how_much_it_has_to_do(opened, sketch):
-    with FakeEngine(sketch, first_ms=1e6, slots=2) as engine:
-        engine.first_ms = 1.0
-        vlm = opened({"url": engine.url, "concurrency": 3})
-        engine.first_ms = 1e6
-        endpoint, end_s = vlm.router.endpoints[0], time.perf_counter() + 2.0
-        assert endpoint.client.load(endpoint.dialect) == (0, 0)
-        with ThreadPoolExecutor(3) as threads:
-            for _ in range(3):
-                threads.submit(vlm.generate, IMAGE, QUESTION, vlm.knob_space.full, deadline=Deadline(end_s, 1.0))
-            assert waited_for(lambda: endpoint.client.load(endpoint.dialect) == (2, 1), most_s=1.9)
 
 
 def test_a_fleet_is_known_again_and_another_is_not(opened, sketch):

@@ -6,8 +6,11 @@ import urllib.request
 import openai
 import pytest
 
+from budgetvlm import cli
+from budgetvlm.engines import verification
 from budgetvlm.knobs import KnobSpace
 from budgetvlm.serving.server import url
+from budgetvlm.vlm import load_vlm
 from budgetvlm.vlm.fingerprint import model_fingerprint
 from budgetvlm.vlm.loading import model_directory
 from tests.server_process import ServerProcess, asked, image_part
@@ -72,6 +75,15 @@ def test_a_request_may_name_its_setting(client):
         client.chat.completions.create(**asking, extra_body={"setting": {"top_k": 3}})
     with pytest.raises(openai.BadRequestError, match=r"setting\.top_k"):
         client.chat.completions.create(**asking, extra_body={"setting": {"top_k": "all"}})
+
+
+def test_the_server_is_an_engine_whose_knobs_are_verified(server, monkeypatch, capsys):
+    monkeypatch.setattr(verification, "ENGINE_CHECKS", dict(list(verification.ENGINE_CHECKS.items())[:3]))
+    assert cli.main(["check-model", "--engine", server, "--json", "--repeats", "0"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["engines"]
+    assert (found["kind"], found["model_path"], found["passed"]) == ("budgetvlm", "reference", True)
+    assert found["knob_space"] == load_vlm("reference").knob_space.to_dict()
+    assert found["checks"][2]["detail"] == "6 values of other knobs, as the answers say"
 
 
 def test_an_answer_comes_piece_by_piece_and_ends_at_a_stop_string(client):

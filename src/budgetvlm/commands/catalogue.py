@@ -88,6 +88,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "check-model": (
         "budgetvlm check-model reference",
         "budgetvlm check-model ./models/llava-v1.6-mistral-7b --device cuda --quick",
+        "budgetvlm check-model --engine http://127.0.0.1:8000/v1 --model_path ./models/SmolVLM-Instruct",
     ),
     "export": ("budgetvlm export --model_path reference --num_active_blocks 4 --top_k 2 --output ./exported",),
 }

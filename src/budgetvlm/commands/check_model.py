@@ -1,4 +1,4 @@
-"""List the knobs of a model and prove that they do what they say, on your own machine.
+"""List the knobs of a model and prove that they do what they say, on your own machine or behind an engine.
 
 Exit codes: 0 all checks hold, 1 one does not, 2 the model cannot be checked (missing, gated, of unknown family, ...).
 """
@@ -32,7 +32,14 @@ SIZES = ((1280, 960), (500, 900))  # of the made-up images: large enough that mo
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `budgetvlm check-model`."""
     add = parser.add_argument
-    add("model", metavar="ID_OR_DIR", help="model directory, hub name (organisation/name), or 'reference'")
+    add(
+        "model",
+        metavar="ID_OR_DIR",
+        nargs="?",
+        help="model directory, hub name (organisation/name), 'reference', or as --engine",
+    )
+    add("--engine", metavar="URL_OR_YAML", help="check the engine at this address, or those of a fleet's file")
+    add("--model_path", metavar="DIR", help="of an engine: its model's configuration, tokenizer, image processor")
     add("--image", metavar="FILE", help="image to check with (default: one that is made up)")
     add("--question", metavar="TEXT", help="question to check with")
     add("--quick", action="store_true", help="settings that differ in one knob, instead of all")
@@ -43,7 +50,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Open the model, check it, time it and report."""
+    """Open the model, or speak to the engines, check, time and report."""
+    from budgetvlm.engines.opening import is_engine
+
+    if args.repeats < 0:
+        raise ConfigError(f"repeats={args.repeats} cannot be timed; give 0 for no timing, or a positive number")
+    if engine := args.engine or (args.model and is_engine(args.model) and args.model):
+        return _run_engine(args, engine)
+    if args.model is None:
+        raise ConfigError("name a model (its directory, hub name, or reference), or an engine with --engine")
+    return _run_model(args)
+
+
+def _run_engine(args: argparse.Namespace, engine: str) -> int:
+    from budgetvlm.commands.check_engine import check_fleet, fleet_text
+
+    found = check_fleet(engine, args.model_path, _say, repeats=args.repeats, trust_remote_code=args.trust_remote_code)
+    if args.json:
+        print(json.dumps(found, ensure_ascii=False))
+    else:
+        suggested = Text(f"\nAs a fleet's file (engines.yaml):\n\n{fleet_text(found['fleet'])}")
+        Console(highlight=False).print(*map(page, found["engines"]), suggested, sep="\n")
+    return 0 if found["passed"] else FAILED
+
+
+def _run_model(args: argparse.Namespace) -> int:
     from budgetvlm.vlm.conformance import check, time_settings
     from budgetvlm.vlm.loading import load
     from budgetvlm.vlm.probe import Probe, one_knob_at_a_time
@@ -69,8 +100,6 @@ def _asked(args: argparse.Namespace) -> tuple[list[Any], list[str]]:
     """Return two images and questions of different lengths: a batch of them has to be padded."""
     from budgetvlm._io import open_image
 
-    if args.repeats < 0:
-        raise ConfigError(f"repeats={args.repeats} cannot be timed; give 0 for no timing, or a positive number")
     images = [made_up_image(size) for size in SIZES]
     if args.image:
         images[0] = open_image(args.image)
@@ -142,7 +171,8 @@ def found(vlm: Adapter) -> dict[str, str]:
 
 def page(found: dict[str, Any]) -> RenderableType:
     """Return the document as one page for people."""
-    head = f"{found['model']}: {found['family']}, {found['class']}, torch.{found['dtype']}, {found['device']}\n"
+    names = ("url", "kind") if "url" in found else ("class", "dtype", "device")
+    head = f"{found['model']}: {found['family']}, {', '.join(found[name] for name in names)}\n"
     knobs, values = _table("Knobs", "knob", "values", "where it lives"), found["knob_space"]
     for name, place in found["found"].items():
         knobs.add_row(name, ", ".join(f"{v:g}" for v in values[name]) if name in values else "-", Text(place))

@@ -6,8 +6,6 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from PIL import Image
-
 from budgetvlm.engines.dialects import DIALECTS, STEERED_BY_KWARGS, Dialect, dialect_of
 from budgetvlm.engines.endpoint import Endpoint
 from budgetvlm.engines.engine_client import EngineClient
@@ -15,7 +13,7 @@ from budgetvlm.engines.engine_model import EngineVLM
 from budgetvlm.engines.fleet_file import NEEDS_MODEL_PATH, Fleet, ReplicaSpec
 from budgetvlm.engines.router import EngineRouter
 from budgetvlm.engines.sketch import Sketch
-from budgetvlm.engines.token_counts import PROBE_SIZES, verify
+from budgetvlm.engines.token_counts import verify
 from budgetvlm.errors import BudgetVLMWarning, ConfigError, EngineDownError
 from budgetvlm.knobs import KNOBS, MODEL, KnobSpace, Value
 from budgetvlm.vlm.fingerprint import model_fingerprint
@@ -31,6 +29,17 @@ class Met(NamedTuple):
 
 def open_fleet(fleet: Fleet, *, trust_remote_code: bool = False) -> EngineVLM:
     """Open the model that a fleet serves, after each engine has shown that it takes each value. See `open_model`."""
+    endpoints = reach(fleet, trust_remote_code=trust_remote_code)
+    for endpoint in endpoints:
+        if endpoint.healthy:
+            verify(endpoint, strict=fleet.steer is not None or "max_crops" in fleet.knobs)
+    space = _knob_space(endpoints)
+    models = {one.client.spec.knobs.get(MODEL): one.sketch for one in endpoints}
+    return EngineVLM(fleet.name, space, EngineRouter(endpoints), models)
+
+
+def reach(fleet: Fleet, *, trust_remote_code: bool = False) -> list[Endpoint]:
+    """Ask the engines of a fleet what they serve; whether they take what they are to take is not known yet."""
     met = [_meet(spec) for spec in fleet.replicas]
     if all(one.serves is None for one in met):
         raise EngineDownError(f"no engine of {fleet.name} is up: {', '.join(spec.url for spec in fleet.replicas)}")
@@ -39,11 +48,7 @@ def open_fleet(fleet: Fleet, *, trust_remote_code: bool = False) -> EngineVLM:
     endpoints = [_endpoint(one, sketches[path], fleet) for one, path in zip(met, paths, strict=True)]
     for endpoint, one in zip(endpoints, met, strict=True):
         endpoint.healthy = one.serves is not None
-        if endpoint.healthy:
-            verify(endpoint, strict=fleet.steer is not None or "max_crops" in fleet.knobs)
-    space = _knob_space(endpoints)
-    models = {one.client.spec.knobs.get(MODEL): one.sketch for one in endpoints}
-    return EngineVLM(fleet.name, space, EngineRouter(endpoints), models)
+    return endpoints
 
 
 def _meet(spec: ReplicaSpec) -> Met:
@@ -94,7 +99,7 @@ def _endpoint(met: Met, sketch: Sketch, fleet: Fleet) -> Endpoint:
 
 def _steer(wanted: str | None, dialect: Dialect, sketch: Sketch, url: str) -> str:
     """Return how an engine is told how to show images. Raises ConfigError: not as the fleet's file wants."""
-    scales = sketch.scaled_size(Image.new("RGB", PROBE_SIZES[0]), 1) is not None
+    scales = sketch.scales
     if dialect.takes_setting:
         return "kwargs"
     if wanted == "kwargs" and not dialect.takes_options:

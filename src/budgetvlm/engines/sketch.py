@@ -15,6 +15,8 @@ from budgetvlm.vlm.knob_limits import check_knobs
 from budgetvlm.vlm.loading import load
 from budgetvlm.vlm.prompt import one_question
 
+ANY_SIZE = (480, 640)  # height and width of an image of several crops
+
 
 class Sketch:
     """A model from its configuration, tokenizer and image processor alone. Threads may share it.
@@ -93,6 +95,11 @@ class Sketch:
             return None
         own = self.images.processor
         return {name: value for name, value in told.items() if not _is_default(getattr(own, name, None), value)}
+
+    @property
+    def scales(self) -> bool:
+        """Whether the size of an image decides on its tokens, so that scaling it steers the model."""
+        return self.images.scaled(*ANY_SIZE, 1) is not None
 
     def scaled_size(self, image: Image.Image, max_crops: Value) -> tuple[int, int] | None:
         """Return the width and height at which the image gives the tokens of a value; None: no size does."""

@@ -77,7 +77,7 @@ def _require_right(endpoint: Endpoint, size: Size, value: Value) -> None:
 
 def _steer_otherwise(endpoint: Endpoint, own: Value, error: ConfigError) -> None:
     """Go on by pixels, or not at all, where an engine takes no options."""
-    scales = endpoint.sketch.scaled_size(Image.new("RGB", PROBE_SIZES[0]), 1) is not None
+    scales = endpoint.sketch.scales
     endpoint.steer = "pixels" if scales else "none"
     warnings.warn(f"{error}; going on with steer: {endpoint.steer}", BudgetVLMWarning, stacklevel=3)
     if scales:
