@@ -74,7 +74,14 @@ class FakeReplica(Replica):
                 break
             self.said[job.id].append(word)
             yield Event("text", {"text": word})
-        yield Event("answer", {"answer": self.answered(job)})
+        seen = {
+            "controller": "digest", "knobs": '{"max_crops": [1, 4], "top_k": [1, 2]}',
+            "seen_ms": 50.0, "price": 0.1, "allowed": [192], "chosen": 1,
+            "answered": 1,
+        }  # fmt: skip
+        yield Event(
+            "answer", {"answer": self.answered(job), "seen": seen, "features": [b"image", b"language", b"probable"]}
+        )
 
     def answered(self, job):
         latency_ms = (time.perf_counter() - job.arrived_s) * 1e3

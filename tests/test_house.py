@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "policies": DATA | {"guard"},
     "controller": DATA | {"guard", "policies"},
     "evaluation": DATA | {"guard", "policies"},
+    "feedback": LEARNING,
     "comparison": LEARNING | {"cluster"},
     "explanation": LEARNING,
     "html_report": LEARNING | {"comparison"},
@@ -38,8 +39,8 @@ ALLOWED: dict[str, set[str]] = {
     "answer": {"decide", "controller", "guard", "vlm"},
     "runtime": {"answer", "controller", "decide", "guard", "vlm", "engines"},
     "live": LEARNING | {"answer", "decide", "runtime", "tasks", "vlm", "engines"},
-    "serving": {"answer", "controller", "decide", "guard", "runtime", "vlm", "engines"},
-    "integrations": {"answer", "profiling", "runtime", "vlm"},
+    "serving": {"answer", "controller", "decide", "feedback", "guard", "runtime", "vlm", "engines"},
+    "integrations": {"answer", "guard", "profiling", "runtime", "vlm"},
     "commands": LEARNING
     | {"decide"}
     | {

@@ -5,6 +5,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 
 from budgetvlm.errors import InputError
@@ -12,6 +13,7 @@ from budgetvlm.serving import wire
 from budgetvlm.serving.jobs import Job
 from budgetvlm.serving.replica_process import ReplicaProcess
 from budgetvlm.serving.served_model import ServedModel
+from tests.fake_replicas import until
 
 pytestmark = pytest.mark.alone
 
@@ -22,7 +24,7 @@ class PlantedModel:
     """Says words until it is stopped, each of them when `more` is released."""
 
     def __init__(self):
-        self.said, self.more, self.fails = 0, threading.Semaphore(0), None
+        self.said, self.more, self.fails, self.part = 0, threading.Semaphore(0), None, torch.nn.Identity()
 
     def generate(self, *, messages, on_text, **asked):
         self.asked = messages
@@ -30,6 +32,7 @@ class PlantedModel:
             raise self.fails
         for _ in range(WORDS):
             self.more.acquire()
+            self.part(torch.zeros(1))
             self.said += 1
             if not on_text("word "):
                 break
@@ -42,7 +45,7 @@ class PlantedServed(ServedModel):
     def __init__(self, options):
         self.model, self.facts, self.saved = PlantedModel(), self.described(), 0
         self.state = SimpleNamespace(due_s=lambda: None, answered=lambda model: None)
-        self._keeping = threading.Lock()
+        self._keeping, self._explore, self._identity = threading.Lock(), 0.0, {}
 
     def save(self):
         self.saved += 1
@@ -83,10 +86,10 @@ def replica():
     assert not thread.is_alive()
 
 
-def ask(replica, name):
+def ask(replica, name, kind="answer"):
     parts = [{"type": "image", "image": 0}, {"type": "text", "text": "what"}]
     image = Image.new("RGB", (3, 2), "red")
-    job = Job(name, [{"role": "user", "content": parts}], [image], arrived_s=0.0, streams=True)
+    job = Job(name, [{"role": "user", "content": parts}], [image], arrived_s=0.0, kind=kind, streams=kind == "answer")
     wire.send(replica.server, job.header(), [image.tobytes()])
 
 
@@ -106,6 +109,26 @@ def test_a_job_that_nobody_waits_for_ends_within_one_token(replica):
         events.append(heard(replica)["kind"])
     assert events == ["text", "answer"]
     assert replica.model.said == 4
+
+
+def test_a_shadow_answer_ends_before_the_next_part_of_the_model_runs(replica):
+    ask(replica, "first", kind="shadow")
+    replica.model.more.release(2)
+    until(lambda: replica.model.said == 2)
+    wire.send(replica.server, {"kind": "stop", "id": "first"})
+    replica.model.more.release()
+    told = heard(replica)
+    assert (told["kind"], told["type"], replica.model.said) == ("error", "ClientLeft", 2)
+    ask(replica, "second")
+    replica.model.more.release(WORDS)
+    assert heard(replica)["kind"] == "text", "who comes next is answered"
+
+
+def test_a_shadow_answer_that_nobody_disturbs_is_told_as_a_whole(replica):
+    ask(replica, "first", kind="shadow")
+    replica.model.more.release(WORDS)
+    told = heard(replica)
+    assert (told["kind"], told["answer"]["answer"]) == ("answer", "word " * WORDS)
 
 
 def test_the_model_gets_the_images_in_their_places(replica):

@@ -5,13 +5,18 @@ import json
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from budgetvlm._io import read_json, write_json
+from budgetvlm.controller.checkpoint import load_controller
+from budgetvlm.controller.value_network import ValueNetwork
+from budgetvlm.decide import CLEARLY_WORSE
 from budgetvlm.guard.saved import load_guard
 from budgetvlm.serving.learnt_state import EVERY_REQUESTS, STATE_FILE
 from budgetvlm.serving.serve_options import ServeOptions
@@ -35,7 +40,8 @@ def directory(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(directory):
     shutil.copytree(bundled_controller("reference"), directory / "controller")
-    flags = "--checkpoint", directory / "controller", "--state_dir", directory / "state"
+    flags = ["--checkpoint", directory / "controller", "--state_dir", directory / "state"]
+    flags += ["--log_requests", directory / "requests.sqlite", "--explore", 0.5]
     with ServerProcess(*flags, BUDGETVLM_API_KEY=KEY) as running:
         yield running
 
@@ -67,6 +73,33 @@ def test_the_guards_state_survives_the_death_of_its_replica(server, directory):
     until(lambda: file.read_text() != planted, 60)
     assert read_json(file)["guard"]["calibrated_on"] == PLANTED, "the new replica began with another guard"
     assert load_guard(directory / "controller").to_dict() == calibrated
+
+
+def test_what_was_served_is_kept_with_its_features_and_takes_a_score(server, directory):
+    status, _, document = ask(server)
+    assert status == 200
+    told = server.ask({"id": document["id"], "score": 0.5}, path="/v1/feedback", headers=BEARER)
+    assert told[0] == 200, told
+    assert server.ask({"id": document["id"], "score": 0.5}, path="/v1/feedback")[0] == 401
+    controller = load_controller(directory / "controller")
+    connection = sqlite3.connect(directory / "requests.sqlite")
+    columns = "image, language, seen_ms, price, allowed, chosen, probabilities, answered, budget_ms, latency_ms, score"
+    found = connection.execute(f"SELECT {columns} FROM requests JOIN scores USING (id)").fetchone()
+    connection.close()
+    image, language, seen_ms, price, allowed, chosen, probabilities, answered, budget_ms, latency_ms, score = found
+    sizes = controller.image_input.in_dim, controller.lang_input.in_dim
+    assert (len(image) // 2, len(language) // 2) == sizes
+    network = ValueNetwork(controller)
+    features = [np.frombuffer(one, np.float16).astype(np.float32) for one in (image, language)]
+    values = network.values(*features, seen_ms, price)
+    allowed = np.unpackbits(np.frombuffer(allowed, np.uint8), count=len(values)).astype(bool)
+    assert allowed.all() and budget_ms == 30_000 and seen_ms < budget_ms and score == 0.5
+    probabilities = np.frombuffer(probabilities, np.float32)
+    assert probabilities[chosen] > 0 and probabilities[values.argmax()] > 0.5
+    assert probabilities[values < values.max() - CLEARLY_WORSE - 1e-3].sum() == 0
+    assert probabilities.sum() == pytest.approx(1)
+    assert dict(controller.knob_space.settings[answered]) == document["budgetvlm"]["setting"]
+    assert latency_ms == pytest.approx(document["budgetvlm"]["latency_ms"], rel=0.2)
 
 
 def test_a_controller_is_swapped_in_by_request_and_by_signal(server, directory):

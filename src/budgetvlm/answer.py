@@ -1,12 +1,12 @@
-"""A request and its answer: what may be asked, what is chosen, what came of it and what it cost. Times in ms."""
+"""A request under way and its answer: what is chosen, what came of it and what it cost. Times in ms."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, TypedDict, cast, get_args
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
@@ -15,98 +15,14 @@ from budgetvlm import decide
 from budgetvlm._io import time_text
 from budgetvlm.controller.value_network import ValueNetwork
 from budgetvlm.decide import Decision
-from budgetvlm.errors import InputError
 from budgetvlm.guard.bounds import BOUND, READ, STEP, Bounds, Outcome, Request, Spent
 from budgetvlm.guard.fixed import Guard
 from budgetvlm.guard.rule import Infeasible
-from budgetvlm.knobs import Setting, Value
-from budgetvlm.vlm import VLM, Conversation, Deadline, Generation, OnText, Overview, Quicker
+from budgetvlm.guard.terms import Cut, Seen, Terms
+from budgetvlm.knobs import Setting
+from budgetvlm.vlm import VLM, Conversation, Deadline, Generation, Overview, Quicker
 
-Cut = Literal["always", "needed"]
 AMPLE_MS = 1e9  # a budget that holds any setting
-_NUMBERS = int, float
-_KNOWN = ("when_infeasible", get_args(Infeasible)), ("cut", get_args(Cut))
-
-
-class AnswerOptions(TypedDict, total=False):
-    """The fields of `Terms` as keyword arguments."""
-
-    budget_ms: float
-    price: float | None
-    max_new_tokens: int
-    stop: str | Sequence[str]
-    when_infeasible: Infeasible
-    cut: Cut
-    setting: Mapping[str, Value] | None
-    arrived_s: float | None
-    on_text: OnText | None
-
-
-class Terms(NamedTuple):
-    """On which terms a request is answered.
-
-    Attributes:
-        budget_ms: a ceiling for the whole request; `math.inf`: none.
-        price: accuracy given for one latency of the full setting; None: the one that keeps the mean budget, or the
-            controller's own default; 0: use what the budget allows.
-        max_new_tokens: of the answer.
-        stop: a string that ends the answer and is no part of it, or several.
-        when_infeasible: what to do where no setting is sure to keep the budget. "fastest": take the one that is
-            expected to be. "best_effort": choose among those that keep it on average, if there are any. "reject":
-            raise before the model runs. Whatever is done, the answer says so.
-        cut: which answers stop before a token that the budget would not hold. "always": all of them. "needed": only
-            while the late ones have used up what alpha allows; the others are finished late.
-        setting: values of some knobs, the others at their largest: the answer is made there, whatever the controller
-            would choose, and may be late. Nothing is revised, hurried or learnt.
-        arrived_s: when the request arrived, on the clock of `time.perf_counter`; its waiting then counts.
-        on_text: called after each token with the whole characters that it adds, maybe none; False ends the answer
-            there. The model waits for it, and its time is the answer's.
-    """
-
-    budget_ms: float = math.inf
-    price: float | None = None
-    max_new_tokens: int = 16
-    stop: str | Sequence[str] = ()
-    when_infeasible: Infeasible = "fastest"
-    cut: Cut = "always"
-    setting: Mapping[str, Value] | None = None
-    arrived_s: float | None = None
-    on_text: OnText | None = None
-
-    def problems(self) -> list[str]:
-        """What of this cannot be, in words."""
-        problems, setting = [], cast(Any, self.setting)
-        if self.budget_ms != math.inf and (not _is_number(self.budget_ms) or self.budget_ms <= 0):
-            problems.append(
-                f"budget_ms={self.budget_ms!r} is not a positive number of milliseconds; for example 40, or math.inf"
-            )
-        if self.price is not None and (not _is_number(self.price) or self.price < 0):
-            problems.append(f"price={self.price!r} is not a number of 0 or more; 0 means: use what the budget allows")
-        if type(self.max_new_tokens) is not int or self.max_new_tokens < 1:
-            problems.append(f"max_new_tokens={self.max_new_tokens!r} cannot be answered with; give at least 1")
-        if not all(isinstance(text, str) and text for text in self.stop_strings):
-            problems.append(f"stop={self.stop!r} holds what is no text or empty; give strings that end the answer")
-        if setting is not None and not isinstance(setting, Mapping):
-            problems.append(f"setting={setting!r} is no mapping of knobs to values")
-        for (name, known), value in zip(_KNOWN, (self.when_infeasible, self.cut), strict=True):
-            if value not in known:
-                problems.append(f"{name}={value!r} is unknown; choose from {', '.join(known)}")
-        return problems
-
-    def arrived(self) -> Terms:
-        """The same, arrived now if nothing else is said."""
-        return self if self.arrived_s is not None else self._replace(arrived_s=time.perf_counter())
-
-    @property
-    def deadline_s(self) -> float:
-        """When the budget is over, on the clock of ``arrived_s``, which has to be known."""
-        return (self.arrived_s or 0.0) + self.budget_ms / 1e3
-
-    @property
-    def stop_strings(self) -> tuple[str, ...]:
-        """`stop` as a tuple."""
-        one = isinstance(self.stop, str) or not isinstance(self.stop, Sequence)
-        return (self.stop,) if one else tuple(self.stop)  # type: ignore[return-value]
 
 
 class Answer(NamedTuple):
@@ -217,24 +133,6 @@ def deadline_of(
     return Deadline(at_s, ms(STEP, index), tokens, hurried, cut, ms(READ, index) if hurried else 0.0)
 
 
-def check_request(question: str | None, terms: Terms) -> None:
-    """What can be told of a request without a model.
-
-    Raises:
-        InputError: an empty question, terms that are not usable; all problems at once.
-    """
-    problems = []
-    if not isinstance(question, str) or not question.strip():
-        problems.append(f"the question is empty ({question!r}); ask something about the image")
-    problems += terms.problems()
-    if problems:
-        raise InputError("; ".join(problems))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, _NUMBERS) and not isinstance(value, bool) and math.isfinite(value)
-
-
 class Chooser(Protocol):
     """What chooses the setting of a request; see `budgetvlm.runtime.AdaptiveVLM`."""
 
@@ -253,7 +151,8 @@ class InFlight:
     """One request under way: how its setting is chosen, revised once the image is encoded, and what came of it."""
 
     __slots__ = (
-        "_among", "_began_s", "_known", "_model", "_start_s", "_terms", "budget_ms", "choice", "decisions", "own_ms"
+        "_among", "_began_s", "_drawn", "_features", "_known", "_model", "_start_s", "_terms", "budget_ms", "choice",
+        "decisions", "own_ms", "probabilities",
     )  # fmt: skip
 
     def __init__(self, model: Chooser, terms: Terms) -> None:
@@ -261,6 +160,8 @@ class InFlight:
         self._start_s = self._began_s if terms.arrived_s is None else terms.arrived_s
         self._model, self._terms, self.budget_ms = model, terms, float(min(terms.budget_ms, AMPLE_MS))
         self.decisions: list[Decision] = []
+        self.probabilities: np.ndarray | None = None
+        self._drawn = -1
         self.own_ms, self._among = 0.0, 1 + getattr(model.vlm, "in_flight", 0)  # requests, this one among them
 
     @property
@@ -283,6 +184,8 @@ class InFlight:
         spent = Spent(now_ms, overview_ms, prepared_ms, self.waited_ms)
         asked = request, feature, self.budget_ms, spent, self._known, self._terms.price
         decision = decide.choose(model.guard.among(self._among), model.network, *asked)
+        self._features = feature, request.feature
+        self._explore(decision)
         self._take(decision, decision.best >= 0, self._terms.when_infeasible)
         self.own_ms += (time.perf_counter() - began) * 1e3
 
@@ -315,6 +218,8 @@ class InFlight:
     def finished(self, generation: Generation) -> Answer:
         """The answer, when its last token is there; the controller's time is a stage beside the model's."""
         latency_ms = (time.perf_counter() - self._start_s) * 1e3
+        if self._terms.on_choice and self.decisions:
+            self._terms.on_choice(self._seen())
         choice, made, took, budget_ms = self.choice, generation, generation.stages_ms, float(self._terms.budget_ms)
         stages_ms = {
             "preprocess": took["preprocess"], "vision": took["vision"], "controller": self.own_ms,
@@ -336,8 +241,28 @@ class InFlight:
         )  # fmt: skip
         return self.choice.index, [decision.bounds for decision in self.decisions], outcome
 
+    def _seen(self) -> Seen:
+        """What the first decision saw, once the answer is there."""
+        model, decision, terms = self._model, self.decisions[0], self._terms
+        left_ms = self.budget_ms - decision.bounds.spent.waited_ms
+        told_ms = decide.seen_budget_ms(left_ms, model.guard.own_ms, decision.bounds.slowdown)
+        price = model.network.default_price if terms.price is None else terms.price
+        chosen = self._drawn if self._drawn >= 0 else decision.settled(self.budget_ms, terms.when_infeasible)
+        allowed = decision.bounds.allowed(self.budget_ms)
+        for_sure = np.arange(len(allowed)) == chosen
+        probabilities = for_sure.astype(float) if self.probabilities is None else self.probabilities
+        return Seen(*self._features, told_ms, price, allowed, chosen, probabilities, self.choice.index)
+
+    def _explore(self, decision: Decision) -> None:
+        """Draw the setting of a share of the requests; one that is drawn is revised only if it has to be."""
+        if self._terms.explore and decision.feasible:
+            index, self.probabilities = decide.explored(decision, self.budget_ms, self._terms.explore)
+            self._drawn = index if index != decision.best else -1
+
     def _take(self, decision: Decision, feasible: bool, infeasible: Infeasible = "fastest") -> None:
         index = decision.best if decision.best >= 0 else decision.settled(self.budget_ms, infeasible)
+        if self._drawn >= 0 and decision.bounds.allowed(self.budget_ms)[self._drawn]:
+            index = self._drawn
         self.decisions.append(decision)
         self.choice = Choice(self._model.settings[index], index, feasible, decision.bounds)
 

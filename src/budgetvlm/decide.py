@@ -7,6 +7,7 @@ request takes the same decision by the compiled loops of `budgetvlm.guard.kernel
 
 from __future__ import annotations
 
+import random
 import warnings
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ from budgetvlm.guard.specification import best_allowed
 from budgetvlm.guard.spending import Spending, require_mean_budget
 
 SMALLEST_BUDGET_MS = 1e-3  # that a controller is told of
+CLEARLY_WORSE = 0.1  # in accuracy, its price included: nobody is to get an answer of a setting valued that much lower
 
 
 class Decision(NamedTuple):
@@ -52,6 +54,18 @@ class Decision(NamedTuple):
         if index < 0 and when_infeasible == "best_effort":
             index = int(best_allowed(self.values, self.bounds.predicted_ms, budget_ms))
         return index if index >= 0 else self.bounds.fastest
+
+
+def explored(decision: Decision, budget_ms: float, share: float) -> tuple[int, np.ndarray]:
+    """The setting of a feasible decision, of which a share is drawn: a number, and how probable each one was ``[K]``.
+
+    It is drawn evenly from the settings that the bounds allow and whose values are not clearly worse than the best.
+    """
+    best, values = decision.best, decision.values
+    open_to = decision.bounds.allowed(budget_ms) & (values >= values[best] - CLEARLY_WORSE)
+    probabilities = share * open_to / open_to.sum()
+    probabilities[best] += 1 - share
+    return random.choice(np.flatnonzero(open_to).tolist()) if random.random() < share else best, probabilities
 
 
 def choose(

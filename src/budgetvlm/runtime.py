@@ -22,7 +22,7 @@ from PIL import Image
 
 from budgetvlm import decide
 from budgetvlm._io import open_image, time_text
-from budgetvlm.answer import AMPLE_MS, Answer, AnswerOptions, Choice, InFlight, Terms, check_request
+from budgetvlm.answer import AMPLE_MS, Answer, Choice, InFlight
 from budgetvlm.controller.checkpoint import load_controller
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.price_curve import AtPrice, PriceCurve, load_price_curve
@@ -35,6 +35,7 @@ from budgetvlm.guard.bounds import Bounds, Request, Spent
 from budgetvlm.guard.fixed import FixedGuard, Guard
 from budgetvlm.guard.saved import load_guard, save_guard
 from budgetvlm.guard.spending import Spending
+from budgetvlm.guard.terms import AnswerOptions, Terms, check_request
 from budgetvlm.vlm import VLM, Conversation, Overview
 from budgetvlm.vlm.conversation import Messages, is_plain, read_messages
 from budgetvlm.vlm.protocol import STAGES
@@ -175,7 +176,7 @@ class AdaptiveVLM:
                 are shown with the same number of crops.
             stream: return at once an iterator over the pieces of the answer's text, which a thread writes. Its
                 ``answer`` waits for the whole answer, and `close` ends the writing after the token that is under way.
-            terms: see `budgetvlm.answer.Terms`.
+            terms: see `budgetvlm.guard.terms.Terms`.
 
         Raises:
             InputError: an image that cannot be read, an empty question, messages or terms that are not usable, a budget
@@ -310,9 +311,8 @@ class AdaptiveVLM:
 
     def image_feature(self, overviews: Sequence[Overview]) -> np.ndarray:
         """What the controller is told of images, float32 ``[Di]``: their mean; of text, that of all it learnt on."""
-        if not overviews:
-            return self._usual_image
-        return np.stack([overview.feature for overview in overviews]).mean(axis=0, dtype=np.float32)
+        features = [overview.feature for overview in overviews] or [self._usual_image]
+        return np.stack(features).mean(axis=0, dtype=np.float32)
 
     def _reject(self, bounds: Bounds, under_way: InFlight) -> None:
         """Raise InfeasibleError if no setting is sure to keep the budget."""

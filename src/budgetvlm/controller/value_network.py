@@ -58,7 +58,8 @@ class ValueNetwork:
     """The values of a controller for one state at a time. May be called by several threads.
 
     Attributes:
-        default_weights, default_tuple: at the controller's own price, as a record and as compiled loops take them.
+        default_price: the controller's own price.
+        default_weights, default_tuple: at it, as a record and as compiled loops take them.
         projects: whether features are projected before the network takes them.
 
     Args:
@@ -69,14 +70,14 @@ class ValueNetwork:
         inputs = controller.image_input, controller.lang_input
         self._image_shape, self._language_shape = ((layer.in_dim,) for layer in inputs)
         self._projections = [_projection(layer) for layer in inputs if layer.components is not None]
-        self._default_price = float(controller.default_price)
+        self.default_price = float(controller.default_price)
         self._latency_share = _array(controller.latency_ms) / float(controller.latency_reference_ms)
         self._price_layer, self._price_context, weights = _folded(controller)
         self._unpriced = weights
         self.projects = bool(self._projections)
-        self.default_weights = self._at_price(self._default_price)
+        self.default_weights = self._at_price(self.default_price)
         self.default_tuple = tuple(self.default_weights)
-        self._priced = self._default_price, self.default_weights
+        self._priced = self.default_price, self.default_weights
 
     def values(self, image: np.ndarray, language: np.ndarray, budget_ms: float, price: float | None) -> np.ndarray:
         """The value of every setting less what the price takes off, on the accuracy scale, float32 ``[K]``.

@@ -19,6 +19,7 @@ from budgetvlm.serving.access_log import AccessLog
 from budgetvlm.serving.api_errors import APIError, respond
 from budgetvlm.serving.chat_schema import ChatRequest, ErrorDocument
 from budgetvlm.serving.dispatcher import Dispatcher, Ticket
+from budgetvlm.serving.feedback_route import feedback_routes
 from budgetvlm.serving.gate import Gate
 from budgetvlm.serving.jobs import Event
 from budgetvlm.serving.operations import operations_routes
@@ -56,6 +57,7 @@ def make_app(options: ServeOptions, dispatcher: Dispatcher | None = None) -> Fas
         app.add_exception_handler(kind, respond)
 
     app.include_router(operations_routes(jobs, gate, metrics))
+    app.include_router(feedback_routes(jobs.store))
 
     model = {"id": options.served_name, "object": "model", "created": int(time.time()), "owned_by": "budgetvlm"}
 

@@ -11,13 +11,16 @@ from dataclasses import replace
 from typing import Any
 
 from budgetvlm._io import time_text, time_text_up
+from budgetvlm.feedback.request_store import RequestStore
 from budgetvlm.guard.spending import Spending
 from budgetvlm.serving.api_errors import APIError
 from budgetvlm.serving.jobs import Event, Job
+from budgetvlm.serving.kept_requests import kept
 from budgetvlm.serving.lifecycle import Keeper
 from budgetvlm.serving.replicas import LEFT, Health, ProcessReplica, Replica, ReplicaError
 from budgetvlm.serving.scheduler import Refusal, Scheduler
 from budgetvlm.serving.serve_options import ServeOptions
+from budgetvlm.serving.shadows import IDLE_S, Shadows
 from budgetvlm.serving.toll import Worth
 from budgetvlm.serving.way_back import WayBack
 
@@ -83,14 +86,21 @@ class Dispatcher:
     Attributes:
         scheduler: says who is next, and at which price.
         spending: holds the mean budget, where there is one.
+        store: keeps what was served; None: nothing is kept.
         reloads: how often the controller was read anew.
 
     Args:
         make_replica: makes other replicas, for tests.
+
+    Raises:
+        ConfigError: the store cannot be opened.
     """
 
     def __init__(self, options: ServeOptions, make_replica: Callable[[ServeOptions], Replica] | None = None) -> None:
         self._options, make = options, make_replica or _kind_of(options)
+        self.store = RequestStore(options.log_requests, options.store_mb) if options.log_requests else None
+        self._shadows = Shadows(options.shadow, self.store) if self.store and options.shadow else None
+        self._shadowing: dict[str, tuple[Replica, Job]] = {}
         self._waiting: dict[str, Ticket] = {}
         self._changed = asyncio.Event()
         self._expiry: asyncio.TimerHandle | None = None
@@ -100,7 +110,7 @@ class Dispatcher:
         self._reloading, self.reloads = asyncio.Lock(), 0
         keepers = range(options.replicas)
         self._keepers = [Keeper(lambda: make(options), self._work, self._replicas_changed) for _ in keepers]
-        self._started = False
+        self._started, self._stopping = False, set[asyncio.Future[None]]()
 
     @property
     def ready(self) -> bool:
@@ -162,6 +172,8 @@ class Dispatcher:
     async def close(self) -> None:
         """Stop the replicas."""
         await asyncio.gather(*[keeper.close(CLOSE_S) for keeper in self._keepers])
+        if self.store:
+            self.store.close()
 
     def submit(self, job: Job) -> Ticket:
         """Let a job wait for its turn. Raises APIError."""
@@ -176,6 +188,10 @@ class Dispatcher:
         ticket = self._waiting[job.id] = Ticket(job, self._forget)
         self._told_expired()
         self._changed.set()
+        for replica, shadow in self._shadowing.values():
+            shadow.left = True
+            self._stopping.add(task := asyncio.ensure_future(replica.stop_job(shadow)))
+            task.add_done_callback(self._stopping.discard)
         return ticket
 
     @property
@@ -202,15 +218,20 @@ class Dispatcher:
             answered = False
             async for event in replica.answer(ticket.job):
                 if answered := event.kind == "answer":
-                    self._arrived(ticket.job, event.data["answer"])
+                    self._arrived(ticket.job, event.data)
                 ticket.put(event)
             ticket.replica = None
             self.scheduler.finished(ticket.job.id, time.perf_counter(), answered=answered)
             self._learn_worth()
 
-    def _arrived(self, job: Job, answer: dict[str, Any]) -> None:
-        """Count what an answer took until now."""
+    def _arrived(self, job: Job, data: dict[str, Any]) -> None:
+        """Count what an answer took until now, and keep what was seen."""
+        answer = data["answer"]
         self._way_back.arrived(job, answer)
+        if self.store and "seen" in data and not job.left:
+            self.store.add(kept(job, answer, data["seen"], data["features"], self._options.store_questions))
+            if self._shadows:
+                self._shadows.offer(job, data)
         if self.spending:
             self.spending.add(answer["latency_ms"])
 
@@ -223,8 +244,29 @@ class Dispatcher:
                 ticket.job.price, ticket.job.reserved_ms = start.price, self._way_back.reserve_ms
                 return ticket
             self._changed.clear()
-            await self._changed.wait()
+            await self._idled(replica)
         return None
+
+    async def _idled(self, replica: Replica) -> None:
+        """Wait until something changes; a shadow answer is made once there was nothing to do for a while."""
+        try:
+            async with asyncio.timeout(IDLE_S if self._shadows and self._shadows.any_waits else None):
+                await self._changed.wait()
+        except TimeoutError:
+            if self._shadows and self._shadows.any_waits and self._idle():
+                await self._shadows.answer_one(lambda job: self._shadowed(replica, job), self._idle)
+
+    async def _shadowed(self, replica: Replica, job: Job) -> AsyncIterator[Event]:
+        """Have a replica answer a job that is stopped as soon as somebody comes."""
+        self._shadowing[job.id] = replica, job
+        try:
+            async for event in replica.answer(job):
+                yield event
+        finally:
+            del self._shadowing[job.id]
+
+    def _idle(self) -> bool:
+        return not self.waiting + self.scheduler.num_running
 
     def _rehearse(self) -> None:
         """Have a replica that has nothing to do answer something small: refusals do not show that it is quick again."""

@@ -101,6 +101,12 @@ class Event:
         return self.kind != "text"
 
 
+def question_of(messages: list[dict[str, Any]]) -> str:
+    """The last message's text, or its first one beside images."""
+    last = messages[-1]["content"]
+    return last if isinstance(last, str) else next((one["text"] for one in last if one["type"] == "text"), "")
+
+
 def setting_text(setting: dict[str, Any]) -> str:
     """A setting in one line: "max_crops=4,top_k=2"."""
     return ",".join(f"{name}={value}" for name, value in setting.items())

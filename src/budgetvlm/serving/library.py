@@ -15,8 +15,9 @@ from typing import Any, TypeVar, Unpack, cast
 from PIL import Image
 
 from budgetvlm._io import open_image
-from budgetvlm.answer import Answer, AnswerOptions, Terms, check_request
+from budgetvlm.answer import Answer
 from budgetvlm.errors import ConfigError, EngineError, InfeasibleError, InputError
+from budgetvlm.guard.terms import AnswerOptions, Terms, check_request
 from budgetvlm.knobs import Setting
 from budgetvlm.serving.api_errors import APIError
 from budgetvlm.serving.completions import error_of

@@ -74,7 +74,8 @@ class ReplicaProcess:
 
     def say(self, kind: str, **data: Any) -> None:
         """Tell the server an event of the job under way."""
-        wire.send(self._connection, {"kind": kind, "id": self._job, **data})
+        blocks = data.pop("features", ())  # bytes, which JSON does not take
+        wire.send(self._connection, {"kind": kind, "id": self._job, **data}, blocks)
 
 
 def _images(header: dict[str, Any], blocks: list[bytes]) -> list[Image.Image]:

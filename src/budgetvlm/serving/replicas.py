@@ -165,9 +165,9 @@ class ProcessReplica(Replica):
 
     async def _next(self) -> Event:
         try:
-            header, _ = await wire.read(self._reader)
+            header, blocks = await wire.read(self._reader)
         except (EOFError, OSError):
             await self._process.wait()
             return GONE
         header.pop("id")
-        return Event(header.pop("kind"), header)
+        return Event(header.pop("kind"), {**header, "features": blocks} if blocks else header)

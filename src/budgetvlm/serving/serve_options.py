@@ -19,7 +19,7 @@ KEY_VARIABLE = "BUDGETVLM_API_KEY"
 HOST = re.compile(r"[a-z0-9.-]+(:\d+)?|\[[0-9a-f:]+\](:\d+)?")
 LEAST = {
     "port": 0, "replicas": 1, "num_threads": 1, "max_new_tokens": 1, "max_tokens": 1, "max_queue": 1, "max_open": 1,
-    "max_images": 0, "max_pixels": 1, "max_side": 1, "max_text": 1, "grace_s": 0,
+    "max_images": 0, "max_pixels": 1, "max_side": 1, "max_text": 1, "grace_s": 0, "store_mb": 16,
 }  # fmt: skip
 POSITIVE = {"budget_ms", "mean_budget_ms", "max_open_mb", "max_body_mb", "body_timeout_s", "fetch_timeout_s"}
 
@@ -64,6 +64,14 @@ class ServeOptions:
         fetch_timeout_s: time that such a host has to send an image, in seconds.
         access_log: file for a line of JSON on each request, - for standard output; none is written if not given.
         log_texts: write what was asked and answered into these lines too; images never are.
+        log_requests: file that keeps what was served, to learn from: features, budget, settings and scores (see
+            docs/learning_in_service.md); images never are. Nothing is kept if not given.
+        store_mb: the most that this file takes, in millions of bytes; the oldest requests make room.
+        store_questions: keep the questions too.
+        explore: share of requests whose setting is drawn among those that keep the budget and are not valued clearly
+            worse.
+        shadow: share of requests that are answered again at the full setting and at a drawn one, while nobody waits;
+            whether the answers agree is kept as a score.
         state_dir: directory for what the guard learns; that of the controller if not given.
         grace_s: time to finish what was accepted after a signal to stop, in seconds.
         api_key: what clients have to send as bearer token; $BUDGETVLM_API_KEY or none if not given. Others on this
@@ -103,6 +111,11 @@ class ServeOptions:
     fetch_timeout_s: float = 5.0
     access_log: Path | None = None
     log_texts: bool = False
+    log_requests: Path | None = None
+    store_mb: float = 200.0
+    store_questions: bool = False
+    explore: float = 0.0
+    shadow: float = 0.0
     state_dir: Path | None = None
     grace_s: float = 20.0
     api_key: str | None = field(default=None, repr=False)
@@ -130,7 +143,7 @@ class ServeOptions:
             "model_path": self.opened, "checkpoint": self.checkpoint and str(self.checkpoint),
             "device": self.device, "num_threads": self.num_threads, "allow_other_model": self.allow_other_model,
             "state_dir": self.state_dir and str(self.state_dir), "full_only": self.full_only,
-            "mean_budget_ms": self.mean_budget_ms,
+            "mean_budget_ms": self.mean_budget_ms, "explore": self.explore, "keeps": self.log_requests is not None,
         }  # fmt: skip
 
     @property
@@ -174,6 +187,12 @@ def _problems(options: ServeOptions) -> Iterator[str]:
         yield f"price={options.price} is not a number of 0 or more"
     if options.price is not None and options.mean_budget_ms is not None:
         yield "mean_budget_ms says which price is paid, and price gives another"
+    for name in ("explore", "shadow"):
+        if not 0 <= getattr(options, name) <= 1:
+            yield f"{name}={getattr(options, name)} is no share of requests; give a number from 0 to 1"
+    for name in ("store_questions", "explore", "shadow"):
+        if getattr(options, name) and not options.log_requests:
+            yield f"{name} is for learning from what log_requests keeps; give that too"
     if options.max_new_tokens > options.max_tokens:
         yield f"max_new_tokens={options.max_new_tokens} is more than max_tokens={options.max_tokens}"
     if options.api_key is not None and options.api_key_file is not None:

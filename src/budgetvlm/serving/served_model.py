@@ -11,17 +11,26 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from PIL import Image
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from budgetvlm import decide
 from budgetvlm.controller.price_curve import load_price_curve
 from budgetvlm.errors import BudgetVLMError
+from budgetvlm.guard.terms import Seen
 from budgetvlm.runtime import AdaptiveVLM, bundled_controller
+from budgetvlm.serving.jobs import question_of
+from budgetvlm.serving.kept_requests import identity, told_of
 from budgetvlm.serving.learnt_state import LearntState
 from budgetvlm.serving.preview import preview
+from budgetvlm.serving.shadows import SHADOW
 from budgetvlm.serving.toll import Worth
 
 SMALL = (256, 192)  # pixels of an image
 LARGE_PRICE = 100.0  # at which a request takes the fastest setting
+
+
+class _Interrupted(Exception):
+    """Somebody came who goes before what is under way."""
 
 
 class Client(Protocol):
@@ -64,6 +73,8 @@ class ServedModel:
         if options["full_only"]:
             self.model.known[:-1] = False
             self.model.guard.rule = self.model.guard.rule._replace(revises=False, cuts=False, hurries=False)
+        self._explore = options["explore"]
+        self._identity = identity(self.model.controller) if options["keeps"] else {}
         decide.wait_for_compiled()
         self.facts = self.described()
 
@@ -97,17 +108,38 @@ class ServedModel:
 
     def _work(self, header: Mapping[str, Any], images: Sequence[Image.Image], client: Client) -> None:
         if header["kind"] == "preview":
-            question = _question(header["messages"][-1]["content"])
+            question = question_of(header["messages"])
             client.say("preview", preview=preview(self.model, images[0], question, header["price"]))
         elif header["kind"] == "rehearsal":
             image = Image.new("RGB", SMALL)
             self.model.generate(image, "what", price=LARGE_PRICE, max_new_tokens=2)
             client.say("rehearsal", **self.described())
+        elif header["kind"] == SHADOW:
+            self._shadow(header, images, client)
         else:
-            client.say("answer", answer=self._answer(header, images, client), **self.facts)
+            client.say("answer", **self._answer(header, images, client), **self.facts)
             self.facts = self.described()  # for the next one, so that this one does not wait for it
 
+    def _shadow(self, header: Mapping[str, Any], images: Sequence[Image.Image], client: Client) -> None:
+        """Answer as long as nobody else comes; that is looked for before each part of the model runs."""
+        own_thread = threading.get_ident()
+
+        def look(part: Any, given: Any) -> None:
+            if threading.get_ident() == own_thread and client.left():
+                raise _Interrupted
+
+        watched = register_module_forward_pre_hook(look)
+        try:
+            client.say("answer", **self._answer(header, images, client))
+        except _Interrupted:
+            client.say("error", message="somebody came", type="ClientLeft")
+        finally:
+            watched.remove()
+
     def _answer(self, header: Mapping[str, Any], images: Sequence[Image.Image], client: Client) -> dict[str, Any]:
+        """The answer, and what its decision saw where requests are kept."""
+        choices: list[Seen] = []
+
         def on_text(piece: str) -> bool:
             if piece and header["streams"]:
                 client.say("text", text=piece)
@@ -119,14 +151,12 @@ class ServedModel:
             budget_ms=header["budget_ms"] or math.inf, price=header["price"], arrived_s=header["arrived_s"],
             max_new_tokens=header["max_new_tokens"], stop=header["stop"],
             when_infeasible=header["when_infeasible"], cut=header["cut"], setting=header["setting"],
-            on_text=on_text,
+            on_text=on_text, explore=self._explore, on_choice=choices.append if self._identity else None,
         )  # fmt: skip
-        return answer.to_dict()
-
-
-def _question(content: Any) -> str:
-    """The text of a message, or the first one in it."""
-    return content if isinstance(content, str) else next((one["text"] for one in content if one["type"] == "text"), "")
+        if not choices:
+            return {"answer": answer.to_dict()}
+        seen, features = told_of(choices[0])
+        return {"answer": answer.to_dict(), "seen": seen | self._identity, "features": features}
 
 
 def _with_images(messages: Sequence[dict[str, Any]], images: Sequence[Image.Image]) -> list[dict[str, Any]]:

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 SECONDS = (
     0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0,
 )  # fmt: skip
-PATHS = {"/v1/chat/completions", "/v1/models", "/health", "/ready", "/metrics", "/admin/reload", "/playground/preview"}
+PATHS = {
+    "/v1/chat/completions", "/v1/models", "/v1/feedback", "/health", "/ready", "/metrics", "/admin/reload",
+    "/playground/preview",
+}  # fmt: skip
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
@@ -116,4 +119,6 @@ class _State(Collector):
                 metric.add_metric([one.name], value)
         yield from (up, in_flight, failed)
         yield CounterMetricFamily("budgetvlm_replica_restarts", "Replicas that died and were replaced.", jobs.restarts)
+        text, left_out = "Served requests that were to be kept and were not.", jobs.store.dropped if jobs.store else 0
+        yield CounterMetricFamily("budgetvlm_requests_not_kept", text, left_out)
         yield CounterMetricFamily("budgetvlm_reloads", "Times that the controller was read anew.", jobs.reloads)
