@@ -86,7 +86,7 @@ def real(workers: int, samples: int) -> float:
         elsewhere = Elsewhere(
             partial(watched, partial(ray_crew, ClusterOptions(workers=workers)), workers, crews), opening
         )
-        profile_accuracy(model, task, settings, options, batch_size=8, elsewhere=elsewhere)
+        profile_accuracy(model, task, settings, options, batch_size=16, elsewhere=elsewhere)
     return crews[0].rate
 
 
