@@ -18,6 +18,7 @@ from budgetvlm.guard.speed import MOST_IN_FLIGHT, StageSpeed
 SCALE_RATE = 0.05  # share of the way that a scale goes towards one request's ratio
 SLOWDOWN_RATE = 0.3  # the same of the recent slowdown
 LOAD_RATE = 0.1  # the same of what a number of requests in flight adds
+LARGEST_LOAD_STEP = 1.0  # of the first ratios; were it small, other parts would learn the load first
 NUM_AGREEING = 4  # requests in a row that tell of a jump
 JUMP = math.log(1.35)  # the smallest change of a log ratio that is a jump
 
@@ -93,7 +94,7 @@ def follow_load(
     counts[number] += 1
     beyond = math.log(sum(took_ms) / scaled_ms) - float(speed.pace[0]) - before
     rate = max(LOAD_RATE, 1 / float(counts[number]))
-    log_load[number] = before + rate * max(-LARGEST_STEP, min(beyond, LARGEST_STEP))
+    log_load[number] = before + rate * max(-LARGEST_LOAD_STEP, min(beyond, LARGEST_LOAD_STEP))
     return [ms / math.exp(log_load[number]) for ms in took_ms]
 
 
