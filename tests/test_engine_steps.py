@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ import yaml
 from fake_engine import FakeEngine
 
 from budgetvlm.cli import main
+from budgetvlm.engines.opening import open_model
 from budgetvlm.errors import ConfigError
 from budgetvlm.features import Features
 from budgetvlm.features.cheap import EXTRACTOR
@@ -118,6 +120,19 @@ def test_it_answers_and_says_what_it_cost(place, tmp_path, capsys):
     answer = json.loads(capsys.readouterr().out)
     assert answer["answer"] == sample.answers[0] and answer["budget_met"]
     assert answer["stages_ms"]["vision"] == 0 < answer["stages_ms"]["prefill"]
+
+
+def test_what_an_engine_does_for_others_counts_as_in_flight(place, engine):
+    vlm = open_model(str(place.path / "engines.yaml"))
+    assert vlm.in_flight == 0  # and it is asked
+    engine.running += 3
+    try:
+        end_s = time.monotonic() + 10
+        while vlm.in_flight != 3 and time.monotonic() < end_s:
+            time.sleep(0.05)
+        assert vlm.in_flight == 3
+    finally:
+        engine.running -= 3
 
 
 def test_without_a_controller_it_says_that_engines_bring_none():

@@ -22,6 +22,7 @@ from PIL import Image
 from budgetvlm.engines.asked_once import Remembered, all_at_once, digest_of
 from budgetvlm.engines.endpoint import Ask, Endpoint
 from budgetvlm.engines.engine_client import Reply
+from budgetvlm.engines.engine_load import LoadOfOthers
 from budgetvlm.engines.payload import Size, data_url, fresh_data_url
 from budgetvlm.engines.request_features import Extractor
 from budgetvlm.engines.router import EngineRouter, key_of
@@ -56,6 +57,7 @@ class EngineVLM:
         self._largest = self._sketches[max(self._sketches, key=lambda value: value or 0)]
         self.num_total_blocks = self._largest.vlm.num_total_blocks
         self.served = tuple(setting for setting in knob_space.settings if router.serving(setting))
+        self._loads = [(one, LoadOfOthers(one)) for one in router.endpoints]
         self.features: Extractor | None = None
         self.fresh_images = False
         self._answers: Remembered[Generation] = Remembered(ANSWERS)
@@ -63,8 +65,8 @@ class EngineVLM:
 
     @property
     def in_flight(self) -> int:
-        """Requests that one of its engines works on for us now, on average."""
-        up = [one.in_flight for one in self.router.endpoints if one.healthy]
+        """Requests that one of its engines works on now, on average: ours, and those of others that it tells of."""
+        up = [one.in_flight + others.requests() for one, others in self._loads if one.healthy]
         return round(sum(up) / len(up)) if up else 0
 
     def active_blocks(self, num_active_blocks: int) -> tuple[int, ...]:
