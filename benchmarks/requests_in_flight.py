@@ -10,6 +10,7 @@ last requests took. "size": log time of the setting, from 0 (cheapest) to 1 (ful
 
 from __future__ import annotations
 
+import argparse
 import math
 import sys
 from collections.abc import Callable
@@ -22,9 +23,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from test_adaptive import SPACE, STAGES, TOKENS, asked, bounded, dearest, guard  # noqa: E402 (found from the root)
+from test_adaptive import SPACE, STAGES, TOKENS, asked, bounded, guard  # noqa: E402 (found from the root)
 
-from budgetvlm.guard.bounds import Outcome  # noqa: E402
+from budgetvlm.guard.bounds import Bounds, Outcome  # noqa: E402
 from budgetvlm.guard.rule import GUARDED  # noqa: E402
 
 TOTAL, WARM, NOISE, OWN_MS = 2000, 200, 0.08, 0.5
@@ -53,6 +54,12 @@ class Job:
     left_ms: float
 
 
+def largest(look: Bounds, budget_ms: float) -> int:
+    """Return the allowed setting that is expected to take longest, or the fastest."""
+    allowed = look.allowed(budget_ms)
+    return int(np.where(allowed, look.predicted_ms, -np.inf).argmax()) if allowed.any() else look.fastest
+
+
 def simulate(clients: Callable[[int], int], growth: float, *, foresees: bool, seed: int = 0) -> dict[str, float]:
     """Return the shares of late and of promised requests, and the mean size."""
     rng, made = np.random.default_rng(seed), guard().replaced(rule=GUARDED.for_model(False))
@@ -63,7 +70,7 @@ def simulate(clients: Callable[[int], int], growth: float, *, foresees: bool, se
             row, among = started % len(TOKENS["vision"]), len(jobs) + 1 if foresees else 1
             budget_ms = rng.uniform(20, 130) * (1 + growth * (most - 1) / 2)
             look = bounded(made.among(among), asked(row), budget_ms)
-            index, slow = dearest(look, budget_ms), math.exp(NOISE * rng.standard_t(4))
+            index, slow = largest(look, budget_ms), math.exp(NOISE * rng.standard_t(4))
             alone = {stage: slow * times[row, index] for stage, times in STAGES.items()}
             jobs.append(Job(row, index, [look], budget_ms, among, now_ms, alone, sum(alone.values())))
             started += 1
@@ -87,6 +94,7 @@ def simulate(clients: Callable[[int], int], growth: float, *, foresees: bool, se
 
 def main() -> int:
     """Print a line for each pattern of clients."""
+    argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0]).parse_args()
     assert len(SIZE) == len(SPACE)
     print(f"{'growth':>6} {'clients':16} {'':9} {'late':>6} {'promised':>9} {'size':>6}")
     for growth in (0.3, 1.0):
