@@ -97,7 +97,8 @@ class Run:
     def at(self, at_once: int, files: str) -> Iterator[tuple[str, Any]]:
         """Train and calibrate for a number of requests in flight, and answer live."""
         a, place = self.args, self.folder / f"at{at_once}"
-        data_set = ("--dataset_name", "boxes", "--data_files", files, "--metric", "exact_match")
+        data_set = ("--dataset_name", "boxes", "--data_files", files, "--metric", "exact_match",
+                    "--prompt", "{question}")  # fmt: skip
         task = (*data_set, "--max_new_tokens", MAX_TOKENS)
         profiled = [str(round(PER_IMAGE * self.counts[name] * share)) for name, share in PROFILED.items()]
         model, splits = ("--model_path", self.fleet), ("--split", ",".join(SPLITS))

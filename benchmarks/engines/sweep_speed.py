@@ -76,8 +76,8 @@ def ours(args: argparse.Namespace, fleet: Path, folder: Path, results: Path) -> 
     """Sweep as our command does it; how many requests are in flight is said in the fleet's file."""
     code = budgetvlm([
         "profile", "accuracy", "--model_path", str(fleet), "--dataset_name", "boxes", "--data_files", f"train={folder}",
-        "--metric", "exact_match", "--split", "train", "--max_new_tokens", str(args.max_tokens),
-        "--batch_size", str(8 * args.in_flight), "--output_dir", str(results),
+        "--metric", "exact_match", "--prompt", "{question}", "--split", "train",
+        "--max_new_tokens", str(args.max_tokens), "--batch_size", str(8 * args.in_flight), "--output_dir", str(results),
     ])  # fmt: skip
     if code:
         raise SystemExit(f"our sweep ended with exit code {code}")
