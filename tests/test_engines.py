@@ -13,6 +13,7 @@ from PIL import Image
 from tiny_families import write_tiny_family
 from tiny_vlm import write_tiny_model
 
+from budgetvlm.engines.engine_client import events
 from budgetvlm.engines.engine_model import ENDING_S
 from budgetvlm.engines.opening import is_engine, open_model
 from budgetvlm.engines.router import TRIES
@@ -321,6 +322,50 @@ def test_nothing_is_asked_that_is_no_question(opened, sketch):
         with pytest.raises(InputError, match="max_new_tokens=0"):
             vlm.generate(IMAGE, QUESTION, vlm.knob_space.full, max_new_tokens=0)
         assert len(engine.asked) == before
+
+
+def test_lines_of_a_stream_end_at_newlines_alone():
+    raw = 'data: {"a":"x\u2028y\u0085"}\r\n\n: nothing\nevent: b\ndata:{"a":"ü"}\n\ndata: [DONE]\n\n'.encode()
+    for size in (1, 7, len(raw)):
+        pieces = (raw[at : at + size] for at in range(0, len(raw), size))
+        assert list(events(pieces)) == [{"a": "x\u2028y\u0085"}, {"a": "ü"}]
+
+
+def test_an_engine_says_how_much_it_has_to_do(opened, sketch):
+    with FakeEngine(sketch, slots=2) as engine:
+        vlm = opened({"url": engine.url, "concurrency": 3})
+        engine.first_ms, vlm.router.patience_s, endpoint = 1e6, 0.0, vlm.router.endpoints[0]
+        assert endpoint.client.load(endpoint.dialect) == (0, 0)
+        with ThreadPoolExecutor(3) as threads:
+            for _ in range(3):
+                threads.submit(vlm.generate, IMAGE, QUESTION, vlm.knob_space.full)
+            told = waited_for(lambda: endpoint.client.load(endpoint.dialect) == (2, 1))
+            engine.die()
+        assert told
+
+
+def test_an_engine_that_is_down_at_first_is_one_of_the_fleet(opened, sketch):
+    with FakeEngine(sketch, knobs={"top_k": 1}) as few, FakeEngine(sketch) as many:
+        replicas = {"url": few.url, "knobs": {"top_k": 1}}, many
+        both = opened(*replicas)
+        few.die()
+        with pytest.warns(UserWarning, match="It is left out for now"):
+            vlm = opened(*replicas)
+        assert (vlm.knob_space, vlm.served) == (both.knob_space, both.served)
+        assert vlm.fingerprint() == both.fingerprint()
+        few.revive()
+        setting = vlm.knob_space.setting(max_crops=4, top_k=1)
+        assert vlm.generate(IMAGE, QUESTION, setting).text == few.right(IMAGE, QUESTION, 4, {"top_k": 1})
+
+
+def test_nothing_is_known_of_an_engine_of_another_model_that_is_down(opened, qwen, sketch):
+    down = {"url": URL, "knobs": {"model": 30}, "model_path": str(qwen)}
+    with FakeEngine(sketch) as engine, pytest.warns(UserWarning, match="left out"):
+        small = {"url": engine.url, "knobs": {"model": 2}}
+        with pytest.raises(EngineDownError, match="give its engine and model in the file"):
+            opened(small, down)
+        vlm = opened(small, {**down, "engine": "vllm", "model": "large"})
+        assert vlm.knob_space.values("model") == (2, 30)
 
 
 def test_a_fleet_is_known_again_and_another_is_not(opened, sketch):

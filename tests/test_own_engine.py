@@ -3,10 +3,12 @@
 import itertools
 
 import pytest
+import yaml
 from PIL import Image
 from server_process import ROOT, ServerProcess
 
 from budgetvlm.engines.opening import fingerprint_of, open_model
+from budgetvlm.errors import ConfigError
 from budgetvlm.tasks import load_task
 from budgetvlm.vlm import load_vlm
 
@@ -50,3 +52,11 @@ def test_answers_are_the_models_at_every_kind_of_setting(engine, model):
     for setting in settings:
         right = model.generate_batch(images, questions, setting)
         assert [a.text for a in engine.generate_batch(images, questions, setting)] == [a.text for a in right]
+
+
+@pytest.mark.parametrize("knobs", [{"top_k": [3, 12]}, {"max_crops": [1, 2]}])
+def test_values_that_it_does_not_have_are_named(server, tmp_path, knobs):
+    path = tmp_path / "engines.yaml"
+    path.write_text(yaml.safe_dump({"model_path": "reference", "knobs": knobs, "replicas": [{"url": server.address}]}))
+    with pytest.raises(ConfigError, match=r"has (top_k|max_crops) in \[.*\], and not \[[23]\]"):
+        open_model(str(path))

@@ -33,7 +33,7 @@ class Endpoint(Standing):
     """One engine and what is known of it.
 
     Attributes:
-        model: the name that it serves.
+        model: the name that it serves. identity: by which its model is known again.
         steer: how it is told how to show an image: "kwargs" (also our own server's setting), "pixels" or "none".
         values: of each knob, those that it answers.
         more_text: by how many tokens its text around a question is longer than the sketch's.
@@ -43,7 +43,7 @@ class Endpoint(Standing):
     def __init__(self, client: EngineClient, dialect: Dialect, sketch: Sketch, model: str, steer: str) -> None:
         super().__init__(client.spec.concurrency)
         self.client, self.dialect, self.sketch = client, dialect, sketch
-        self.model, self.steer = model, steer
+        self.model, self.steer, self.identity = model, steer, model
         self.values: dict[str, tuple[Value, ...]] = {}
         self.more_text = 0
         self.name = urlsplit(client.spec.url).netloc.rpartition("@")[2]

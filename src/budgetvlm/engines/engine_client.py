@@ -152,7 +152,7 @@ class EngineClient:
         try:
             with self._failures(), self._sent(request, limit) as response:
                 self._require_ok(response, body)
-                for event in _events(response.iter_bytes()):
+                for event in events(response.iter_bytes()):
                     self._require_no_error(event, body)
                     piece = reply.take(event)
                     if time.perf_counter() >= end_s and not reply.finish_reason:
@@ -228,7 +228,7 @@ class EngineClient:
         return EngineFailedError(f"{where} failed ({status}: {said})")
 
 
-def _events(pieces: Iterator[bytes]) -> Iterator[dict[str, Any]]:
+def events(pieces: Iterator[bytes]) -> Iterator[dict[str, Any]]:
     """Yield the documents of a stream of server-sent events. Lines end at newlines alone: text may hold U+2028."""
     held = b""
     for piece in pieces:

@@ -81,7 +81,7 @@ class EngineVLM:
 
     def fingerprint(self) -> str:
         """Return a short digest of what answers: names of models, knobs, tokens of some images at each setting."""
-        names = sorted({(str(one.client.spec.knobs.get(MODEL)), one.model) for one in self.router.endpoints})
+        names = sorted({(str(one.client.spec.knobs.get(MODEL)), one.identity) for one in self.router.endpoints})
         sizes = [self._image_tokens((size,)).tolist() for size in PROBE_SIZES]
         return hashlib.sha256(repr((names, self.knob_space.to_dict(), sizes)).encode()).hexdigest()[:16]
 

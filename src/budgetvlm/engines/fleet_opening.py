@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from budgetvlm.engines.dialects import DIALECTS, STEERED_BY_KWARGS, Dialect, dialect_of
@@ -45,7 +45,11 @@ def reach(fleet: Fleet, *, trust_remote_code: bool = False) -> list[Endpoint]:
         raise EngineDownError(f"no engine of {fleet.name} is up: {', '.join(spec.url for spec in fleet.replicas)}")
     paths = [one.client.spec.model_path or _said_by(one) for one in met]
     sketches = {path: Sketch(path, trust_remote_code=trust_remote_code) for path in dict.fromkeys(paths)}
-    endpoints = [_endpoint(one, sketches[path], fleet) for one, path in zip(met, paths, strict=True)]
+    said = {path: one.serves for one, path in zip(met, paths, strict=True) if one.serves is not None}
+    endpoints = [
+        _endpoint(one.client, one.serves or said.get(path, {}), sketches[path], fleet)
+        for one, path in zip(met, paths, strict=True)
+    ]
     for endpoint, one in zip(endpoints, met, strict=True):
         endpoint.healthy = one.serves is not None
     return endpoints
@@ -75,12 +79,23 @@ def _said_by(met: Met) -> str:
     raise ConfigError(f"{met.client.spec.url}: {NEEDS_MODEL_PATH}")
 
 
-def _endpoint(met: Met, sketch: Sketch, fleet: Fleet) -> Endpoint:
-    """Say how one engine is steered and what it may answer. Raises ConfigError: values that its model cannot take."""
-    spec = met.client.spec
-    dialect = DIALECTS[spec.engine] if spec.engine else dialect_of(met.serves or {})
-    model = spec.model or str((met.serves or {}).get("id"))
-    endpoint = Endpoint(met.client, dialect, sketch, model, _steer(fleet.steer, dialect, sketch, spec.url))
+def _endpoint(client: EngineClient, serves: Mapping[str, Any], sketch: Sketch, fleet: Fleet) -> Endpoint:
+    """Say how one engine is steered and what it may answer.
+
+    Args:
+        serves: what it says; of one that is down, what another one of that model says; empty: nothing is known.
+
+    Raises:
+        ConfigError: values that its model cannot take.
+        EngineDownError: it is down, and neither the fleet's file nor another engine tells what it is.
+    """
+    spec = client.spec
+    if not serves and not (spec.engine and spec.model):
+        raise EngineDownError(f"{spec.url} is down, and nothing says what it is: give its engine and model in the file")
+    dialect = DIALECTS[spec.engine] if spec.engine else dialect_of(serves)
+    steer = _steer(fleet.steer, dialect, sketch, spec.url)
+    endpoint = Endpoint(client, dialect, sketch, spec.model or str(serves["id"]), steer)
+    endpoint.identity = str(serves.get("fingerprint", endpoint.model))
     started = {name: [value] for name, value in spec.knobs.items() if name != MODEL}
     if started:
         sketch.require(started, f"{spec.url}, knobs")
@@ -91,10 +106,25 @@ def _endpoint(met: Met, sketch: Sketch, fleet: Fleet) -> Endpoint:
         if name in spec.knobs:
             endpoint.values[name] = (spec.knobs[name],)
         elif endpoint.takes(name) and sketch.own_value(name) is not None:
-            endpoint.values[name] = tuple(fleet.knobs.get(name, sketch.values(name)))
+            endpoint.values[name] = _choice(name, endpoint, fleet.knobs, serves.get("knob_space"))
         elif (own := sketch.own_value(name)) is not None:
             endpoint.values[name] = (own,)
     return endpoint
+
+
+def _choice(
+    name: str, endpoint: Endpoint, offered: Mapping[str, Sequence[Value]], said: Mapping[str, Sequence[Value]] | None
+) -> tuple[Value, ...]:
+    """Return the values of a knob that go with requests: those offered, or all. Raises ConfigError: it has others.
+
+    Args:
+        said: values of its knobs, as an engine of ours says.
+    """
+    own = endpoint.sketch.own_value(name)
+    has = endpoint.sketch.values(name) if said is None else tuple(said.get(name, (own,) if own is not None else ()))
+    if said is not None and (others := sorted(set(offered.get(name, ())) - set(has))):
+        raise ConfigError(f"{endpoint.client.spec.url} has {name} in {list(has)}, and not {others} (knobs)")
+    return tuple(offered.get(name, has))
 
 
 def _steer(wanted: str | None, dialect: Dialect, sketch: Sketch, url: str) -> str:
