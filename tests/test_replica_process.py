@@ -45,7 +45,7 @@ class PlantedServed(ServedModel):
     def __init__(self, options):
         self.model, self.facts, self.saved = PlantedModel(), self.described(), 0
         self.state = SimpleNamespace(due_s=lambda: None, answered=lambda model: None)
-        self._keeping, self._explore, self._identity = threading.Lock(), 0.0, {}
+        self._keeping = threading.Lock()
 
     def save(self):
         self.saved += 1

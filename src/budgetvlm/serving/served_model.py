@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from PIL import Image
@@ -61,6 +62,9 @@ class ServedModel:
         BudgetVLMError: the model or its controller cannot be opened.
     """
 
+    _explore = 0.0
+    _identity: Mapping[str, str] = MappingProxyType({})  # of the controller, where requests are kept
+
     def __init__(self, options: Mapping[str, Any]) -> None:
         controller = Path(options["checkpoint"] or bundled_controller(options["model_path"]))
         self._curve, self._keeping = load_price_curve(controller), threading.Lock()
@@ -74,7 +78,8 @@ class ServedModel:
             self.model.known[:-1] = False
             self.model.guard.rule = self.model.guard.rule._replace(revises=False, cuts=False, hurries=False)
         self._explore = options["explore"]
-        self._identity = identity(self.model.controller) if options["keeps"] else {}
+        if options["keeps"]:
+            self._identity = identity(self.model.controller)
         decide.wait_for_compiled()
         self.facts = self.described()
 
@@ -156,7 +161,7 @@ class ServedModel:
         if not choices:
             return {"answer": answer.to_dict()}
         seen, features = told_of(choices[0])
-        return {"answer": answer.to_dict(), "seen": seen | self._identity, "features": features}
+        return {"answer": answer.to_dict(), "seen": {**seen, **self._identity}, "features": features}
 
 
 def _with_images(messages: Sequence[dict[str, Any]], images: Sequence[Image.Image]) -> list[dict[str, Any]]:
