@@ -193,12 +193,21 @@ def test_the_fewest_requests_in_flight_with_about_the_best_throughput(throughput
     assert best_in_flight(throughput) == best
 
 
-def test_throughput_is_measured_until_it_no_longer_grows(engine):
-    with engine(slots=2, first_ms=40.0, token_ms=0.0) as running:
+@pytest.mark.parametrize(
+    ("rates", "measured"), [({1: 10.0, 2: 19.0, 4: 20.0, 8: 99.0}, [1, 2, 4]), ({1: 10.0, 2: 9.0}, [1, 2])]
+)
+def test_throughput_is_measured_until_it_no_longer_grows(engine, monkeypatch, rates, measured):
+    monkeypatch.setattr(EngineProbe, "answers_per_s", lambda probe, in_flight: rates[in_flight])
+    with engine() as running:
         probe = probe_of(running)
-        assert "1: " in said("several requests at once", probe)
-        assert list(probe.throughput)[:2] == [1, 2] and running.most_running == 2
-        assert probe.throughput[2] > probe.throughput[1]
+        ENGINE_CHECKS["several requests at once"](probe)
+        assert list(probe.throughput) == measured
+
+
+def test_throughput_is_that_of_requests_side_by_side(engine):
+    with engine(first_ms=200.0) as running:
+        assert 0 < probe_of(running).answers_per_s(2) <= 2 / 0.2
+        assert running.most_running == 2 and len(running.asked) == 4
 
 
 def test_an_engine_that_is_not_there_and_mistakes_are_one_message_and_exit_code_2(models, tmp_path, capsys):
