@@ -27,6 +27,7 @@ from tests.server_process import ROOT, asked, image_part
 FEW_MS, MANY_MS = 50.0, 500.0  # bounds of settings with few experts and with many
 CHAT = {"messages": asked(image_part())}
 SIGNS = ROOT / "examples" / "signs.png"
+TAKEN_OVER_S = 2.0  # after which another engine answers instead; it takes a fraction of that
 GRACE_S = 1.0  # after its budget, in which a request has its answer or an error
 
 
@@ -118,14 +119,15 @@ def test_one_is_killed_and_the_other_takes_over(front, sketch):
     few = EngineProcess(FakeEngine(sketch, knobs={"top_k": 1}, first_ms=100))
     many = EngineProcess(FakeEngine(sketch, knobs={"top_k": 4}, first_ms=100))
     with few, many:
-        server, budget_ms = front(started(few.url, 1), started(many.url, 4)), 4 * MANY_MS
+        server, budget_ms = front(started(few.url, 1), started(many.url, 4)), 10 * MANY_MS
         assert ask(server)[1]["top_k"] == 4
         found = asks(server, 12, latency_budget_ms=budget_ms)
-        until(lambda: sum(one.in_flight for one in server.jobs.replicas) == 8)
+        until(lambda: sum(one.in_flight for one in server.jobs.replicas) > 2)
         many.kill()
         killed_s = time.perf_counter()
         status, setting, _ = ask(server, latency_budget_ms=budget_ms)
-        assert (status, setting["top_k"]) == (200, 1) and time.perf_counter() - killed_s < 2
+        assert (status, setting["top_k"]) == (200, 1)
+        assert time.perf_counter() - killed_s < TAKEN_OVER_S
         for status, told, took_s in found():
             assert took_s < budget_ms / 1e3 + GRACE_S
             assert status == 200 or told in ("engine_failed", "not_ready")
@@ -141,10 +143,11 @@ def test_all_are_killed(front, sketch):
     with EngineProcess(FakeEngine(sketch, first_ms=150)) as only:
         server = front(only)
         found = asks(server, 3, latency_budget_ms=1000)
-        until(lambda: sum(one.in_flight for one in server.jobs.replicas) == 3)
+        until(lambda: any(one.in_flight for one in server.jobs.replicas))
         only.kill()
         for status, told, took_s in found():
-            assert (status, told) == (503, "engine_failed") and took_s < 1 + GRACE_S
+            assert status == 200 or told in ("engine_failed", "not_ready")
+            assert took_s < 1 + GRACE_S
         until(lambda: not server.jobs.ready)
         assert ask(server, latency_budget_ms=1000)[:2] == (503, "not_ready")
         only.revive()
@@ -242,6 +245,10 @@ def test_keys_keep_their_engine_when_others_come_and_go(tiny, tmp_path, sketch):
         assert all(new is old for new, old in zip(after, before, strict=True) if old is not gone)
         gone.healthy, gone.in_flight = True, gone.concurrency - 1
         assert gone not in placed(), "it is clearly busier"
+        for endpoint in router.endpoints:
+            endpoint.in_flight = endpoint.concurrency
+        with pytest.raises(EngineDownError, match="as many requests as they take"):
+            router.ask(setting, lambda endpoint: None, end_s=time.perf_counter() + 0.05)
         for endpoint in router.endpoints:
             endpoint.down()
             endpoint.watched = True

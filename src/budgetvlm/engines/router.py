@@ -21,7 +21,7 @@ T = TypeVar("T")
 BUSIER = 0.25  # of its places, by which an engine may be fuller than the least busy one and still be taken for a key
 TRIES = 3  # of a request that engines answer with an error of their own: it may be the request's fault
 SEEN = (16, 16)  # pixels of an image by which it is known again
-RETURNING_S = 0.05  # between two looks whether an engine is back
+RETURNING_S, WAITING_S = 0.05, 1.0  # between two looks whether an engine is back, or has a place
 PATIENCE_S = 10.0  # that a request without a deadline waits for an engine to come back
 
 
@@ -82,7 +82,7 @@ class EngineRouter:
         give_up_s = min(end_s, time.perf_counter() + self.patience_s)
         failed: list[Endpoint] = []
         while True:
-            with self.pick(setting, key, give_up_s, failed) as endpoint:
+            with self.pick(setting, key, give_up_s, failed, end_s) as endpoint:
                 try:
                     made = work(endpoint)
                     endpoint.answered()
@@ -102,20 +102,25 @@ class EngineRouter:
 
     @contextmanager
     def pick(
-        self, setting: Setting, key: bytes | None = None, give_up_s: float = 0.0, last: Sequence[Endpoint] = ()
-    ) -> Iterator[Endpoint]:
+        self, setting: Setting, key: bytes | None = None, give_up_s: float = 0.0, last: Sequence[Endpoint] = (),
+        end_s: float = math.inf,
+    ) -> Iterator[Endpoint]:  # fmt: skip
         """Hold a place at an engine for a ``with`` block, and wait for one where all are taken.
 
         Args:
             key: requests of one key go to the same engine, unless it is clearly busier than others.
             give_up_s: until when to wait for one to come back where all are down.
             last: those that are taken only where there is no other.
+            end_s: until when to wait for a place.
 
-        Raises EngineDownError: none that answers the setting is up.
+        Raises EngineDownError: none that answers the setting is up, or has a place.
         """
         with self._changed:
             while (found := self._chosen(setting, key, give_up_s, last)) is None:
-                self._changed.wait(None if self.is_up(setting) else RETURNING_S)
+                left_s = end_s - time.perf_counter()
+                if left_s <= 0:
+                    raise EngineDownError(f"all engines that answer {setting} have as many requests as they take")
+                self._changed.wait(min(left_s, WAITING_S if self.is_up(setting) else RETURNING_S))
             found.in_flight += 1
         try:
             yield found
