@@ -22,6 +22,8 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from benchmarks.sleeping_model import SPACE, NumberedTask, SleepingVLM, opening
 from budgetvlm.cluster.cluster_options import ClusterOptions
 from budgetvlm.cluster.watcher import processes_of
