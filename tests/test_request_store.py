@@ -176,3 +176,21 @@ def test_killed_at_random_moments_it_loses_nothing_that_was_acknowledged(file, m
     assert rows(file, "PRAGMA integrity_check") == [("ok",)]
     assert acknowledged.items() <= dict(rows(file, "SELECT id, score FROM scores")).items()
     assert len(acknowledged) > 3 * moments
+
+
+def test_who_gives_up_waiting_and_what_cannot_be_written_end_nothing_for_others(store, file):
+    store.add(decided("first"))
+    assert store.feedback("first", 0.5).result(5)
+    for _ in range(20):
+        store.feedback("first", 0.25).cancel()
+    store.add(decided("half", question="half of a character: \ud800"))
+    store.add(decided("second"))
+    assert store.feedback("second", 1.0).result(5) and store.feedback("first", 0.75).result(5)
+    assert store.dropped == 1
+    assert rows(file, "SELECT id, score FROM scores ORDER BY id") == [("first", 0.75), ("second", 1.0)]
+
+
+def test_a_score_for_a_store_that_is_closed_is_refused(store):
+    store.close()
+    with pytest.raises(OutputError, match="closed"):
+        store.feedback("first", 0.5).result(5)

@@ -142,10 +142,14 @@ class RequestStore:
 
     def _awaited(self, statement: str, values: tuple[Any, ...]) -> Future[bool]:
         done: Future[bool] = Future()
+        done.set_running_or_notify_cancel()  # who gives up waiting stops no writing
         self._offer(_Write([(statement, values)], done))
         return done
 
     def _offer(self, write: _Write) -> None:
+        if self._closed:
+            self._refuse([write], "the store is closed")
+            return
         try:
             self._waiting.put_nowait(write)
         except queue.Full:
@@ -162,18 +166,26 @@ class RequestStore:
         more = True
         while more:
             writes, more = self._gathered()
-            try:
-                changed = self._written(writes)
-            except sqlite3.Error as error:
-                if not self._failing:
-                    _log.error("served requests cannot be kept at present: %s", error)
-                self._failing = True
-                self._refuse(writes, str(error))
-                continue
-            self._failing = False
-            for write, one in zip(writes, changed, strict=True):
-                if write.done:
-                    write.done.set_result(one)
+            self._keep(writes)
+
+    def _keep(self, writes: Sequence[_Write]) -> None:
+        """Write, and tell those who wait; what is wrong with one of several is that one's matter alone."""
+        try:
+            changed = self._written(writes)
+        except Exception as error:
+            if not isinstance(error, sqlite3.Error) and len(writes) > 1:
+                for write in writes:
+                    self._keep([write])
+                return
+            if not self._failing:
+                _log.error("served requests cannot be kept at present: %s", error)
+            self._failing = True
+            self._refuse(writes, str(error))
+            return
+        self._failing = False
+        for write, one in zip(writes, changed, strict=True):
+            if write.done:
+                write.done.set_result(one)
 
     def _gathered(self) -> tuple[list[_Write], bool]:
         """What is to be written at once, and whether there will be more: a score waits for nothing."""
@@ -194,7 +206,7 @@ class RequestStore:
         return writes, True
 
     def _written(self, writes: Sequence[_Write]) -> list[bool]:
-        """Write all or nothing; whether each one changed anything. Raises sqlite3.Error."""
+        """Write all or nothing; whether each one changed anything. Raises what SQLite does."""
         connection = self._connection
         try:
             connection.execute("BEGIN IMMEDIATE")
@@ -202,7 +214,7 @@ class RequestStore:
             if self._pages_used() > self._most_pages - SPARE // PAGE:
                 connection.execute(OLDEST, (DELETED,))
             connection.execute("COMMIT")
-        except sqlite3.Error:
+        except Exception:
             with contextlib.suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
             raise
