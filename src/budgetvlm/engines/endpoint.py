@@ -46,7 +46,7 @@ class Endpoint(Standing):
         self.model, self.steer, self.identity = model, steer, model
         self.values: dict[str, tuple[Value, ...]] = {}
         self.more_text = 0
-        self.name = urlsplit(client.spec.url).netloc.rpartition("@")[2]
+        self.name = urlsplit(client.spec.url).netloc
 
     def takes(self, knob: str) -> bool:
         """Tell whether it takes a knob with each request."""

@@ -6,8 +6,8 @@ import json
 import math
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -51,7 +51,7 @@ class Reply:
 
     def take(self, event: Mapping[str, Any]) -> str:
         """Take one event of the stream; returns the text that it adds."""
-        self.usage = event.get("usage") or self.usage
+        self.usage = dict(event.get("usage") or ()) or self.usage
         self.more |= {name: event[name] for name in ("metrics", "budgetvlm") if event.get(name)}
         choice: Mapping[str, Any] = next(iter(event.get("choices") or ()), {})
         piece = str((choice.get("delta") or {}).get("content") or "")
@@ -150,11 +150,8 @@ class EngineClient:
             timeout=httpx.Timeout(left_s, connect=min(left_s, CONNECTING_S)),
         )  # fmt: skip
         try:
-            with self._failures(), self._sent(request, limit) as response:
-                self._require_ok(response, body)
-                for event in events(response.iter_bytes()):
-                    self._require_no_error(event, body)
-                    piece = reply.take(event)
+            with closing(self._pieces(request, limit, body, reply)) as pieces:
+                for piece in pieces:
                     if time.perf_counter() >= end_s and not reply.finish_reason:
                         reply.finish_reason = "budget"
                         break
@@ -168,6 +165,14 @@ class EngineClient:
         if not reply.finish_reason:
             raise EngineDownError(f"the engine at {self.spec.url} broke off in the middle of an answer")
         return reply
+
+    def _pieces(self, request: Any, limit: Limit, body: Mapping[str, Any], reply: Reply) -> Generator[str, None, None]:
+        """Send a request and yield the text that each event adds; what goes wrong with whom it is given is not ours."""
+        with self._failures(), self._sent(request, limit) as response:
+            self._require_ok(response, body)
+            for event in events(response.iter_bytes()):
+                self._require_no_error(event, body)
+                yield reply.take(event)
 
     @contextmanager
     def _sent(self, request: Any, limit: Limit) -> Iterator[Any]:
@@ -187,12 +192,17 @@ class EngineClient:
         """Turn what goes wrong between here and the engine into EngineDownError."""
         try:
             yield
-        except (httpx.HTTPError, httpx.StreamError, ValueError, OSError) as error:
+        except (httpx.HTTPError, httpx.StreamError, ValueError, OSError, AttributeError, TypeError) as error:
             if isinstance(error, EngineError | InputError | ConfigError):
                 raise
             what = "there is no engine at" if isinstance(error, httpx.ConnectError) else "cannot speak to the engine at"
             said = " ".join(str(error).split()) or type(error).__name__
+            said = f"it says what no engine says ({said})" if isinstance(error, AttributeError | TypeError) else said
             raise EngineDownError(f"{what} {self.spec.url}: {said}. Is it running, and is that its address?") from None
+        except RuntimeError:
+            if not self._http.is_closed:
+                raise
+            raise EngineDownError(f"the connections to the engine at {self.spec.url} were closed meanwhile") from None
 
     def _require_ok(self, response: Any, body: Mapping[str, Any]) -> None:
         """Raise what an answer with another status than 200 means."""

@@ -218,10 +218,10 @@ def _generation(
         "decode": (done_s - first_s) * 1e3,
     }  # fmt: skip
     ids = endpoint.sketch.token_ids(text.text)
-    made = (reply.usage or {}).get("completion_tokens", len(ids))
+    made = (reply.usage or {}).get("completion_tokens")
     at_stop_string = bool(ask.stop) and reply.finish_reason == "stop" and reply.stop_reason is not None
     return Generation(
-        text.text, ids, _reason(reply), vision, language, int(made), stages,
+        text.text, ids, _reason(reply), vision, language, len(ids) if made is None else int(made), stages,
         whole=reply.finish_reason != "stopped" and not at_stop_string,
     )  # fmt: skip
 

@@ -54,12 +54,25 @@ class ReplicaSpec:
     cost: float = 1.0
     api_key_env: str | None = None
 
+    def __post_init__(self) -> None:
+        """Raise ConfigError where the address holds a password."""
+        if "@" in urlsplit(self.url).netloc:
+            raise ConfigError(
+                f"the address of the engine at {urlsplit(self.url).netloc.rpartition('@')[2]} holds a user's name or "
+                "password, which logs and results would show; give a key by api_key_env"
+            )
+
     def api_key(self) -> str | None:
-        """Return the key. Raises ConfigError: its environment variable is not set."""
+        """Return the key, which no message shows. Raises ConfigError: its environment variable holds none."""
         if self.api_key_env is None:
             return None
-        if not (key := os.environ.get(self.api_key_env)):
+        if not (key := os.environ.get(self.api_key_env, "").strip()):
             raise ConfigError(f"{self.url}: the environment variable {self.api_key_env} (api_key_env) is not set")
+        if not (key.isascii() and key.isprintable()):
+            raise ConfigError(
+                f"{self.url}: the environment variable {self.api_key_env} (api_key_env) holds characters that no key "
+                "has; keys are of one line of ASCII"
+            )
         return key
 
 

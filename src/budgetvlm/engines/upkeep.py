@@ -61,9 +61,6 @@ class Upkeep:
             endpoint.suspect = True  # when it is back it may have been started with other flags
             endpoint.down()
             endpoint.client.break_off()
-        except RuntimeError:  # the connections were closed meanwhile
-            if not self._closed:
-                raise
         except BudgetVLMError as error:
             _log.error("the engine at %s stays out: %s", endpoint.name, error)
             endpoint.down()
