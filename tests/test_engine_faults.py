@@ -17,8 +17,10 @@ from budgetvlm.engines.opening import open_model
 from budgetvlm.engines.router import key_of
 from budgetvlm.errors import EngineDownError, EngineError, InfeasibleError, InputError
 from budgetvlm.runtime import AdaptiveVLM
+from budgetvlm.serving import dispatcher
 from budgetvlm.serving.engine_slots import EngineSlots, ServedEngines
 from budgetvlm.serving.library import Router
+from budgetvlm.serving.replicas import ReplicaError
 from budgetvlm.serving.serve_options import ServeOptions
 from budgetvlm.vlm.loading import load
 from tests.fake_replicas import Served, in_background, until
@@ -281,3 +283,38 @@ def test_the_same_from_python(tiny, tmp_path, sketch, monkeypatch):
             many.die()
             with pytest.raises(EngineError):
                 router.generate(SIGNS, "what", budget_ms=300)
+
+
+def test_a_router_that_is_closed_tells_those_who_wait_and_those_who_come_later(tiny, tmp_path, sketch, monkeypatch):
+    monkeypatch.setattr(EngineSlots, "_open", lambda slots: Planted(slots._options.engine))
+    monkeypatch.setattr(dispatcher, "CLOSE_S", 0.1)
+    fleet, ended = tmp_path / "engines.yaml", []
+    with FakeEngine(sketch, knobs={"top_k": 1}) as few, FakeEngine(sketch, knobs={"top_k": 4}) as many:
+        listed = [started(few.url, 1, concurrency=1), started(many.url, 4, concurrency=1)]
+        fleet.write_text(yaml.safe_dump({"model_path": str(tiny), "replicas": listed}))
+        router = Router(fleet)
+        few.faults.always = many.faults.always = "hang"
+
+        def asking():
+            with pytest.raises(EngineError):
+                router.generate(SIGNS, "what")
+            ended.append(True)
+
+        threads = [threading.Thread(target=asking, daemon=True) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        until(lambda: router._jobs.waiting == 2)
+        router.close()
+        for thread in threads:
+            thread.join(5)
+        assert len(ended) == 4
+        router.close()
+        with pytest.raises(EngineError, match="closed"):
+            router.generate(SIGNS, "what")
+
+
+def test_a_router_that_cannot_be_opened_leaves_no_thread(tmp_path):
+    before = threading.active_count()
+    with pytest.raises(ReplicaError):
+        Router("http://127.0.0.1:9", tmp_path)
+    assert threading.active_count() == before

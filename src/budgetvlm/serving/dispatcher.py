@@ -170,8 +170,11 @@ class Dispatcher:
                 raise
 
     async def close(self) -> None:
-        """Stop the replicas."""
+        """Stop the replicas; who still waits for one is told."""
         await asyncio.gather(*[keeper.close(CLOSE_S) for keeper in self._keepers])
+        for ticket in list(self._waiting.values()):
+            self._forget(ticket.job)
+            ticket.put(DOWN)
         if self.store:
             self.store.close()
 

@@ -29,6 +29,7 @@ from budgetvlm.vlm.conversation import Messages, about, read_messages
 from budgetvlm.vlm.prompt import IMAGE
 
 T = TypeVar("T")
+HEARING_S = 1.0  # that those who still ask have to hear that all is closed
 ERRORS: dict[str, type[Exception]] = {
     "invalid_request": InputError,
     **dict.fromkeys(("too_small", "too_late", "expired"), InfeasibleError),
@@ -57,8 +58,13 @@ class Router:
                 f"engines={str(engines)!r} is no engines.yaml and no address; for a model, use AdaptiveVLM"
             )
         self._jobs, self._loop = Dispatcher(given), asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="router", daemon=True).start()
-        self._run(self._jobs.start())
+        self._thread = threading.Thread(target=self._loop.run_forever, name="router", daemon=True)
+        self._thread.start()
+        try:
+            self._run(self._jobs.start())
+        except BaseException:
+            self.close()
+            raise
 
     def generate(
         self, image: str | Path | Image.Image | None = None, question: str | None = None, *,
@@ -68,8 +74,10 @@ class Router:
 
         Raises:
             InputError: what is asked cannot be answered; InfeasibleError: not in time, and it is to be refused then.
-            EngineError: no engine answered.
+            EngineError: no engine answered, or this is closed.
         """
+        if self._loop.is_closed():
+            raise EngineError("this router is closed; make another one")
         kept = Terms(**terms).arrived()
         if messages is None:
             check_request(question, kept)
@@ -97,8 +105,17 @@ class Router:
     def close(self) -> None:
         """Finish what is under way, and let go of the engines."""
         if not self._loop.is_closed():
-            self._run(self._jobs.close())
+            self._run(self._end())
             self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    async def _end(self) -> None:
+        """Close what answers, and let those who still ask hear of it."""
+        await self._jobs.close()
+        if others := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(others, timeout=HEARING_S)
+        await self._loop.shutdown_default_executor()
 
     def __enter__(self) -> Router:
         return self

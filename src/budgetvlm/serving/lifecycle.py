@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from budgetvlm.serving.replicas import Replica, ReplicaError
 
 LONGEST_PAUSE_S = 30.0
+TELLING_S = 1.0  # that telling who waits takes at most, when all is closed
 _log = logging.getLogger(__name__)
 
 
@@ -35,7 +36,7 @@ class Keeper:
         self._newer: Replica | None = None
         self._task: asyncio.Task[None] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
-        self.restarts, self.start_s = 0, 0.0
+        self.restarts, self.start_s, self._closed = 0, 0.0, False
 
     async def start(self) -> None:
         """Start the first one. Raises ReplicaError."""
@@ -53,11 +54,19 @@ class Keeper:
             await unused.close()
 
     async def close(self, grace_s: float) -> None:
-        """End it once its job is done, or after a while."""
-        if self._task:
-            self._task.cancel()
+        """End it once its jobs are done, or after a while; who waits for them is told."""
+        self._closed = True
         replicas = [replica for replica in (self.replica, self._newer) if replica]
+        for replica in replicas:
+            replica.retired = True
+        if not replicas and self._task:  # it waits for another one, which nobody needs now
+            self._task.cancel()
+        self._changed()
         await asyncio.gather(*[replica.close(grace_s) for replica in replicas], *self._leaving)
+        self._changed()
+        if self._task:
+            await asyncio.wait([self._task], timeout=TELLING_S)
+            self._task.cancel()
 
     async def _keep(self) -> None:
         while True:
@@ -70,6 +79,8 @@ class Keeper:
                     _log.exception("a replica is replaced after a mistake of the server")
                     await self.replica.close(0)
                 watching.cancel()
+            if self._closed:
+                return
             await self._replace()
             self._changed()
 
