@@ -240,4 +240,5 @@ def test_flags_that_do_not_fit_engines(options, says):
 
 def test_engines_are_served_by_the_name_of_their_file():
     assert ServeOptions(engine="fleets/small.yaml").served_name == "small"
+    assert ServeOptions(engine="http://127.0.0.1:8000/v1").served_name == "engines"
     assert ServeOptions(model_path="engines.yaml").has_engines

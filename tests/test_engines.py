@@ -122,6 +122,14 @@ def test_no_engine_at_that_address(opened):
         opened({"url": "http://127.0.0.1:9/v1"})
 
 
+def test_an_address_below_which_no_models_are_listed(opened, sketch):
+    with (
+        FakeEngine(sketch) as engine,
+        pytest.raises(ConfigError, match=r"completions/models does not exist.*up to the v"),
+    ):
+        opened({"url": f"{engine.url}/chat/completions"})
+
+
 def test_an_answer_stops_at_its_deadline_and_the_engine_with_it(opened, sketch):
     with FakeEngine(sketch, answer=lambda *asked: " ".join("ABC123" * 20), token_ms=20.0) as engine:
         vlm = opened(engine)
@@ -402,6 +410,7 @@ URL = "http://127.0.0.1:9/v1"
     ("document", "said"),
     [
         ([], r"it is \[\]; give keys of model_path, replicas"),
+        (None, "it is empty; give keys of model_path, replicas"),
         ({"replicas": []}, r"replicas is \[\]; give a list of at least one engine"),
         ({"replicas": [{"url": "localhost:8000"}]}, r"replicas\[0\].url is 'localhost:8000'; give an address"),
         ({"replicas": [{"url": URL, "engine": "sglang"}]}, r"replicas\[0\].engine is 'sglang'; give one of vllm"),

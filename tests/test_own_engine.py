@@ -60,3 +60,12 @@ def test_values_that_it_does_not_have_are_named(server, tmp_path, knobs):
     path.write_text(yaml.safe_dump({"model_path": "reference", "knobs": knobs, "replicas": [{"url": server.address}]}))
     with pytest.raises(ConfigError, match=r"has (top_k|max_crops) in \[.*\], and not \[[23]\]"):
         open_model(str(path))
+
+
+def test_it_was_started_with_no_value_of_what_it_takes_with_requests(server, tmp_path):
+    """Taken as fixed, the value would not be sent, and each answer be that of the largest one."""
+    path = tmp_path / "engines.yaml"
+    replica = {"url": server.address, "knobs": {"top_k": 2}}
+    path.write_text(yaml.safe_dump({"model_path": "reference", "replicas": [replica]}))
+    with pytest.raises(ConfigError, match="takes top_k with each request, so it was started with no value of it"):
+        open_model(str(path))

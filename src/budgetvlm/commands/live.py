@@ -178,7 +178,8 @@ def describe(found: dict[str, Any]) -> str:
             )
     if found["drift"]:
         stages = ", ".join(f"{stage} x {factor:.2f}" for stage, factor in found["drift"].items())
-        lines.append(f"drift since calibration: {stages}")
+        since = "calibration" if found["calibrated_on"] else "the profile"
+        lines.append(f"drift since {since}: {stages}")
     return "\n".join(lines)
 
 

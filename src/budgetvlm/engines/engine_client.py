@@ -196,7 +196,7 @@ class EngineClient:
             if isinstance(error, EngineError | InputError | ConfigError):
                 raise
             what = "there is no engine at" if isinstance(error, httpx.ConnectError) else "cannot speak to the engine at"
-            said = " ".join(str(error).split()) or type(error).__name__
+            said = " ".join(str(error).split()).rstrip(".") or type(error).__name__
             said = f"it says what no engine says ({said})" if isinstance(error, AttributeError | TypeError) else said
             raise EngineDownError(f"{what} {self.spec.url}: {said}. Is it running, and is that its address?") from None
         except RuntimeError:
@@ -231,6 +231,11 @@ class EngineClient:
             )
         if status in (401, 403):
             return ConfigError(f"{where} wants another key ({status}: {said}); name its variable: api_key_env")
+        if status == 404 and "model" not in body:
+            return ConfigError(
+                f"{self.spec.url}/models does not exist, so no engine with OpenAI's API is there; give its address up "
+                "to the version, such as http://127.0.0.1:8000/v1"
+            )
         if status == 404:
             return ConfigError(f"{where} does not know the model {body.get('model')!r} ({said}); give its name: model")
         if status < 500 and status not in (408, 429):

@@ -190,7 +190,8 @@ _REPLICA: dict[str, Check] = {
 def _taken(raw: Any, where: str, known: Mapping[str, Check], problems: list[str]) -> dict[str, Any]:
     """Return what can be used of a part of the document; what cannot is added to the problems."""
     if not isinstance(raw, dict):
-        problems.append(f"{where.rstrip('.') or 'it'} is {raw!r:.80}; give keys of {', '.join(known)}")
+        what = "empty" if raw is None else f"{raw!r:.80}"
+        problems.append(f"{where.rstrip('.') or 'it'} is {what}; give keys of {', '.join(known)}")
         return {}
     problems += [f"{where}{key} is unknown; known: {', '.join(known)}" for key in raw if key not in known]
     wrong = [key for key in raw if key in known and not known[key][0](raw[key])]

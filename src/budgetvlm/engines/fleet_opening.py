@@ -99,6 +99,12 @@ def _endpoint(client: EngineClient, serves: Mapping[str, Any], sketch: Sketch, f
     started = {name: [value] for name, value in spec.knobs.items() if name != MODEL}
     if started:
         sketch.require(started, f"{spec.url}, knobs")
+    told = serves.get("knob_space", {})
+    if by_request := [name for name in started if name in told and list(told[name]) != started[name]]:
+        raise ConfigError(
+            f"{spec.url} takes {', '.join(by_request)} with each request, so it was started with no value of it: leave "
+            "it out of this engine's knobs. To offer fewer values, give the fleet knobs (knobs: beside replicas:)"
+        )
     offered = {name: values for name, values in fleet.knobs.items() if name != MODEL}
     if offered:
         sketch.require(offered, f"{fleet.name}, knobs")

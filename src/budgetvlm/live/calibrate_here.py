@@ -74,6 +74,6 @@ def require_enough(samples: int | None, alpha: float) -> int:
     if samples is not None and samples < needed:
         raise ConfigError(
             f"--samples {samples} cannot promise a violation rate of {alpha:g}: that takes {needed}. Measure more, or "
-            "allow more violations."
+            "allow more violations (--alpha)."
         )
     return needed

@@ -79,11 +79,14 @@ class ServedEngines(ServedModel):
     def _answer(self, header: Mapping[str, Any], images: Sequence[Image.Image], client: Client) -> dict[str, Any]:
         began_s = time.perf_counter()
         end_s = header["arrived_s"] + header["budget_ms"] / 1e3 if header["budget_ms"] else began_s + PATIENCE_S
+        logged: set[type[Exception]] = set()  # a try every 50 ms would fill the log while no engine is up
         while True:
             try:
                 return super()._answer(header, images, client)
             except (EngineError, ConfigError) as error:
-                _log.warning("a request failed at an engine: %s", error)
+                if type(error) not in logged:
+                    _log.warning("a request failed at an engine: %s", error)
+                logged.add(type(error))
                 if client.told or client.left() or time.perf_counter() + AGAIN_S > end_s:
                     raise EngineError("the engines failed on this request; ask again") from None
             except InputError as error:

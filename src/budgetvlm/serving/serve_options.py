@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from budgetvlm.engines.fleet_file import is_engine
+from budgetvlm.engines.fleet_file import is_address, is_engine
 from budgetvlm.errors import ConfigError
 
 WhenInfeasible = Literal["fastest", "reject", "best_effort"]
@@ -36,7 +36,8 @@ class ServeOptions:
         device: PyTorch device of the replicas.
         num_threads: threads of PyTorch in each replica; PyTorch's own choice if not given.
         allow_other_model: serve a controller or a guard although it was made for other weights than the model's.
-        model_name: name by which clients ask for the model; the last part of --model_path if not given.
+        model_name: name by which clients ask for the model; the last part of --model_path if not given,
+            of engines the name of their file without .yaml, or "engines" for an address.
         host: address to listen on; 127.0.0.1 is this machine alone.
         port: port to listen on.
         replicas: processes that hold the model, each answering one request at a time.
@@ -151,7 +152,7 @@ class ServeOptions:
         """The model's name in requests and answers."""
         if self.model_name or not self.has_engines:
             return self.model_name or Path(self.model_path).resolve().name  # also of "."
-        return Path(self.opened).stem
+        return "engines" if is_address(self.opened) else Path(self.opened).stem
 
     @property
     def max_body(self) -> int:

@@ -70,7 +70,8 @@ def model_directory(model_path: str, *, trust_remote_code: bool = False) -> Path
         what = "has no config.json" if directory.is_dir() else "is not a directory"
         raise ConfigError(
             f"model_path={str(model_path)!r}: {directory} {what}. Give the directory of a model in Transformers' "
-            f"layout, its hub name, organisation/name, or {BUNDLED!r} for the bundled one."
+            f"layout, its hub name, organisation/name, {BUNDLED!r} for the bundled one, or an engine's address, which "
+            "begins with http://."
         )
     return directory
 
