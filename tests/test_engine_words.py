@@ -1,15 +1,19 @@
 """What engines say that no engine should, what a caller's own function raises, and keys that no message shows."""
 
 import threading
+import time
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from budgetvlm.engines import engine_client
 from budgetvlm.engines.engine_client import EngineClient
 from budgetvlm.engines.fleet_file import ReplicaSpec, read_fleet
+from budgetvlm.engines.limit import Limit
 from budgetvlm.errors import ConfigError, EngineDownError
 
-END = b'data: {"choices": [{"delta": {"content": "a"}, "finish_reason": "stop"}]}\n\n'
+END = b'data: {"choices": [{"delta": {"content": "a"}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
 
 
 class Says(BaseHTTPRequestHandler):
@@ -87,3 +91,20 @@ def test_a_password_in_an_address_is_refused_and_not_shown():
     with pytest.raises(ConfigError, match=r"127\.0\.0\.1:8000.*api_key_env") as raised:
         read_fleet("http://somebody:hunter2@127.0.0.1:8000/v1")
     assert "hunter2" not in str(raised.value) and "somebody" not in str(raised.value)
+
+
+def test_a_connection_is_another_requests_only_once_nothing_cuts_it_any_more(engine, monkeypatch):
+    engine.words, free = END, []
+
+    class Looking(Limit):
+        @contextmanager
+        def cutting(self, connection):
+            with super().cutting(connection):
+                yield
+                free.extend(one.is_idle() for one in client._http._transport._pool.connections)
+
+    monkeypatch.setattr(engine_client, "Limit", Looking)
+    client = EngineClient(spec(engine))
+    assert client.chat({"model": "tiny"}, end_s=time.perf_counter() + 60).text == "a"
+    assert free == [False]
+    assert [one.is_idle() for one in client._http._transport._pool.connections] == [True]

@@ -168,21 +168,29 @@ class EngineClient:
 
     def _pieces(self, request: Any, limit: Limit, body: Mapping[str, Any], reply: Reply) -> Generator[str, None, None]:
         """Send a request and yield the text that each event adds; what goes wrong with whom it is given is not ours."""
-        with self._failures(), self._sent(request, limit) as response:
+        with self._failures(), self._sent(request, limit) as (response, said):
             self._require_ok(response, body)
-            for event in events(response.iter_bytes()):
+            for event in events(said):
                 self._require_no_error(event, body)
                 yield reply.take(event)
 
     @contextmanager
     def _sent(self, request: Any, limit: Limit) -> Iterator[Any]:
-        """Send a request; its connection is cut at its limit, whatever is being waited for."""
+        """Send a request; its connection is cut at its limit, whatever is being waited for.
+
+        Yields the response and the pieces of its body. The end of these is read once nothing cuts the connection any
+        more, because it is another request's from then on.
+        """
         response = self._http.send(request, stream=True)
         connection = response.extensions["network_stream"].get_extra_info("socket")
         self._streams.add(connection)
         try:
+            pieces = response.iter_bytes()
             with limit.cutting(connection):
-                yield response
+                yield response, pieces
+            self._streams.discard(connection)
+            if not limit.has_cut:
+                next(pieces, None)
         finally:
             self._streams.discard(connection)
             response.close()
@@ -250,5 +258,7 @@ def events(pieces: Iterator[bytes]) -> Iterator[dict[str, Any]]:
         *lines, held = (held + piece).split(b"\n")
         for line in lines:
             data = line[5:].strip() if line.startswith(b"data:") else b""
-            if data and data != b"[DONE]":
+            if data == b"[DONE]":
+                return
+            if data:
                 yield json.loads(data)

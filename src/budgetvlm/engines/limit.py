@@ -14,6 +14,9 @@ LEAVING_S = 0.1  # between two looks whether anybody still waits
 class Limit:
     """See the module.
 
+    Attributes:
+        has_cut: it has cut a connection.
+
     Args:
         end_s: the time, on the clock of `time.perf_counter`.
         left: says that nobody waits any more.
@@ -21,6 +24,7 @@ class Limit:
 
     def __init__(self, end_s: float, left: Callable[[], bool] | None = None) -> None:
         self._end_s, self._left, self._done = end_s, left, threading.Event()
+        self._ending, self.has_cut = threading.Lock(), False
 
     def reached(self) -> str:
         """Return why an answer ends here, as `budgetvlm.vlm.Generation` has it; empty: it does not."""
@@ -38,14 +42,18 @@ class Limit:
         try:
             yield
         finally:
-            self._done.set()
+            with self._ending:
+                self._done.set()
 
     def _watch(self, connection: socket.socket) -> None:
         while not self.reached():
             left_s = max(self._end_s - time.perf_counter(), 0.0)
             if self._done.wait(left_s if self._left is None else min(left_s, LEAVING_S)):
                 return
-        cut(connection)
+        with self._ending:
+            if not self._done.is_set():
+                self.has_cut = True
+                cut(connection)
 
 
 def cut(connection: socket.socket) -> None:
