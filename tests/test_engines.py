@@ -327,6 +327,8 @@ def test_nothing_is_asked_that_is_no_question(opened, sketch):
         vlm, before = opened(engine), len(engine.asked)
         with pytest.raises(InputError, match="the question is empty"):
             vlm.generate(IMAGE, " ", vlm.knob_space.full)
+        with pytest.raises(InputError, match="half of a character"):
+            vlm.generate(IMAGE, "what is \udcff", vlm.knob_space.full)
         with pytest.raises(InputError, match="max_new_tokens=0"):
             vlm.generate(IMAGE, QUESTION, vlm.knob_space.full, max_new_tokens=0)
         assert len(engine.asked) == before

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from budgetvlm._io import shortened
 from budgetvlm.errors import ConfigError, InputError
 from budgetvlm.vlm.image_layout import ImageLayout
 from budgetvlm.vlm.protocol import Conversation, Turn
@@ -84,11 +85,15 @@ class Prompt:
     def question_ids(self, question: str | Conversation) -> np.ndarray:
         """Return the token ids between `between` and `after`, int64 ``[T]``; names of special tokens are plain text.
 
-        Of a conversation, those of what was said last. Raises InputError: the question is not text, or is empty.
+        Of a conversation, those of what was said last.
+
+        Raises InputError: the question is empty, or no text that can be written.
         """
         said = question.question if isinstance(question, Conversation) else question
         if not isinstance(said, str) or not said.strip():
             raise InputError(f"the question is empty ({said!r}); ask something about the image")
+        if any("\ud800" <= one <= "\udfff" for one in said):
+            raise InputError(f"the question {shortened(ascii(said))} holds half of a character; write it in UTF-8")
         return self._tokenized(said)
 
     def around(self, question: str | Conversation, leads: Sequence[str]) -> Sequence[tuple[int, ...]]:
