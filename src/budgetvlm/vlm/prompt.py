@@ -85,9 +85,7 @@ class Prompt:
     def question_ids(self, question: str | Conversation) -> np.ndarray:
         """Return the token ids between `between` and `after`, int64 ``[T]``; names of special tokens are plain text.
 
-        Of a conversation, those of what was said last.
-
-        Raises InputError: the question is empty, or no text that can be written.
+        Of a conversation, those of what was said last. Raises InputError: it is empty, or no whole text.
         """
         said = question.question if isinstance(question, Conversation) else question
         if not isinstance(said, str) or not said.strip():
