@@ -57,7 +57,7 @@ def test_no_file_speaks_of_the_machine_it_was_written_on():
 @pytest.mark.parametrize(
     ("folder", "extra"),
     [
-        ("src", ("data", "engines", "explain", "lmms", "serve", "tracing")),
+        ("src", ("data", "engines", "explain", "lmms", "ray", "serve", "tracing")),
         ("experiments", ()),
         ("tests", ("dev", "data", "engines", "explain", "serve")),
     ],

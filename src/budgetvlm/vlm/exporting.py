@@ -25,7 +25,7 @@ from budgetvlm.vlm.cut_config import changes, write_config
 from budgetvlm.vlm.cut_weights import KeptBlocks, cut_weights
 from budgetvlm.vlm.families.generic import Found
 from budgetvlm.vlm.fingerprint import model_fingerprint
-from budgetvlm.vlm.loading import load, model_directory, read_family, skeleton
+from budgetvlm.vlm.loading import check_weights, load, model_directory, read_family, skeleton
 from budgetvlm.vlm.probe import setting_with
 
 NOTE = "budgetvlm_export.json"
@@ -74,6 +74,7 @@ def export(options: ExportOptions) -> dict[str, Any]:
     """
     directory = model_directory(options.model_path, trust_remote_code=options.trust_remote_code)
     _check_output(options.output, directory, options.overwrite)
+    check_weights(directory)
     family = read_family(directory, trust_remote_code=options.trust_remote_code)
     verify = options.verify or isinstance(family, Found)  # nothing but trying shows how that works
     opened = partial(load, trust_remote_code=options.trust_remote_code)

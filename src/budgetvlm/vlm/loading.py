@@ -54,7 +54,7 @@ def load(
     if device == "meta":
         model = skeleton(family, directory)
     else:
-        _check_weights(directory)
+        check_weights(directory)
         model = _load_model(family, directory, _device(device))
     tokenizer, processor = _load_processors(family, directory)
     return _adapt(model_path, family, directory, model, tokenizer, processor)
@@ -139,7 +139,7 @@ def _device(device: str) -> torch.device:
         raise ConfigError(f"device={device!r} cannot be used: {str(error).splitlines()[0]}. Try cpu.") from None
 
 
-def _check_weights(directory: Path) -> None:
+def check_weights(directory: Path) -> None:
     """Raise ConfigError where no weights are stored as safetensors."""
     if any(directory.glob("*.safetensors")):
         return
