@@ -46,6 +46,7 @@ def test_every_setting_is_found_under_its_number_and_survives_the_document(space
     ("setting", "message"),
     [
         ({"max_crops": 5, "top_k": 2}, "max_crops=5 is outside the knob space; allowed: 1, 4, 12"),
+        ({"max_crops": True, "top_k": 2}, "max_crops=True is outside the knob space; allowed: 1, 4, 12"),
         ({"max_crops": 1}, "exactly the knobs max_crops, top_k; given: max_crops"),
         ({"max_crops": 1, "top_k": 2, "beams": 1}, "exactly the knobs"),
         ({}, "given: none"),

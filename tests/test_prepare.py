@@ -283,6 +283,15 @@ def test_answers_of_another_length(toy):
         toy()
 
 
+def test_times_may_have_been_measured_with_another_metric_but_not_with_another_prompt(toy):
+    write_profiles(toy.root)
+    edit(result(toy, "exp6"), lambda document: document["config"].update(task={"metric": "anls"}))
+    toy()
+    edit(result(toy, "exp6"), lambda document: document["config"].update(task={"prompt": "{question} Be brief."}))
+    with pytest.raises(DataError, match=r"field config.task is .*Be brief"):
+        toy(force_recompute=True)
+
+
 def test_weights_that_differ(toy):
     write_profiles(toy.root, model_fingerprint="1")
     toy.version = "2"

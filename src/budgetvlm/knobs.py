@@ -148,7 +148,7 @@ class KnobSpace:
             raise KnobSpaceError(f"a setting needs exactly the knobs {', '.join(self.names)}; given: {given}")
         number = 0
         for name, values in self.knobs:
-            if setting[name] not in values:
+            if setting[name] not in values or isinstance(setting[name], bool):  # True equals 1, and is no value
                 raise KnobSpaceError(
                     f"{name}={setting[name]!r} is outside the knob space; allowed: {', '.join(map(str, values))}"
                 )

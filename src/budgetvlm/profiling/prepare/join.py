@@ -6,7 +6,7 @@ values span (M < K where the sweep left some out; their columns are NaN).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -164,10 +164,10 @@ def _check_settings(accuracy: SweepArrays, timed: SweepArrays, latency_fill: str
 def _check_runs(accuracy: SweepArrays, timed: SweepArrays) -> None:
     """Both sweeps have to have run one model, with answers of one length, on samples of the same splits."""
     config, other = accuracy.config, accuracy.paths[0]
-    known = identity(config | {"task": config.get(RESCORED, config.get("task"))})
+    known = _of_answers(config | {"task": config.get(RESCORED, config.get("task"))})
     for where, config in zip(timed.paths, timed.configs, strict=True):
         for name in ("max_new_tokens", "model_fingerprint", "task"):
-            ours, theirs = known.get(name), identity(config).get(name)
+            ours, theirs = known.get(name), _of_answers(config).get(name)
             if None not in (ours, theirs) and ours != theirs:
                 raise DataError(
                     f"{where}: field config.{name} is {theirs}, but {other} has {ours}. Latency and accuracy have "
@@ -178,6 +178,12 @@ def _check_runs(accuracy: SweepArrays, timed: SweepArrays) -> None:
                 f"{where}: field config.split is {config['split']!r}, but {other} has {known['split']!r}. "
                 "Profile both on the same splits."
             )
+
+
+def _of_answers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what answers and their times depend on, which the metric that scores them is no part of."""
+    found = identity(config)
+    return found | {"task": {name: value for name, value in found.get("task", {}).items() if name != "metric"}}
 
 
 def _filled_by_cell(
