@@ -133,7 +133,7 @@ FIRST, SECOND = "The sign ", "says C60"
 class Planned:
     """In the place of the dispatcher: notes jobs and plays planned events; the second piece waits for ``go``."""
 
-    ready = True
+    ready, store = True, None
 
     def __init__(self):
         self.jobs, self.problem, self.go = [], None, threading.Event()
