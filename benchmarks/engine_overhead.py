@@ -39,7 +39,7 @@ from budgetvlm.engines.opening import open_model
 from budgetvlm.features.cheap import CheapFeatures, extractor_file
 from budgetvlm.live.fresh_samples import fresh_samples
 from budgetvlm.runtime import AdaptiveVLM
-from budgetvlm.serving.library import Router
+from budgetvlm.serving.embedded import Router
 from budgetvlm.tasks import load_task
 from budgetvlm.vlm.loading import load
 from tests.fake_engine import EngineProcess, FakeEngine

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
+from budgetvlm.decide import Seen
 from budgetvlm.feedback.request_store import Decided, RequestStore
-from budgetvlm.guard.terms import Seen
 from budgetvlm.serving.jobs import Job
 from budgetvlm.serving.kept_requests import kept, told_of
 from budgetvlm.serving.wire import packed

@@ -23,7 +23,7 @@ import budgetvlm
 from benchmarks.speed.bench_data import BenchOptions, Material
 from budgetvlm import decide
 
-MOST_FILES, MOST_CHANGES = 13, 120
+MOST_FILES, MOST_CHANGES = 12, 120
 WARM_UP, TRACED = 3, 5  # requests
 AMPLE_MS = 1e6  # nothing is hurried, so that the way does not depend on how busy the machine is
 

@@ -18,8 +18,8 @@ from budgetvlm.engines.router import key_of
 from budgetvlm.errors import EngineDownError, EngineError, InfeasibleError, InputError
 from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.serving import dispatcher
+from budgetvlm.serving.embedded import Router
 from budgetvlm.serving.engine_slots import EngineSlots, ServedEngines
-from budgetvlm.serving.library import Router
 from budgetvlm.serving.replicas import ReplicaError
 from budgetvlm.serving.serve_options import ServeOptions
 from budgetvlm.vlm.loading import load

@@ -9,10 +9,9 @@ import pytest
 
 from budgetvlm import decide
 from budgetvlm.answer import InFlight
-from budgetvlm.decide import CLEARLY_WORSE, Decision
+from budgetvlm.decide import CLEARLY_WORSE, Decision, Terms, check_request
 from budgetvlm.errors import ConfigError, InputError
 from budgetvlm.guard.bounds import Bounds
-from budgetvlm.guard.terms import Terms, check_request
 from budgetvlm.serving.serve_options import ServeOptions
 from budgetvlm.serving.shadows import agreement
 from tests.fake_replicas import served, until

@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "runtime": {"answer", "controller", "decide", "guard", "vlm", "engines"},
     "live": LEARNING | {"answer", "decide", "runtime", "tasks", "vlm", "engines"},
     "serving": {"answer", "controller", "decide", "feedback", "guard", "runtime", "vlm", "engines"},
-    "integrations": {"answer", "guard", "profiling", "runtime", "vlm"},
+    "integrations": {"answer", "decide", "profiling", "runtime", "vlm"},
     "commands": LEARNING
     | {"decide"}
     | {

@@ -37,7 +37,7 @@ _HOMES = {
     "comparison.runner": ("compare",),
     "live.calibrate_here": ("calibrate",),
     "live.guarded_training": ("train",),
-    "serving.library": ("Router",),
+    "serving.embedded": ("Router",),
     "errors": (
         "BudgetVLMError",
         "CheckpointError",

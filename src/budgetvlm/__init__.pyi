@@ -27,7 +27,7 @@ from budgetvlm.knobs import Setting as Setting
 from budgetvlm.live.calibrate_here import calibrate as calibrate
 from budgetvlm.live.guarded_training import train as train
 from budgetvlm.runtime import AdaptiveVLM as AdaptiveVLM
-from budgetvlm.serving.library import Router as Router
+from budgetvlm.serving.embedded import Router as Router
 from budgetvlm.table import ProfileTable as ProfileTable
 from budgetvlm.tasks import Sample as Sample
 from budgetvlm.tasks import Task as Task

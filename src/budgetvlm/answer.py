@@ -14,11 +14,10 @@ from PIL import Image
 from budgetvlm import decide
 from budgetvlm._io import time_text
 from budgetvlm.controller.value_network import ValueNetwork
-from budgetvlm.decide import Decision
+from budgetvlm.decide import Cut, Decision, Seen, Terms
 from budgetvlm.guard.bounds import BOUND, READ, STEP, Bounds, Outcome, Request, Spent
 from budgetvlm.guard.fixed import Guard
 from budgetvlm.guard.rule import Infeasible
-from budgetvlm.guard.terms import Cut, Seen, Terms
 from budgetvlm.knobs import Setting
 from budgetvlm.vlm import VLM, Conversation, Deadline, Generation, Overview, Quicker
 

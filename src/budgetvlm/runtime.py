@@ -27,6 +27,7 @@ from budgetvlm.controller.checkpoint import load_controller
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.price_curve import AtPrice, PriceCurve, load_price_curve
 from budgetvlm.controller.value_network import ValueNetwork
+from budgetvlm.decide import AnswerOptions, Terms, check_request
 from budgetvlm.engines.opening import bundled_controller, fingerprint_of, open_model
 from budgetvlm.engines.request_features import Extractor, extractor_beside, with_features
 from budgetvlm.errors import CheckpointError, ConfigError, InfeasibleError, InputError, KnobSpaceError
@@ -35,7 +36,6 @@ from budgetvlm.guard.bounds import Bounds, Request, Spent
 from budgetvlm.guard.fixed import FixedGuard, Guard
 from budgetvlm.guard.saved import load_guard, save_guard
 from budgetvlm.guard.spending import Spending
-from budgetvlm.guard.terms import AnswerOptions, Terms, check_request
 from budgetvlm.vlm import VLM, Conversation, Overview
 from budgetvlm.vlm.conversation import Messages, is_plain, read_messages
 from budgetvlm.vlm.protocol import STAGES
@@ -176,7 +176,7 @@ class AdaptiveVLM:
                 are shown with the same number of crops.
             stream: return at once an iterator over the pieces of the answer's text, which a thread writes. Its
                 ``answer`` waits for the whole answer, and `close` ends the writing after the token that is under way.
-            terms: see `budgetvlm.guard.terms.Terms`.
+            terms: see `budgetvlm.decide.Terms`.
 
         Raises:
             InputError: an image that cannot be read, an empty question, messages or terms that are not usable, a budget

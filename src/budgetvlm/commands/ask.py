@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     gc.disable()  # importing makes a million objects, and all of them stay
     try:
         from budgetvlm._io import open_image
-        from budgetvlm.guard.terms import Terms, check_request
+        from budgetvlm.decide import Terms, check_request
 
         _check_budgets(args)
         args.budget_ms = math.inf if args.budget_ms is None else args.budget_ms

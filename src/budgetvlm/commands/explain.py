@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> bool:
     """Whether a request is to be explained. Raises ConfigError, InputError."""
     from budgetvlm._extras import require
-    from budgetvlm.guard.terms import Terms, check_request
+    from budgetvlm.decide import Terms, check_request
 
     given = [args.image is not None, args.question is not None, args.budget_ms is not None]
     if args.tree and args.data is None:

@@ -14,8 +14,8 @@ from typing import Any
 from PIL import Image
 
 from budgetvlm.answer import Answer
+from budgetvlm.decide import Terms, check_request
 from budgetvlm.errors import ConfigError, InputError
-from budgetvlm.guard.terms import Terms, check_request
 from budgetvlm.knobs import KNOBS
 from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.vlm import Generation, load_vlm

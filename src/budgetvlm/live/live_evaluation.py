@@ -23,10 +23,10 @@ from tqdm import tqdm
 
 from budgetvlm._threads import side_by_side
 from budgetvlm.answer import Answer
+from budgetvlm.decide import Cut
 from budgetvlm.evaluation.evaluation_options import BUDGET_SHARES
 from budgetvlm.guard.adaptive import AdaptiveGuard
 from budgetvlm.guard.rule import UNGUARDED
-from budgetvlm.guard.terms import Cut
 from budgetvlm.live.calibration import Measured
 from budgetvlm.live.replay import replay
 from budgetvlm.runtime import AdaptiveVLM

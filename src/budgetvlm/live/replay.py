@@ -20,13 +20,12 @@ from typing import Any
 import numpy as np
 
 from budgetvlm.answer import cuts, deadline_of
-from budgetvlm.decide import seen_budget_ms
+from budgetvlm.decide import Cut, seen_budget_ms
 from budgetvlm.guard.adaptive import AdaptiveGuard
 from budgetvlm.guard.bounds import Bounds, Outcome, Spent
 from budgetvlm.guard.learning import follow_speed
 from budgetvlm.guard.specification import best_allowed
 from budgetvlm.guard.speed import SpeedSnapshot
-from budgetvlm.guard.terms import Cut
 from budgetvlm.knobs import Setting
 from budgetvlm.live.calibration import Measured
 from budgetvlm.runtime import AdaptiveVLM

@@ -14,7 +14,7 @@ from budgetvlm.serving.jobs import Job, question_of
 
 if TYPE_CHECKING:
     from budgetvlm.controller.network import GRPOController
-    from budgetvlm.guard.terms import Seen
+    from budgetvlm.decide import Seen
 
 LARGEST = 6e4  # of a feature: float16 holds no more
 Told = tuple[dict[str, Any], list[bytes]]

@@ -16,8 +16,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from budgetvlm import decide
 from budgetvlm.controller.price_curve import load_price_curve
+from budgetvlm.decide import Seen
 from budgetvlm.errors import BudgetVLMError
-from budgetvlm.guard.terms import Seen
 from budgetvlm.runtime import AdaptiveVLM, bundled_controller
 from budgetvlm.serving.jobs import question_of
 from budgetvlm.serving.kept_requests import identity, told_of

@@ -16,8 +16,8 @@ from PIL import Image
 
 from budgetvlm._io import open_image
 from budgetvlm.answer import Answer
+from budgetvlm.decide import AnswerOptions, Terms, check_request
 from budgetvlm.errors import ConfigError, EngineError, InfeasibleError, InputError
-from budgetvlm.guard.terms import AnswerOptions, Terms, check_request
 from budgetvlm.knobs import Setting
 from budgetvlm.serving.api_errors import APIError
 from budgetvlm.serving.completions import error_of
