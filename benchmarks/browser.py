@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-WAITING_S = 60.0
+WAITING_S = 30.0
 KEYS = {
     "Enter": (13, "\r"), "Escape": (27, ""), "Tab": (9, ""), "ArrowLeft": (37, ""), "ArrowRight": (39, ""),
     "Home": (36, ""), "End": (35, ""),

@@ -23,7 +23,7 @@ from budgetvlm.knobs import KnobSpace
 from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.serving.api_errors import APIError
 from budgetvlm.serving.app import make_app
-from budgetvlm.serving.dispatcher import Ticket
+from budgetvlm.serving.dispatcher import Dispatcher, Ticket
 from budgetvlm.serving.jobs import Event, Job
 from budgetvlm.serving.preview import LESS, MORE, preview
 from budgetvlm.serving.reasons import why
@@ -130,12 +130,13 @@ STAGES = {"preprocess": 1.0, "vision": 12.0, "controller": 0.5, "prefill": 6.0, 
 FIRST, SECOND = "The sign ", "says C60"
 
 
-class Planned:
-    """In the place of the dispatcher: notes jobs and plays planned events; the second piece waits for ``go``."""
+class Planned(Dispatcher):
+    """A dispatcher without replicas: notes jobs and plays planned events; the second piece waits for ``go``."""
 
-    ready, store = True, None
+    ready = True
 
     def __init__(self):
+        super().__init__(ServeOptions())
         self.jobs, self.problem, self.go = [], None, threading.Event()
 
     async def start(self): ...
@@ -179,13 +180,15 @@ def serving(planned, **options):
     """The address of a server with these answers."""
     app = make_app(ServeOptions(playground=True, **options), planned)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run)
+    thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:  # also after a test that fails: a server that goes on holds up the end of the whole run
+        server.should_exit = True
+        thread.join()
 
 
 @pytest.fixture(scope="module")

@@ -71,10 +71,10 @@ export class AnswerView {
   }
 }
 
-// Name and ms of each part of an answer's time; what no part explains is the rest.
+// Name and ms of each part of an answer's time; what no part explains is the rest. A microsecond is rounding.
 function stageTimes({ stages_ms, queue_ms, latency_ms }) {
   const times = { queue: queue_ms ?? 0, ...stages_ms };
   const known = Object.values(times).reduce((sum, time) => sum + time, 0);
   times.rest = Math.max(latency_ms - known, 0);
-  return STAGES.filter((name) => times[name] > 0).map((name) => [name, times[name]]);
+  return STAGES.filter((name) => times[name] > 0.001).map((name) => [name, times[name]]);
 }
