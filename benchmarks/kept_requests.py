@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +31,13 @@ from budgetvlm.serving.wire import packed
 KNOBS, WIDTH, SETTINGS = '{"max_crops": [1, 4, 12]}', 1024, 27
 WRITER = """
 import sys
+from functools import partial
 from pathlib import Path
 from benchmarks.kept_requests import decided
 from budgetvlm.feedback.request_store import RequestStore
 store = RequestStore(Path(sys.argv[1]), 16)
 for number in range(10**9):
-    store.add(decided(f"{sys.argv[2]}-{number}"))
+    store.add(partial(decided, f"{sys.argv[2]}-{number}"))
     assert store.feedback(f"{sys.argv[2]}-{number}", 0.5).result()
     print(f"{sys.argv[2]}-{number}", flush=True)
 """
@@ -60,7 +62,7 @@ def cost_ms(requests: int, every_ms: float, file: Path) -> tuple[np.ndarray, int
         packed({"seen": said | identity}, blocks)
         between = time.perf_counter()
         job = Job(f"r{number}", [{"role": "user", "content": "what"}], [], 0.0)
-        store.add(kept(job, answer, said | identity, blocks, False))
+        store.add(partial(kept, job, answer, said | identity, blocks, False))
         times.append((between - begin, time.perf_counter() - between))
     store.close()
     return 1e3 * np.array(times).T, store.dropped

@@ -80,7 +80,7 @@ class FakeReplica(Replica):
             "answered": 1,
         }  # fmt: skip
         yield Event(
-            "answer", {"answer": self.answered(job), "seen": seen, "features": [b"image", b"language", b"probable"]}
+            "answer", {"answer": self.answered(job), "seen": seen, "features": [bytes(8), bytes(4), b"probable"]}
         )
 
     def answered(self, job):

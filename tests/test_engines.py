@@ -182,6 +182,7 @@ def test_a_batch_asks_what_is_equal_once_and_the_rest_at_the_same_time(opened, s
         assert len({sketch.images.layout_of(images[1], n).grid for n in (1, 2, 4)}) == 3
         assert len(engine.asked) == 1 + 2 * 3
         assert max(running) == 2
+        assert not any("stream" in body for body in engine.asked), "nothing is timed, so nothing has to come at once"
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,7 @@ def doubled(jobs):
 
 def test_in_one_process_jobs_are_done_in_their_order():
     jobs, worker = jobs_of([2, 0, 3]), Doubling()
-    do_here(iter([jobs[0], None, *jobs[1:]]), worker)
+    do_here(iter(jobs), worker)
     assert doubled(jobs) and worker.closed
 
 
@@ -147,19 +147,6 @@ def test_a_job_that_workers_die_at_is_given_up():
 def test_workers_that_die_before_they_begin_are_given_up():
     with pytest.raises(WorkerError, match="before they had anything to do"):
         hand_out(iter(jobs_of([1])), LocalCrew(Doubling, 2, lambda *given: True), print)
-
-
-def test_a_job_that_has_to_wait_for_another_is_asked_for_again():
-    first, second = jobs_of([5, 2])
-
-    def jobs():
-        yield first
-        while not first.ended:
-            yield None
-        yield second
-
-    hand_out(jobs(), LocalCrew(Doubling, 3), print)
-    assert doubled([first, second])
 
 
 def test_jobs_are_asked_for_as_they_are_needed():

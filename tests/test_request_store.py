@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -46,8 +47,8 @@ def store(file):
 
 def test_a_request_is_kept_with_what_its_decision_saw(store, file):
     before = time.time()
-    store.add(decided("first"))
-    store.add(decided("second", controller="other", budget_ms=None, question="what is red"))
+    store.add(partial(decided, "first"))
+    store.add(partial(decided, "second", controller="other", budget_ms=None, question="what is red"))
     store.close()
     kept = rows(file, "SELECT * FROM requests JOIN controllers ON controller = controllers.number ORDER BY at_s, id")
     first, second = kept
@@ -58,7 +59,7 @@ def test_a_request_is_kept_with_what_its_decision_saw(store, file):
 
 
 def test_a_score_is_on_the_disk_when_it_is_acknowledged_and_the_last_one_counts(store, file):
-    store.add(decided("first"))
+    store.add(partial(decided, "first"))
     for score in (0.25, 1.0, 1.0):
         assert store.feedback("first", score).result(10) is True
         assert rows(file, "SELECT * FROM scores") == [("first", "feedback", 1, score)]
@@ -76,7 +77,7 @@ def test_a_score_of_what_is_not_kept_is_known_to_be_none(store, file):
 def test_the_store_is_as_large_as_its_owner_says_and_the_oldest_make_room(store, file):
     image, last = os.urandom(40_000), 900
     for number in range(last + 1):
-        store.add(decided(f"r{number}", image=image))
+        store.add(partial(decided, f"r{number}", image=image))
         if number % 20 == 0:
             assert store.feedback(f"r{number}", 1.0).result(10)
             assert sum(path.stat().st_size for path in file.parent.iterdir()) <= 16 * MB
@@ -89,7 +90,7 @@ def test_the_store_is_as_large_as_its_owner_says_and_the_oldest_make_room(store,
 def test_a_smaller_limit_makes_a_store_smaller_when_it_is_opened(file):
     larger = RequestStore(file, 40)
     for number in range(500):
-        larger.add(decided(f"r{number}", image=os.urandom(40_000)))
+        larger.add(partial(decided, f"r{number}", image=os.urandom(40_000)))
     larger.close()
     assert file.stat().st_size > 19 * MB
     smaller = RequestStore(file, 16)
@@ -104,7 +105,7 @@ def test_who_serves_never_waits_and_what_is_left_out_is_counted(store, file, mon
     connection.execute("BEGIN IMMEDIATE")  # somebody else holds the file
     most, begin = 2 * request_store.MOST_WAITING, time.perf_counter()
     for number in range(most):
-        store.add(decided(f"r{number}"))
+        store.add(partial(decided, f"r{number}"))
     assert time.perf_counter() - begin < 4, "it waited for the disk"
     with pytest.raises(OutputError, match="too much waits"):
         store.feedback("r0", 1.0).result(10)
@@ -116,11 +117,11 @@ def test_who_serves_never_waits_and_what_is_left_out_is_counted(store, file, mon
 
 
 def test_a_disk_that_is_full_ends_nothing(store, file, monkeypatch):
-    store.add(decided("first"))
+    store.add(partial(decided, "first"))
     assert store.feedback("first", 1.0).result(10)
     monkeypatch.setattr(request_store, "GATHERING_S", 10.0)  # what comes now is written together
     store._connection.execute("PRAGMA max_page_count = 1")  # it can grow no more
-    store.add(decided("second", image=os.urandom(100_000)))
+    store.add(partial(decided, "second", image=os.urandom(100_000)))
     with pytest.raises(OutputError, match=r"cannot be kept.*full.*send it again"):
         store.shadow("first", "drawn", 0, 1.0).result(10)
     assert store.dropped == 1
@@ -150,11 +151,12 @@ def test_others_cannot_read_it(store, file):
 
 WRITES = """
 import sys
+from functools import partial
 from pathlib import Path
 from tests.test_request_store import RequestStore, decided
 store = RequestStore(Path(sys.argv[1]), 16)
 for number in range(100_000):
-    store.add(decided(f"{sys.argv[2]}-{number}"))
+    store.add(partial(decided, f"{sys.argv[2]}-{number}"))
     assert store.feedback(f"{sys.argv[2]}-{number}", number / 100_000).result()
     print(f"{sys.argv[2]}-{number}", number / 100_000, flush=True)
 """
@@ -179,12 +181,12 @@ def test_killed_at_random_moments_it_loses_nothing_that_was_acknowledged(file, m
 
 
 def test_who_gives_up_waiting_and_what_cannot_be_written_end_nothing_for_others(store, file):
-    store.add(decided("first"))
+    store.add(partial(decided, "first"))
     assert store.feedback("first", 0.5).result(5)
     for _ in range(20):
         store.feedback("first", 0.25).cancel()
-    store.add(decided("half", question="half of a character: \ud800"))
-    store.add(decided("second"))
+    store.add(partial(decided, "half", question="half of a character: \ud800"))
+    store.add(partial(decided, "second"))
     assert store.feedback("second", 1.0).result(5) and store.feedback("first", 0.75).result(5)
     assert store.dropped == 1
     assert rows(file, "SELECT id, score FROM scores ORDER BY id") == [("first", 0.75), ("second", 1.0)]

@@ -69,7 +69,7 @@ class FakeVLM:
 
     name = "fake"
     knob_space = SPACE
-    num_total_blocks = 3
+    num_total_blocks, can_revise = 3, True
 
     def __init__(self, log=None, pause=0.0, largest_batch=None):
         self.calls, self.log, self.pause, self.largest_batch = [], log, pause, largest_batch

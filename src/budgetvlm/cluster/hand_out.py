@@ -84,7 +84,7 @@ StartCrew = Callable[[Build, Say], AbstractContextManager[Crew]]
 """Starts workers, each built by the function that is given, and ends them; it says what happens."""
 
 
-def do_jobs(jobs: Iterator[Portion | None], build: Build, crew: StartCrew | None, say: Say, at_once: int = 1) -> None:
+def do_jobs(jobs: Iterator[Portion], build: Build, crew: StartCrew | None, say: Say, at_once: int = 1) -> None:
     """Do all jobs in this process, or have workers do them that are built in others. Raises as `hand_out` does."""
     if crew is None:
         do_here(jobs, build(say), at_once)
@@ -93,9 +93,9 @@ def do_jobs(jobs: Iterator[Portion | None], build: Build, crew: StartCrew | None
         hand_out(jobs, workers, say)
 
 
-def do_here(jobs: Iterator[Portion | None], worker: Worker, at_once: int = 1) -> None:
+def do_here(jobs: Iterator[Portion], worker: Worker, at_once: int = 1) -> None:
     """Do all jobs in this process, one after the other, or several in threads where a job's pieces may come at once."""
-    given = ((job, job.left()) for job in jobs if job is not None)
+    given = ((job, job.left()) for job in jobs)
 
     def pieces(one: tuple[Portion, Any]) -> Iterable[Any]:
         work = iter(()) if one[1] is None else worker.work(one[1])
@@ -110,12 +110,11 @@ def do_here(jobs: Iterator[Portion | None], worker: Worker, at_once: int = 1) ->
         worker.close()
 
 
-def hand_out(jobs: Iterator[Portion | None], crew: Crew, say: Say) -> None:
+def hand_out(jobs: Iterator[Portion], crew: Crew, say: Say) -> None:
     """Give jobs to whoever has nothing to do until all are done.
 
     Args:
-        jobs: asked for one at a time, so that there may be any number of them. They give None where the next one has to
-            wait for one that is under way.
+        jobs: asked for one at a time, so that there may be any number of them.
 
     Raises:
         WorkerError: workers died too often.

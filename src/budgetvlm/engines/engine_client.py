@@ -50,11 +50,11 @@ class Reply:
     more: dict[str, Any] = field(default_factory=dict)
 
     def take(self, event: Mapping[str, Any]) -> str:
-        """Take one event of the stream; returns the text that it adds."""
+        """Take one event of the stream, or the one document without; returns the text that it adds."""
         self.usage = dict(event.get("usage") or ()) or self.usage
         self.more |= {name: event[name] for name in ("metrics", "budgetvlm") if event.get(name)}
         choice: Mapping[str, Any] = next(iter(event.get("choices") or ()), {})
-        piece = str((choice.get("delta") or {}).get("content") or "")
+        piece = str((choice.get("delta") or choice.get("message") or {}).get("content") or "")
         self.finish_reason = choice.get("finish_reason") or self.finish_reason
         self.stop_reason = choice.get("stop_reason", self.stop_reason)
         if math.isnan(self.first_s) and (piece or self.finish_reason):
@@ -127,14 +127,15 @@ class EngineClient:
 
     def chat(
         self, body: Mapping[str, Any], *, end_s: float = math.inf, on_text: OnText | None = None,
-        left: Callable[[], bool] | None = None,
+        left: Callable[[], bool] | None = None, stream: bool = True,
     ) -> Reply:  # fmt: skip
-        """Stream a chat completion.
+        """Have a chat completed.
 
         Args:
             end_s: when to break it off, on the clock of `time.perf_counter`; the engine then stops working on it.
             on_text: called with each piece of text; False breaks it off.
             left: asked now and then by another thread whether nobody waits any more, which breaks it off, too.
+            stream: as text comes; False: at once, which costs both sides less.
 
         Raises:
             InputError: the engine refuses the request as its author's fault.
@@ -142,15 +143,15 @@ class EngineClient:
             EngineDownError: it cannot be reached, failed, or broke off.
         """
         limit = Limit(end_s, left)
-        reply, told = Reply(), {**body, "stream": True, "stream_options": {"include_usage": True}}
+        reply, how = Reply(), {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
         left_s = SILENT_S if math.isinf(end_s) else max(end_s - time.perf_counter(), LEAST_S)
         request = self._http.build_request(
-            "POST", f"{self.spec.url}/chat/completions", content=json.dumps(told).encode(),
+            "POST", f"{self.spec.url}/chat/completions", content=json.dumps({**body, **how}).encode(),
             headers={"Content-Type": "application/json"},
             timeout=httpx.Timeout(left_s, connect=min(left_s, CONNECTING_S)),
         )  # fmt: skip
         try:
-            with closing(self._pieces(request, limit, body, reply)) as pieces:
+            with closing(self._pieces(request, limit, body, reply, stream)) as pieces:
                 for piece in pieces:
                     if time.perf_counter() >= end_s and not reply.finish_reason:
                         reply.finish_reason = "budget"
@@ -166,11 +167,13 @@ class EngineClient:
             raise EngineDownError(f"the engine at {self.spec.url} broke off in the middle of an answer")
         return reply
 
-    def _pieces(self, request: Any, limit: Limit, body: Mapping[str, Any], reply: Reply) -> Generator[str, None, None]:
+    def _pieces(
+        self, request: Any, limit: Limit, body: Mapping[str, Any], reply: Reply, stream: bool
+    ) -> Generator[str, None, None]:
         """Send a request and yield the text that each event adds; what goes wrong with whom it is given is not ours."""
         with self._failures(), self._sent(request, limit) as (response, said):
             self._require_ok(response, body)
-            for event in events(said):
+            for event in events(said) if stream else [json.loads(b"".join(said))]:
                 self._require_no_error(event, body)
                 yield reply.take(event)
 

@@ -172,11 +172,12 @@ class EngineVLM:
         return ask.question, shown, tuple(others.items()), ask.max_new_tokens
 
     def _untimed(self, ask: Ask) -> Generation:
-        return replace(self._answer(ask), stages_ms={})
+        return replace(self._answer(ask, stream=False), stages_ms={})
 
     def _answer(
-        self, ask: Ask, earlier_ms: float = 0.0, deadline: Deadline | None = None, on_text: OnText | None = None
-    ) -> Generation:
+        self, ask: Ask, earlier_ms: float = 0.0, deadline: Deadline | None = None, on_text: OnText | None = None,
+        stream: bool = True,
+    ) -> Generation:  # fmt: skip
         """Answer what is asked; ``earlier_ms``: of preprocessing before."""
         if ask.max_new_tokens < 1:
             raise InputError(f"max_new_tokens={ask.max_new_tokens} cannot be answered with; give at least 1")
@@ -185,8 +186,8 @@ class EngineVLM:
         end_s = deadline.at_s - ENDING_S if deadline and deadline.cut else math.inf
         key = None if self.fresh_images else key_of(ask.images)
         return self.router.ask(
-            ask.setting, lambda endpoint: _generation(endpoint, ask, pieces, on_text, began_s, end_s), key=key,
-            end_s=end_s, again=lambda: not pieces,
+            ask.setting, lambda endpoint: _generation(endpoint, ask, pieces, on_text, began_s, end_s, stream),
+            key=key, end_s=end_s, again=lambda: not pieces,
         )  # fmt: skip
 
     def _require_served(self, setting: Setting) -> None:
@@ -197,7 +198,7 @@ class EngineVLM:
 
 
 def _generation(
-    endpoint: Endpoint, ask: Ask, pieces: list[str], on_text: OnText | None, began_s: float, end_s: float
+    endpoint: Endpoint, ask: Ask, pieces: list[str], on_text: OnText | None, began_s: float, end_s: float, stream: bool
 ) -> Generation:
     """Have an engine answer what was begun at a time; ``pieces`` takes what it says as it comes."""
     text = TextStream("".join, (), on_text)
@@ -208,7 +209,7 @@ def _generation(
 
     body, (vision, language) = endpoint.body(ask), endpoint.prompt_size(ask)
     sent_s = time.perf_counter()
-    reply = endpoint.client.chat(body, end_s=end_s, on_text=take, left=getattr(on_text, "left", None))
+    reply = endpoint.client.chat(body, end_s=end_s, on_text=take, left=getattr(on_text, "left", None), stream=stream)
     text.finish(pieces)
     done_s = time.perf_counter()
     endpoint.check(ask, reply, f"this request at {ask.setting}")

@@ -14,8 +14,9 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,10 +86,13 @@ class Decided(NamedTuple):
     question: str | None = None
 
 
-class _Write(NamedTuple):
-    """Statements that belong together, and who waits to know whether the last one changed anything."""
+Statements = Sequence[tuple[str, tuple[Any, ...]]]
 
-    statements: Sequence[tuple[str, tuple[Any, ...]]]
+
+class _Write(NamedTuple):
+    """Makes statements that belong together, for one who may wait to know whether the last one changed anything."""
+
+    statements: Callable[[], Statements]
     done: Future[bool] | None = None
 
 
@@ -114,11 +118,9 @@ class RequestStore:
         self._thread = threading.Thread(target=self._run, name="request store", daemon=True)
         self._thread.start()
 
-    def add(self, decided: Decided) -> None:
-        """Keep a request, soon; it is left out where the disk does not keep up."""
-        _, digest, knobs, *seen = decided
-        values = decided.id, time.time(), *seen, digest
-        self._offer(_Write([(CONTROLLER, (digest, knobs)), (REQUEST, values)]))
+    def add(self, make: Callable[[], Decided]) -> None:
+        """Keep a request, soon; the thread that writes makes its record. It is left out where the disk is too slow."""
+        self._offer(_Write(partial(_request, make, time.time())))
 
     def feedback(self, request: str, score: float) -> Future[bool]:
         """Keep what an answer was worth; a second score takes the first one's place.
@@ -143,7 +145,7 @@ class RequestStore:
     def _awaited(self, statement: str, values: tuple[Any, ...]) -> Future[bool]:
         done: Future[bool] = Future()
         done.set_running_or_notify_cancel()  # who gives up waiting stops no writing
-        self._offer(_Write([(statement, values)], done))
+        self._offer(_Write(lambda: [(statement, values)], done))
         return done
 
     def _offer(self, write: _Write) -> None:
@@ -210,7 +212,7 @@ class RequestStore:
         connection = self._connection
         try:
             connection.execute("BEGIN IMMEDIATE")
-            changed = [[connection.execute(*one).rowcount for one in write.statements][-1] > 0 for write in writes]
+            changed = [[connection.execute(*one).rowcount for one in write.statements()][-1] > 0 for write in writes]
             if self._pages_used() > self._most_pages - SPARE // PAGE:
                 connection.execute(OLDEST, (DELETED,))
             connection.execute("COMMIT")
@@ -222,6 +224,11 @@ class RequestStore:
 
     def _pages_used(self) -> int:
         return _number(self._connection, "page_count") - _number(self._connection, "freelist_count")
+
+
+def _request(make: Callable[[], Decided], at_s: float) -> Statements:
+    name, digest, knobs, *seen = make()
+    return [(CONTROLLER, (digest, knobs)), (REQUEST, (name, at_s, *seen, digest))]
 
 
 def _number(connection: sqlite3.Connection, pragma: str) -> int:

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from budgetvlm._io import time_text, time_text_up
@@ -232,7 +233,7 @@ class Dispatcher:
         answer = data["answer"]
         self._way_back.arrived(job, answer)
         if self.store and "seen" in data and not job.left:
-            self.store.add(kept(job, answer, data["seen"], data["features"], self._options.store_questions))
+            self.store.add(partial(kept, job, answer, data["seen"], data["features"], self._options.store_questions))
             if self._shadows:
                 self._shadows.offer(job, data)
         if self.spending:

@@ -29,13 +29,14 @@ def identity(controller: GRPOController) -> dict[str, str]:
 
 
 def told_of(seen: Seen) -> Told:
-    """What a replica says of what its decision saw, and as bytes the features (float16) and probabilities (float32)."""
+    """What a replica says of what its decision saw, and as bytes of float32 the features and the probabilities."""
     said = {
         "seen_ms": float(seen.budget_ms), "price": float(seen.price), "allowed": np.packbits(seen.allowed).tolist(),
         "chosen": int(seen.chosen), "answered": int(seen.answered),
     }  # fmt: skip
-    features = [np.clip(one, -LARGEST, LARGEST).astype(np.float16) for one in (seen.image, seen.language)]
-    return said, [one.tobytes() for one in (*features, seen.probabilities.astype(np.float32))]
+    return said, [
+        one.astype(np.float32, copy=False).tobytes() for one in (seen.image, seen.language, seen.probabilities)
+    ]
 
 
 def kept(job: Job, answer: dict[str, Any], said: dict[str, Any], blocks: Sequence[bytes], questions: bool) -> Decided:
@@ -46,6 +47,9 @@ def kept(job: Job, answer: dict[str, Any], said: dict[str, Any], blocks: Sequenc
     """
     values = {**said, "allowed": bytes(said["allowed"])}
     values |= dict(zip(("image", "language", "probabilities"), blocks, strict=True))
+    for name in ("image", "language"):
+        feature = np.frombuffer(values[name], np.float32)
+        values[name] = np.clip(feature, -LARGEST, LARGEST).astype(np.float16).tobytes()
     question = question_of(job.messages) if questions else None
     return Decided(
         id=job.id, budget_ms=job.given_budget_ms, latency_ms=answer["latency_ms"], question=question, **values

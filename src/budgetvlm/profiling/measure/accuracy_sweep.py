@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from budgetvlm.tasks import Task
 from budgetvlm.vlm import VLM
 
 TOGETHER = 4  # batches whose images are encoded together where settings answer a part of them, to fill a setting's own
+ENGINE_BATCHES = 2  # at once: an engine has work while the next batch is read and the slowest of the last is awaited
 TODO, KEPT = -1, 0  # where an answer is not in the journal: there is none yet, or an earlier result file holds it
 
 
@@ -122,22 +124,25 @@ class _AccuracySweep:
             Answerer, max_new_tokens=sweep.max_new_tokens, batch_size=self.batch_size, together=self.together
         )
         with tqdm(total=total, initial=kept, desc="accuracy", unit="answer", mininterval=0.5) as self.bar:
-            sweep_through(self._jobs(), build, sweep, elsewhere)
+            sweep_through(self._jobs(), build, sweep, elsewhere, 1 if sweep.vlm.can_revise else ENGINE_BATCHES)
 
-    def _jobs(self) -> Iterator[Portion | None]:
-        """Yield batches, tiling by tiling, and write the files of a tiling when all of its batches are done."""
+    def _jobs(self) -> Iterator[Portion]:
+        """Yield batches, tiling by tiling; whoever does the last of a tiling has its files written."""
         for group in by_tiling(self.sweep.todo):
-            stage = [self.sweep.todo[place] for place in group]
-            rows = np.flatnonzero(self.lacking(stage).any(axis=1))
-            self.under_way = 0
-            for part in in_parts(rows.tolist(), self.batch_size * self.together):
-                self.under_way += 1
+            settings = [self.sweep.todo[place] for place in group]
+            rows = np.flatnonzero(self.lacking(settings).any(axis=1))
+            parts = list(in_parts(rows.tolist(), self.batch_size * self.together))
+            stage = _Stage(settings, len(parts))
+            if not parts:
+                self.write(stage)
+            for part in parts:
                 yield _Batch(self, stage, part)
-            while self.under_way:
-                yield None
-            self.sweep.usable_samples()  # or there is nothing to write
-            for setting in stage:
-                self.sweep.write(setting, _Records(self, setting))
+
+    def write(self, stage: _Stage) -> None:
+        """Write the files of a tiling. Raises DataError: no sample can be used."""
+        self.sweep.usable_samples()
+        for setting in stage.settings:
+            self.sweep.write(setting, _Records(self, setting))
 
     def _say_what_is_measured(self) -> None:
         whole, settings = int(measured_in_full(self.sweep.samples, self.groups).sum()), len(self.settings)
@@ -166,25 +171,37 @@ class _AccuracySweep:
         self.bar.update(len(piece.rows))
 
 
+@dataclass
+class _Stage:
+    """The settings of a tiling, and how many batches are left of it."""
+
+    settings: Sequence[Setting]
+    left: int
+
+
 class _Batch:
     """Samples that are answered together, at all settings of a tiling."""
 
-    def __init__(self, run: _AccuracySweep, stage: Sequence[Setting], rows: Sequence[int]) -> None:
+    def __init__(self, run: _AccuracySweep, stage: _Stage, rows: Sequence[int]) -> None:
         self.run, self.stage, self.rows = run, stage, np.array(rows)
 
     def left(self) -> dict[Setting, list[int]] | None:
-        lacking = self.run.lacking(self.stage, self.rows)
-        return {s: self.rows[own].tolist() for s, own in zip(self.stage, lacking.T, strict=True) if own.any()} or None
+        settings = self.stage.settings
+        lacking = self.run.lacking(settings, self.rows)
+        return {s: self.rows[own].tolist() for s, own in zip(settings, lacking.T, strict=True) if own.any()} or None
 
     def take(self, piece: Answers | Unusable) -> None:
         self.run.take(piece)
 
     def end(self) -> None:
-        self.run.under_way -= 1
+        self.stage.left -= 1
+        if not self.stage.left:
+            self.run.write(self.stage)
 
     def __str__(self) -> str:
         names = [self.run.sweep.samples[row].sample.sample_id for row in self.rows]
-        return f"samples {names[0]} to {names[-1]}, {self.stage[0]}" + (" and others" if len(self.stage) > 1 else "")
+        first, *others = self.stage.settings
+        return f"samples {names[0]} to {names[-1]}, {first}" + (" and others" if others else "")
 
 
 class _Records(Collection[AccuracyRecord]):

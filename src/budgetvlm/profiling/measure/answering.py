@@ -56,7 +56,8 @@ class Answerer:
     ) -> None:
         self.vlm, self.task, self.samples, self.say = vlm, task, samples, say
         self.max_new_tokens, self.batch_size, self.together = max_new_tokens, batch_size, together
-        self.cores = SharedCores(say)  # how many threads work is nobody's concern, because no time is measured
+        # How many threads work is nobody's concern, because no time is measured; an engine works on cores of its own.
+        self.cores = SharedCores(say) if vlm.can_revise else None
 
     def work(self, message: Mapping[Setting, Sequence[int]]) -> Iterator[Answers | Unusable]:
         """Answer samples (by place) at settings of one tiling, and name those that cannot be used."""
@@ -68,7 +69,8 @@ class Answerer:
 
     def close(self) -> None:
         """Give the threads back."""
-        self.cores.close()
+        if self.cores:
+            self.cores.close()
 
     def _measure(self, left: Mapping[Setting, set[int]], rows: Sequence[int], size: int) -> Iterator[Any]:
         """Answer what is left of these samples."""
@@ -116,7 +118,8 @@ class Answerer:
                 asked.difference_update(rows)
                 records = [self._record(self.samples[r], answer) for r, answer in zip(rows, answers, strict=True)]
                 yield Answers(setting, rows, records)
-                self.cores.check()
+                if self.cores:
+                    self.cores.check()
 
     def _record(self, place: SplitSample, answer: Generation) -> AccuracyRecord:
         return AccuracyRecord(

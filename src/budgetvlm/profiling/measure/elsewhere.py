@@ -28,7 +28,7 @@ class Elsewhere:
 
 
 def sweep_through(
-    jobs: Iterator[Portion | None],
+    jobs: Iterator[Portion],
     build: Callable[..., Worker],
     sweep: Sweep,
     elsewhere: Elsewhere | None,
