@@ -9,7 +9,7 @@ import pytest
 
 from budgetvlm import decide
 from budgetvlm.answer import InFlight
-from budgetvlm.decide import CLEARLY_WORSE, Decision, Terms, check_request
+from budgetvlm.decide import CLEARLY_WORSE, Decision, Terms, Trial, check_request
 from budgetvlm.errors import ConfigError, InputError
 from budgetvlm.guard.bounds import Bounds
 from budgetvlm.serving.serve_options import ServeOptions
@@ -89,6 +89,12 @@ def test_without_a_store_the_answer_says_how_to_get_one():
         ({"explore": 1.5, "log_requests": "f"}, "explore=1.5"),
         ({"shadow": -0.5, "log_requests": "f"}, "shadow=-0.5"),
         ({"shadow": 0.1}, "shadow is for learning.*log_requests"),
+        ({"trial": 1.5}, "trial=1.5"),
+        ({"trial": 0.6, "explore": 0.5, "log_requests": "f"}, "explore=0.5 and trial=0.6 are more than all"),
+        ({"update_every": 60.0, "checkpoint": "c"}, "update_every is for learning.*log_requests"),
+        ({"update_every": 60.0, "log_requests": "f"}, "update_every changes the controller.*copy it"),
+        ({"update_every": 0.0, "log_requests": "f", "checkpoint": "c"}, "update_every=0.0 is not a positive"),
+        ({"update_data": "d"}, "update_data is for updates.*update_every"),
         ({"explore": 0.1}, "explore is for learning.*log_requests"),
         ({"store_questions": True}, "store_questions is for learning"),
         ({"log_requests": "f", "store_mb": 1}, "store_mb=1 is less than 16"),
@@ -157,16 +163,35 @@ def decision(bounds=(10.0, 20.0, 30.0, 15.0, 50.0), best=1):
     return Decision(Bounds(times, 0), VALUES, best)
 
 
-def test_a_share_is_drawn_evenly_among_allowed_settings_that_are_not_clearly_worse():
+RIVAL = decision(best=3)._replace(values=np.array([0.1, 0.1, 0.1, 0.9, 0.1]))
+
+
+@pytest.mark.parametrize(
+    ("share", "rival", "trial", "expected"),
+    [
+        (0.4, None, 0.0, [0, 0.8, 0.2, 0, 0]),
+        (0.0, None, 0.0, [0, 1, 0, 0, 0]),
+        (0.0, RIVAL, 0.3, [0, 0.7, 0, 0.3, 0]),
+        (0.4, RIVAL, 0.5, [0, 0.3, 0.2, 0.5, 0]),
+        (0.4, decision(best=2), 0.5, [0, 0.3, 0.7, 0, 0]),
+        (0.4, decision(best=1), 0.5, [0, 0.8, 0.2, 0, 0]),
+    ],
+)
+def test_settings_are_drawn_as_often_as_it_is_said(share, rival, trial, expected):
+    """Evenly among those that are allowed and not clearly worse, and the rival's own choice."""
     random.seed(0)
-    indices, probabilities = zip(*(decide.explored(decision(), BUDGET_MS, 0.4) for _ in range(10_000)), strict=True)
-    assert np.unique(probabilities, axis=0).round(12).tolist() == [[0, 0.8, 0.2, 0, 0]]
-    assert set(indices) == {1, 2} and indices.count(2) == pytest.approx(2000, abs=200)
+    drawn = [decide.explored(decision(), BUDGET_MS, share, rival, trial) for _ in range(10_000)]
+    assert np.unique([said for _, _, said in drawn], axis=0).round(12).tolist() == [expected]
+    counts = np.bincount([index for _, index, _ in drawn], minlength=5)
+    assert counts / 10_000 == pytest.approx(np.array(expected), abs=0.02)
+    assert not counts[np.array(expected) == 0].any()
 
 
-def test_without_a_share_the_best_is_taken_for_sure():
-    drawn = [decide.explored(decision(), BUDGET_MS, 0.0) for _ in range(100)]
-    assert {(index, *probabilities) for index, probabilities in drawn} == {(1, 0, 1, 0, 0, 0)}
+def test_a_candidate_decides_its_share_with_its_own_values():
+    random.seed(0)
+    drawn = [decide.explored(decision(), BUDGET_MS, 0.2, RIVAL, 0.5) for _ in range(100)]
+    assert {index for by, index, _ in drawn if by is RIVAL} == {3}
+    assert {index for by, index, _ in drawn if by is not RIVAL} == {1, 2}
 
 
 class Model:
@@ -176,10 +201,11 @@ class Model:
     guard = vlm = None
 
 
-def under_way(first, later, share=1.0):
+def under_way(first, later, share=1.0, rival=None):
     """A request whose decisions are planted; the numbers of its settings, and whether it could be drawn."""
-    flight = InFlight(Model(), Terms(budget_ms=BUDGET_MS, explore=share))
-    flight._explore(first)
+    trial = Trial(None, 1.0 - share) if rival else None
+    flight = InFlight(Model(), Terms(budget_ms=BUDGET_MS, explore=share, trial=trial))
+    first = flight._explore(first, rival)
     flight._take(first, first.feasible)
     chosen = flight.choice.index
     flight._take(later, True)
@@ -198,6 +224,12 @@ def test_a_drawn_setting_gives_way_where_it_would_be_late():
     assert {under_way(decision(), later) for _ in range(50)} == {(1, 0, True), (2, 0, True)}
 
 
+def test_a_candidates_choice_is_revised_as_the_candidate_says():
+    random.seed(3)
+    later = decision(bounds=(12.0, 25.0, 35.0, 15.0, 50.0), best=0)
+    assert {under_way(decision(), later, 0.0, RIVAL) for _ in range(50)} == {(3, 0, True)}
+
+
 def test_nothing_is_tried_where_no_setting_is_sure_to_keep_the_budget():
     impossible = decision(bounds=(50.0,) * 5, best=-1)
     assert under_way(impossible, impossible) == (0, 0, False)
@@ -207,3 +239,6 @@ def test_a_share_that_is_none_is_refused():
     for share in (-0.1, 1.1, math.nan, "0.1"):
         with pytest.raises(InputError, match="explore"):
             check_request("what", Terms(explore=share))
+    for share in (-0.1, 0.9):
+        with pytest.raises(InputError, match="trial"):
+            check_request("what", Terms(explore=0.2, trial=Trial(None, share)))

@@ -181,10 +181,12 @@ class InFlight:
         self._known = model.known if request.images else model.known_of_text
         now_ms = (time.perf_counter() - self._start_s) * 1e3
         spent = Spent(now_ms, overview_ms, prepared_ms, self.waited_ms)
-        asked = request, feature, self.budget_ms, spent, self._known, self._terms.price
-        decision = decide.choose(model.guard.among(self._among), model.network, *asked)
+        asked, guard = (request, feature, self.budget_ms, spent, self._known), model.guard.among(self._among)
+        decision = decide.choose(guard, model.network, *asked, self._terms.price)
         self._features = feature, request.feature
-        self._explore(decision)
+        trial = self._terms.trial
+        rival = decide.choose(guard, trial.network, *asked, self._price) if trial and decision.feasible else None
+        decision = self._explore(decision, rival)
         self._take(decision, decision.best >= 0, self._terms.when_infeasible)
         self.own_ms += (time.perf_counter() - began) * 1e3
 
@@ -245,18 +247,26 @@ class InFlight:
         model, decision, terms = self._model, self.decisions[0], self._terms
         left_ms = self.budget_ms - decision.bounds.spent.waited_ms
         told_ms = decide.seen_budget_ms(left_ms, model.guard.own_ms, decision.bounds.slowdown)
-        price = model.network.default_price if terms.price is None else terms.price
         chosen = self._drawn if self._drawn >= 0 else decision.settled(self.budget_ms, terms.when_infeasible)
         allowed = decision.bounds.allowed(self.budget_ms)
         for_sure = np.arange(len(allowed)) == chosen
         probabilities = for_sure.astype(float) if self.probabilities is None else self.probabilities
-        return Seen(*self._features, told_ms, price, allowed, chosen, probabilities, self.choice.index)
+        return Seen(*self._features, told_ms, self._price, allowed, chosen, probabilities, self.choice.index)
 
-    def _explore(self, decision: Decision) -> None:
-        """Draw the setting of a share of the requests; one that is drawn is revised only if it has to be."""
-        if self._terms.explore and decision.feasible:
-            index, self.probabilities = decide.explored(decision, self.budget_ms, self._terms.explore)
-            self._drawn = index if index != decision.best else -1
+    @property
+    def _price(self) -> float:
+        """That of the request, or the controller's own."""
+        return self._model.network.default_price if self._terms.price is None else self._terms.price
+
+    def _explore(self, decision: Decision, rival: Decision | None = None) -> Decision:
+        """Draw who decides a share of the requests; a setting that is drawn is revised only if it has to be."""
+        terms = self._terms
+        if not decision.feasible or not (terms.explore or rival):
+            return decision
+        share = terms.trial.share if terms.trial else 0.0
+        by, index, self.probabilities = decide.explored(decision, self.budget_ms, terms.explore, rival, share)
+        self._drawn = index if index != by.best else -1
+        return by
 
     def _take(self, decision: Decision, feasible: bool, infeasible: Infeasible = "fastest") -> None:
         index = decision.best if decision.best >= 0 else decision.settled(self.budget_ms, infeasible)

@@ -51,7 +51,15 @@ class AnswerOptions(TypedDict, total=False):
     arrived_s: float | None
     on_text: Callable[[str], bool | None] | None
     explore: float
+    trial: Trial | None
     on_choice: Callable[[Seen], None] | None
+
+
+class Trial(NamedTuple):
+    """A controller that is to prove itself, and the share of requests whose setting is its choice."""
+
+    network: ValueNetwork
+    share: float
 
 
 class Seen(NamedTuple):
@@ -96,6 +104,7 @@ class Terms(NamedTuple):
         on_text: called after each token with the whole characters that it adds, maybe none; False ends the answer
             there. The model waits for it, and its time is the answer's.
         explore: share of requests whose setting is drawn, see `explored`.
+        trial: another controller, for a share of the requests.
         on_choice: called when the answer is there, with what the decision saw; not where the setting was given.
     """
 
@@ -109,6 +118,7 @@ class Terms(NamedTuple):
     arrived_s: float | None = None
     on_text: Callable[[str], bool | None] | None = None
     explore: float = 0.0
+    trial: Trial | None = None
     on_choice: Callable[[Seen], None] | None = None
 
     def problems(self) -> list[str]:
@@ -122,6 +132,8 @@ class Terms(NamedTuple):
             problems.append(f"price={self.price!r} is not a number of 0 or more; 0 means: use what the budget allows")
         if not _is_number(self.explore) or not 0 <= self.explore <= 1:
             problems.append(f"explore={self.explore!r} is no share of requests; give a number from 0 to 1")
+        elif self.trial and not 0 <= self.trial.share <= 1 - self.explore:
+            problems.append(f"trial={self.trial.share!r} and explore={self.explore} are no shares of all requests")
         if type(self.max_new_tokens) is not int or self.max_new_tokens < 1:
             problems.append(f"max_new_tokens={self.max_new_tokens!r} cannot be answered with; give at least 1")
         if not all(isinstance(text, str) and text for text in self.stop_strings):
@@ -192,16 +204,25 @@ class Decision(NamedTuple):
         return index if index >= 0 else self.bounds.fastest
 
 
-def explored(decision: Decision, budget_ms: float, share: float) -> tuple[int, np.ndarray]:
-    """The setting of a feasible decision, of which a share is drawn: a number, and how probable each one was ``[K]``.
+def explored(
+    decision: Decision, budget_ms: float, share: float, rival: Decision | None = None, trial: float = 0.0
+) -> tuple[Decision, int, np.ndarray]:
+    """Of a feasible request: whose decision it is, the setting's number, and how probable each one was ``[K]``.
 
-    It is drawn evenly from the settings that the bounds allow and whose values are not clearly worse than the best.
+    A share is drawn evenly from the settings that the bounds allow and whose values are not clearly worse than the
+    best. Another share is the rival's to decide, whatever its choice is valued here: what it knows better is the point.
     """
     best, values = decision.best, decision.values
     open_to = decision.bounds.allowed(budget_ms) & (values >= values[best] - CLEARLY_WORSE)
     probabilities = share * open_to / open_to.sum()
-    probabilities[best] += 1 - share
-    return random.choice(np.flatnonzero(open_to).tolist()) if random.random() < share else best, probabilities
+    probabilities[best] += 1 - share - trial
+    if rival:
+        probabilities[rival.best] += trial
+    drawn = random.random()
+    if drawn < share:
+        return decision, random.choice(np.flatnonzero(open_to).tolist()), probabilities
+    by = rival if rival and drawn < share + trial else decision
+    return by, by.best, probabilities
 
 
 def choose(

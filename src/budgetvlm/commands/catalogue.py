@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("budgetvlm.commands.explain", "why a setting is chosen for an image, a question and a budget"),
     "ask": ("budgetvlm.commands.ask", "answer a question about an image within a budget"),
     "serve": ("budgetvlm.commands.serve", "answer OpenAI clients, each request within its budget"),
+    "versions": ("budgetvlm.commands.manage_versions", "list, compare, promote and take back versions of a controller"),
     "bench": ("budgetvlm.commands.bench", "measure this project's speed claims on your machine"),
     "check-model": ("budgetvlm.commands.check_model", "list the knobs of a model and prove that they work"),
     "export": ("budgetvlm.commands.export", "write a model at one setting as a checkpoint for other engines"),
@@ -80,6 +81,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "      --checkpoint ./checkpoints/controller",
     ),
     "serve": ("budgetvlm serve --model_path reference --budget_ms 100 --port 8000",),
+    "versions": (
+        "budgetvlm versions list --checkpoint ./checkpoints/controller",
+        "budgetvlm versions rollback --checkpoint ./checkpoints/controller",
+    ),
     "bench": (
         "budgetvlm bench --quick",
         "budgetvlm bench --sections decision overhead --data ./data/controller_training_data.json \\\n"

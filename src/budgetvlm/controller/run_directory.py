@@ -24,6 +24,7 @@ from budgetvlm.table import ProfileTable
 METRICS, EVENTS = "metrics.json", "tensorboard"
 MEMBERS = "members"  # of an ensemble: a directory for each
 EACH = "each"  # of several data sets: a directory with the own controller of each
+VERSIONS = "versions"  # see `budgetvlm.controller.versions`
 
 
 def open_output(directory: str | Path, *, resume: bool = False, overwrite: bool = False, remove: bool = True) -> None:
@@ -55,7 +56,7 @@ def _remove_run(directory: Path) -> None:
     """Remove what an earlier run wrote, and nothing else."""
     for name in (BEST, LAST, CONFIG, WEIGHTS, METRICS, GUARD, PRICES, EXTRACTOR):
         (directory / name).unlink(missing_ok=True)
-    for name in (EVENTS, MEMBERS, EACH):
+    for name in (EVENTS, MEMBERS, EACH, VERSIONS):
         shutil.rmtree(directory / name, ignore_errors=True)
 
 

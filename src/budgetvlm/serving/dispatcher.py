@@ -15,6 +15,7 @@ from budgetvlm._io import time_text, time_text_up
 from budgetvlm.feedback.request_store import RequestStore
 from budgetvlm.guard.spending import Spending
 from budgetvlm.serving.api_errors import APIError
+from budgetvlm.serving.background_update import Updates
 from budgetvlm.serving.jobs import Event, Job
 from budgetvlm.serving.kept_requests import kept
 from budgetvlm.serving.lifecycle import Keeper
@@ -89,6 +90,7 @@ class Dispatcher:
         spending: holds the mean budget, where there is one.
         store: keeps what was served; None: nothing is kept.
         reloads: how often the controller was read anew.
+        updates: of the controller in the background; None: there are none.
 
     Args:
         make_replica: makes other replicas, for tests.
@@ -109,6 +111,7 @@ class Dispatcher:
         self.scheduler = Scheduler(Worth(1.0), replicas=0, max_waiting=options.max_queue, order=options.order)
         self._rehearse_s, self._way_back = 0.0, WayBack()
         self._reloading, self.reloads = asyncio.Lock(), 0
+        self.updates: Updates | None = None
         keepers = range(options.replicas)
         self._keepers = [Keeper(lambda: make(options), self._work, self._replicas_changed) for _ in keepers]
         self._started, self._stopping = False, set[asyncio.Future[None]]()
@@ -143,6 +146,11 @@ class Dispatcher:
         return next((facts["model"] for facts in self._facts), {})
 
     @property
+    def versions(self) -> dict[str, Any]:
+        """Which version of the controller the replicas serve, and which one is on trial."""
+        return next((facts["versions"] for facts in self._facts if "versions" in facts), {})
+
+    @property
     def price(self) -> float:
         """What a latency of the full setting has to buy now, in accuracy."""
         return self.scheduler.price(time.perf_counter())
@@ -158,6 +166,8 @@ class Dispatcher:
             self._started = True
             await asyncio.gather(*[keeper.start() for keeper in self._keepers])
             self._replicas_changed()
+            if self._options.update_every:
+                self.updates = Updates(self._options, lambda: self.versions, self.reload)
 
     async def reload(self) -> None:
         """Have each replica replaced by one that reads the controller anew. Raises ReplicaError: nothing changed."""
@@ -172,6 +182,8 @@ class Dispatcher:
 
     async def close(self) -> None:
         """Stop the replicas; who still waits for one is told."""
+        if self.updates:
+            await self.updates.close()
         await asyncio.gather(*[keeper.close(CLOSE_S) for keeper in self._keepers])
         for ticket in list(self._waiting.values()):
             self._forget(ticket.job)

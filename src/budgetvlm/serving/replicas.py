@@ -36,8 +36,8 @@ class Replica(ABC):
     """What works on jobs.
 
     Attributes:
-        facts: what it last said of itself: "fastest_ms", the least that a small request takes, "worth", of time, and
-            "model", what clients may know of it.
+        facts: what it last said of itself: "fastest_ms", the least that a small request takes, "worth", of time,
+            "model", what clients may know of it, and "versions" of the controller.
         retired: it gets no further job, because a newer one takes its place.
         slots: jobs that it can work on at once when all is well.
     """

@@ -21,7 +21,9 @@ LEAST = {
     "port": 0, "replicas": 1, "num_threads": 1, "max_new_tokens": 1, "max_tokens": 1, "max_queue": 1, "max_open": 1,
     "max_images": 0, "max_pixels": 1, "max_side": 1, "max_text": 1, "grace_s": 0, "store_mb": 16,
 }  # fmt: skip
-POSITIVE = {"budget_ms", "mean_budget_ms", "max_open_mb", "max_body_mb", "body_timeout_s", "fetch_timeout_s"}
+POSITIVE = {
+    "budget_ms", "mean_budget_ms", "max_open_mb", "max_body_mb", "body_timeout_s", "fetch_timeout_s", "update_every",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,11 @@ class ServeOptions:
             worse.
         shadow: share of requests that are answered again at the full setting and at a drawn one, while nobody waits;
             whether the answers agree is kept as a score.
+        trial: share of requests whose setting a candidate chooses, while there is one that `budgetvlm update` keeps to
+            prove itself; only among settings that keep the budget.
+        update_every: seconds between two updates of the controller in the background, see `budgetvlm update`; none if
+            not given.
+        update_data: controller_training_data.json of the profile, for these updates.
         state_dir: directory for what the guard learns; that of the controller if not given.
         grace_s: time to finish what was accepted after a signal to stop, in seconds.
         api_key: what clients have to send as bearer token; $BUDGETVLM_API_KEY or none if not given. Others on this
@@ -117,6 +124,9 @@ class ServeOptions:
     store_questions: bool = False
     explore: float = 0.0
     shadow: float = 0.0
+    trial: float = 0.1
+    update_every: float | None = None
+    update_data: Path | None = None
     state_dir: Path | None = None
     grace_s: float = 20.0
     api_key: str | None = field(default=None, repr=False)
@@ -144,7 +154,8 @@ class ServeOptions:
             "model_path": self.opened, "checkpoint": self.checkpoint and str(self.checkpoint),
             "device": self.device, "num_threads": self.num_threads, "allow_other_model": self.allow_other_model,
             "state_dir": self.state_dir and str(self.state_dir), "full_only": self.full_only,
-            "mean_budget_ms": self.mean_budget_ms, "explore": self.explore, "keeps": self.log_requests is not None,
+            "mean_budget_ms": self.mean_budget_ms, "explore": self.explore, "trial": self.trial,
+            "keeps": self.log_requests is not None,
         }  # fmt: skip
 
     @property
@@ -188,12 +199,18 @@ def _problems(options: ServeOptions) -> Iterator[str]:
         yield f"price={options.price} is not a number of 0 or more"
     if options.price is not None and options.mean_budget_ms is not None:
         yield "mean_budget_ms says which price is paid, and price gives another"
-    for name in ("explore", "shadow"):
+    for name in ("explore", "shadow", "trial"):
         if not 0 <= getattr(options, name) <= 1:
             yield f"{name}={getattr(options, name)} is no share of requests; give a number from 0 to 1"
-    for name in ("store_questions", "explore", "shadow"):
+    if options.explore + options.trial > 1:
+        yield f"explore={options.explore} and trial={options.trial} are more than all requests"
+    for name in ("store_questions", "explore", "shadow", "update_every"):
         if getattr(options, name) and not options.log_requests:
             yield f"{name} is for learning from what log_requests keeps; give that too"
+    if options.update_every and options.checkpoint is None:
+        yield "update_every changes the controller, and the one that comes with a model stays; copy it, for checkpoint"
+    if options.update_data and not options.update_every:
+        yield "update_data is for updates; say with update_every how often"
     if options.max_new_tokens > options.max_tokens:
         yield f"max_new_tokens={options.max_new_tokens} is more than max_tokens={options.max_tokens}"
     if options.api_key is not None and options.api_key_file is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import traceback
@@ -15,8 +16,11 @@ from PIL import Image
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from budgetvlm import decide
+from budgetvlm.controller.checkpoint import load_controller
 from budgetvlm.controller.price_curve import load_price_curve
-from budgetvlm.decide import Seen
+from budgetvlm.controller.value_network import ValueNetwork
+from budgetvlm.controller.versions import standing, version_path
+from budgetvlm.decide import Seen, Trial
 from budgetvlm.errors import BudgetVLMError
 from budgetvlm.runtime import AdaptiveVLM, bundled_controller
 from budgetvlm.serving.jobs import question_of
@@ -28,6 +32,7 @@ from budgetvlm.serving.toll import Worth
 
 SMALL = (256, 192)  # pixels of an image
 LARGE_PRICE = 100.0  # at which a request takes the fastest setting
+_log = logging.getLogger(__name__)
 
 
 class _Interrupted(Exception):
@@ -52,8 +57,8 @@ class ServedModel:
     Attributes:
         model: with its controller and its guard.
         state: where what the guard learns is kept.
-        facts: what the server has to know: "fastest_ms", the least that a small request takes, "worth", of time, and
-            "model", what clients may know of it.
+        facts: what the server has to know: "fastest_ms", the least that a small request takes, "worth", of time,
+            "model", what clients may know of it, and "versions" of the controller.
 
     Args:
         options: those of `ServeOptions` that a replica is told.
@@ -63,10 +68,13 @@ class ServedModel:
     """
 
     _explore = 0.0
+    _trial: Trial | None = None
     _identity: Mapping[str, str] = MappingProxyType({})  # of the controller, where requests are kept
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         controller = Path(options["checkpoint"] or bundled_controller(options["model_path"]))
+        directory = controller if controller.is_dir() else controller.parent
+        self._versions = standing(directory)
         self._curve, self._keeping = load_price_curve(controller), threading.Lock()
         self.state = LearntState(controller, options["state_dir"] and Path(options["state_dir"]))
         self.model = AdaptiveVLM.from_pretrained(
@@ -80,6 +88,7 @@ class ServedModel:
         self._explore = options["explore"]
         if options["keeps"]:
             self._identity = identity(self.model.controller)
+            self._trial = _on_trial(directory, self._versions["candidate"], options["trial"])
         decide.wait_for_compiled()
         self.facts = self.described()
 
@@ -95,7 +104,8 @@ class ServedModel:
         price = model.spending.price if model.spending else float(model.controller.default_price)
         worth = Worth.of(self._curve, reference_ms, price, model.own_ms)
         known = {"knob_space": model.vlm.knob_space.to_dict(), "fingerprint": model.fingerprint}
-        return {"fastest_ms": float(bounds.bounds_ms.min()), "worth": asdict(worth), "model": known}
+        least_ms = float(bounds.bounds_ms.min())
+        return {"fastest_ms": least_ms, "worth": asdict(worth), "model": known, "versions": self._versions}
 
     def work(self, header: Mapping[str, Any], images: Sequence[Image.Image], client: Client) -> None:
         """Work on a job until its client was told the last event; ``header``: see `Job.header`."""
@@ -156,12 +166,24 @@ class ServedModel:
             budget_ms=header["budget_ms"] or math.inf, price=header["price"], arrived_s=header["arrived_s"],
             max_new_tokens=header["max_new_tokens"], stop=header["stop"],
             when_infeasible=header["when_infeasible"], cut=header["cut"], setting=header["setting"],
-            on_text=on_text, explore=self._explore, on_choice=choices.append if self._identity else None,
+            on_text=on_text, explore=self._explore, trial=self._trial,
+            on_choice=choices.append if self._identity else None,
         )  # fmt: skip
         if not choices:
             return {"answer": answer.to_dict()}
         seen, features = told_of(choices[0])
         return {"answer": answer.to_dict(), "seen": {**seen, **self._identity}, "features": features}
+
+
+def _on_trial(directory: Path, number: int | None, share: float) -> Trial | None:
+    """The candidate of this number, if there is one; one that cannot be opened is no reason not to serve."""
+    if number is None or not share:
+        return None
+    try:
+        return Trial(ValueNetwork(load_controller(version_path(directory, number))), share)
+    except BudgetVLMError as error:
+        _log.warning("version %d is not on trial: %s", number, error)
+        return None
 
 
 def _with_images(messages: Sequence[dict[str, Any]], images: Sequence[Image.Image]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from budgetvlm._version import __version__
 from budgetvlm.serving.jobs import setting_text
 
 if TYPE_CHECKING:
+    from budgetvlm.serving.background_update import Updates
     from budgetvlm.serving.dispatcher import Dispatcher
     from budgetvlm.serving.gate import Gate
 
@@ -121,4 +122,20 @@ class _State(Collector):
         yield CounterMetricFamily("budgetvlm_replica_restarts", "Replicas that died and were replaced.", jobs.restarts)
         text, left_out = "Served requests that were to be kept and were not.", jobs.store.dropped if jobs.store else 0
         yield CounterMetricFamily("budgetvlm_requests_not_kept", text, left_out)
+        for name, which in (("controller_version", "serving"), ("candidate_version", "candidate")):
+            text = f"Version of the controller that is {which}; 0: none is kept."
+            yield GaugeMetricFamily(f"budgetvlm_{name}", text, value=jobs.versions.get(which) or 0)
+        if jobs.updates:
+            yield from _of_updates(jobs.updates)
         yield CounterMetricFamily("budgetvlm_reloads", "Times that the controller was read anew.", jobs.reloads)
+
+
+def _of_updates(updates: Updates) -> Iterator[Metric]:
+    done = CounterMetricFamily("budgetvlm_updates", "Updates of the controller by what they did.", labels=["action"])
+    for action, times in updates.results.items():
+        done.add_metric([action], times)
+    text = "Whether requests or scores are no longer those that the controller was made for."
+    drift = GaugeMetricFamily("budgetvlm_drift", text, labels=["of"])
+    for name in ("features", "accuracy"):
+        drift.add_metric([name], float(bool(updates.drift.get(name))))
+    yield from (done, drift)
