@@ -207,8 +207,8 @@ class FakeEngine:
 
     def gauges(self):
         """What /metrics says."""
-        named = {"running": self.running, "waiting": self.waiting}
-        lines = [f'vllm:num_requests_{n}{{engine="0",model_name="{self.name}"}} {v:.1f}' for n, v in named.items()]
+        named = {"running": f"{self.running:.1f}", "waiting": f"{self.waiting:.1f} 1764547200000"}  # a time may follow
+        lines = [f'vllm:num_requests_{n}{{engine="0",model_name="{self.name}"}} {value}' for n, value in named.items()]
         return "\n".join(["# TYPE vllm:num_requests_running gauge", *lines, "vllm:kv_cache_usage_perc 0.0", ""])
 
 

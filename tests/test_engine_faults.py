@@ -1,5 +1,6 @@
 """The server in front of engines that die, fail, hang and are slow. They are fakes; the controller is planted."""
 
+import contextlib
 import threading
 import time
 from types import SimpleNamespace
@@ -222,6 +223,17 @@ def test_images_go_on_as_they_came_and_the_same_image_to_the_same_engine(front, 
         assert sorted(counts) == [0, 4]
         last = (one if counts[0] else other).asked[-1]
         assert last["messages"][0]["content"][0] == image_part()
+
+
+def test_dearer_engines_are_asked_when_the_cheaper_ones_are_full(tiny, tmp_path, sketch):
+    with FakeEngine(sketch) as dear, FakeEngine(sketch) as cheap:
+        fleet = tmp_path / "engines.yaml"
+        told = [{"url": dear.url, "cost": 2}, {"url": cheap.url, "cost": 1, "concurrency": 2}]
+        fleet.write_text(yaml.safe_dump({"model_path": str(tiny), "replicas": told}))
+        vlm = open_model(str(fleet))
+        with contextlib.ExitStack() as held:
+            picked = [held.enter_context(vlm.router.pick(vlm.served[0])).client.spec.url for _ in range(3)]
+    assert picked == [cheap.url, cheap.url, dear.url]
 
 
 def test_keys_keep_their_engine_when_others_come_and_go(tiny, tmp_path, sketch):

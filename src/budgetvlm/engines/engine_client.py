@@ -122,7 +122,8 @@ class EngineClient:
             for line in text.splitlines():
                 name = line.partition("{")[0].partition(" ")[0]
                 if name in dialect.load_metrics:
-                    found[name] = found.get(name, 0.0) + float(line.rpartition(" ")[2])
+                    value, *_ = line.removeprefix(name).rpartition("}")[2].split()  # a timestamp may follow
+                    found[name] = found.get(name, 0.0) + float(value)
         return tuple(found.values())
 
     def chat(

@@ -41,7 +41,7 @@ class ReplicaSpec:
         model: the name that it serves; None: asked.
         knobs: values that it was started with.
         concurrency: requests in flight at most.
-        cost: what a second of it costs.
+        cost: what a second of it costs, in any unit; cheaper ones are asked first.
         api_key_env: the environment variable that holds its key.
     """
 

@@ -1,4 +1,7 @@
-"""Which engine of a fleet answers a setting: one that is up and has the least to do, the same for the same image."""
+"""Which engine of a fleet answers a setting: one that is up, the cheapest with a free place, which has the least to do.
+
+Of equal ones the same image goes to the same engine.
+"""
 
 from __future__ import annotations
 
@@ -143,6 +146,8 @@ class EngineRouter:
         free = [one for one in up if one.load < 1]
         if not free:
             return None
+        cheapest = min(one.client.spec.cost for one in free)
+        free = [one for one in free if one.client.spec.cost == cheapest]
         least = min(one.load for one in free)
         if key is None:
             return min(free, key=lambda one: one.load)
