@@ -93,6 +93,7 @@ class FakeReplica(Replica):
             "budget_ms": None if job.budget_ms == float("inf") else job.budget_ms,
             "budget_met": latency_ms <= job.budget_ms, "feasible": True, "num_vision_tokens": 16,
             "num_language_tokens": 4, "num_output_tokens": len(self.said[job.id]), "num_hurried_tokens": 0,
+            "extrapolated": False,
         }  # fmt: skip
 
 

@@ -29,6 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "controller": DATA | {"guard", "policies"},
     "evaluation": DATA | {"guard", "policies"},
     "feedback": LEARNING,
+    "adaptation": LEARNING,
     "comparison": LEARNING | {"cluster"},
     "explanation": LEARNING,
     "html_report": LEARNING | {"comparison"},
@@ -38,12 +39,13 @@ ALLOWED: dict[str, set[str]] = {
     "decide": {"guard", "controller"},
     "answer": {"decide", "controller", "guard", "vlm"},
     "runtime": {"answer", "controller", "decide", "guard", "vlm", "engines"},
-    "live": LEARNING | {"answer", "decide", "runtime", "tasks", "vlm", "engines"},
+    "live": LEARNING | {"adaptation", "answer", "decide", "runtime", "tasks", "vlm", "engines"},
     "serving": {"answer", "controller", "decide", "feedback", "guard", "runtime", "vlm", "engines"},
     "integrations": {"answer", "decide", "profiling", "runtime", "vlm"},
     "commands": LEARNING
     | {"decide"}
     | {
+        "adaptation",
         "answer",
         "cluster",
         "comparison",

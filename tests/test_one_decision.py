@@ -15,7 +15,9 @@ from test_latency import SPACE
 
 from budgetvlm import decide
 from budgetvlm._compiled import InBackground, compile_module
+from budgetvlm.controller.known_terms import KnownTerms
 from budgetvlm.controller.network import GRPOController
+from budgetvlm.controller.provenance import TrainedOn
 from budgetvlm.controller.value_network import ValueNetwork
 from budgetvlm.errors import ConfigError, OutputError
 from budgetvlm.guard import kernels, machine_code
@@ -34,8 +36,8 @@ def loops():
     return machine_code.load_kernels()
 
 
-def network(hidden=16, members=1, **options) -> ValueNetwork:
-    """Of a controller with random weights."""
+def network(hidden=16, members=1, known=(0.0, math.inf), **options) -> ValueNetwork:
+    """Of a controller with random weights; ``known``: budgets that it was trained on."""
     torch.manual_seed(hidden)
     given = {"latency_ms": range(1, len(SPACE) + 1), "latency_reference_ms": 60.0, **options}
     made = GRPOController(IMAGE_WIDTH, FEATURES.shape[1], knob_values=SPACE.to_dict(), hidden_dim=hidden, **given)
@@ -46,6 +48,7 @@ def network(hidden=16, members=1, **options) -> ValueNetwork:
             if isinstance(layer, torch.nn.Linear):
                 blocks = layer.weight.detach().unflatten(0, (members, -1)).unflatten(2, (members, -1))
                 layer.weight.data = torch.block_diag(*[blocks[i, :, i] for i in range(members)])
+    made.trained_on = TrainedOn(terms=KnownTerms(known, (0.01, 0.1)).to_dict())
     return ValueNetwork(made.eval())
 
 
@@ -80,7 +83,8 @@ def random_request(rng) -> tuple[Request, np.ndarray, float, Spent, np.ndarray]:
 @pytest.mark.parametrize("seed", range(30))
 def test_the_compiled_decision_is_the_specified_one_in_any_state(loops, monkeypatch, seed):
     rng = np.random.default_rng(seed)
-    chooses = network(*[(16, 1), (24, 3), (8, 1)][seed % 3], feature_dim=None if seed % 2 else 4)
+    known = (0.0, math.inf) if seed % 4 else (1.0, 2.0)
+    chooses = network(*[(16, 1), (24, 3), (8, 1)][seed % 3], known=known, feature_dim=None if seed % 2 else 4)
     made = random_guard(rng)
     for _ in range(20):
         request, image, budget, spent, known = random_request(rng)

@@ -42,6 +42,7 @@ class Answer(NamedTuple):
         num_vision_tokens, num_language_tokens, num_output_tokens: counts.
         num_hurried_tokens: of the output tokens, how many (the last ones) were made with fewer experts or blocks than
             the setting says, because the answer would have been late; all of them where the prompt was read so, too.
+        extrapolated: the budget or the price lies beyond what the controller was trained on; it was told the nearest.
     """
 
     answer: str
@@ -57,6 +58,7 @@ class Answer(NamedTuple):
     num_language_tokens: int
     num_output_tokens: int
     num_hurried_tokens: int = 0
+    extrapolated: bool = False
 
     @property
     def best_effort(self) -> bool:
@@ -229,7 +231,7 @@ class InFlight:
         return Answer(
             made.text, choice.setting, latency_ms, stages_ms, choice.predicted_ms, budget_ms, latency_ms <= budget_ms,
             choice.feasible, made.finish_reason, made.num_vision_tokens, made.num_language_tokens,
-            made.num_output_tokens, len(made.hurried),
+            made.num_output_tokens, len(made.hurried), bool(self.decisions) and self._extrapolated(),
         )  # fmt: skip
 
     def lesson(self, answer: Answer, generation: Generation) -> tuple[int, list[Bounds], Outcome]:
@@ -241,6 +243,15 @@ class InFlight:
             stopped=answer.finish_reason == "stopped",
         )  # fmt: skip
         return self.choice.index, [decision.bounds for decision in self.decisions], outcome
+
+    def _extrapolated(self) -> bool:
+        """Whether the budget or the price lies beyond what the controller was trained on."""
+        network, bounds = self._model.network, self.decisions[0].bounds
+        left_ms = self.budget_ms - bounds.spent.waited_ms - self.own_ms
+        least_ms, most_ms = network.known_ms
+        price = network.default_price if self._terms.price is None else self._terms.price
+        known = least_ms <= left_ms / bounds.forecast.slowdown <= most_ms
+        return not known or price > network.known_terms.prices[1]
 
     def _seen(self) -> Seen:
         """What the first decision saw, once the answer is there."""

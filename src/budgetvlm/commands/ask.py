@@ -168,6 +168,8 @@ def describe(answer: Answer) -> str:
         "preparing the image took most of the time: a smaller image is answered sooner": (
             answer.stages_ms["preprocess"] > answer.latency_ms / 2
         ),
+        "this budget or price lies beyond what the controller was trained on: it chooses as at the nearest that it "
+        "knows, and the guard keeps the true one": answer.extrapolated,
         "the answer was cut at max_new_tokens": answer.finish_reason == "length",
         f"to be in time, the last {hurried} were made with fewer experts or blocks": answer.num_hurried_tokens > 0,
         f"{sooner} fits into the budget, so the answer was cut {where}; give more time, or --cut needed for a late "

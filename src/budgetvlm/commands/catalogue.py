@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "import": ("budgetvlm.commands.import_results", "make a table from results of other programs"),
     "train": ("budgetvlm.commands.train", "train a controller with GRPO on a table and its features"),
     "calibrate": ("budgetvlm.commands.calibrate", "fit the guard to this machine from a few requests"),
+    "adapt": ("budgetvlm.commands.adapt", "adapt a controller to another machine from a few requests"),
     "evaluate": ("budgetvlm.commands.evaluate", "compare the controller with simple policies on held-out samples"),
     "compare": ("budgetvlm.commands.compare", "compare every policy, simple and strong, on one table"),
     "report": ("budgetvlm.commands.report", "one HTML file about what was measured, learnt and chosen"),
@@ -58,6 +59,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "calibrate": (
         "budgetvlm calibrate --checkpoint ./checkpoints/controller --data ./data/controller_training_data.json \\\n"
         "      --samples 50 --alpha 0.05",
+    ),
+    "adapt": (
+        "budgetvlm adapt --checkpoint ./checkpoints/controller --data ./data/controller_training_data.json \\\n"
+        "      --requests 50 --output_dir ./checkpoints/here",
     ),
     "evaluate": (
         "budgetvlm evaluate --data ./data/controller_training_data.json --checkpoint ./checkpoints/controller",

@@ -31,6 +31,7 @@ from budgetvlm.controller.arguments import (
     per_state,
 )
 from budgetvlm.controller.checkpoint_files import read_pretrained, write_pretrained
+from budgetvlm.controller.known_terms import nearest
 from budgetvlm.controller.layers import BoundsLayer, LogEmbedding, Standardiser, head_sum_matrix
 from budgetvlm.controller.provenance import TrainedOn
 from budgetvlm.errors import BudgetVLMError, CheckpointError, InputError
@@ -225,7 +226,8 @@ class GRPOController(nn.Module):
         price_B = per_state(
             self.default_price if price is None else price, len(image), "price", self.latency_reference_ms
         )
-        raw = self.contextual_heads(self.feature_layer(self.encode(image, lang)), self.context_basis(budget_B, price_B))
+        basis = self.context_basis(*nearest(self, budget_B, price_B))
+        raw = self.contextual_heads(self.feature_layer(self.encode(image, lang)), basis)
         out = self._named(raw)
         out["joint"] = out["joint"] + self.price_term(price_B)
         out["feasible"] = self.feasible(budget_B, self.bounds_of(image, lang))

@@ -26,11 +26,13 @@ class TrainedOn:
         model: fingerprint of the weights.
         opened: how model and data set were opened, those of `KNOWN` that the table tells.
         samples: split -> digests of its samples and of their images (`digests_of`).
+        terms: budgets and prices that it knows (`budgetvlm.controller.known_terms`).
     """
 
     model: str | None = None
     opened: Mapping[str, Any] = field(default_factory=dict)
     samples: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    terms: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of_table(cls, table: ProfileTable) -> TrainedOn:
@@ -46,7 +48,7 @@ class TrainedOn:
     def from_dict(cls, document: Mapping[str, Any]) -> TrainedOn:
         """Return the origin of a `to_dict` document."""
         samples = {side: frozenset(digests) for side, digests in document.get("samples", {}).items()}
-        return cls(document.get("model"), document.get("opened", {}), samples)
+        return cls(document.get("model"), document.get("opened", {}), samples, document.get("terms", {}))
 
     @classmethod
     def read(cls, controller: Path) -> TrainedOn:
@@ -58,7 +60,7 @@ class TrainedOn:
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able document."""
         samples = {side: sorted(digests) for side, digests in self.samples.items()}
-        return {"model": self.model, "opened": dict(self.opened), "samples": samples}
+        return {"model": self.model, "opened": dict(self.opened), "samples": samples, "terms": dict(self.terms)}
 
     def seen(self, sides: Collection[str] = FITTED) -> frozenset[str]:
         """Return the digests of some splits."""

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from budgetvlm.controller.known_terms import known_terms
 from budgetvlm.controller.layers import LARGEST_SCORE, LogEmbedding, Standardiser
 from budgetvlm.controller.network import LARGEST_LOG_RATIO, SMALLEST_PRICE, GRPOController
 from budgetvlm.errors import InputError
@@ -36,6 +37,7 @@ class NetworkWeights(NamedTuple):
         heads, head_bias: ``[H, K]`` and ``[K]``; what the price takes off is in the bias.
         reference_ms, largest_budget_ms: the full setting's median time, and the largest bound.
         largest_log_ratio, largest_score: limits of the budget's logarithm and of a standardised feature.
+        least_log_ratio: the other limit of the budget's logarithm.
     """
 
     mean: np.ndarray
@@ -52,6 +54,7 @@ class NetworkWeights(NamedTuple):
     largest_budget_ms: float
     largest_log_ratio: float
     largest_score: np.float32
+    least_log_ratio: float
 
 
 class ValueNetwork:
@@ -59,6 +62,8 @@ class ValueNetwork:
 
     Attributes:
         default_price: the controller's own price.
+        known_terms: the budgets and prices that it was trained on; beyond them it is told the nearest.
+        known_ms: the same budgets, in ms.
         default_weights, default_tuple: at it, as a record and as compiled loops take them.
         projects: whether features are projected before the network takes them.
 
@@ -71,6 +76,8 @@ class ValueNetwork:
         self._image_shape, self._language_shape = ((layer.in_dim,) for layer in inputs)
         self._projections = [_projection(layer) for layer in inputs if layer.components is not None]
         self.default_price = float(controller.default_price)
+        self.known_terms = known_terms(controller)
+        self.known_ms = [share * float(controller.latency_reference_ms) for share in self.known_terms.budgets]
         self._latency_share = _array(controller.latency_ms) / float(controller.latency_reference_ms)
         self._price_layer, self._price_context, weights = _folded(controller)
         self._unpriced = weights
@@ -94,9 +101,7 @@ class ValueNetwork:
         # Standardised features, and beside them the embedded budget.
         features = (np.concatenate(self.inputs(image, language)) - net.mean) * net.scale
         ratio = math.log(min(budget_ms, net.largest_budget_ms) / net.reference_ms)
-        budget = _embedded(
-            max(-net.largest_log_ratio, min(ratio, net.largest_log_ratio)), net.frequencies, net.embedding
-        )
+        budget = _embedded(max(net.least_log_ratio, min(ratio, net.largest_log_ratio)), net.frequencies, net.embedding)
         state = np.concatenate([features.clip(-net.largest_score, net.largest_score), budget])
         # The layers; an ensemble's members are blocks of the hidden ones.
         now = state @ net.first + net.first_bias
@@ -124,7 +129,9 @@ class ValueNetwork:
         return priced[1]
 
     def _at_price(self, price: float) -> NetworkWeights:
-        log_price = min(math.log(max(price, SMALLEST_PRICE) / 0.1), LARGEST_LOG_RATIO)
+        least, most = self.known_terms.prices
+        told = min(max(price, least), most)
+        log_price = min(math.log(max(told, SMALLEST_PRICE) / 0.1), LARGEST_LOG_RATIO)
         net = self._unpriced
         embedded = _embedded(log_price, net.frequencies, self._price_layer)
         return net._replace(
@@ -153,6 +160,7 @@ def _folded(controller: GRPOController) -> tuple[np.ndarray, np.ndarray, Network
     heads, head_bias = _summed_heads(controller)
     bounds_ms = _array(controller.bounds_ms)
     largest_ms = max(bounds_ms[np.isfinite(bounds_ms)], default=0.0)
+    reference_ms, (least, most) = float(controller.latency_reference_ms), known_terms(controller).budgets
     weights = NetworkWeights(
         mean=mean,
         scale=scale,
@@ -164,10 +172,11 @@ def _folded(controller: GRPOController) -> tuple[np.ndarray, np.ndarray, Network
         hidden_bias=hidden_bias,
         heads=_columns(heads),
         head_bias=head_bias,
-        reference_ms=float(controller.latency_reference_ms),
-        largest_budget_ms=float(largest_ms) if largest_ms > 0 else math.inf,
+        reference_ms=reference_ms,
+        largest_budget_ms=min(float(largest_ms) if largest_ms > 0 else math.inf, most * reference_ms),
         largest_log_ratio=LARGEST_LOG_RATIO,
         largest_score=np.float32(LARGEST_SCORE),
+        least_log_ratio=max(math.log(least), -LARGEST_LOG_RATIO) if least > 0 else -LARGEST_LOG_RATIO,
     )
     return _embedding(controller.price_embedding), context_weight[:, width:], weights
 

@@ -12,11 +12,13 @@ Shapes: M members, S samples, B samples of a batch, F standardised features, K s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from budgetvlm.controller.known_terms import KnownTerms
 from budgetvlm.controller.member_stack import MemberStack
 from budgetvlm.controller.network import GRPOController
 from budgetvlm.controller.provenance import TrainedOn
@@ -57,7 +59,9 @@ def new_controller(
         controller.input_bounds.copy(guard.by_input)
     if not np.isfinite(means.accuracy).any():
         raise DataError("no accuracy was measured on the training samples; profile it (exp5) and prepare again")
-    controller.trained_on = TrainedOn.of_table(table)
+    shares = means.latency_share[np.isfinite(means.latency_share)]
+    terms = KnownTerms.of_plan(config.plan, shares.tolist()).to_dict()
+    controller.trained_on = replace(TrainedOn.of_table(table), terms=terms)
     controller.start_from(means.accuracy.tolist())
     return controller
 

@@ -283,18 +283,19 @@ def pace_after(recent_slowdown: float, predicted_ms: float, took_ms: float) -> f
 def network_values(network: Any, image: Any, language: Any, budget_ms: float) -> Any:
     """See `budgetvlm.controller.value_network.ValueNetwork.values`, float32 ``[K]``; ``network`` is its weights."""
     mean, scale, frequencies, embedding, first, first_bias, hidden, hidden_bias, heads, head_bias = network[:10]
-    reference_ms, largest_budget_ms, largest_log_ratio, largest_score = (
+    reference_ms, largest_budget_ms, largest_log_ratio, largest_score, least_log_ratio = (
         network[10],
         network[11],
         network[12],
         network[13],
+        network[14],
     )
     state = np.empty(len(first), np.float32)
     for i in range(len(mean)):  # slices that are assigned to would take seconds to compile
         raw = image[i] if i < len(image) else language[i - len(image)]
         state[i] = min(max((raw - mean[i]) * scale[i], -largest_score), largest_score)
     ratio = math.log(min(budget_ms, largest_budget_ms) / reference_ms)
-    ratio = max(-largest_log_ratio, min(ratio, largest_log_ratio))
+    ratio = max(least_log_ratio, min(ratio, largest_log_ratio))
     embed(frequencies, embedding, ratio, state[len(mean) :])
     now = first_bias.copy()
     add_product(first, state, now)

@@ -75,7 +75,7 @@ def example_weights() -> tuple[object, ...]:
     statistics, first = np.ones(2, np.float32), np.ones((3, 1), np.float32)
     hidden, embedding = np.ones((1, 1, 1, 1), np.float32), np.ones((4, 1), np.float32)
     layers = statistics, statistics, vector, embedding, first, vector, hidden, matrix, matrix, vector
-    return (*layers, 1.0, np.inf, 4.0, np.float32(8.0))
+    return (*layers, 1.0, np.inf, 4.0, np.float32(8.0), -4.0)
 
 
 if __name__ == "__main__":

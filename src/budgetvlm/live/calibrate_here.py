@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 from budgetvlm.decide import wait_for_compiled
 from budgetvlm.errors import CheckpointError, ConfigError
 from budgetvlm.guard.adaptive import AdaptiveGuard
-from budgetvlm.live.calibration import calibrated, measure, requests_needed
+from budgetvlm.live.calibration import Measured, calibrated, measure, requests_needed
 from budgetvlm.live.fresh_samples import fresh_samples, sample_digests
 from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.tasks import SPLITS, Task, load_task
@@ -53,6 +54,24 @@ def calibrate(
         ConfigError: too few requests for this alpha, or the split has too few samples.
         CheckpointError: the model has no guard to start from.
     """
+    measured, known = measure_here(
+        model, task, samples, alpha=alpha, split=split, used=used, seed=seed, progress=progress, concurrency=concurrency
+    )  # fmt: skip
+    assert isinstance(model.guard, AdaptiveGuard)
+    guard = calibrated(model, model.guard, measured, alpha, hurries=hurries)
+    guard.origin = {"model": model.fingerprint, "samples": known}
+    model.guard = guard
+    return guard
+
+
+def measure_here(
+    model: AdaptiveVLM, task: Task | str, samples: int | None, *, alpha: float, split: str = "validation",
+    used: Collection[str] = (), seed: int = 0, **how: Any,
+) -> tuple[Measured, list[str]]:  # fmt: skip
+    """Measure requests of which nothing is known yet, and return them with the digests of their samples.
+
+    The arguments are those of `calibrate`; ``how``: progress and concurrency. Raises as `calibrate` does.
+    """
     needed = require_enough(samples, alpha)
     if not isinstance(model.guard, AdaptiveGuard):
         raise CheckpointError("this model has no guard to start from; train again, `budgetvlm train` writes one")
@@ -60,20 +79,16 @@ def calibrate(
     task = load_task(task) if isinstance(task, str) else task
     seen, most = model.controller.trained_on.seen(SPLITS), samples or max(USUAL_REQUESTS, needed)
     fresh = fresh_samples(task, split, most, seed, {*used, *seen}, None if samples else needed)
-    measured = measure(model, task, fresh, seed, progress, concurrency)
-    guard = calibrated(model, model.guard, measured, alpha, hurries=hurries)
     known = frozenset().union(*(sample_digests(task.name, sample) for sample in fresh))
-    guard.origin = {"model": model.fingerprint, "samples": sorted(known)}
-    model.guard = guard
-    return guard
+    return measure(model, task, fresh, seed, **how), sorted(known)
 
 
-def require_enough(samples: int | None, alpha: float) -> int:
-    """Return the fewest requests for this alpha. Raises ConfigError where those asked for are fewer."""
+def require_enough(samples: int | None, alpha: float, flag: str = "--samples") -> int:
+    """Return the fewest requests for this alpha. Raises ConfigError where those asked for with ``flag`` are fewer."""
     needed = requests_needed(alpha)
     if samples is not None and samples < needed:
         raise ConfigError(
-            f"--samples {samples} cannot promise a violation rate of {alpha:g}: that takes {needed}. Measure more, or "
+            f"{flag} {samples} cannot promise a violation rate of {alpha:g}: that takes {needed}. Measure more, or "
             "allow more violations (--alpha)."
         )
     return needed

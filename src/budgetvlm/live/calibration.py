@@ -76,7 +76,7 @@ def requests_needed(alpha: float) -> int:
     """The fewest requests that calibrate a guard for this alpha. Raises ConfigError."""
     rest = samples_needed(alpha)
     total = rest + max(LEAST_FOR_SCALES, int(rest * SCALE_SHARE / (1 - SCALE_SHARE)))
-    return total + (total - _for_scales(total) < rest)
+    return total + (total - for_scales(total) < rest)
 
 
 def measure(
@@ -160,9 +160,9 @@ def calibrated(
             f"--samples {needed} or more, or a larger --alpha."
         )
     # A part of the requests tells how fast the stages are here, and how far predictions scatter.
-    count = _for_scales(len(measured))
+    count = for_scales(len(measured))
     rule = Rule(hurries=hurries).for_model(guard.rule.revises)
-    speed = StageSpeed(guard.latency.stages, _log_scales(guard, measured, range(count)))
+    speed = StageSpeed(guard.latency.stages, log_scales(guard, measured, range(count)))
     fresh = AdaptiveGuard(guard.latency, guard.lengths, Margin(alpha), speed, model.own_ms, rule=rule)
     scores = _predictions(fresh, measured, range(count)).scores(model.known)
     pairs = Margin.start(alpha, scores)
@@ -292,11 +292,12 @@ def _share(predicted_ms: np.ndarray, index: int, faster: int) -> float:
     return float(max(1 - predicted_ms[faster] / max(predicted_ms[index], 1e-9), 0.0))
 
 
-def _for_scales(count: int) -> int:
+def for_scales(count: int) -> int:
+    """How many of this number of requests tell how fast the stages are; the rest gives the factor."""
     return max(LEAST_FOR_SCALES, int(count * SCALE_SHARE))
 
 
-def _log_scales(guard: AdaptiveGuard, measured: Measured, rows: range) -> np.ndarray:
+def log_scales(guard: AdaptiveGuard, measured: Measured, rows: range) -> np.ndarray:
     """Median log ratio of measured to predicted time of each stage, ``[stages]``."""
     ratios: list[list[float]] = [[] for _ in guard.latency.stages]
     for row in rows:

@@ -73,7 +73,7 @@ def compliance_of(answer: dict[str, Any], ticket: Ticket) -> dict[str, Any]:
     """The field "budgetvlm" of an answer: its setting, its times, whether its budget was kept and why."""
     names = (
         "setting", "stages_ms", "latency_ms", "predicted_ms", "budget_ms", "budget_met", "feasible", "finish_reason",
-        "num_vision_tokens", "num_language_tokens", "num_output_tokens", "num_hurried_tokens",
+        "num_vision_tokens", "num_language_tokens", "num_output_tokens", "num_hurried_tokens", "extrapolated",
     )  # fmt: skip
     started_s = ticket.started_s or ticket.job.arrived_s
     waited_ms = (started_s - ticket.job.arrived_s) * 1e3

@@ -1,0 +1,1 @@
+"""What a profile says elsewhere: on another machine, of a related model, at other budgets and prices."""
