@@ -129,9 +129,9 @@ class Posterior:
         for own in OWN_LUCK:
             noise = own * np.diag(np.diag(prior.noise)) + (1 - own) * prior.noise
             found = [_summed(r, d, noise) for r, d in zip(rest, design, strict=True) if np.isfinite(r).any()]
-            sums = tuple(np.sum([one[place] for one in found], axis=0) for place in range(5))
+            gram, product, square, count, volume = (np.sum([one[place] for one in found], axis=0) for place in range(5))
             tried += [
-                _solved(prior.covariance(offset, multiple), *sums, luck)
+                _solved(prior.covariance(offset, multiple), gram, product, square, count, volume, luck)
                 for offset, multiple, luck in itertools.product(OFFSETS, MULTIPLES, LUCK)
             ]
         evidence = np.array([one[2] for one in tried])
