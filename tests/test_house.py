@@ -50,6 +50,7 @@ ALLOWED: dict[str, set[str]] = {
         "cluster",
         "comparison",
         "explanation",
+        "feedback",
         "html_report",
         "importing",
         "integrations",

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ask": ("budgetvlm.commands.ask", "answer a question about an image within a budget"),
     "serve": ("budgetvlm.commands.serve", "answer OpenAI clients, each request within its budget"),
     "versions": ("budgetvlm.commands.manage_versions", "list, compare, promote and take back versions of a controller"),
+    "update": ("budgetvlm.commands.update", "improve a controller by the scores of what it served, once proven"),
     "bench": ("budgetvlm.commands.bench", "measure this project's speed claims on your machine"),
     "check-model": ("budgetvlm.commands.check_model", "list the knobs of a model and prove that they work"),
     "export": ("budgetvlm.commands.export", "write a model at one setting as a checkpoint for other engines"),
@@ -89,6 +90,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "versions": (
         "budgetvlm versions list --checkpoint ./checkpoints/controller",
         "budgetvlm versions rollback --checkpoint ./checkpoints/controller",
+    ),
+    "update": (
+        "budgetvlm update --requests requests.sqlite --checkpoint ./checkpoints/controller",
+        "budgetvlm update --requests requests.sqlite --checkpoint ./checkpoints/controller --scores shadow --dry_run",
     ),
     "bench": (
         "budgetvlm bench --quick",

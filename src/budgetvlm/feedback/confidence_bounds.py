@@ -16,7 +16,7 @@ import numpy as np
 from budgetvlm.feedback.off_policy import ScoredLog, floored
 
 NUM_STAKES = 24
-SMALLEST_STAKE, LARGEST_STAKE = 1e-3, 0.75  # as shares of the stake that could lose everything
+STAKES = 1e-3, 0.75  # the smallest and the largest, as shares of the stake that could lose everything
 PRECISION = 1e-7
 
 
@@ -44,18 +44,21 @@ def value_interval(
     return max(low, 0.0), min(1.0 - missed, 1.0)
 
 
-def lower_bound(outcomes: np.ndarray, least: float, alpha: float = 0.05, most: float = 1.0) -> float:
+def lower_bound(
+    outcomes: np.ndarray, least: float, alpha: float = 0.05, most: float = 1.0, stakes: tuple[float, float] = STAKES
+) -> float:
     """A bound below the mean of outcomes ``[N]``, wrong with probability alpha, whenever and however often taken.
 
     Args:
         least: no outcome is smaller.
         most: the mean is not larger; outcomes may be.
+        stakes: the range of stakes; where few outcomes have to decide, small ones are wasted.
     """
-    stakes = np.geomspace(SMALLEST_STAKE, LARGEST_STAKE, NUM_STAKES) / (most - least)
+    fixed = np.geomspace(*stakes, NUM_STAKES) / (most - least)
     low, high = least, most
     while high - low > PRECISION:
         middle = (low + high) / 2
-        low, high = (middle, high) if _log_capital(outcomes, middle, stakes) >= -math.log(alpha) else (low, middle)
+        low, high = (middle, high) if _log_capital(outcomes, middle, fixed) >= -math.log(alpha) else (low, middle)
     return low
 
 
