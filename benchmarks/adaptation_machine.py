@@ -41,7 +41,7 @@ from budgetvlm.profiling.prepare.prepared_data import PreparedData, features_pat
 from budgetvlm.runtime import AdaptiveVLM
 from budgetvlm.tasks import SPLITS, load_task
 
-ALPHA, REQUESTS, RESAMPLES = 0.05, 50, 1000
+ALPHA, RESAMPLES = 0.05, 1000
 FULL, ADAPTED, OLD = "full profile", "adapted", "guard alone"
 
 
@@ -57,11 +57,10 @@ def profile(args: argparse.Namespace, place: Path, threads: int) -> Profiled:
     """Measure latencies, join them with the accuracies there are, and train, each in a process of its own."""
     data = place / f"{threads}.json"
     features_path(data).write_bytes(features_path(args.data).read_bytes())
-    space = load_prepared(args.data).table.knob_space
-    knobs = [word for name in space.names for word in (f"--{name}", *map(str, space.values(name)))]
     own = ["--model_path", "reference", "--dataset_name", "signs"]
-    budgetvlm("profile", "latency", *own, *knobs, "--split", "train,validation,test", "--num_threads", threads,
-              "--num_samples", args.latency_samples, "--output_dir", place / f"exp6_{threads}")  # fmt: skip
+    budgetvlm("profile", "latency", *own, "--split", "train,validation,test", "--num_threads", threads,
+              "--num_samples", args.latency_samples, "--repeats", args.repeats,
+              "--output_dir", place / f"exp6_{threads}")  # fmt: skip
     budgetvlm("prepare", *own, "--exp5_dir", args.exp5_dir, "--exp6_dir", place / f"exp6_{threads}",
               "--output_data_path", data)  # fmt: skip
     budgetvlm("train", "--data", data, "--output_dir", place / f"controller_{threads}")
@@ -80,7 +79,7 @@ def compare(args: argparse.Namespace, old: Profiled, full: Profiled, threads: in
     profiled_guard = model.guard
     assert isinstance(profiled_guard, AdaptiveGuard)
     how: dict[str, Any] = {"alpha": ALPHA, "used": (), "seed": 0, "progress": False, "concurrency": 1}
-    asked, digests = measure_here(model, task, REQUESTS, split="validation", **how)
+    asked, digests = measure_here(model, task, args.requests, split="validation", **how)
     here = adapted(model, old.data.table, old.data.features, asked, digests, ALPHA)
     there = AdaptiveVLM.from_pretrained("reference", full.controller, num_threads=threads)
     assert isinstance(there.guard, AdaptiveGuard)
@@ -153,10 +152,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--exp5_dir", type=Path, required=True, help="accuracies of the bundled model on signs")
-    add("--data", type=Path, required=True, help="controller_training_data.json of them, for its features and knobs")
+    add("--data", type=Path, required=True, help="controller_training_data.json of them, for its features")
     add("--threads", type=int, nargs="+", default=[2, 1, 3], help="the profiled number, then the others")
-    add("--latency_samples", type=int, default=30, help="samples of a full profile of latency")
-    add("--test", type=int, default=40, help="held-out requests that are replayed at every budget")
+    add("--latency_samples", type=int, default=24, help="samples of a full profile of latency")
+    add("--repeats", type=int, default=3, help="of each of them")
+    add("--requests", type=int, default=50, help="that adapt and calibrate")
+    add("--test", type=int, default=30, help="held-out requests that are replayed at every budget")
     add("--json", type=Path)
     args = parser.parse_args()
     found = []

@@ -66,12 +66,13 @@ def _to_machine(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from budgetvlm.commands.calibrate import open_system
     from budgetvlm.controller.checkpoint import BEST
     from budgetvlm.controller.provenance import CONFIG
+    from budgetvlm.controller.run_directory import VERSIONS
     from budgetvlm.live.adapt_here import adapt_to_machine
     from budgetvlm.live.calibrate_here import require_enough
     from budgetvlm.tasks import SPLITS
 
     require_enough(args.requests, args.alpha, "--requests")
-    check_output(args.output_dir, [BEST], "an adapted controller beside it would not be read; choose another")
+    check_output(args.output_dir, [BEST, VERSIONS], "an adapted controller needs a directory of its own")
     if not args.overwrite:
         check_output(args.output_dir, [CONFIG], "add --overwrite to replace it, or choose another --output_dir")
     source = args.checkpoint
