@@ -1,6 +1,6 @@
 """A machine that was not profiled: 50 requests against a full profile there.
 
-    python benchmarks/adaptation_machine.py --exp5_dir DIR --data DATA [--threads 2 1 3] [--json FILE]
+    python benchmarks/adaptation_machine.py --exp5_dir DIR [--threads 2 1 3] [--json FILE]
 
 The same machine with other numbers of threads stands for others. The first number is profiled in full; a controller is
 trained on that. At each of the others three systems answer the same held-out requests, replayed on their measured times
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -56,7 +57,9 @@ class Profiled:
 def profile(args: argparse.Namespace, place: Path, threads: int) -> Profiled:
     """Measure latencies, join them with the accuracies there are, and train, each in a process of its own."""
     data = place / f"{threads}.json"
-    features_path(data).write_bytes(features_path(args.data).read_bytes())
+    first = features_path(place / f"{args.threads[0]}.json")
+    if first.exists() and not features_path(data).exists():
+        shutil.copy2(first, features_path(data))
     own = ["--model_path", "reference", "--dataset_name", "signs"]
     budgetvlm("profile", "latency", *own, "--split", "train,validation,test", "--num_threads", threads,
               "--num_samples", args.latency_samples, "--repeats", args.repeats,
@@ -152,7 +155,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--exp5_dir", type=Path, required=True, help="accuracies of the bundled model on signs")
-    add("--data", type=Path, required=True, help="controller_training_data.json of them, for its features")
     add("--threads", type=int, nargs="+", default=[2, 1, 3], help="the profiled number, then the others")
     add("--latency_samples", type=int, default=24, help="samples of a full profile of latency")
     add("--repeats", type=int, default=3, help="of each of them")
