@@ -1,5 +1,6 @@
 """A new model from earlier tables and few labels: what is carried over, how surely, and what cannot be."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +9,9 @@ import pytest
 from budgetvlm.adaptation.earlier_table import EarlierTable
 from budgetvlm.adaptation.new_model import NewModel
 from budgetvlm.adaptation.related_accuracy import Posterior, Prior, interpolation, likeness
+from budgetvlm.cli import main
+from budgetvlm.commands import adapt_model
+from budgetvlm.controller.checkpoint import load_controller
 from budgetvlm.errors import DataError, KnobSpaceError
 from budgetvlm.features import Features
 from budgetvlm.knobs import KnobSpace
@@ -160,6 +164,21 @@ def test_what_cannot_be_carried_over_is_refused(change, error, words):
     earlier, new, features, _ = tables()
     with pytest.raises(error, match=words):
         NewModel.of([(earlier, features)], *change(new.subset(np.arange(0, 300, 3)), features))
+
+
+def test_the_command_trains_a_controller_and_says_how_surely(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(adapt_model, "MEMBERS", 1)
+    earlier, new, features, _ = tables(2, samples=120)
+    for name, table in (("old", earlier), ("few", new.subset(np.arange(0, 120, 3)))):
+        table.save(tmp_path / f"{name}.parquet")
+        features.aligned(table.sample_ids).save(tmp_path / f"{name}.features.safetensors")
+    given = ["--table", tmp_path / "few.parquet", "--features", tmp_path / "few.features.safetensors"]
+    words = ["adapt", "--from", tmp_path / "old.parquet", *given, "--json"]
+    assert main([*map(str, words)]) == 2 and "--output_dir" in capsys.readouterr().err
+    assert main([*map(str, words), "--output_dir", str(tmp_path / "new")]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["labelled"] == report["shared"] == 40 and len(report["settings"]) == K
+    assert load_controller(tmp_path / "new").knob_space == SPACE
 
 
 def test_an_earlier_sample_that_was_not_measured_surprises_nobody():

@@ -2,7 +2,8 @@
 
 Without more flags to this machine: at most 50 requests tell how long every setting takes here, accuracies stay as
 profiled, and nothing is trained. Nothing is written without --output_dir. With --budget_ms or --price to other budgets
-or another price, which takes nothing but a look at held-out samples: the controller knows both as inputs.
+or another price, which takes nothing but a look at held-out samples: the controller knows both as inputs. With --from
+to another model, or to new values of knobs: from earlier tables and a few labelled samples a controller is trained.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from budgetvlm.commands.adapt_model import add_model_arguments, to_model
 from budgetvlm.commands.data_arguments import add_data_arguments, read_data
 from budgetvlm.commands.flags import add_concurrency_flag, add_json_flag
 from budgetvlm.commands.origins import add_opened_model, complete, split_with_fresh_samples
@@ -47,17 +49,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     terms.add_argument(
         "--price", type=float, metavar="X", help="accuracy given for one latency of the full setting (default: its own)"
     )
+    add_model_arguments(parser)
     add_json_flag(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Adapt in the way that the flags mean, and report."""
-    if args.checkpoint is None:
+    if args.earlier is None and args.checkpoint is None:
         raise ConfigError(
             "there is nothing to adapt: give the controller and what it was trained on, --checkpoint DIR --data "
             "controller_training_data.json. To fit the guard to this machine takes less: `budgetvlm calibrate`"
         )
-    found, text = _to_terms(args) if args.budget_ms or args.price is not None else _to_machine(args)
+    if args.earlier is not None:
+        found, text = to_model(args)
+    else:
+        found, text = _to_terms(args) if args.budget_ms or args.price is not None else _to_machine(args)
     print(json.dumps(found) if args.json else text)
     return 0
 
