@@ -11,7 +11,8 @@ from budgetvlm.serving import background_update
 from budgetvlm.serving.serve_options import ServeOptions
 from tests.fake_replicas import Served, in_background, until
 
-TOLD = {"action": "promoted", "why": "version 2 is better", "drift": {"features": True, "accuracy": False}}
+BETTER = {"decision": "promote", "why": "it is better"}
+TOLD = {"verdict": BETTER, "new_candidate": None, "why": "no other is trained", "drift": ["requests differ"]}
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def saying(monkeypatch, text, code=0):
 
 
 def test_another_version_is_read_and_no_request_is_dropped(options, monkeypatch):
-    saying(monkeypatch, json.dumps({**TOLD, "versions": {"serving": 2, "candidate": None}}))
+    saying(monkeypatch, json.dumps(TOLD))
     with Served(options) as server:
         asking = [in_background(server.chat) for _ in range(8)]
         until(lambda: server.jobs.reloads > 1)
@@ -36,20 +37,32 @@ def test_another_version_is_read_and_no_request_is_dropped(options, monkeypatch)
             thread.join()
             assert answers[0][0] == 200
         metrics = server.get("/metrics")
-        assert 'budgetvlm_updates_total{action="promoted"}' in metrics
-        assert 'budgetvlm_drift{of="features"} 1.0' in metrics and 'budgetvlm_drift{of="accuracy"} 0.0' in metrics
+        assert 'budgetvlm_updates_total{result="promote"}' in metrics and "budgetvlm_drift 1.0" in metrics
         assert "budgetvlm_controller_version 0.0" in metrics
 
 
 def test_without_a_change_nothing_is_read_and_a_line_is_said_once(options, monkeypatch, caplog):
-    saying(monkeypatch, json.dumps({**TOLD, "versions": {}}))
+    saying(monkeypatch, json.dumps({**TOLD, "verdict": {"decision": "wait", "why": "too early"}}))
     with Served(options) as server:
-        until(lambda: server.jobs.updates.results["promoted"] > 2)
+        until(lambda: server.jobs.updates.results["wait"] > 2)
         assert server.jobs.reloads == 0
-    assert [record.getMessage() for record in caplog.records].count("update: version 2 is better") == 1
+    said = "update: wait: too early; no other is trained; requests differ"
+    assert [record.getMessage() for record in caplog.records].count(said) == 1
 
 
-@pytest.mark.parametrize(("text", "code"), [("no document", 0), ("{}", 0), ("error", 2), ('{"action": 1}', 0)])
+def test_a_new_candidate_is_taken_up_and_what_cannot_be_read_is_tried_again(options, monkeypatch):
+    saying(monkeypatch, json.dumps({**TOLD, "verdict": None, "new_candidate": 2}))
+    with Served(options) as server:
+        server.kind.fails = True
+        until(lambda: server.jobs.updates.results["candidate"] > 0)
+        saying(monkeypatch, json.dumps({**TOLD, "verdict": None}))
+        until(lambda: server.jobs.updates.results["nothing"] > 0)
+        assert server.jobs.reloads == 0
+        server.kind.fails = False
+        until(lambda: server.jobs.reloads == 1)
+
+
+@pytest.mark.parametrize(("text", "code"), [("no document", 0), ("{}", 0), ("error", 2), ("[]", 0)])
 def test_an_update_that_fails_is_counted_and_tried_again(options, monkeypatch, caplog, text, code):
     saying(monkeypatch, text, code)
     with Served(options) as server:

@@ -12,10 +12,12 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 from budgetvlm._io import read_json, write_json
 from budgetvlm.controller.checkpoint import load_controller
 from budgetvlm.controller.value_network import ValueNetwork
+from budgetvlm.controller.versions import keep_version, promote
 from budgetvlm.decide import CLEARLY_WORSE
 from budgetvlm.guard.saved import load_guard
 from budgetvlm.serving.learnt_state import EVERY_REQUESTS, STATE_FILE
@@ -104,6 +106,12 @@ def test_what_was_served_is_kept_with_its_features_and_takes_a_score(server, dir
 
 def test_a_controller_is_swapped_in_by_request_and_by_signal(server, directory):
     (first,) = server.replicas()
+    candidate = load_controller(directory / "controller")
+    setting = 0  # that it prefers, whatever it is asked
+    with torch.no_grad():
+        candidate.heads.bias[candidate.head_sum.shape[0] + setting] += 100
+    candidate.save_pretrained(directory / "candidate")
+    number = keep_version(directory / "controller", directory / "candidate", {})
     assert server.ask(method="POST", path="/admin/reload")[0] == 401
     assert server.ask(method="POST", path="/admin/reload", headers=BEARER)[:3:2] == (
         200, {"status": "reloaded", "replicas": 1, "replicas_up": 1},
@@ -111,9 +119,24 @@ def test_a_controller_is_swapped_in_by_request_and_by_signal(server, directory):
     until(lambda: len(server.replicas()) == 1, 60)
     (second,) = server.replicas()
     assert second != first
+    assert ask(server)[0] == 200
+    until(lambda: probabilities_of_last(directory)[setting] >= 0.099, 10)
+    assert probabilities_of_last(directory).sum() == pytest.approx(1)
+    metrics = server.ask(method="GET", path="/metrics", headers=BEARER)[2]
+    assert "budgetvlm_controller_version 1.0" in metrics and f"budgetvlm_candidate_version {number}.0" in metrics
+    promote(directory / "controller", number)
     server.process.send_signal(signal.SIGHUP)
     until(lambda: second not in server.replicas(), 60)
     assert ask(server)[0] == 200
+    until(lambda: probabilities_of_last(directory)[setting] > 0.4, 10)
+    assert f"budgetvlm_controller_version {number}.0" in server.ask(method="GET", path="/metrics", headers=BEARER)[2]
+
+
+def probabilities_of_last(directory):
+    connection = sqlite3.connect(directory / "requests.sqlite")
+    (found,) = connection.execute("SELECT probabilities FROM requests ORDER BY number DESC LIMIT 1").fetchone()
+    connection.close()
+    return np.frombuffer(found, np.float32)
 
 
 def test_a_controller_that_is_damaged_is_not_swapped_in(server, directory):

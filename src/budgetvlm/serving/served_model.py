@@ -74,7 +74,7 @@ class ServedModel:
     def __init__(self, options: Mapping[str, Any]) -> None:
         controller = Path(options["checkpoint"] or bundled_controller(options["model_path"]))
         directory = controller if controller.is_dir() else controller.parent
-        self._versions = standing(directory)
+        self._versions = _known_versions(directory)
         self._curve, self._keeping = load_price_curve(controller), threading.Lock()
         self.state = LearntState(controller, options["state_dir"] and Path(options["state_dir"]))
         self.model = AdaptiveVLM.from_pretrained(
@@ -173,6 +173,15 @@ class ServedModel:
             return {"answer": answer.to_dict()}
         seen, features = told_of(choices[0])
         return {"answer": answer.to_dict(), "seen": {**seen, **self._identity}, "features": features}
+
+
+def _known_versions(directory: Path) -> dict[str, int | None]:
+    """As `standing`; a description that is damaged is no reason not to serve."""
+    try:
+        return standing(directory)
+    except BudgetVLMError as error:
+        _log.warning("the controller's versions cannot be read, and none is on trial: %s", error)
+        return {"serving": None, "candidate": None}
 
 
 def _on_trial(directory: Path, number: int | None, share: float) -> Trial | None:
