@@ -11,8 +11,7 @@ from budgetvlm.serving import background_update
 from budgetvlm.serving.serve_options import ServeOptions
 from tests.fake_replicas import Served, in_background, until
 
-BETTER = {"decision": "promote", "why": "it is better"}
-TOLD = {"verdict": BETTER, "new_candidate": None, "why": "no other is trained", "drift": ["requests differ"]}
+TOLD = {"action": "promoted", "why": "version 2 is better", "drift": {"features": True, "accuracy": False}}
 
 
 @pytest.fixture
@@ -28,8 +27,21 @@ def saying(monkeypatch, text, code=0):
     monkeypatch.setattr(background_update, "update_command", lambda options: words)
 
 
+def test_the_command_is_that_of_a_user(options):
+    from budgetvlm.commands.catalogue import command_parser
+
+    command = background_update.update_command(options)
+    assert command[1:4] == ["-m", "budgetvlm.cli", "update"]
+    args = command_parser("update").parse_args(command[4:])
+    assert (args.checkpoint, args.requests, str(args.data)) == (
+        options.checkpoint,
+        options.log_requests,
+        "profile.json",
+    )
+
+
 def test_another_version_is_read_and_no_request_is_dropped(options, monkeypatch):
-    saying(monkeypatch, json.dumps(TOLD))
+    saying(monkeypatch, json.dumps({**TOLD, "versions": {"serving": 2, "candidate": None}}))
     with Served(options) as server:
         asking = [in_background(server.chat) for _ in range(8)]
         until(lambda: server.jobs.reloads > 1)
@@ -37,32 +49,30 @@ def test_another_version_is_read_and_no_request_is_dropped(options, monkeypatch)
             thread.join()
             assert answers[0][0] == 200
         metrics = server.get("/metrics")
-        assert 'budgetvlm_updates_total{result="promote"}' in metrics and "budgetvlm_drift 1.0" in metrics
+        assert 'budgetvlm_updates_total{action="promoted"}' in metrics
+        assert 'budgetvlm_drift{of="features"} 1.0' in metrics and 'budgetvlm_drift{of="accuracy"} 0.0' in metrics
         assert "budgetvlm_controller_version 0.0" in metrics
 
 
-def test_without_a_change_nothing_is_read_and_a_line_is_said_once(options, monkeypatch, caplog):
-    saying(monkeypatch, json.dumps({**TOLD, "verdict": {"decision": "wait", "why": "too early"}}))
-    with Served(options) as server:
-        until(lambda: server.jobs.updates.results["wait"] > 2)
-        assert server.jobs.reloads == 0
-    said = "update: wait: too early; no other is trained; requests differ"
-    assert [record.getMessage() for record in caplog.records].count(said) == 1
-
-
-def test_a_new_candidate_is_taken_up_and_what_cannot_be_read_is_tried_again(options, monkeypatch):
-    saying(monkeypatch, json.dumps({**TOLD, "verdict": None, "new_candidate": 2}))
+def test_what_cannot_be_read_is_tried_again_after_the_next_update(options, monkeypatch):
+    saying(monkeypatch, json.dumps({**TOLD, "versions": {"serving": 2, "candidate": None}}))
     with Served(options) as server:
         server.kind.fails = True
-        until(lambda: server.jobs.updates.results["candidate"] > 0)
-        saying(monkeypatch, json.dumps({**TOLD, "verdict": None}))
-        until(lambda: server.jobs.updates.results["nothing"] > 0)
-        assert server.jobs.reloads == 0
+        until(lambda: server.jobs.updates.results["promoted"] > 1)
+        assert server.jobs.reloads == 0 and server.chat()[0] == 200
         server.kind.fails = False
-        until(lambda: server.jobs.reloads == 1)
+        until(lambda: server.jobs.reloads > 0)
 
 
-@pytest.mark.parametrize(("text", "code"), [("no document", 0), ("{}", 0), ("error", 2), ("[]", 0)])
+def test_without_a_change_nothing_is_read_and_a_line_is_said_once(options, monkeypatch, caplog):
+    saying(monkeypatch, json.dumps({**TOLD, "versions": {}}))
+    with Served(options) as server:
+        until(lambda: server.jobs.updates.results["promoted"] > 2)
+        assert server.jobs.reloads == 0
+    assert [record.getMessage() for record in caplog.records].count("update: version 2 is better") == 1
+
+
+@pytest.mark.parametrize(("text", "code"), [("no document", 0), ("{}", 0), ("error", 2), ('{"action": 1}', 0)])
 def test_an_update_that_fails_is_counted_and_tried_again(options, monkeypatch, caplog, text, code):
     saying(monkeypatch, text, code)
     with Served(options) as server:

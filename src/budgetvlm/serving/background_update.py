@@ -10,6 +10,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from budgetvlm.serving.replicas import ReplicaError
 from budgetvlm.serving.serve_options import ServeOptions
@@ -22,18 +23,20 @@ class Updates:
     """Runs an update now and then, and has the controller read anew where another version serves or is on trial.
 
     Attributes:
-        results: how often an update ended with what: "promote", "refuse" or "wait", "candidate" (a new one), "nothing",
-            or "failed".
-        drift: sentences of the last one.
+        results: how often an update ended with what: its "action", or "failed".
+        drift: what the last one said of it.
 
     Args:
+        versions: what the replicas serve and have on trial, as `versions.standing` says it.
         reload: reads the controller anew; no request is dropped.
     """
 
-    def __init__(self, options: ServeOptions, reload: Callable[[], Awaitable[None]]) -> None:
-        self._options, self._reload, self._changed = options, reload, False
+    def __init__(
+        self, options: ServeOptions, versions: Callable[[], dict[str, Any]], reload: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._options, self._versions, self._reload = options, versions, reload
         self.results: Counter[str] = Counter()
-        self.drift: list[str] = []
+        self.drift: dict[str, Any] = {}
         self._said = ""
         self._process: asyncio.subprocess.Process | None = None
         self._task = asyncio.create_task(self._run(options.update_every or 0.0))
@@ -67,15 +70,12 @@ class Updates:
             self._failed(errors.decode(errors="replace").strip().rpartition("\n")[2])
             return
         told = json.loads(said)
-        verdict, new, why, self.drift = (told[name] for name in ("verdict", "new_candidate", "why", "drift"))
-        decision = verdict["decision"] if verdict else "nothing"
-        self.results["candidate" if new is not None else str(decision)] += 1
-        self._say("; ".join([*([f"{decision}: {verdict['why']}"] if verdict else []), why, *self.drift]))
-        self._changed |= new is not None or decision in ("promote", "refuse")
-        if self._changed:
+        action, why, self.drift, versions = (told[name] for name in ("action", "why", "drift", "versions"))
+        self.results[str(action)] += 1
+        self._say(str(why))
+        if versions != self._versions():
             with contextlib.suppress(ReplicaError):  # it is in the log, and is tried again after the next update
                 await self._reload()
-                self._changed = False
 
     def _failed(self, why: str) -> None:
         self.results["failed"] += 1

@@ -167,7 +167,7 @@ class Dispatcher:
             await asyncio.gather(*[keeper.start() for keeper in self._keepers])
             self._replicas_changed()
             if self._options.update_every:
-                self.updates = Updates(self._options, self.reload)
+                self.updates = Updates(self._options, lambda: self.versions, self.reload)
 
     async def reload(self) -> None:
         """Have each replica replaced by one that reads the controller anew. Raises ReplicaError: nothing changed."""

@@ -131,8 +131,11 @@ class _State(Collector):
 
 
 def _of_updates(updates: Updates) -> Iterator[Metric]:
-    done = CounterMetricFamily("budgetvlm_updates", "Updates of the controller by what they did.", labels=["result"])
-    for result, times in updates.results.items():
-        done.add_metric([result], times)
+    done = CounterMetricFamily("budgetvlm_updates", "Updates of the controller by what they did.", labels=["action"])
+    for action, times in updates.results.items():
+        done.add_metric([action], times)
     text = "Whether requests or scores are no longer those that the controller was made for."
-    yield from (done, GaugeMetricFamily("budgetvlm_drift", text, float(bool(updates.drift))))
+    drift = GaugeMetricFamily("budgetvlm_drift", text, labels=["of"])
+    for name in ("features", "accuracy"):
+        drift.add_metric([name], float(bool(updates.drift.get(name))))
+    yield from (done, drift)
