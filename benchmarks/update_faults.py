@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +40,7 @@ from budgetvlm.feedback.request_store import Decided, RequestStore
 
 KNOBS = {"max_crops": [1, 4], "top_k": [2, 8]}
 EXPECTED = (0.5, 0.55, 0.6, 0.65)  # accuracy of each setting, by the controller
+TIMES_MS, BOUNDS_MS = (10.0, 20.0, 30.0, 40.0), (15.0, 25.0, 35.0, 45.0)
 TRUE = (0.9, 0.5, 0.5, 0.5)
 DI, DL, SCORED = 3, 2, 300
 LONGEST_S = {"update": 3.0, "promotion": 0.5}  # before both are killed
@@ -56,7 +58,7 @@ def planted(directory: Path) -> Places:
     """A controller that expects the wrong settings to be good, one that expects nothing, and scores that say so."""
     places = Places(directory / "controller", directory / "other", directory / "requests.sqlite")
     for place, expected in ((places.controller, EXPECTED), (places.other, (0.5,) * 4)):
-        made = GRPOController(DI, DL, budget_dim=4, hidden_dim=8, knob_values=KNOBS, default_price=0.01)
+        made = GRPOController(DI, DL, 4, 8, KNOBS, 40.0, TIMES_MS, BOUNDS_MS, default_price=0.01)
         made.start_from(expected)
         place.mkdir()
         write_checkpoint(place / BEST, controller_document(made))
@@ -77,7 +79,7 @@ def keep_scores(
         chosen, one = int(rng.integers(4)), f"{name}-{number}"
         allowed = np.packbits(np.ones(4, bool)).tobytes()
         seen = one, "planted", json.dumps(KNOBS), image, language, 50.0, 0.01, allowed, chosen, even, chosen
-        store.add(Decided(*seen, budget_ms=None, latency_ms=9.0))
+        store.add(partial(Decided, *seen, budget_ms=None, latency_ms=9.0))
         score = float(rng.random() < TRUE[chosen])
         if store.feedback(one, score).result(10):
             said(one, score)
@@ -126,13 +128,15 @@ def round_of(places: Places, kind: str, name: str, rng: random.Random) -> tuple[
 
     children = [in_child(feedback), in_child(lambda: (updates if kind == "update" else promotions)(places))]
     os.close(writing)
-    time.sleep(rng.uniform(0.0, LONGEST_S[kind]))
-    ran = os.waitpid(children[1], os.WNOHANG)[0] == 0
-    for child in children if ran else children[:1]:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
     with os.fdopen(reading) as file:
-        said = [line.split() for line in file if line.endswith("\n")]
+        lines = [file.readline()]  # from the first score on
+        time.sleep(rng.uniform(0.0, LONGEST_S[kind]))
+        ran = os.waitpid(children[1], os.WNOHANG)[0] == 0
+        for child in children if ran else children[:1]:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        lines += file
+    said = [line.split() for line in lines if line.endswith("\n")]
     return {one: float(score) for one, score in said}, ran
 
 
@@ -189,7 +193,7 @@ def tried(places: Places, moments: int, rng: random.Random) -> dict[str, object]
             acknowledged |= said
             killed[kind] += ran
             found += [f"{kind} {number}: {fault}" for fault in faults(places, acknowledged)]
-    versions = versions_of(places.controller)[-1].number
+    versions = max((version.number for version in versions_of(places.controller)), default=0)
     return {
         "moments": moments, "killed": killed, "acknowledged": len(acknowledged), "versions": versions, "faults": found
     }  # fmt: skip

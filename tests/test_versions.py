@@ -183,7 +183,7 @@ def test_a_copy_of_the_directory_is_the_controller_too(directory, better, tmp_pa
 # ---- ends of the process
 
 
-STEP = 3  # operations; one finds no more and takes three times as long
+STEP = 5  # operations; one finds no more and takes five times as long
 
 
 def changes(directory, better):
