@@ -251,6 +251,25 @@ def test_killed_before_an_operation_on_files_the_old_or_the_new_one_is_whole(dir
     assert [price for n, price in enumerate(served) if not n or served[n - 1] != price] == [0.25, 0.5, 0.25]
 
 
+def test_a_version_that_is_half_removed_is_none(directory, better, monkeypatch):
+    monkeypatch.setattr(versions, "MOST_REFUSED", 1)
+    for _ in range(3):
+        keep_version(directory, better, {})
+
+    def half(path, **options):
+        if (path / versions.ABOUT).exists():
+            (path / versions.ABOUT).unlink()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", half)
+    with pytest.raises(KeyboardInterrupt):
+        keep_version(directory, better, {})
+    monkeypatch.undo()
+    assert [number for number, *_ in told(directory)] == [1, 4, 5]
+    keep_version(directory, better, {})
+    assert not list((directory / "versions").glob(".*.tmp"))
+
+
 def test_two_that_change_the_versions_take_turns(directory, better):
     children = [in_child(lambda: [keep_version(directory, better, {}) for _ in range(3)]) for _ in range(2)]
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]

@@ -324,4 +324,6 @@ def _forget_refused(directory: Path) -> None:
     refused = [version.number for version in found[:-1] if version.status == "refused"]
     for number in refused[:-MOST_REFUSED]:
         if number not in needed:
-            shutil.rmtree(version_path(directory, number))
+            aside = directory / VERSIONS / f".{number:04d}.tmp"
+            os.replace(version_path(directory, number), aside)  # half of one is none
+            shutil.rmtree(aside, ignore_errors=True)
