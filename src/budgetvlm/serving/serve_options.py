@@ -124,7 +124,7 @@ class ServeOptions:
     store_questions: bool = False
     explore: float = 0.0
     shadow: float = 0.0
-    trial: float = 0.1
+    trial: float = 0.3
     update_every: float | None = None
     update_data: Path | None = None
     state_dir: Path | None = None
