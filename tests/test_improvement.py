@@ -258,4 +258,6 @@ def test_update_puts_a_candidate_on_trial_and_lets_it_serve_once_it_is_proven(st
 def test_update_says_what_is_wrong(tmp_path, capsys):
     PRESENT.save_pretrained(tmp_path / "controller")
     assert main(["update", "--requests", str(tmp_path / "none"), "--checkpoint", str(tmp_path / "controller")]) == 2
-    assert "does not exist" in capsys.readouterr().err
+    GRPOController(4, 2, knob_values=KNOBS).save_pretrained(tmp_path / "untrained")
+    assert main(["update", "--requests", str(tmp_path / "none"), "--checkpoint", str(tmp_path / "untrained")]) == 2
+    assert "knows no setting's latency" in capsys.readouterr().err

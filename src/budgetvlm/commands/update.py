@@ -47,11 +47,17 @@ def run(args: argparse.Namespace) -> int:
     """Read, look, keep what came of it, and say so."""
     from budgetvlm.controller.checkpoint import load_controller
     from budgetvlm.controller.versions import candidate_of, standing, version_path
+    from budgetvlm.errors import CheckpointError
     from budgetvlm.feedback.drift import drift_of
     from budgetvlm.feedback.improvement import OnTrial, look
     from budgetvlm.feedback.served_log import ServedLog
 
     present = load_controller(args.checkpoint)
+    if not (present.latency_ms > 0).any():
+        raise CheckpointError(
+            f"the controller in {args.checkpoint} knows no setting's latency, so it was not made by a training and cannot "
+            "be trained on; train one (`budgetvlm train`)"
+        )
     log = ServedLog.read(args.requests, present, args.scores)
     profile = _profile(args.data, present)
     version = candidate_of(args.checkpoint)
