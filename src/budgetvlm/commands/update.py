@@ -55,8 +55,8 @@ def run(args: argparse.Namespace) -> int:
     present = load_controller(args.checkpoint)
     if not (present.latency_ms > 0).any():
         raise CheckpointError(
-            f"the controller in {args.checkpoint} knows no setting's latency, so it was not made by a training and cannot "
-            "be trained on; train one (`budgetvlm train`)"
+            f"the controller in {args.checkpoint} knows no setting's latency, so it was not made by a training and "
+            "cannot be trained on; train one (`budgetvlm train`)"
         )
     log = ServedLog.read(args.requests, present, args.scores)
     profile = _profile(args.data, present)
