@@ -32,6 +32,7 @@ from budgetvlm.serving.toll import Worth
 
 SMALL = (256, 192)  # pixels of an image
 LARGE_PRICE = 100.0  # at which a request takes the fastest setting
+NO_VERSIONS: Mapping[str, int | None] = MappingProxyType({"serving": None, "candidate": None})
 _log = logging.getLogger(__name__)
 
 
@@ -70,6 +71,7 @@ class ServedModel:
     _explore = 0.0
     _trial: Trial | None = None
     _identity: Mapping[str, str] = MappingProxyType({})  # of the controller, where requests are kept
+    _versions: Mapping[str, int | None] = NO_VERSIONS
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         controller = Path(options["checkpoint"] or bundled_controller(options["model_path"]))
@@ -105,7 +107,7 @@ class ServedModel:
         worth = Worth.of(self._curve, reference_ms, price, model.own_ms)
         known = {"knob_space": model.vlm.knob_space.to_dict(), "fingerprint": model.fingerprint}
         least_ms = float(bounds.bounds_ms.min())
-        return {"fastest_ms": least_ms, "worth": asdict(worth), "model": known, "versions": self._versions}
+        return {"fastest_ms": least_ms, "worth": asdict(worth), "model": known, "versions": dict(self._versions)}
 
     def work(self, header: Mapping[str, Any], images: Sequence[Image.Image], client: Client) -> None:
         """Work on a job until its client was told the last event; ``header``: see `Job.header`."""
@@ -175,13 +177,13 @@ class ServedModel:
         return {"answer": answer.to_dict(), "seen": {**seen, **self._identity}, "features": features}
 
 
-def _known_versions(directory: Path) -> dict[str, int | None]:
+def _known_versions(directory: Path) -> Mapping[str, int | None]:
     """As `standing`; a description that is damaged is no reason not to serve."""
     try:
         return standing(directory)
     except BudgetVLMError as error:
         _log.warning("the controller's versions cannot be read, and none is on trial: %s", error)
-        return {"serving": None, "candidate": None}
+        return NO_VERSIONS
 
 
 def _on_trial(directory: Path, number: int | None, share: float) -> Trial | None:
