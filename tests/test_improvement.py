@@ -2,7 +2,9 @@
 
 import json
 import math
+import sqlite3
 import time
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 
@@ -71,8 +73,9 @@ def shifted():
 # ---- what is read
 
 
-def stored(store, name, image=4, knobs=KNOBS, allowed=0b11000000, probabilities=(0.25, 0.75, 0.0)):
-    features = np.arange(image, dtype=np.float16).tobytes(), np.array([0.5, -0.5], np.float16).tobytes()
+def stored(store, name, image=4, knobs=KNOBS, allowed=0b11000000, probabilities=(0.25, 0.75, 0.0), first=0.0):
+    seen = np.append(first, np.arange(1, image)).astype(np.float16)
+    features = seen.tobytes(), np.array([0.5, -0.5], np.float16).tobytes()
     bits, of = bytes([allowed]), np.array(probabilities, np.float32).tobytes()
     store.add(partial(Decided, name, f"by {name}", json.dumps(knobs), *features, 20.0, 0.1, bits, 1, of, 2, 50.0, 30.0))
 
@@ -253,6 +256,18 @@ def test_update_puts_a_candidate_on_trial_and_lets_it_serve_once_it_is_proven(st
     assert [version.status for version in versions_of(directory)] == ["replaced", "serving"]
     assert load_controller(directory).heads.bias.tolist() == candidate.heads.bias.tolist()
     assert versions_of(directory)[1].trained_on["scores"] == 150
+
+
+def test_a_candidate_is_not_judged_by_what_it_learnt_though_the_clock_was_set_back(store, tmp_path, shifted, capsys):
+    """The server's clock was ahead when these were served, so that they seem to be of the trial."""
+    PRESENT.save_pretrained(tmp_path / "controller")
+    words = ["update", "--requests", str(tmp_path / "requests.sqlite"), "--checkpoint", str(tmp_path / "controller")]
+    kept_in(store, shifted[0].rows(np.arange(150)))
+    with closing(sqlite3.connect(tmp_path / "requests.sqlite")) as connection, connection:
+        connection.execute("UPDATE requests SET at_s = at_s + 36000 - number")  # and it was set back while they came
+    assert main([*words, "--json"]) == main([*words, "--json"]) == 0
+    second = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (second["on_trial"], second["verdict"]["scores"], second["action"]) == (2, 0, "trial")
 
 
 def test_update_says_what_is_wrong(tmp_path, capsys):

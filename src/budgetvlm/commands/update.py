@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     trial = None
     if version is not None:
         candidate = load_controller(version_path(args.checkpoint, version.number))
-        trial = OnTrial(candidate, _tested(args.checkpoint, version) + 1, version.made_at)
+        trial = OnTrial(candidate, _tested(args.checkpoint, version) + 1, _since_s(version))
     print(f"looking at {len(log)} requests, {int(log.is_scored.sum())} of them scored", file=sys.stderr)
     found = look(log, present, trial, profile, args.seed)
     kept = None if args.dry_run else _keep(args, found, version, log, profile)
@@ -153,12 +153,17 @@ def _tested(directory: Path, but: Version | None = None) -> int:
     return max(counts, default=0)
 
 
+def _since_s(version: Version) -> float:
+    """When a candidate's trial began: after all that it learnt from, also where a clock was set back meanwhile."""
+    return max(version.made_at, version.trained_on.get("last_at_s", 0.0))
+
+
 def _origin(args: argparse.Namespace, log: ServedLog) -> dict[str, Any]:
     """What a candidate learnt from, for its version, and how many were tested before it."""
     scored = log.scored
     return {
         "store": str(args.requests), "requests": len(log), "scores": len(scored), "source": args.scores,
-        "first_at_s": float(scored.at_s[0]), "last_at_s": float(scored.at_s[-1]),
+        "first_at_s": float(scored.at_s.min()), "last_at_s": float(scored.at_s.max()),
         "profile": args.data and str(args.data), "tested": _tested(args.checkpoint),
     }  # fmt: skip
 
