@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 
@@ -297,3 +298,15 @@ def test_the_command_lists_promotes_and_takes_back(directory, better, capsys):
     assert "it was slower" in versions_command("list")
     assert cli.main(["versions", "promote", "7", "--checkpoint", str(directory)]) == 2
     assert "keeps no version 7; it keeps 1, 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [("versions", "list"), ("update", "--requests", "requests.sqlite")])
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [("nowhere", "does not exist|is no directory"), (BEST, "is no directory"), ("versions/0002", "is a version")],
+)
+def test_what_can_keep_no_versions_is_refused_before_anything_is_done(directory, better, capsys, command, place, said):
+    keep_version(directory, better, {})
+    assert cli.main([*command, "--checkpoint", str(directory / place)]) == 2
+    assert re.search(said, capsys.readouterr().err)
+    assert not (directory / "versions" / "0002" / "versions").exists()

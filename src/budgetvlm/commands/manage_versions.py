@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     """Do it, and say which version serves."""
     from budgetvlm.controller import versions
 
+    versions.require_directory(args.checkpoint)
     if args.action == "promote":
         versions.promote(args.checkpoint, args.number, args.why or "by hand")
     elif args.action == "rollback":

@@ -46,12 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read, look, keep what came of it, and say so."""
     from budgetvlm.controller.checkpoint import load_controller
-    from budgetvlm.controller.versions import candidate_of, standing, version_path
+    from budgetvlm.controller.versions import candidate_of, require_directory, standing, version_path
     from budgetvlm.errors import CheckpointError
     from budgetvlm.feedback.drift import drift_of
     from budgetvlm.feedback.improvement import OnTrial, look
     from budgetvlm.feedback.served_log import ServedLog
 
+    require_directory(args.checkpoint)
     present = load_controller(args.checkpoint)
     if not (present.latency_ms > 0).any():
         raise CheckpointError(

@@ -92,6 +92,15 @@ def standing(directory: Path) -> dict[str, int | None]:
     return {"serving": serving_version(directory), "candidate": candidate.number if candidate else None}
 
 
+def require_directory(directory: Path) -> None:
+    """Raise ConfigError where a path is no directory that may keep versions: a file, or a version itself."""
+    if not directory.is_dir():
+        raise ConfigError(f"{directory} is no directory; give the directory of the controller that serves")
+    if directory.resolve().parent.name == VERSIONS and (directory / ABOUT).exists():
+        owner = directory.resolve().parents[1]
+        raise ConfigError(f"{directory} is a version, which keeps none of its own; give {owner}")
+
+
 def version_path(directory: Path, number: int) -> Path:
     """Where a version lies. Raises ConfigError: there is none of this number."""
     path = directory / VERSIONS / f"{number:04d}"
