@@ -40,6 +40,11 @@ def test_what_chance_explains_is_worked_out_by_hand():
     assert explained == pytest.approx(3.2905 * np.sqrt(4 / 100 + 1 / 400), rel=1e-4)
 
 
+@pytest.mark.parametrize("count", [0, 1])
+def test_of_hardly_a_request_no_shift_is_said(count):
+    assert shifted(np.ones((count, 3)), 400) == (0.0, 0.0)
+
+
 @pytest.mark.parametrize(
     ("mean", "count", "found"),
     [(0.0, 500, False), (0.03, 500, False), (0.3, 500, True), (-0.3, 500, True), (-0.3, 8, False)],

@@ -91,6 +91,7 @@ def test_requests_are_read_as_they_were_decided_with_the_scores_of_what_was_chos
     for name in ("a", "b", "c"):
         stored(store, name)
     stored(store, "nothing allowed", allowed=0)
+    stored(store, "no number", first=np.nan)
     stored(store, "others", knobs={"top_k": [1, 8]})
     assert store.feedback("b", 0.5).result() and store.shadow("c", "drawn", 0, 1.0).result()
     log = ServedLog.read(tmp_path / "requests.sqlite", PRESENT)

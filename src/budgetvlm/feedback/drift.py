@@ -91,6 +91,8 @@ def shifted(standardised: np.ndarray, trained_on: int) -> tuple[float, float]:
     """
     from scipy.stats import norm
 
+    if len(standardised) < 2:
+        return 0.0, 0.0  # no spread is known, and JSON knows no NaN
     means, spreads = np.abs(standardised.mean(axis=0)), standardised.std(axis=0, ddof=1)
     errors = np.sqrt(np.square(spreads) / len(standardised) + np.minimum(1.0, np.square(spreads)) / trained_on)
     explained = norm.isf(ALPHA / 2 / standardised.shape[1]) * errors

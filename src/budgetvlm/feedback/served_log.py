@@ -63,7 +63,8 @@ class ServedLog:
     def read(cls, file: Path, controller: GRPOController, source: Source = "feedback") -> ServedLog:
         """Read the newest requests of a store that were decided by a controller's knobs, whichever controller it was.
 
-        A request of which nothing was allowed is left out: nothing was chosen. ``source``: "shadow" takes the scores of
+        A request of which nothing was allowed is left out: nothing was chosen. So is one whose features are not finite,
+        which would spoil what is learnt of all others. ``source``: "shadow" takes the scores of
         settings that were drawn evenly from the allowed ones, which say how far they agree with the full setting.
 
         Raises:
@@ -175,4 +176,5 @@ def _of_rows(rows: list[tuple[Any, ...]], space: KnobSpace, widths: tuple[int, i
         probabilities=np.stack([np.frombuffer(blob, np.float32) for blob in columns[9]]).astype(np.float64),
         scores=np.array([np.nan if score is None else score for score in columns[10]], dtype=np.float64),
     )  # fmt: skip
-    return log.rows(log.allowed[np.arange(len(log)), log.chosen])
+    finite = np.isfinite(log.image).all(axis=1) & np.isfinite(log.language).all(axis=1)
+    return log.rows(log.allowed[np.arange(len(log)), log.chosen] & finite)
