@@ -16,8 +16,9 @@ TOLD = {"action": "promoted", "why": "version 2 is better", "drift": {"features"
 
 @pytest.fixture
 def options(tmp_path):
+    (data := tmp_path / "profile.json").write_text("{}")
     return ServeOptions(
-        log_requests=tmp_path / "requests.sqlite", checkpoint=tmp_path, update_every=0.05, update_data="profile.json"
+        log_requests=tmp_path / "requests.sqlite", checkpoint=tmp_path, update_every=0.05, update_data=data
     )
 
 
@@ -33,10 +34,10 @@ def test_the_command_is_that_of_a_user(options):
     command = background_update.update_command(options)
     assert command[1:4] == ["-m", "budgetvlm.cli", "update"]
     args = command_parser("update").parse_args(command[4:])
-    assert (args.checkpoint, args.requests, str(args.data)) == (
+    assert (args.checkpoint, args.requests, args.data) == (
         options.checkpoint,
         options.log_requests,
-        "profile.json",
+        options.update_data,
     )
 
 
@@ -78,7 +79,7 @@ def test_an_update_that_fails_is_counted_and_tried_again(options, monkeypatch, c
     with Served(options) as server:
         until(lambda: server.jobs.updates.results["failed"] > 1)
         assert server.chat()[0] == 200
-    assert "could not be updated" in caplog.text and ("it fails" in caplog.text) == bool(code)
+    assert "could not be updated" in caplog.text and ("it fails (exit status 2)" in caplog.text) == bool(code)
 
 
 def test_it_runs_at_the_lowest_priority_and_ends_with_the_server(options, monkeypatch, tmp_path):

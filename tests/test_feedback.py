@@ -95,6 +95,8 @@ def test_without_a_store_the_answer_says_how_to_get_one():
         ({"update_every": 60.0, "log_requests": "f"}, "update_every changes the controller.*copy it"),
         ({"update_every": 0.0, "log_requests": "f", "checkpoint": "c"}, "update_every=0.0 is not a positive"),
         ({"update_data": "d"}, "update_data is for updates.*update_every"),
+        ({"update_data": "d"}, "update_data=d is no file"),
+        ({"update_every": 60.0, "log_requests": "f", "checkpoint": __file__}, "directory; give .*tests"),
         ({"explore": 0.1}, "explore is for learning.*log_requests"),
         ({"store_questions": True}, "store_questions is for learning"),
         ({"log_requests": "f", "store_mb": 1}, "store_mb=1 is less than 16"),

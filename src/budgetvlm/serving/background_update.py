@@ -67,7 +67,8 @@ class Updates:
             os.setpriority(os.PRIO_PROCESS, process.pid, LOWEST)
         said, errors = await process.communicate()
         if process.returncode:
-            self._failed(errors.decode(errors="replace").strip().rpartition("\n")[2])
+            last_line = errors.decode(errors="replace").strip().rpartition("\n")[2]
+            self._failed(f"{last_line or 'it said nothing'} (exit status {process.returncode})")
             return
         told = json.loads(said)
         action, why, self.drift, versions = (told[name] for name in ("action", "why", "drift", "versions"))

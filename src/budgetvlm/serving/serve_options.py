@@ -209,6 +209,10 @@ def _problems(options: ServeOptions) -> Iterator[str]:
             yield f"{name} is for learning from what log_requests keeps; give that too"
     if options.update_every and options.checkpoint is None:
         yield "update_every changes the controller, and the one that comes with a model stays; copy it, for checkpoint"
+    if options.update_every and options.checkpoint is not None and Path(options.checkpoint).is_file():
+        yield f"update_every keeps versions in the controller's directory; give {Path(options.checkpoint).parent}"
+    if options.update_data is not None and not Path(options.update_data).is_file():
+        yield f"update_data={options.update_data} is no file; `budgetvlm prepare --output_data_path` makes it"
     if options.update_data and not options.update_every:
         yield "update_data is for updates; say with update_every how often"
     if options.max_new_tokens > options.max_tokens:
