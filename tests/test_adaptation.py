@@ -203,7 +203,7 @@ def place(tmp_path_factory):
 
 def adapt(place, *words, table="table.parquet"):
     data = ["--table", str(place / table), "--features", str(place / "features.safetensors")]
-    asked = () if "--requests" in words else ("--requests", "28")
+    asked = () if {"--requests", "--budget_ms", "--price", "--from"} & set(words) else ("--requests", "28")
     return main(["adapt", "--model_path", str(place / "model"), *data, *asked, *map(str, words)])
 
 
@@ -238,6 +238,8 @@ def test_adapting_to_this_machine(place, capsys):
         ((), "--checkpoint DIR --data"),
         (("--checkpoint", "controller", "--requests", "5"), "--requests 5 cannot promise"),
         (("--checkpoint", "nowhere"), "does not exist"),
+        (("--checkpoint", "controller", "--budget_ms", "20", "--output_dir", "out"), "--output_dir counts for nothing"),
+        (("--from", "a.json", "--budget_ms", "20", "--requests", "30"), "--budget_ms, --requests counts for nothing"),
     ],
 )
 def test_what_cannot_be_adapted_is_said_before_anything_runs(place, monkeypatch, capsys, words, said):

@@ -111,6 +111,7 @@ def test_requests_are_read_as_they_were_decided_with_the_scores_of_what_was_chos
         (lambda store: None, DataError, "it is empty"),
         (lambda store: stored(store, "a", knobs={"top_k": [1, 8]}), DataError, "controllers of other knobs"),
         (lambda store: stored(store, "a", image=5), DataError, "1 of 1 requests .* have other features than the 4"),
+        (lambda store: stored(store, "a", probabilities=(0.25, 0.75)), DataError, "1 of 1 requests .* are damaged"),
     ],
 )
 def test_a_store_that_does_not_fit_is_refused(store, tmp_path, fill, error, said):
@@ -120,7 +121,19 @@ def test_a_store_that_does_not_fit_is_refused(store, tmp_path, fill, error, said
         ServedLog.read(tmp_path / "requests.sqlite", PRESENT)
 
 
+def test_what_cannot_be_learnt_from_is_left_out_and_counted(store, tmp_path):
+    stored(store, "good")
+    stored(store, "nothing fits", allowed=0)
+    store.close()
+    said = []
+    log = ServedLog.read(tmp_path / "requests.sqlite", PRESENT, say=said.append)
+    assert log.ids.tolist() == ["good"]
+    assert said == ["1 of 2 requests are left out: no setting was sure to keep their budget, so nothing was chosen"]
+
+
 def test_a_file_that_is_no_store_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="is a directory"):
+        ServedLog.read(tmp_path, PRESENT)
     with pytest.raises(ConfigError, match="does not exist"):
         ServedLog.read(tmp_path / "none.sqlite", PRESENT)
     (tmp_path / "text").write_text("text " * 1000)
@@ -277,3 +290,6 @@ def test_update_says_what_is_wrong(tmp_path, capsys):
     GRPOController(4, 2, knob_values=KNOBS).save_pretrained(tmp_path / "untrained")
     assert main(["update", "--requests", str(tmp_path / "none"), "--checkpoint", str(tmp_path / "untrained")]) == 2
     assert "knows no setting's latency" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["update", "--requests", "r", "--checkpoint", str(tmp_path / "controller"), "--seed", str(10**22)])
+    assert "is no seed" in capsys.readouterr().err

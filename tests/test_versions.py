@@ -293,8 +293,12 @@ def test_the_command_lists_promotes_and_takes_back(directory, better, capsys):
     document = json.loads(versions_command("list", "--json"))
     assert document["serving"] == 2 and [one["why"] for one in document["versions"]][1] == "by hand"
     text = versions_command("compare", "1", "2")
-    assert "scores 300" in text and "budgetvlm evaluate" in text
-    assert "version 1 serves" in versions_command("rollback", "--why", "it was slower")
+    assert "trained on 300 scores" in text and text.count("budgetvlm evaluate") == 2
+    text = versions_command("rollback", "--why", "it was slower")
+    assert "version 1 serves" in text and "reads the controller anew" in text
+    assert [version.why for version in versions_of(directory)] == [
+        "it serves again, since version 2 was taken back", "it was slower",
+    ]  # fmt: skip
     assert "it was slower" in versions_command("list")
     assert cli.main(["versions", "promote", "7", "--checkpoint", str(directory)]) == 2
     assert "keeps no version 7; it keeps 1, 2" in capsys.readouterr().err
@@ -310,3 +314,18 @@ def test_what_can_keep_no_versions_is_refused_before_anything_is_done(directory,
     assert cli.main([*command, "--checkpoint", str(directory / place)]) == 2
     assert re.search(said, capsys.readouterr().err)
     assert not (directory / "versions" / "0002" / "versions").exists()
+
+
+def test_a_place_without_a_controller_has_no_versions(tmp_path, capsys):
+    assert cli.main(["versions", "list", "--checkpoint", str(tmp_path)]) == 2
+    assert "holds no controller" in capsys.readouterr().err
+
+
+def test_a_version_says_what_it_learnt_from_and_how_it_was_judged(directory, better, capsys):
+    known = {"scores": 30, "source": "feedback", "requests": 40, "first_at_s": 0.0, "last_at_s": 86400.0}
+    judged = {"scores": 80, "gain": 0.1, "low": -0.05, "high": 0.25}
+    keep_version(directory, better, {"trained_on": known, "judged": judged})
+    assert cli.main(["versions", "list", "--checkpoint", str(directory)]) == 0
+    said = capsys.readouterr().out
+    assert "trained on 30 scores (feedback) of 40 requests, 1970-01-0" in said
+    assert "judged by 80 scores of its trial: gain +10.0 points [-5.0, +25.0]" in said

@@ -17,11 +17,14 @@ from typing import Any
 
 from budgetvlm.commands.adapt_model import add_model_arguments, to_model
 from budgetvlm.commands.data_arguments import add_data_arguments, read_data
-from budgetvlm.commands.flags import add_concurrency_flag, add_json_flag
+from budgetvlm.commands.flags import add_concurrency_flag, add_json_flag, seed_number
 from budgetvlm.commands.origins import add_opened_model, complete, split_with_fresh_samples
 from budgetvlm.commands.showing import check_output
 from budgetvlm.commands.task_arguments import add_task_arguments
 from budgetvlm.errors import ConfigError
+
+REQUESTS = 50
+NOISY = 2.0  # times as long as predicted, that bounds are where few settings will be allowed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,14 +36,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--overwrite", action="store_true", help="replace an adapted controller in --output_dir")
     machine = parser.add_argument_group("to this machine")
     machine.add_argument(
-        "--requests", type=int, default=50, metavar="N",
-        help="requests to measure, each at every setting (default: 50)",
+        "--requests", type=int, metavar="N",
+        help=f"requests to measure, each at every setting (default: {REQUESTS}; for --alpha 0.05 at least 28)",
     )  # fmt: skip
     machine.add_argument(
         "--alpha", type=float, default=0.05, metavar="A", help="share of requests that may be late (default: 0.05)"
     )
     machine.add_argument("--split", metavar="NAME", help="split they come from (default: as for calibrate)")
-    machine.add_argument("--seed", type=int, default=0, metavar="N", help="draws samples and orders (default: 0)")
+    machine.add_argument(
+        "--seed", type=seed_number, default=0, metavar="N", help="draws samples and orders (default: 0)"
+    )
     add_opened_model(machine)
     add_task_arguments(machine)
     add_concurrency_flag(machine)
@@ -60,12 +65,28 @@ def run(args: argparse.Namespace) -> int:
             "there is nothing to adapt: give the controller and what it was trained on, --checkpoint DIR --data "
             "controller_training_data.json. To fit the guard to this machine takes less: `budgetvlm calibrate`"
         )
+    _refuse_unused(args)
     if args.earlier is not None:
         found, text = to_model(args)
     else:
         found, text = _to_terms(args) if args.budget_ms or args.price is not None else _to_machine(args)
     print(json.dumps(found) if args.json else text)
     return 0
+
+
+def _refuse_unused(args: argparse.Namespace) -> None:
+    """Raise ConfigError where a flag of another way to adapt was given, which would count for nothing."""
+    terms = {"--budget_ms": bool(args.budget_ms), "--price": args.price is not None}
+    machine = {"--requests": args.requests is not None}
+    if args.earlier is not None:
+        way, unused = "--from", terms | machine
+    elif any(terms.values()):
+        way, unused = " and ".join(name for name, given in terms.items() if given), machine
+        unused["--output_dir"] = args.output_dir is not None
+    else:
+        return
+    if wrong := ", ".join(name for name, given in unused.items() if given):
+        raise ConfigError(f"{wrong} counts for nothing beside {way}; leave it out, or run both one after the other")
 
 
 def _to_machine(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -77,7 +98,8 @@ def _to_machine(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from budgetvlm.live.calibrate_here import require_enough
     from budgetvlm.tasks import SPLITS
 
-    require_enough(args.requests, args.alpha, "--requests")
+    requests = REQUESTS if args.requests is None else args.requests
+    require_enough(requests, args.alpha, "--requests")
     check_output(args.output_dir, [BEST, VERSIONS], "an adapted controller needs a directory of its own")
     if not args.overwrite:
         check_output(args.output_dir, [CONFIG], "add --overwrite to replace it, or choose another --output_dir")
@@ -86,7 +108,7 @@ def _to_machine(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     table, features = read_data(args)
     model, _, task = open_system(argparse.Namespace(**vars(args) | {"checkpoint": [source]}))
     adapted = adapt_to_machine(
-        model, task, table, features, args.requests, alpha=args.alpha,
+        model, task, table, features, requests, alpha=args.alpha,
         split=args.split or split_with_fresh_samples(known) or "validation",
         used=frozenset().union(*(origin.seen(SPLITS) for origin in known)), seed=args.seed,
         progress=sys.stderr.isatty(), concurrency=args.concurrency,
@@ -115,6 +137,11 @@ def describe_machine(found: dict[str, Any]) -> str:
         (profiled, expected, median, low, high), unit = time_numbers(*times)
         lines.append(f"{words:44} {profiled:>9} {expected:>9}  {median} [{low}, {high}] {unit}")
     lines += ["", f"bounds are {found['factor']:.2f} x predicted times: at most {found['alpha']:.1%} of requests late"]
+    if found["factor"] > NOISY:
+        lines.append(
+            "times vary so much here that small budgets will allow few settings; measure on a quiet machine, or more "
+            "requests, or allow more late ones (--alpha)"
+        )
     return "\n".join([*lines, *([f"wrote {found['output_dir']}"] if "output_dir" in found else [])])
 
 
@@ -145,8 +172,9 @@ def describe_terms(found: dict[str, Any]) -> str:
     ]
     for at in found["budgets"]:
         right, gain = ([100 * share for share in at[name]] for name in ("accuracy", "vs_lookup"))
+        allowed = f"{at['allowed']:.3g}"
         lines.append(
-            f"{time_text(at['budget_ms']):>10} {at['budget_share']:8.2f} {at['allowed']:8.1f} "
+            f"{time_text(at['budget_ms']):>10} {at['budget_share']:8.2f} {allowed:>8} "
             f"{f'{right[0]:.1f}% [{right[1]:.1f}, {right[2]:.1f}]':>20} "
             f"{f'{gain[0]:+.1f} [{gain[1]:+.1f}, {gain[2]:+.1f}]':>22} "
             f"{time_text(at['mean_ms'][0]):>9} {at['late'][0]:6.1%}{'  extrapolated' if at['extrapolates'] else ''}"

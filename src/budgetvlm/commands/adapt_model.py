@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,10 +40,11 @@ def to_model(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     said: list[str] = []
     train(
         made.table, made.features, config, args.output_dir,
-        members=MEMBERS, overwrite=args.overwrite, say=said.append, progress=False,
+        members=MEMBERS, overwrite=args.overwrite, say=said.append, progress=sys.stderr.isatty(),
     )  # fmt: skip
     found = {**made.report, "output_dir": str(args.output_dir)}
-    return found, "\n".join([*_lines(found), said[-1]])
+    following = f"next, on this machine: budgetvlm calibrate --checkpoint {args.output_dir} --data {args.data}"
+    return found, "\n".join([*_lines(found), said[-1], following])
 
 
 def _lines(found: dict[str, Any]) -> Iterator[str]:
@@ -61,7 +63,7 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
     yield "expected accuracy of each setting, with the half of its 95% interval:"
     for one in found["settings"]:
         words = ", ".join(f"{name}={value:g}" for name, value in one["setting"].items())
-        yield f"{one['accuracy']:7.1%} +- {one['half_width']:5.1%}  {words}"
+        yield f"{one['accuracy']:7.1%} ± {one['half_width']:5.1%}  {words}"
 
 
 def _read(path: Path) -> tuple[ProfileTable, Features]:

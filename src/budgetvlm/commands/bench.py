@@ -21,7 +21,7 @@ import json
 import sys
 from pathlib import Path
 
-from budgetvlm.commands.flags import add_json_flag, add_model_flags
+from budgetvlm.commands.flags import add_json_flag, add_model_flags, seed_number
 from budgetvlm.errors import ConfigError
 
 NAMES = ("decision", "overhead", "training", "memory", "accuracy", "latency")
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", type=Path, metavar="FILE", help="controller_training_data.json of the model")
     add("--checkpoint", type=Path, metavar="DIR", help="trained controller; its guard is used if one lies beside it")
     add("--dataset_name", default="signs", metavar="NAME", help="task whose test split is asked (default: signs)")
-    add("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
+    add("--seed", type=seed_number, default=0, metavar="N", help="of everything random (default: 0)")
     add_model_flags(parser, "model_path", "num_threads")
     add_json_flag(parser)
 

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from budgetvlm.commands.flags import add_concurrency_flag, add_json_flag
+from budgetvlm.commands.flags import add_concurrency_flag, add_json_flag, seed_number
 from budgetvlm.commands.origins import add_opened_model, complete, split_with_fresh_samples
 from budgetvlm.commands.task_arguments import add_task_arguments, open_task
 from budgetvlm.errors import CheckpointError, ConfigError
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", type=Path, metavar="FILE",
         help="controller_training_data.json: says which model and data set these are, and its samples are left out",
     )  # fmt: skip
-    add("--seed", type=int, default=0, metavar="N", help="seed that draws samples and orders (default: 0)")
+    add("--seed", type=seed_number, default=0, metavar="N", help="seed that draws samples and orders (default: 0)")
     add(
         "--samples", type=int, default=50, metavar="N",
         help="requests, each at every setting (default: 50, or as many as are left if they are enough)",

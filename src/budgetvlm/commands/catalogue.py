@@ -15,7 +15,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "import": ("budgetvlm.commands.import_results", "make a table from results of other programs"),
     "train": ("budgetvlm.commands.train", "train a controller with GRPO on a table and its features"),
     "calibrate": ("budgetvlm.commands.calibrate", "fit the guard to this machine from a few requests"),
-    "adapt": ("budgetvlm.commands.adapt", "adapt a controller to another machine from a few requests"),
+    "adapt": (
+        "budgetvlm.commands.adapt",
+        "adapt a controller to another machine, budgets or model from little",
+    ),
     "evaluate": ("budgetvlm.commands.evaluate", "compare the controller with simple policies on held-out samples"),
     "compare": ("budgetvlm.commands.compare", "compare every policy, simple and strong, on one table"),
     "report": ("budgetvlm.commands.report", "one HTML file about what was measured, learnt and chosen"),
@@ -64,6 +67,9 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "adapt": (
         "budgetvlm adapt --checkpoint ./checkpoints/controller --data ./data/controller_training_data.json \\\n"
         "      --requests 50 --output_dir ./checkpoints/here",
+        "budgetvlm adapt --checkpoint ./checkpoints/controller --data ./data/controller_training_data.json \\\n"
+        "      --budget_ms 20 40 80 --price 0.05",
+        "budgetvlm adapt --from earlier.json,earlier2.json --data new/few.json --output_dir ./checkpoints/new",
     ),
     "evaluate": (
         "budgetvlm evaluate --data ./data/controller_training_data.json --checkpoint ./checkpoints/controller",

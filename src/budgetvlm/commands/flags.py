@@ -13,6 +13,8 @@ from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from budgetvlm.controller.training_options import LARGEST_SEED
+
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 MODEL_FLAGS: dict[str, dict[str, Any]] = {
     "model_path": {
@@ -133,6 +135,14 @@ def add_cut_flag(parser: Any) -> None:
         help="stop before a token that the budget would not hold: always (default), or only where a late answer would "
         "break the guard's promise",
     )  # fmt: skip
+
+
+def seed_number(text: str) -> int:
+    """Read a seed. Raises ArgumentTypeError: it is no number that PyTorch and NumPy both take."""
+    seed = int(text)
+    if not 0 <= seed <= LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"{text} is no seed; give a whole number from 0 to 2**62")
+    return seed
 
 
 def add_json_flag(parser: Any) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +20,10 @@ from budgetvlm.errors import ConfigError
 if TYPE_CHECKING:
     from budgetvlm.controller.versions import Version
 
+READ_ANEW = (
+    "a server that runs uses it once it reads the controller anew (kill -HUP, or POST /admin/reload); with "
+    "--update_every it does so by itself"
+)
 ACTIONS = {
     "list": "all versions, what each was trained on and what came of it",
     "compare": "what is known of two versions, and how to measure both",
@@ -62,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"serving": serving, "versions": [asdict(version) for version in found]}))
     else:
         print("\n".join(_lines(args.checkpoint, found, serving, measure=args.action == "compare")))
+        if args.action in ("promote", "rollback"):
+            print(READ_ANEW)
     return 0
 
 
@@ -79,16 +85,39 @@ def _lines(directory: Path, found: list[Version], serving: int | None, measure: 
     if not found:
         yield "no version is kept yet; `budgetvlm update` keeps what serves and each candidate"
     for version in found:
-        made = datetime.fromtimestamp(version.made_at).isoformat(" ", "minutes")
+        made = _date(version.made_at)
         after = f", from version {version.parent}" if version.parent else ""
         yield f"{version.number:4d}  {version.status:<9}  {made}{after}" + (f": {version.why}" if version.why else "")
-        for name, known in (("trained on", version.trained_on), ("judged", version.judged)):
-            if known:
-                yield f"      {name}: " + ", ".join(f"{what} {_short(value)}" for what, value in known.items())
-    if measure:
-        paths = " ".join(str(version_path(directory, version.number)) for version in found)
-        yield f"on held-out samples: budgetvlm evaluate --data FILE --checkpoint {paths}"
+        if version.trained_on:
+            yield f"      trained on {_trained_on(version.trained_on)}"
+        if version.judged:
+            yield f"      judged by {_judged(version.judged)}"
+    for version in found if measure else ():
+        place = version_path(directory, version.number)
+        yield f"on held-out samples: budgetvlm evaluate --data FILE --checkpoint {place}"
 
 
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _trained_on(known: Mapping[str, Any]) -> str:
+    """What a version learnt from, in words."""
+    text = f"{known.get('scores', 0)} scores"
+    text += f" ({known['source']})" if "source" in known else ""
+    text += f" of {known['requests']} requests" if "requests" in known else ""
+    if "first_at_s" in known:
+        text += f", {_date(known['first_at_s'])} to {_date(known['last_at_s'])}"
+    return text + (f", beside {known['profile']}" if known.get("profile") else "")
+
+
+def _judged(known: Mapping[str, Any]) -> str:
+    """A verdict, in words."""
+    text = f"{known.get('scores', 0)} scores of its trial"
+    return text + (f": gain {interval(known)}" if known.get("scores") and "low" in known else "")
+
+
+def interval(verdict: Mapping[str, Any]) -> str:
+    """A gain and its bounds, in points of accuracy."""
+    gain, low, high = (100 * verdict[name] for name in ("gain", "low", "high"))
+    return f"{gain:+.1f} points [{low:+.1f}, {high:+.1f}]"
+
+
+def _date(at_s: float) -> str:
+    return datetime.fromtimestamp(at_s).isoformat(" ", "minutes")

@@ -17,7 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from budgetvlm.commands.flags import add_json_flag
+from budgetvlm.commands.flags import add_json_flag, seed_number
+from budgetvlm.commands.manage_versions import READ_ANEW, interval
 
 if TYPE_CHECKING:
     from budgetvlm.controller.network import GRPOController
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "no longer comes is not forgotten, and prices for mean budgets are measured anew")  # fmt: skip
     add("--scores", default="feedback", choices=["feedback", "shadow"],
         help="what clients said (default), or shadow answers: how far settings agree with the full one")  # fmt: skip
-    add("--seed", type=int, default=0, metavar="N", help="of the training (default: 0)")
+    add("--seed", type=seed_number, default=0, metavar="N", help="of the training (default: 0)")
     add("--dry_run", action="store_true", help="say what would be done, and change nothing")
     add_json_flag(parser)
 
@@ -59,14 +60,14 @@ def run(args: argparse.Namespace) -> int:
             f"the controller in {args.checkpoint} knows no setting's latency, so it was not made by a training and "
             "cannot be trained on; train one (`budgetvlm train`)"
         )
-    log = ServedLog.read(args.requests, present, args.scores)
+    log = ServedLog.read(args.requests, present, args.scores, lambda text: print(text, file=sys.stderr))
     profile = _profile(args.data, present)
     version = candidate_of(args.checkpoint)
     trial = None
     if version is not None:
         candidate = load_controller(version_path(args.checkpoint, version.number))
         trial = OnTrial(candidate, _tested(args.checkpoint, version) + 1, _since_s(version))
-    print(f"looking at {len(log)} requests, {int(log.is_scored.sum())} of them scored", file=sys.stderr)
+    print(f"looking at {len(log)} requests", file=sys.stderr)
     found = look(log, present, trial, profile, args.seed)
     kept = None if args.dry_run else _keep(args, found, version, log, profile)
     drift = drift_of(log, present)
@@ -175,13 +176,19 @@ def _said(document: dict[str, Any], found: Look) -> list[str]:
     if found.verdict is not None:
         verdict = found.verdict
         done = {"promote": "promoted", "refuse": "refused", "wait": "stays on trial"}[verdict.decision]
-        lines.append(
-            f"version {document['on_trial']} {done}: {verdict.why} ({verdict.scores} scores of its trial, "
-            f"another choice in {verdict.differ:.0%}; gain {verdict.gain:+.1%}, bounds {1 - verdict.alpha:.1%} sure)"
-        )
+        lines.append(f"version {document['on_trial']} {done}: {verdict.why}")
+        if verdict.scores:
+            lines.append(
+                f"of {verdict.scores} scores of its trial, where it chooses otherwise in {verdict.differ:.0%}: gain "
+                f"{interval(asdict(verdict))}, each bound {1 - verdict.alpha:.1%} sure"
+            )
+        if verdict.decision == "promote":
+            lines.append(READ_ANEW)
     lines.append(found.why)
     if document["new_candidate"] is not None:
-        lines.append(f"version {document['new_candidate']} is a candidate; `budgetvlm serve --trial` tries it")
+        lines.append(
+            f"version {document['new_candidate']} is a candidate, which `budgetvlm serve --trial` tries; {READ_ANEW}"
+        )
     if document["dry_run"]:
         lines.append("nothing was changed (--dry_run)")
     return lines

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from budgetvlm.comparison.roster import ROSTER
+from budgetvlm.controller.training_options import LARGEST_SEED
 from budgetvlm.errors import ConfigError
 from budgetvlm.evaluation.evaluation_options import EvaluationOptions
 
@@ -49,8 +50,9 @@ def _problems(options: CompareOptions) -> Iterator[str]:
     unknown = [name for name in options.policies if name not in ROSTER]
     if unknown:
         yield f"there is no policy {', '.join(unknown)}; choose from {', '.join(ROSTER)}"
-    if not options.seeds or min(options.seeds) < 0 or len(set(options.seeds)) != len(options.seeds):
-        yield f"seeds {list(options.seeds)} must be different whole numbers of 0 or more, one at least"
+    in_range = all(0 <= seed <= LARGEST_SEED for seed in options.seeds)
+    if not options.seeds or not in_range or len(set(options.seeds)) != len(options.seeds):
+        yield f"seeds {list(options.seeds)} must be different whole numbers from 0 to 2**62, one at least"
     strange = [name for name in options.sections if name not in SECTIONS]
     if strange or not options.sections:
         yield f"sections {list(options.sections)} must be some of {', '.join(SECTIONS)}"

@@ -12,6 +12,7 @@ from budgetvlm.errors import ConfigError
 ScaleRewards = Literal["none", "group", "batch"]
 LossType = Literal["grpo", "cispo"]
 Objective = Literal["constrained", "reward"]
+LARGEST_SEED = 2**62  # PyTorch takes 64 bits; members of an ensemble count on from it
 SAME_LOSS = ("bnpo", "dr_grpo", "dapo")
 
 
@@ -224,8 +225,8 @@ class TrainingConfig:
             problems.append(f"patience={self.patience!r} must be at least 1 epoch, or None")
         if self.teachers < 0:
             problems.append(f"teachers={self.teachers!r} must be 0 or more")
-        if self.seed < 0:
-            problems.append(f"seed={self.seed!r} must be 0 or more")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            problems.append(f"seed={self.seed!r} must be from 0 to 2**62")
         if self.device.startswith("cuda") and not _has_cuda():
             problems.append(f"device={self.device!r}: no such device is available here; use 'cpu'")
         if problems:

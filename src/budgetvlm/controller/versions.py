@@ -93,9 +93,11 @@ def standing(directory: Path) -> dict[str, int | None]:
 
 
 def require_directory(directory: Path) -> None:
-    """Raise ConfigError where a path is no directory that may keep versions: a file, or a version itself."""
+    """Raise ConfigError where a path is no directory that may keep versions: a file, without one, a version itself."""
     if not directory.is_dir():
         raise ConfigError(f"{directory} is no directory; give the directory of the controller that serves")
+    if not any((directory / name).exists() for name in (BEST, CONFIG, VERSIONS)):
+        raise ConfigError(f"{directory} holds no controller; give the directory of the one that serves")
     if directory.resolve().parent.name == VERSIONS and (directory / ABOUT).exists():
         owner = directory.resolve().parents[1]
         raise ConfigError(f"{directory} is a version, which keeps none of its own; give {owner}")
@@ -168,6 +170,7 @@ def rollback(directory: Path, why: str = "") -> int:
             )
         load_controller(version_path(directory, before))
         _switch(directory, present, before, status="refused", why=why or f"taken back; version {before} serves again")
+        _note(directory, before, why=f"it serves again, since version {present} was taken back")
         return before
 
 

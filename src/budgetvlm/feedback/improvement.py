@@ -65,9 +65,9 @@ def look(
     fresh = train_candidate(present, log, model, profile, seed)
     expected = expected_gain(log, model, fresh, trial.candidate if trial and waits else present)
     if expected < (CLEARLY_BETTER if waits else WORTH_TRYING):
-        why = f"what {count} scores teach changes too little ({expected:+.1%} expected)"
+        why = f"what {count} scores teach changes too little ({100 * expected:+.1f} points expected)"
         return Look(verdict, None, expected, why)
-    return Look(verdict, fresh, expected, f"a new candidate is expected to be {expected:+.1%} better")
+    return Look(verdict, fresh, expected, f"a new candidate is expected to gain {100 * expected:+.1f} points")
 
 
 def _judged(log: ServedLog, present: GRPOController, trial: OnTrial, model: OutcomeModel) -> Verdict:
@@ -86,7 +86,8 @@ def _judged(log: ServedLog, present: GRPOController, trial: OnTrial, model: Outc
     verdict = judge(on_trial, trial.candidate, present, predicted, trial.number)
     expected = expected_gain(log, model, trial.candidate, present)
     if verdict.decision == "wait" and verdict.scores and expected < LEAST_GAIN:
-        return replace(verdict, decision="refuse", why=f"by all scores it is expected to be {expected:+.1%} better")
+        why = f"by all scores it is expected to gain {100 * expected:+.1f} points"
+        return replace(verdict, decision="refuse", why=why)
     return verdict
 
 

@@ -77,13 +77,13 @@ def judge(
 
 def _decision(low: float, high: float, scores: int, untried: float) -> tuple[Decided, str]:
     if scores < FEWEST:
-        return "wait", f"{scores} scores of its trial are too few to tell; at least {FEWEST} are needed"
+        return "wait", f"{scores} scores are too few to tell; at least {FEWEST} are needed"
     if low > 0:
-        return "promote", f"it is better: its gain is at least {low:.2%}"
+        return "promote", f"it is better: its gain is at least {100 * low:.1f} points"
     if high < LEAST_GAIN:
-        return "refuse", f"it cannot be better by {LEAST_GAIN:.1%}: its gain is at most {high:.2%}"
+        return "refuse", f"it cannot be better by {100 * LEAST_GAIN:.1f} points: its gain is at most {100 * high:+.1f}"
     if untried > MOST_UNTRIED:
         return "wait", f"its choice was not tried in {untried:.0%} of the requests; serve with --trial, so that it is"
     if scores >= MOST_SCORES:
         return "refuse", f"{scores} scores do not prove it better"
-    return "wait", f"its gain may be {low:.1%} to {high:.1%}; more scores will tell"
+    return "wait", f"its gain may be {100 * low:+.1f} to {100 * high:+.1f} points; more scores will tell"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -60,12 +61,19 @@ class ServedLog:
     scores: np.ndarray
 
     @classmethod
-    def read(cls, file: Path, controller: GRPOController, source: Source = "feedback") -> ServedLog:
+    def read(
+        cls, file: Path, controller: GRPOController, source: Source = "feedback",
+        say: Callable[[str], None] = lambda text: None,
+    ) -> ServedLog:  # fmt: skip
         """Read the newest requests of a store that were decided by a controller's knobs, whichever controller it was.
 
         A request of which nothing was allowed is left out: nothing was chosen. So is one whose features are not finite,
-        which would spoil what is learnt of all others. ``source``: "shadow" takes the scores of
-        settings that were drawn evenly from the allowed ones, which say how far they agree with the full setting.
+        which would spoil what is learnt of all others.
+
+        Args:
+            source: "shadow" takes the scores of settings that were drawn evenly from the allowed ones, which say how
+                far they agree with the full setting.
+            say: told how many are left out.
 
         Raises:
             ConfigError: no store, or none of this version. DataError: no request of these knobs, or other features.
@@ -75,6 +83,7 @@ class ServedLog:
         space = controller.knob_space
         rows = _rows(Path(file), space, "drawn" if source == "shadow" else source)
         log = _of_rows(rows, space, _widths(controller), Path(file))
+        log = log.rows(_usable(log, say))
         if source == "shadow":
             even = log.allowed / log.allowed.sum(axis=1, keepdims=True)
             log = replace(log, probabilities=even)
@@ -137,6 +146,8 @@ def _widths(controller: GRPOController) -> tuple[int, int]:
 
 def _rows(file: Path, space: KnobSpace, source: str) -> list[tuple[Any, ...]]:
     """Requests and their scores, the oldest first."""
+    if file.is_dir():
+        raise ConfigError(f"--requests {file} is a directory; give the file in it that --log_requests named")
     if not file.is_file():
         raise ConfigError(f"--requests {file} does not exist; `budgetvlm serve --log_requests {file}` makes it")
     knobs = json.dumps(space.to_dict())
@@ -160,6 +171,10 @@ def _rows(file: Path, space: KnobSpace, source: str) -> list[tuple[Any, ...]]:
 def _of_rows(rows: list[tuple[Any, ...]], space: KnobSpace, widths: tuple[int, int], file: Path) -> ServedLog:
     columns = list(zip(*rows, strict=True))
     image, language = ([np.frombuffer(blob, np.float16) for blob in column] for column in columns[3:5])
+    lengths = 4 * len(space), -(-len(space) // 8)  # bytes of float32, and of bits
+    damaged = sum((len(p), len(a)) != lengths for p, a in zip(columns[9], columns[7], strict=True))
+    if damaged:
+        raise DataError(f"{damaged} of {len(rows)} requests in {file} are damaged; give another store")
     wrong = sum((len(i), len(q)) != widths for i, q in zip(image, language, strict=True))
     if wrong:
         raise DataError(
@@ -167,7 +182,7 @@ def _of_rows(rows: list[tuple[Any, ...]], space: KnobSpace, widths: tuple[int, i
             f"{widths[1]} of the question that this controller reads; give the store of its own model"
         )
     bits = np.stack([np.frombuffer(blob, np.uint8) for blob in columns[7]])
-    log = ServedLog(
+    return ServedLog(
         ids=np.array(columns[0]), controllers=np.array(columns[1]), at_s=np.array(columns[2], dtype=np.float64),
         image=np.stack(image).astype(np.float32), language=np.stack(language).astype(np.float32),
         seen_ms=np.array(columns[5], dtype=np.float64), price=np.array(columns[6], dtype=np.float64),
@@ -176,5 +191,17 @@ def _of_rows(rows: list[tuple[Any, ...]], space: KnobSpace, widths: tuple[int, i
         probabilities=np.stack([np.frombuffer(blob, np.float32) for blob in columns[9]]).astype(np.float64),
         scores=np.array([np.nan if score is None else score for score in columns[10]], dtype=np.float64),
     )  # fmt: skip
+
+
+def _usable(log: ServedLog, say: Callable[[str], None]) -> np.ndarray:
+    """Which requests can be learnt from, bool ``[N]``."""
     finite = np.isfinite(log.image).all(axis=1) & np.isfinite(log.language).all(axis=1)
-    return log.rows(log.allowed[np.arange(len(log)), log.chosen] & finite)
+    decided = log.allowed[np.arange(len(log)), log.chosen]
+    for count, why in (
+        (int((~decided).sum()), "no setting was sure to keep their budget, so nothing was chosen"),
+        (int((decided & ~finite).sum()), "their features are no numbers"),
+    ):
+        if count:
+            say(f"{count} of {len(log)} requests are left out: {why}")
+    usable: np.ndarray = decided & finite
+    return usable

@@ -176,6 +176,7 @@ class Dispatcher:
                 for keeper in self._keepers:
                     await keeper.exchange()
                 self.reloads += 1
+                _log.warning("the controller was read anew")
             except ReplicaError as error:
                 _log.error("the controller was not read anew, the one before goes on: %s", error)
                 raise

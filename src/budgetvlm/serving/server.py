@@ -26,13 +26,13 @@ STOPPING = (signal.SIGTERM, signal.SIGINT)
 class _Server(uvicorn.Server):
     """One that leaves signals to us: its own way to handle them drops requests and ends by the signal."""
 
-    playground = False
+    playground, kept = False, ""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         address = url(*self.servers[0].sockets[0].getsockname()[:2])
         page = f"playground at {address}/playground/\n" if self.playground else ""
-        print(f"{page}serving at {address}", file=sys.stderr, flush=True)
+        print(f"{self.kept}{page}serving at {address}", file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -79,6 +79,9 @@ async def _serve(options: ServeOptions, listener: socket.socket) -> None:
     server = _Server(config)
     _reload_at_hangup(loop, jobs)  # already now, because a signal that nobody handles ends the process
     server.playground = options.playground
+    if options.log_requests:
+        shares = [f"{name} {getattr(options, name):.1%}" for name in ("explore", "shadow", "trial")]
+        server.kept = f"requests are kept in {options.log_requests}; {', '.join(shares)} of them\n"
     try:
         await jobs.start()
         _handle_signals(loop, server, jobs, app.state.gate, options.grace_s)
