@@ -96,7 +96,7 @@ def test_a_missed_target_is_exit_code_1_in_one_json_document(limit, code, materi
     [
         (["--sections", "speed"], "choose from"),
         (["--num_threads", "0"], "num_threads=0 has to be 1 at least"),
-        (["--seed", "-1"], "seed=-1 has to be 0 or more"),
+        (["--seed", "-1"], "-1 is no seed; give a whole number from 0"),
         (["--data", "no.json", "--sections", "decision"], "no.json"),
         (["--checkpoint", "nowhere", "--sections", "decision"], "nowhere"),
     ],
